@@ -1,0 +1,348 @@
+"""Run configurations in and out: YAML files and command-line flags over the dataclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_rules import validate
+from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
+from sbrrt_fast.errors import ConfigError
+
+_TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of a YAML file, or the defaults where ``path`` is None.
+
+    Args:
+        path: a file such as ``configs/sbrrt.yaml``; keys it leaves out keep their defaults.
+        overrides: further values by dotted key, such as ``{"smart.weight": 1.0}``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value in it cannot be used.
+    """
+    return _validated(_overridden(_read_config(path), overrides or {}), path)
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Writes every field as YAML, atomically; ``load_config`` gives back an equal configuration."""
+    text = yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    temporary = Path(path).with_name(f"{Path(path).name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested dicts, lists and plain values."""
+    return _plain(dataclasses.asdict(config))
+
+
+def config_from_dict(data: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """Builds a configuration from nested dicts with strict keys and types.
+
+    ``tasks`` is a list of names of built-in tasks, or a mapping of names to records: those of a
+    built-in task override its fields one by one, those of a new task must be complete.
+
+    Args:
+        data: the keys of ``RunConfig``, as read from YAML.
+        source: where they come from; messages start with it.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or a
+            task whose fields do not fit together.
+    """
+    try:
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"expected keys and values, got {data!r}")
+        data = dict(data)
+        if "tasks" in data:
+            data["tasks"] = _complete_tasks(data["tasks"])
+        config = _typed(_known(data, RunConfig, ""))
+        for name, task in config.tasks.items():
+            task.validate(name)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    return config
+
+
+def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast train") -> RunConfig:
+    """``base`` with the flags of ``argv`` on top: ``--rounds 10 --optimizer.learning-rate 3e-5``.
+
+    Every field is a flag under its dotted key. ``--backbone`` is stored as ``model.backbone``.
+    ``--epochs`` without ``--rounds`` puts aside the ``rounds`` of ``base``. ``--help`` prints all
+    flags and exits.
+
+    Raises:
+        ConfigError: an unknown flag (with the nearest known one), or a value that cannot be used.
+    """
+    base = _backbone_folded(base)
+    if _is_given("--epochs", argv) and not _is_given("--rounds", argv):
+        base = dataclasses.replace(base, rounds=None)
+    config, unknown = _run_tyro(argv, base, prog)
+    if unknown:
+        _refuse(unknown, base)
+    return _validated(_backbone_folded(config), None)
+
+
+def parse_run_config(argv: Sequence[str], prog: str) -> RunConfig:
+    """The configuration of a command line: ``--config FILE`` first, then flags over it.
+
+    On an error it prints one line to stderr and exits with status 2.
+    """
+    try:
+        path, flags = _split_config_flag(argv)
+        return parse_cli(flags, _read_config(path), prog)
+    except ConfigError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _validated(config: RunConfig, path: Path | None) -> RunConfig:
+    try:
+        validate(config)
+    except ConfigError as error:
+        raise error if path is None else ConfigError(f"{path}: {error}") from None
+    return config
+
+
+# YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with ``3e-5`` as a number and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen or key_node.tag not in _KEY_TAGS:
+                problem = f"key '{key}' " + ("is given twice" if key in seen else "is not a name")
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the strings that ``_Loader`` would take for numbers."""
+
+
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def _read_config(path: Path | None) -> RunConfig:
+    return RunConfig() if path is None else config_from_dict(_read_yaml(Path(path)), str(path))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}") from None
+    return {} if data is None else data
+
+
+# Dicts to dataclasses
+
+
+def _complete_tasks(tasks: Any) -> dict[str, Any]:
+    """Full records for all ``tasks``; those of built-in tasks are filled from ``BUILTIN_TASKS``."""
+    if isinstance(tasks, list) and all(isinstance(name, str) for name in tasks):
+        if len(set(tasks)) < len(tasks):
+            raise ConfigError(f"tasks: a name is given twice in {tasks}")
+        tasks = dict.fromkeys(tasks)
+    if not isinstance(tasks, Mapping):
+        raise ConfigError(f"tasks: must be a list of names or a mapping, got {tasks!r}")
+    return {name: _complete_task(name, fields) for name, fields in tasks.items()}
+
+
+def _complete_task(name: str, fields: Any) -> Any:
+    if not _TASK_NAME.fullmatch(name):
+        raise ConfigError(f"tasks: '{name}' is no task name; use letters, digits, '_' and '-'")
+    if name not in BUILTIN_TASKS:
+        if not fields:
+            raise ConfigError(
+                f"tasks: '{name}' is not a built-in task{_hint(name, BUILTIN_TASKS)}; a task of "
+                f"your own needs its fields under tasks.{name}"
+            )
+        return fields
+    record = _plain(dataclasses.asdict(BUILTIN_TASKS[name]))
+    if fields is not None and not isinstance(fields, Mapping):
+        return fields
+    fields = dict(fields or {})
+    if isinstance(fields.get("files"), Mapping):
+        fields["files"] = {**record["files"], **fields["files"]}
+    return {**record, **fields}
+
+
+def _known(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
+    """A copy of ``data`` after checking that every key is a field of the dataclass ``cls``."""
+    hints = get_type_hints(cls)
+    checked = {}
+    for key, value in data.items():
+        if key not in hints:
+            hint = _hint(key, hints) or _hint(key, _dotted_keys(RunConfig()))
+            raise ConfigError(f"unknown key '{prefix}{key}'{hint}")
+        checked[key] = _known_value(value, hints[key], f"{prefix}{key}.")
+    return checked
+
+
+def _known_value(value: Any, hint: Any, prefix: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if value is None:  # a section whose lines are all commented out
+            return {}
+        return _known(value, hint, prefix) if isinstance(value, Mapping) else value
+    if hint == dict[str, TaskConfig]:
+        return {
+            name: _known_value(task, TaskConfig, f"{prefix}{name}.") for name, task in value.items()
+        }
+    choices = [c for arg in (hint, *get_args(hint)) for c in get_args(arg) if isinstance(c, str)]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and str(value) in choices else value  # norm: 2, norm: .inf
+
+
+def _typed(data: dict[str, Any]) -> RunConfig:
+    # JSON mode: lists may fill tuples and strings paths, but nothing else is converted.
+    text = json.dumps(data, default=str)
+    try:
+        return TypeAdapter(RunConfig).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        raise ConfigError(f"'{key}' is missing; add it") from None
+    expected = first["msg"].replace("Input should be", "must be")
+    raise ConfigError(f"{key}: {expected}, got {first['input']!r}")
+
+
+def _overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
+    if not overrides:
+        return config
+    data = config_to_dict(config)
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        section = data
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = _plain(value)
+    return config_from_dict(data, "overrides")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _dotted_keys(value: Any, prefix: str = "") -> list[str]:
+    """Keys of all leaves of a configuration: ``smart.radius``, ``tasks.sst.files.train``."""
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if not isinstance(value, Mapping):
+        return [prefix]
+    prefix = f"{prefix}." if prefix else ""
+    return [key for name, inner in value.items() for key in _dotted_keys(inner, prefix + name)]
+
+
+def _hint(word: str, known: Any) -> str:
+    """``; did you mean '...'?`` with the nearest of ``known``, or nothing."""
+    same_leaf = [key for key in known if key.rpartition(".")[2] == word]
+    nearest = (
+        same_leaf if len(same_leaf) == 1 else difflib.get_close_matches(word, list(known), n=1)
+    )
+    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+# Command line
+
+
+def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of ``--config FILE`` or ``--config=FILE``, and the other arguments."""
+    paths, rest, remaining = [], [], iter(argv)
+    for argument in remaining:
+        if argument == "--config":
+            paths.append(next(remaining, ""))
+        elif argument.startswith("--config="):
+            paths.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    if len(paths) > 1 or "" in paths:
+        raise ConfigError("--config: give one YAML file, such as --config configs/sbrrt.yaml")
+    return (Path(paths[0]) if paths else None), rest
+
+
+def _run_tyro(argv: Sequence[str], base: RunConfig, prog: str) -> tuple[RunConfig, list[str]]:
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                RunConfig,
+                prog=prog,
+                description="Train with --config FILE (YAML) and any of these flags over it.",
+                args=list(argv),
+                default=base,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise ConfigError(_one_line(messages.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The sentence in tyro's message box, without frame, colours, help text and footer."""
+    title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()
+    sentence: list[str] = []
+    for line in lines:
+        text = line.strip("│ ")
+        is_rule = re.match(r"[─╰-]{3}", text) is not None
+        if sentence and (is_rule or text.startswith("Got errors")):
+            break
+        if not is_rule:
+            sentence.append(text)
+    return " ".join(" ".join(sentence or [title]).split())
+
+
+def _refuse(unknown: Sequence[str], base: RunConfig) -> NoReturn:
+    flag = next((token for token in unknown if token.startswith("-")), None)
+    if flag is None:
+        raise ConfigError(f"unexpected argument '{unknown[0]}'; settings are flags, see --help")
+    key = flag.partition("=")[0].lstrip("-").replace("-", "_")
+    hint = _hint(key, _dotted_keys(base))
+    hint = re.sub(r"'(.*)'", lambda match: f"'--{match[1].replace('_', '-')}'", hint)
+    raise ConfigError(f"unknown flag '{flag.partition('=')[0]}'{hint or '; see --help'}")
+
+
+def _is_given(flag: str, argv: Sequence[str]) -> bool:
+    return any(token == flag or token.startswith(f"{flag}=") for token in argv)
+
+
+def _backbone_folded(config: RunConfig) -> RunConfig:
+    if config.backbone is None:
+        return config
+    model = dataclasses.replace(config.model, backbone=config.backbone)
+    return dataclasses.replace(config, model=model, backbone=None)

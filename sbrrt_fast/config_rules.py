@@ -1,0 +1,67 @@
+"""The rules that the values of a run configuration must keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.task import Split
+from sbrrt_fast.errors import ConfigError
+
+SPLITS = get_args(Split)
+
+
+def validate(config: RunConfig) -> None:
+    """Raises ConfigError naming the dotted key of the first value that makes no sense."""
+    for name, task in config.tasks.items():
+        task.validate(name)
+    for key, is_fine, expected in _rules(config):
+        if not is_fine:
+            raise ConfigError(f"{key}: must be {expected}, got {_value_at(config, key)!r}")
+
+
+def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
+    """Triples of dotted key, whether its value is fine, and what is expected."""
+    at_least_one = "at least 1"
+    yield "rounds", c.rounds is None or c.rounds >= 1, at_least_one
+    yield "epochs", c.epochs >= 1, at_least_one
+    yield "seed", 0 <= c.seed < 2**63, "at least 0 and below 2**63"
+    yield "tasks", len(c.tasks) > 0, "at least one task"
+    for name, task in c.tasks.items():
+        yield f"tasks.{name}.weight", 0 <= task.weight < math.inf, "at least 0"
+        yield f"tasks.{name}.files", set(task.files) <= set(SPLITS), f"files of {SPLITS}"
+    for key in ("hidden_dropout", "attention_dropout"):
+        p = getattr(c.model, key)
+        yield f"model.{key}", p is None or 0 <= p < 1, "at least 0 and below 1"
+    yield "model.max_length", c.model.max_length >= 3, "at least 3"
+    s = c.smart
+    yield "smart.weight", 0 <= s.weight < math.inf, "at least 0"
+    yield "smart.sigma", s.sigma is None or 0 <= s.sigma < math.inf, "at least 0"
+    yield "smart.step_size", s.step_size is None or s.step_size > 0, "above 0"
+    yield "smart.num_steps", s.num_steps is None or s.num_steps >= 1, at_least_one
+    yield "smart.radius", s.radius is None or 0 < s.radius < math.inf, "above 0"
+    yield "bregman.weight", 0 <= c.bregman.weight < math.inf, "at least 0"
+    yield "bregman.beta", 0 <= c.bregman.beta <= 1, "from 0 to 1"
+    o, head_rate = c.optimizer, c.optimizer.head_learning_rate
+    yield "optimizer.learning_rate", 0 < o.learning_rate < math.inf, "above 0"
+    yield "optimizer.head_learning_rate", head_rate is None or 0 < head_rate < math.inf, "above 0"
+    yield "optimizer.weight_decay", 0 <= o.weight_decay < math.inf, "at least 0"
+    yield "optimizer.betas", all(0 <= beta < 1 for beta in o.betas), "at least 0 and below 1"
+    yield "optimizer.eps", 0 < o.eps < math.inf, "above 0"
+    yield "optimizer.warmup", 0 <= o.warmup <= 1, "from 0 to 1"
+    yield "optimizer.clip_norm", 0 <= o.clip_norm < math.inf, "at least 0"
+    epoch_task = c.round.epoch_task
+    yield "round.batch_size", c.round.batch_size >= 1, at_least_one
+    yield "round.epoch_task", epoch_task is None or epoch_task in c.tasks, f"in {list(c.tasks)}"
+    yield "log.every", c.log.every >= 1, at_least_one
+    for key in ("evaluate_every", "dev_rows"):
+        count = getattr(c.log, key)
+        yield f"log.{key}", count is None or count >= 1, at_least_one
+
+
+def _value_at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part] if isinstance(config, Mapping) else getattr(config, part)
+    return config

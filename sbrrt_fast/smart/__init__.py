@@ -1,0 +1,1 @@
+"""SMART: divergences, perturbation, and the Bregman teacher."""

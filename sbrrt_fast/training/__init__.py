@@ -1,0 +1,1 @@
+"""Training: round-robin order, optimiser, metrics, checkpoints, logs, step and trainer."""

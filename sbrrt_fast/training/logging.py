@@ -1,0 +1,156 @@
+"""What a run writes down: ``metrics.jsonl``, TensorBoard scalars, and ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.config import LogConfig
+from sbrrt_fast.errors import SbrrtError
+
+LINES, FINAL, EVENTS = "metrics.jsonl", "metrics.json", "tensorboard"
+_FINAL_KEYS = ("dev", "rounds", "rounds_per_second", "backend", "precision", "seed")
+
+
+def read_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Numbers and 0-dim tensors as floats, with one transfer per device.
+
+    This is where the host waits for the device; values stay there until they are logged.
+    """
+    read: dict[str, float] = {}
+    tensors = {name: v.detach() for name, v in values.items() if isinstance(v, Tensor)}
+    for device in {tensor.device for tensor in tensors.values()}:
+        here = {name: t for name, t in tensors.items() if t.device == device}
+        read.update(
+            zip(here, torch.stack([t.double() for t in here.values()]).tolist(), strict=True)
+        )
+    return {name: read[name] if name in read else float(v) for name, v in values.items()}
+
+
+def check_finite(values: Mapping[str, float], round: int) -> None:
+    """Raises SbrrtError naming the first of ``values`` that is infinite or not a number."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise SbrrtError(
+                f"round {round}: {name} is {value}, so training cannot go on; lower "
+                "optimizer.learning_rate, smart.radius or smart.weight, or keep "
+                "optimizer.clip_norm above 0"
+            )
+
+
+class RunLogger(AbstractContextManager):
+    """Writes a run's numbers into its folder.
+
+    ``metrics.jsonl`` has one object per call of ``log``, ``{"round": r, name: value, ...}``,
+    flushed at once. Numbers that JSON does not have (NaN, infinity) become null.
+
+    Args:
+        output: folder of the run; made if it is not there.
+        config: whether TensorBoard events are written as well.
+        resume_round: number of rounds done in the state the run resumes from. What was logged
+            after it is cut off, as if the run had never been interrupted. None starts a new run:
+            what an earlier one logged in this folder is removed.
+
+    Raises:
+        SbrrtError: on resume, a line of ``metrics.jsonl`` other than an unfinished last one is
+            not JSON.
+    """
+
+    def __init__(self, output: Path, config: LogConfig, resume_round: int | None = None):
+        self.output = Path(output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / LINES
+        lines = [] if resume_round is None else _lines_until(path, resume_round)
+        _write_atomically(path, "".join(lines))
+        self._file = path.open("a", encoding="utf-8")
+        self._events = self._open_events(resume_round) if config.tensorboard else None
+
+    def log(self, round: int, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Writes one line, and one TensorBoard scalar per value, at ``round`` rounds done.
+
+        Returns:
+            The values as floats, for ``check_finite`` and the progress bar.
+        """
+        read = read_values(values)
+        self._file.write(json.dumps(_json({"round": round, **read}), allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in read.items():
+                self._events.add_scalar(name, value, round)
+        return read
+
+    def write_final(self, metrics: Mapping[str, Any]) -> Path:
+        """Writes ``metrics.json`` as a whole and returns its path.
+
+        Args:
+            metrics: ``dev`` (per task a mapping of its metrics, and ``overall``), ``rounds``,
+                ``rounds_per_second``, ``backend``, ``precision``, ``seed``; more may follow.
+        """
+        missing = [key for key in _FINAL_KEYS if key not in metrics]
+        assert not missing and "overall" in metrics["dev"], f"incomplete metrics: {missing}"
+        path = self.output / FINAL
+        _write_atomically(path, json.dumps(_json(metrics), indent=2, allow_nan=False) + "\n")
+        return path
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_events(self, resume_round: int | None):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        folder = self.output / EVENTS
+        if resume_round is None:
+            for path in folder.glob("events.out.tfevents.*"):
+                path.unlink()
+            return SummaryWriter(str(folder))
+        return SummaryWriter(str(folder), purge_step=resume_round + 1)
+
+
+def _lines_until(path: Path, last_round: int) -> list[str]:
+    """The whole lines of ``path`` with ``round <= last_round``."""
+    if not path.exists():
+        return []
+    kept = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            logged_round = json.loads(line)["round"]
+        except (ValueError, KeyError, TypeError):
+            raise SbrrtError(
+                f"{path}:{number}: is not a line this program wrote; mend or remove it to resume"
+            ) from None
+        if logged_round <= last_round:
+            kept.append(line)
+    return kept
+
+
+def _json(value: Any) -> Any:
+    """``value`` with tensors as numbers and non-finite numbers as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(inner) for inner in value]
+    if hasattr(value, "item"):  # 0-dim tensors and numpy scalars
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,349 @@
+"""YAML files and flags: what they set, and how each mistake is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from sbrrt_fast.config import OptimizerConfig, RunConfig, SmartConfig
+from sbrrt_fast.config_io import (
+    config_from_dict,
+    load_config,
+    parse_cli,
+    parse_run_config,
+    save_config,
+    validate,
+)
+from sbrrt_fast.data.task import BUILTIN_TASKS
+from sbrrt_fast.errors import ConfigError
+
+OWN_TASK = """
+tasks:
+  sst: {}
+  nli:
+    files: {train: nli.tsv, dev: nli-dev.tsv}
+    text_columns: [premise, hypothesis]
+    label_column: label
+    encoding: cross
+    head: classes
+    num_classes: 3
+"""
+
+
+def written(folder, text):
+    path = folder / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def loaded(folder, text):
+    return load_config(written(folder, text))
+
+
+def test_defaults_come_from_the_dataclasses(tmp_path):
+    assert load_config(None) == RunConfig()
+    assert loaded(tmp_path, "# nothing\n") == RunConfig()
+    assert loaded(tmp_path, "smart:\n  # weight: 1\n") == RunConfig()
+
+
+def test_values_are_read_into_their_types(tmp_path):
+    config = loaded(
+        tmp_path,
+        """
+        data_dir: some/where
+        optimizer: {learning_rate: 3e-5, betas: [0.8, 0.9], weight_decay: 0}
+        smart: {step_size: .inf, norm: 2, radius: 1E-2, normalize_gradient: true}
+        bregman: {schedule: paper}
+        """,
+    )
+    assert config.data_dir == Path("some/where")
+    assert config.optimizer == OptimizerConfig(learning_rate=3e-5, betas=(0.8, 0.9), weight_decay=0)
+    assert config.smart == SmartConfig(
+        step_size=math.inf, norm="2", radius=0.01, normalize_gradient=True
+    )
+    assert config.bregman.schedule == "paper"
+    assert loaded(tmp_path, "smart: {norm: .inf}").smart.norm == "inf"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("smart: {radus: 1}", "unknown key 'smart.radus'; did you mean 'radius'?"),
+        ("epohcs: 1", "unknown key 'epohcs'; did you mean 'epochs'?"),
+        ("learning_rate: 1", "'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+        ("zzz: 1", "unknown key 'zzz'"),
+        ("tasks: {sst: {wieght: 2}}", "unknown key 'tasks.sst.wieght'; did you mean 'weight'?"),
+        ("smart: {weight: heavy}", "smart.weight: must be a valid number, got 'heavy'"),
+        ("rounds: 1.5", "rounds: must be a valid integer, got 1.5"),
+        ("rounds: '10'", "rounds: must be a valid integer, got '10'"),
+        ("resume: 1", "resume: must be a valid boolean, got 1"),
+        ("data_dir: 3", "data_dir: must be a valid string, got 3"),
+        ("smart: {norm: 3}", "smart.norm: must be 'inf' or '2', got 3"),
+        ("mode: fine", "mode: must be 'finetune' or 'pretrain', got 'fine'"),
+        ("smart: 3", "smart: must be an object, got 3"),
+        ("optimizer: {betas: [0.9, x]}", "optimizer.betas.1: must be a valid number, got 'x'"),
+        ("optimizer: {betas: [0.9, 0.9, 0.9]}", "optimizer.betas: "),
+        ("tasks: {sst: {num_classes: 1}}", "tasks.sst.num_classes: head 'classes' got 1"),
+        ("tasks: {sst: {weight: x}}", "tasks.sst.weight: must be a valid number, got 'x'"),
+        ("tasks: [sst, parra]", "'parra' is not a built-in task; did you mean 'para'?"),
+        ("tasks: [sst, sst]", "tasks: a name is given twice"),
+        ("tasks: sst", "tasks: must be a list of names or a mapping, got 'sst'"),
+        ("tasks: {nli: {files: {}}}", "'tasks.nli.text_columns' is missing; add it"),
+        ("tasks: {a.b: {weight: 1}}", "'a.b' is no task name"),
+        ("tasks: {sst: {files: {trian: x}}}", "tasks.sst.files: must be files of"),
+        ("tasks: []", "tasks: must be at least one task"),
+        ("round: {epoch_task: cfimdb}", "round.epoch_task: must be in ['sst', 'para', 'sts']"),
+        ("- 1", "expected keys and values, got [1]"),
+    ],
+)
+def test_each_mistake_in_a_file_is_named(tmp_path, text, message):
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'x.yaml'}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "x.yaml:2: key 'seed' is given twice"),
+        ("seed: 1\n2: 3\n", "x.yaml:2: key '2' is not a name"),
+        ("seed: 1\nsmart: {\n", "x.yaml:3: "),
+        ("seed: !!python/name:os.system\n", "x.yaml:1: could not determine a constructor"),
+    ],
+)
+def test_mistakes_in_the_yaml_itself_have_a_line(tmp_path, text, message):
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text)
+    assert message in str(caught.value)
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read \(No such file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "x.yaml").write_bytes(b"recipe: \xff")
+    with pytest.raises(ConfigError, match=r"x.yaml: cannot be read \(it is not UTF-8"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_tasks_can_be_names(tmp_path):
+    tasks = loaded(tmp_path, "tasks: [sts, cfimdb]").tasks
+    assert list(tasks.items()) == [(name, BUILTIN_TASKS[name]) for name in ("sts", "cfimdb")]
+
+
+def test_given_fields_override_a_builtin_record(tmp_path):
+    text = "tasks: {sts: {weight: 2, label_range: [0, 1], files: {dev: d.csv}}, para: }"
+    tasks = loaded(tmp_path, text).tasks
+    builtin = BUILTIN_TASKS["sts"]
+    files = {**builtin.files, "dev": "d.csv"}
+    assert tasks["sts"] == dataclasses.replace(
+        builtin, weight=2.0, label_range=(0.0, 1.0), files=files
+    )
+    assert tasks["para"] == BUILTIN_TASKS["para"]
+    assert builtin.files["dev"] == "sts-dev.csv"
+
+
+def test_a_new_task_needs_no_code(tmp_path):
+    tasks = loaded(tmp_path, OWN_TASK).tasks
+    assert list(tasks) == ["sst", "nli"]
+    assert tasks["nli"].text_columns == ("premise", "hypothesis")
+    assert (tasks["nli"].loss_name, tasks["nli"].metric_name) == ("cross_entropy", "accuracy")
+
+
+def test_overrides_are_checked_like_the_file(tmp_path):
+    path = written(tmp_path, "seed: 4\nsmart: {weight: 1}\n")
+    config = load_config(path, {"smart.weight": 5, "tasks.sst.weight": 2.0, "rounds": None})
+    assert (config.seed, config.smart.weight, config.tasks["sst"].weight) == (4, 5.0, 2.0)
+    assert list(config.tasks) == ["sst", "para", "sts"]
+    with pytest.raises(ConfigError, match=r"unknown key 'smart.wieght'; did you mean 'weight'"):
+        load_config(path, {"smart.wieght": 5})
+    with pytest.raises(ConfigError, match="unknown key 'smrt'"):
+        load_config(path, {"smrt.weight": 5})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"data_dir": Path("a b/c"), "rounds": 7, "recipe": "3e5", "seed": 2**62},
+        {"smart": SmartConfig(step_size=math.inf, sigma=1e-5, norm="inf", projection="ball")},
+        {"optimizer": OptimizerConfig(learning_rate=0.1 + 0.2, betas=(0.1, 0.3))},
+        {"tasks": {"sts": BUILTIN_TASKS["sts"], "cfimdb": BUILTIN_TASKS["cfimdb"]}},
+    ],
+)
+def test_a_saved_configuration_loads_equal(tmp_path, change):
+    config = dataclasses.replace(RunConfig(), **change)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_new_task_survives_saving(tmp_path):
+    config = loaded(tmp_path, OWN_TASK)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "key", "value"),
+    [
+        ("--rounds 10", "rounds", 10),
+        ("--rounds None", "rounds", None),
+        ("--rounds=3", "rounds", 3),
+        ("--epochs 2", "epochs", 2),
+        ("--data-dir DIR", "data_dir", Path("DIR")),
+        ("--resume", "resume", True),
+        ("--precision bf16", "precision", "bf16"),
+        ("--backbone some/dir", "model.backbone", "some/dir"),
+        ("--smart.weight 1", "smart.weight", 1.0),
+        ("--smart.step-size inf", "smart.step_size", math.inf),
+        ("--smart.step_size 0.5", "smart.step_size", 0.5),
+        ("--smart.radius None", "smart.radius", None),
+        ("--smart.norm 2", "smart.norm", "2"),
+        ("--smart.normalize-gradient False", "smart.normalize_gradient", False),
+        ("--optimizer.learning-rate 3e-5", "optimizer.learning_rate", 3e-5),
+        ("--optimizer.betas 0.8 0.9", "optimizer.betas", (0.8, 0.9)),
+        ("--tasks.sst.weight 2", "tasks.sst.weight", 2.0),
+        ("--tasks.sst.files.dev d.csv", "tasks.sst.files.dev", "d.csv"),
+        ("--tasks.para.text-columns q1 q2", "tasks.para.text_columns", ("q1", "q2")),
+        ("--log.no-tensorboard", "log.tensorboard", False),
+    ],
+)
+def test_every_field_is_a_flag(flags, key, value):
+    base = load_config(None, {"smart.radius": 0.5})
+    expected = load_config(None, {"smart.radius": 0.5, key: value})
+    assert parse_cli(flags.split(), base) == expected
+
+
+def test_flags_override_the_file(tmp_path):
+    path = written(tmp_path, "seed: 3\nrounds: 755\nsmart: {weight: 1, radius: 0.5}\n")
+    for argv in (["--config", str(path), "--smart.weight", "5"], ["--seed=3", f"--config={path}"]):
+        config = parse_run_config(argv, "sbrrt-fast train")
+        weight = 5.0 if "5" in argv else 1.0
+        assert (config.seed, config.rounds) == (3, 755)
+        assert config.smart == SmartConfig(weight=weight, radius=0.5)
+
+
+def test_epochs_as_a_flag_are_not_lost_behind_the_files_rounds(tmp_path):
+    path = str(written(tmp_path, "rounds: 755\n"))
+    assert parse_run_config(["--config", path, "--epochs", "2"], "p").rounds is None
+    assert parse_run_config(["--config", path, "--seed", "2"], "p").rounds == 755
+    both = parse_run_config(["--config", path, "--epochs", "2", "--rounds", "9"], "p")
+    assert (both.rounds, both.epochs) == (9, 2)
+
+
+def test_backbone_of_the_file_gives_way_to_the_flag(tmp_path):
+    path = str(written(tmp_path, "backbone: a\n"))
+    assert parse_run_config(["--config", path], "p").model.backbone == "a"
+    for flag in ("--backbone", "--model.backbone"):
+        config = parse_run_config(["--config", path, flag, "b"], "p")
+        assert (config.model.backbone, config.backbone) == ("b", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--smart.radus 1", "unknown flag '--smart.radus'; did you mean '--smart.radius'?"),
+        ("--learning-rate=1", "'--learning-rate'; did you mean '--optimizer.learning-rate'?"),
+        ("--zzz", "unknown flag '--zzz'; see --help"),
+        ("ten", "unexpected argument 'ten'"),
+        ("--seed ten", "--seed: invalid literal for int() with base 10: 'ten'"),
+        ("--rounds 1.5", "could be instantiated from ['1.5']."),
+        ("--mode fine", "invalid choice 'fine' for argument '--mode'"),
+        ("--rounds", "Missing value for argument '--rounds'"),
+        ("--rounds 0", "rounds: must be at least 1, got 0"),
+        ("--tasks.sts.encoding cross", "tasks.sts.encoding: head 'cosine' compares two"),
+        ("--config", "--config: give one YAML file"),
+        ("--config a --config b", "--config: give one YAML file"),
+        ("--config none.yaml", "none.yaml: cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_each_mistake_in_flags_is_one_line_and_status_2(
+    flags, message, columns, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as stopped:
+        parse_run_config(flags.split(), "sbrrt-fast train")
+    output = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert output.out == ""
+    assert output.err.startswith("sbrrt-fast train: ")
+    assert output.err.count("\n") == 1 and output.err.endswith("\n")
+    assert message in output.err
+    assert not set("│─╭╰") & set(output.err)
+
+
+def test_help_names_flags_their_defaults_and_config(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_run_config(["--help"], "sbrrt-fast train")
+    assert not stopped.value.code
+    text = capsys.readouterr().out
+    assert "--config FILE" in text
+    assert "--optimizer.learning-rate FLOAT" in text and "(default: 0.0001)" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rounds", 0),
+        ("epochs", 0),
+        ("seed", -1),
+        ("model.hidden_dropout", 1.0),
+        ("model.attention_dropout", -0.1),
+        ("model.max_length", 2),
+        ("smart.weight", -1.0),
+        ("smart.weight", math.nan),
+        ("smart.sigma", -1e-9),
+        ("smart.step_size", 0.0),
+        ("smart.num_steps", 0),
+        ("smart.radius", 0.0),
+        ("smart.radius", math.inf),
+        ("bregman.weight", -0.5),
+        ("bregman.beta", 1.01),
+        ("optimizer.learning_rate", 0.0),
+        ("optimizer.head_learning_rate", -1e-5),
+        ("optimizer.weight_decay", -0.1),
+        ("optimizer.betas", (0.9, 1.0)),
+        ("optimizer.eps", 0.0),
+        ("optimizer.warmup", 1.5),
+        ("optimizer.clip_norm", -1.0),
+        ("round.batch_size", 0),
+        ("round.epoch_task", "cfimdb"),
+        ("log.every", 0),
+        ("log.evaluate_every", 0),
+        ("log.dev_rows", 0),
+        ("tasks.sst.weight", -1.0),
+    ],
+)
+def test_senseless_values_are_named_by_their_key(key, value):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {key: value})
+    assert str(caught.value).startswith(f"{key}: must be ")
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("smart.sigma", 0.0),
+        ("smart.step_size", math.inf),
+        ("bregman.beta", 1.0),
+        ("optimizer.warmup", 1.0),
+        ("optimizer.clip_norm", 0.0),
+        ("optimizer.head_learning_rate", None),
+        ("round.epoch_task", "sts"),
+    ],
+)
+def test_limits_are_allowed(key, value):
+    validate(load_config(None, {key: value}))
+
+
+def test_dicts_are_checked_with_the_name_of_their_source():
+    assert config_from_dict({"seed": 5}) == dataclasses.replace(RunConfig(), seed=5)
+    with pytest.raises(ConfigError, match=r"^table 1: unknown key 'sed'; did you mean 'seed'\?"):
+        config_from_dict({"sed": 5}, "table 1")
