@@ -1,0 +1,115 @@
+"""Builds sbrrt_fast._C, the C++ ops. Everything else is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from glob import glob
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError as error:
+    raise SystemExit(
+        f"sbrrt_fast: building needs torch >= 2.11 in this Python ({sys.executable}), and importing"
+        f" it failed: {error}. Do `pip install torch setuptools wheel ninja pybind11`, then"
+        " `pip install --no-build-isolation .`"
+    ) from None
+
+# Answers whether the compiler is new enough for torch's headers, and whose OpenMP it speaks.
+PROBE = """
+#include <concepts>
+#if defined(__clang__)
+#if __clang_major__ < 14
+#error "clang is older than 14"
+#endif
+#elif defined(__GNUC__) && __GNUC__ < 11
+#error "GCC is older than 11"
+#endif
+template <std::integral T> T twice(T x) { return x + x; }
+int main() { return twice(0); }
+"""
+
+
+def compiler_command() -> list[str]:
+    """The C++ compiler that setuptools will call."""
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    return shlex.split(command)
+
+
+def is_gcc() -> bool:
+    """Whether the C++ compiler is GCC; a missing compiler is reported when it is needed."""
+    try:
+        version = subprocess.run([*compiler_command(), "--version"], capture_output=True, text=True)
+    except OSError:
+        return False
+    return "Free Software Foundation" in version.stdout
+
+
+def check_headers() -> None:
+    """Exit with one sentence unless Python's headers are there."""
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise SystemExit(
+            f"sbrrt_fast: {header} is missing. Install the development files of this Python"
+            " (Debian, Ubuntu: `apt-get install python3-dev`)."
+        )
+
+
+def check_compiler() -> None:
+    """Exit with one sentence unless the C++ compiler can compile C++20."""
+    command = compiler_command()
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(PROBE)
+        probe = [*command, "-std=c++20", "-c", str(source), "-o", str(Path(folder, "probe.o"))]
+        try:
+            result = subprocess.run(probe, capture_output=True, text=True, check=False)
+        except OSError as error:
+            reason = error.strerror
+        else:
+            if result.returncode == 0:
+                return
+            reason = next(iter(result.stderr.strip().splitlines()), "it failed without a message")
+    raise SystemExit(
+        f"sbrrt_fast: the C++ compiler `{shlex.join(command)}` cannot be used: {reason}. Install"
+        " g++ >= 11 or clang >= 14 (Debian, Ubuntu: `apt-get install g++`), or name one in CXX."
+    )
+
+
+class BuildNative(BuildExtension):
+    """BuildExtension that looks at headers and compiler first."""
+
+    def build_extensions(self) -> None:
+        check_headers()
+        check_compiler()
+        super().build_extensions()
+
+
+def compile_flags() -> list[str]:
+    """-fopenmp compiles at::parallel_for; it is not linked, so that torch's own OpenMP serves it.
+
+    GCC alone: torch's wheels carry GCC's OpenMP, and what clang compiles calls another one.
+    """
+    flags = ["-O3", "-Wall", "-Wno-maybe-uninitialized"]  # GCC 12 warns in its own intrinsics
+    return [*flags, "-fopenmp"] if is_gcc() else flags
+
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "sbrrt_fast._C",
+            sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
+            include_dirs=[str(Path("csrc").resolve())],
+            depends=sorted(glob("csrc/**/*.h", recursive=True)),
+            extra_compile_args=compile_flags(),
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
+)
