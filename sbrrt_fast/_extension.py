@@ -1,0 +1,32 @@
+"""Loads sbrrt_fast._C, which registers the native ops as ``torch.ops.sbrrt``.
+
+Attributes:
+    extension: the module ``sbrrt_fast._C``, or None where it cannot be used.
+    extension_error: why it cannot be used, and what to do; None where it can.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+import torch
+
+_INSTALL = "`pip install --no-build-isolation .` in the source folder"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    if importlib.util.find_spec("sbrrt_fast._C") is None:
+        return None, f"the C++ ops are not built; run {_INSTALL}"
+    try:
+        return importlib.import_module("sbrrt_fast._C"), None
+    except ImportError as error:
+        reason = str(error).strip()
+    return None, (
+        f"the C++ ops do not load with torch {torch.__version__}, perhaps because they were built"
+        f" with another version ({reason}); rebuild them: {_INSTALL}"
+    )
+
+
+extension, extension_error = _load()
