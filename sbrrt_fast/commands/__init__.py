@@ -1,0 +1,1 @@
+"""The commands of ``sbrrt-fast``, a module each with ``main(argv)``."""

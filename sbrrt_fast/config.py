@@ -1,0 +1,199 @@
+"""The configuration of a run. These dataclasses are the only source of defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder and heads.
+
+    Attributes:
+        backbone: ``minilm`` (all-MiniLM-L6-v2), a Hugging Face BertModel folder, or a hub id.
+        pooling: ``cls`` (tanh pooler), ``mean``, or what the ``checkpoint`` was trained with.
+        hidden_dropout: dropout on hidden states; the checkpoint's value when None.
+        attention_dropout: dropout on attention probabilities; the checkpoint's value when None.
+        max_length: longest sequence in tokens; longer texts are truncated, and counted openly.
+        pair_features: features of a siamese pair for ``classes``, ``binary`` and ``regression``
+            heads: ``[u, v, |u - v|]`` or ``[u, v]``.
+    """
+
+    backbone: str = "minilm"
+    pooling: Literal["checkpoint", "cls", "mean"] = "checkpoint"
+    hidden_dropout: float | None = None
+    attention_dropout: float | None = None
+    max_length: int = 512
+    pair_features: Literal["concat_difference", "concat"] = "concat_difference"
+
+
+@dataclass(frozen=True)
+class SmartConfig:
+    """SMART's smoothness regulariser (arXiv 1911.03437, Algorithm 1), one mechanism.
+
+    ``preset`` fills every field left at None; see ``sbrrt_fast.smart.presets``.
+
+    Attributes:
+        weight: lambda_s, the factor on R_s; 0 turns the regulariser off.
+        preset: ``paper``, ``mtdnn`` or ``adversarial``.
+        sigma: standard deviation of the initial noise.
+        step_size: eta, may be ``inf`` (the gradient direction alone).
+        num_steps: T_x >= 1 ascent steps.
+        normalize_gradient: divide the gradient by its norm before the step.
+        projection: ``ball`` clips to the radius, ``normalize`` scales to it.
+        radius: epsilon, the size of the perturbation.
+        norm: ``inf`` or ``2``.
+        level: norms per ``token`` or per ``sequence``.
+        perturb_special: whether [CLS] and [SEP] are perturbed; padding never is.
+        gradient: ``tangent`` (exact first-order limit) or ``finite`` (at x + noise).
+        branch: how R_s is evaluated: ``forward`` at x + delta, ``linear`` from J delta, or
+            ``auto``: ``linear`` where delta is below the compute dtype's resolution.
+        shared_dropout: clean, adversarial and teacher passes share their dropout masks.
+    """
+
+    weight: float = 0.0
+    preset: Literal["paper", "mtdnn", "adversarial"] = "adversarial"
+    sigma: float | None = None
+    step_size: float | None = None
+    num_steps: int | None = None
+    normalize_gradient: bool | None = None
+    projection: Literal["ball", "normalize"] | None = None
+    radius: float | None = None
+    norm: Literal["inf", "2"] | None = None
+    level: Literal["token", "sequence"] | None = None
+    perturb_special: bool | None = None
+    gradient: Literal["tangent", "finite"] = "tangent"
+    branch: Literal["auto", "forward", "linear"] = "auto"
+    shared_dropout: bool = True
+
+
+@dataclass(frozen=True)
+class BregmanConfig:
+    """Bregman proximal point with a momentum teacher (arXiv 1911.03437, section 3.2).
+
+    Attributes:
+        weight: mu, the factor on D_Breg; 0 turns the teacher off.
+        beta: momentum of the teacher, theta~ <- beta theta~ + (1 - beta) theta.
+        schedule: ``constant``, or ``paper``: .99 for the first 10% of steps, then .999.
+    """
+
+    weight: float = 0.0
+    beta: float = 0.95
+    schedule: Literal["constant", "paper"] = "constant"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and decay.
+
+    Attributes:
+        learning_rate: peak learning rate of the encoder.
+        head_learning_rate: peak learning rate of the heads; the encoder's when None.
+        weight_decay: decoupled; never applied to biases and LayerNorm.
+        betas, eps: AdamW's.
+        warmup: fraction of all optimiser steps in which the rate rises linearly from 0.
+        decay: ``linear`` to 0 at the last step, ``cosine`` likewise, or ``constant``.
+        clip_norm: largest global gradient norm; 0 does not clip.
+    """
+
+    learning_rate: float = 1e-4
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup: float = 0.1
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """Which batches a round takes and when the optimiser steps.
+
+    Attributes:
+        batch_size: examples per task and round.
+        update: ``per_task`` steps after every task's batch (the paper's loop); ``joint`` steps
+            once on the round's summed loss.
+        epoch_task: an epoch is ``len(this task) // batch_size`` rounds; the smallest task if None.
+        schedule: ``round_robin`` (one batch of every task per round), ``proportional`` or
+            ``annealed`` (as many batches per round as there are tasks, drawn by task size).
+    """
+
+    batch_size: int = 8
+    update: Literal["per_task", "joint"] = "per_task"
+    epoch_task: str | None = None
+    schedule: Literal["round_robin", "proportional", "annealed"] = "round_robin"
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes and how often.
+
+    Attributes:
+        every: rounds between two lines of ``metrics.jsonl``.
+        gain: also report the adversarial gain at these rounds (one more forward each).
+        tensorboard: write event files.
+        evaluate_every: rounds between two evaluations; once per epoch when None.
+        dev_rows: evaluate during training on the first N rows of each dev split; all when None.
+            The final evaluation always uses all rows.
+        state_every: rounds between two saved states for ``--resume`` (weights, optimiser, teacher,
+            cursor); never when 0.
+    """
+
+    every: int = 20
+    gain: bool = True
+    tensorboard: bool = True
+    evaluate_every: int | None = None
+    dev_rows: int | None = None
+    state_every: int = 250
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run; ``configs/*.yaml`` hold the recipes.
+
+    Attributes:
+        recipe: name of the recipe, for tables and messages.
+        data_dir: folder of the task files; the built-in sample when None.
+        output: folder of the run.
+        rounds: number of rounds; takes precedence over ``epochs``.
+        epochs: number of epochs (see ``round.epoch_task``).
+        seed: seeds head weights, data order, dropout and noise.
+        mode: ``finetune`` trains everything, ``pretrain`` only the heads (frozen encoder).
+        backend: implementation of the ops: ``auto``, ``reference``, ``cpu``, ``triton``, ``cuda``.
+        layout: ``packed`` computes no padding, ``padded`` is the ordinary batch; same numbers.
+        precision: ``fp32``, or ``bf16`` matrix products with fp32 weights.
+        device: ``auto`` takes a GPU if there is one.
+        backbone: short for ``model.backbone``.
+        resume: continue the run in ``output`` from its last state.
+        overwrite: replace a run that ``output`` holds already.
+        tasks: the tasks, in round order.
+    """
+
+    recipe: str = "custom"
+    data_dir: Path | None = None
+    output: Path = Path("runs/latest")
+    rounds: int | None = None
+    epochs: int = 1
+    seed: int = 0
+    mode: Literal["finetune", "pretrain"] = "finetune"
+    backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
+    layout: Literal["packed", "padded"] = "packed"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backbone: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    tasks: dict[str, TaskConfig] = field(
+        default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
+    )
+    model: ModelConfig = field(default_factory=ModelConfig)
+    smart: SmartConfig = field(default_factory=SmartConfig)
+    bregman: BregmanConfig = field(default_factory=BregmanConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    log: LogConfig = field(default_factory=LogConfig)

@@ -1,0 +1,164 @@
+"""A batch of token sequences laid side by side, and its padded view.
+
+Hidden states are always [num_tokens, hidden]. In the packed layout the tokens are the real ones;
+in the padded layout every sequence has ``max_length`` of them. Only attention, positions and
+pooling see the difference, through ``pad``, ``unpad`` and ``is_real``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences of tokens.
+
+    Attributes:
+        input_ids, token_types, positions: int64 [num_tokens].
+        sequence: int64 [num_tokens], the sequence each token belongs to.
+        is_real: bool [num_tokens], False at padding (nowhere in the packed layout).
+        is_special: bool [num_tokens], True at [CLS] and [SEP].
+        cu_seqlens: int32 [num_sequences + 1], cumulative lengths of the real tokens.
+        rows: int64 [num_sequences], each sequence's row in the round's batch, for dropout.
+        max_length: longest sequence, known to the host.
+        packed: whether the layout is packed.
+    """
+
+    input_ids: Tensor
+    token_types: Tensor
+    positions: Tensor
+    sequence: Tensor
+    is_real: Tensor
+    is_special: Tensor
+    cu_seqlens: Tensor
+    rows: Tensor
+    max_length: int
+    packed: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def num_sequences(self) -> int:
+        return self.rows.shape[0]
+
+    @classmethod
+    def from_packed(
+        cls,
+        input_ids: Tensor,
+        token_types: Tensor,
+        is_special: Tensor,
+        lengths: Tensor,
+        rows: Tensor,
+    ) -> TokenBatch:
+        """A packed batch from concatenated sequences and their int64 ``lengths``."""
+        starts = torch.cumsum(lengths, 0) - lengths
+        sequence = torch.repeat_interleave(torch.arange(lengths.shape[0]), lengths)
+        positions = torch.arange(input_ids.shape[0]) - starts[sequence]
+        cu_seqlens = torch.zeros(lengths.shape[0] + 1, dtype=torch.int32)
+        cu_seqlens[1:] = torch.cumsum(lengths, 0)
+        return cls(
+            input_ids=input_ids.to(torch.int64),
+            token_types=token_types.to(torch.int64),
+            positions=positions,
+            sequence=sequence,
+            is_real=torch.ones_like(is_special),
+            is_special=is_special,
+            cu_seqlens=cu_seqlens,
+            rows=rows,
+            max_length=int(lengths.max()) if lengths.numel() else 0,
+        )
+
+    @classmethod
+    def from_padded(
+        cls, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor
+    ) -> TokenBatch:
+        """A padded batch from Hugging Face's [num_sequences, max_length] tensors.
+
+        Real tokens must come before padding in every row.
+        """
+        num_sequences, max_length = input_ids.shape
+        device = input_ids.device
+        is_real = attention_mask.to(torch.bool)
+        cu_seqlens = torch.zeros(num_sequences + 1, dtype=torch.int32, device=device)
+        cu_seqlens[1:] = is_real.sum(dim=1).cumsum(0)
+        rows = torch.arange(num_sequences, device=device)
+        return cls(
+            input_ids=input_ids.reshape(-1),
+            token_types=token_types.reshape(-1),
+            positions=torch.arange(max_length, device=device).repeat(num_sequences),
+            sequence=rows.repeat_interleave(max_length),
+            is_real=is_real.reshape(-1),
+            is_special=torch.zeros_like(is_real).reshape(-1),
+            cu_seqlens=cu_seqlens,
+            rows=rows,
+            max_length=max_length,
+            packed=False,
+        )
+
+    def padded(self) -> TokenBatch:
+        """The same sequences in the padded layout; padding has id 0 and is not real."""
+        if not self.packed:
+            return self
+        grid = torch.arange(self.num_sequences * self.max_length, device=self.rows.device)
+        spread = {
+            name: self.pad(getattr(self, name)).flatten()
+            for name in ("input_ids", "token_types", "is_real", "is_special")
+        }
+        return replace(
+            self,
+            **spread,
+            positions=grid % max(self.max_length, 1),
+            sequence=grid // max(self.max_length, 1),
+            packed=False,
+        )
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """int64 [num_tokens], each token's place in the padded [num_sequences * max_length]."""
+        return self.sequence * self.max_length + self.positions
+
+    @cached_property
+    def key_mask(self) -> Tensor:
+        """bool [num_sequences, max_length], True at real tokens."""
+        return self.pad(self.is_real)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[num_tokens, ...] -> [num_sequences, max_length, ...], zeros at padding."""
+        shape = (self.num_sequences, self.max_length, *x.shape[1:])
+        if not self.packed:
+            return x.reshape(shape)
+        flat = x.new_zeros(self.num_sequences * self.max_length, *x.shape[1:])
+        return flat.index_copy(0, self.slots, x).reshape(shape)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """[num_sequences, max_length, ...] -> [num_tokens, ...]."""
+        flat = x.flatten(0, 1)
+        return flat.index_select(0, self.slots) if self.packed else flat
+
+    def hidden_offsets(self, max_positions: int, width: int) -> Tensor:
+        """int64 [num_tokens]: index of each token's first feature (see ``ops.dropout``)."""
+        return (self.rows[self.sequence] * max_positions + self.positions) * width
+
+    def attention_offsets(self, max_positions: int, num_heads: int) -> Tensor:
+        """int64 [num_sequences * num_heads * max_length]: index of each query's first key."""
+        device = self.rows.device
+        heads = torch.arange(num_heads, device=device)[None, :, None]
+        queries = torch.arange(self.max_length, device=device)[None, None, :]
+        offsets = (self.rows[:, None, None] * num_heads + heads) * max_positions + queries
+        return offsets.flatten() * max_positions
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The batch with its tensors on ``device``."""
+        tensors = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **tensors)

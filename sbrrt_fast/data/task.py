@@ -1,0 +1,166 @@
+"""A task is a record: where its rows are, how they are encoded, and what is predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sbrrt_fast.errors import ConfigError
+
+Split = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One sentence or sentence-pair task.
+
+    Attributes:
+        files: file name per split (``train``, ``dev``, ``test``), relative to the data directory.
+        text_columns: one column (``encoding="single"``) or two (``"siamese"``, ``"cross"``).
+        label_column: column of the label; absent from ``test`` files.
+        id_column: column of the unique row id.
+        encoding: ``single`` sentence; ``siamese`` encodes both sentences as two sequences;
+            ``cross`` encodes ``[CLS] a [SEP] b [SEP]`` as one.
+        head: ``classes`` (softmax over ``num_classes``), ``binary`` (one logit), ``cosine``
+            (``label_range[1] * cos(u, v)``, siamese only) or ``regression`` (one value).
+        num_classes: number of classes; only for ``head="classes"``.
+        label_range: lowest and highest label; only for ``cosine`` and ``regression``.
+        loss: ``cross_entropy``, ``binary_cross_entropy`` or ``mse``; follows from the head
+            when ``auto``.
+        metric: ``accuracy`` or ``pearson``; follows from the head when ``auto``.
+        weight: factor on all of this task's loss terms.
+        on_bad_row: ``error`` stops at the first row that cannot be used; ``skip`` leaves such rows
+            out and prints how many.
+        prediction_file: name of the prediction file, with ``{split}``; none is written if empty.
+        prediction_header: first line of the prediction file.
+    """
+
+    files: dict[str, str]
+    text_columns: tuple[str, ...]
+    label_column: str
+    head: Literal["classes", "binary", "cosine", "regression"]
+    id_column: str = "id"
+    encoding: Literal["single", "siamese", "cross"] = "single"
+    num_classes: int = 0
+    label_range: tuple[float, float] = (0.0, 1.0)
+    loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse"] = "auto"
+    metric: Literal["auto", "accuracy", "pearson"] = "auto"
+    weight: float = 1.0
+    on_bad_row: Literal["error", "skip"] = "error"
+    prediction_file: str = ""
+    prediction_header: str = ""
+
+    @property
+    def is_pair(self) -> bool:
+        return len(self.text_columns) == 2
+
+    @property
+    def sequences_per_example(self) -> int:
+        return 2 if self.encoding == "siamese" else 1
+
+    @property
+    def is_regression(self) -> bool:
+        return self.head in ("cosine", "regression")
+
+    @property
+    def loss_name(self) -> str:
+        return _LOSS_OF_HEAD[self.head] if self.loss == "auto" else self.loss
+
+    @property
+    def metric_name(self) -> str:
+        return _METRIC_OF_HEAD[self.head] if self.metric == "auto" else self.metric
+
+    def validate(self, name: str) -> None:
+        """Raises ConfigError naming ``tasks.<name>.<field>`` when fields do not fit together."""
+        for reason in self._problems():
+            raise ConfigError(f"tasks.{name}.{reason}")
+
+    def _problems(self):
+        if self.encoding == "single" and len(self.text_columns) != 1:
+            yield f"text_columns: encoding 'single' needs one column, got {self.text_columns}"
+        if self.encoding != "single" and len(self.text_columns) != 2:
+            yield f"text_columns: encoding '{self.encoding}' needs two, got {self.text_columns}"
+        if self.head == "cosine" and self.encoding != "siamese":
+            yield f"encoding: head 'cosine' compares two sentences; use 'siamese', not '{self.encoding}'"
+        if (self.head == "classes") != (self.num_classes >= 2):
+            yield f"num_classes: head '{self.head}' got {self.num_classes}; only 'classes' takes it, >= 2"
+        if self.is_regression and not self.label_range[0] < self.label_range[1]:
+            yield f"label_range: needs low < high, got {self.label_range}"
+        if self.loss_name not in _LOSSES_OF_HEAD[self.head]:
+            yield f"loss: '{self.loss}' does not fit head '{self.head}'; use 'auto'"
+        if self.metric_name == "pearson" and not self.is_regression:
+            yield f"metric: 'pearson' needs a cosine or regression head, not '{self.head}'"
+        if self.metric_name == "accuracy" and self.is_regression:
+            yield f"metric: 'accuracy' needs a classes or binary head, not '{self.head}'"
+
+
+_LOSS_OF_HEAD = {
+    "classes": "cross_entropy",
+    "binary": "binary_cross_entropy",
+    "cosine": "mse",
+    "regression": "mse",
+}
+_LOSSES_OF_HEAD = {head: (loss,) for head, loss in _LOSS_OF_HEAD.items()}
+_METRIC_OF_HEAD = {
+    "classes": "accuracy",
+    "binary": "accuracy",
+    "cosine": "pearson",
+    "regression": "pearson",
+}
+
+
+def _course_files(train: str, dev: str, test: str) -> dict[str, str]:
+    return {"train": train, "dev": dev, "test": test}
+
+
+BUILTIN_TASKS: dict[str, TaskConfig] = {
+    "sst": TaskConfig(
+        files=_course_files("ids-sst-train.csv", "ids-sst-dev.csv", "ids-sst-test-student.csv"),
+        text_columns=("sentence",),
+        label_column="sentiment",
+        head="classes",
+        num_classes=5,
+        prediction_file="sst-{split}-output.csv",
+        prediction_header="id \t Predicted_Sentiment ",
+    ),
+    "para": TaskConfig(
+        files=_course_files("quora-train.csv", "quora-dev.csv", "quora-test-student.csv"),
+        text_columns=("sentence1", "sentence2"),
+        label_column="is_duplicate",
+        head="binary",
+        encoding="siamese",
+        on_bad_row="skip",  # quora-dev.csv has two rows without a label
+        prediction_file="para-{split}-output.csv",
+        prediction_header="id \t Predicted_Is_Paraphrase ",
+    ),
+    "sts": TaskConfig(
+        files=_course_files("sts-train.csv", "sts-dev.csv", "sts-test-student.csv"),
+        text_columns=("sentence1", "sentence2"),
+        label_column="similarity",
+        head="cosine",
+        encoding="siamese",
+        label_range=(0.0, 5.0),
+        prediction_file="sts-{split}-output.csv",
+        prediction_header="id \t Predicted_Similiary ",
+    ),
+    "cfimdb": TaskConfig(
+        files=_course_files(
+            "ids-cfimdb-train.csv", "ids-cfimdb-dev.csv", "ids-cfimdb-test-student.csv"
+        ),
+        text_columns=("sentence",),
+        label_column="sentiment",
+        head="classes",
+        num_classes=2,
+        prediction_file="cfimdb-{split}-output.csv",
+        prediction_header="id \t Predicted_Sentiment ",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a task file: id, one or two texts, label (None in a test split)."""
+
+    id: str
+    texts: tuple[str, ...]
+    label: float | None = field(default=None)

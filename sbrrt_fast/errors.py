@@ -1,0 +1,21 @@
+"""Errors a user can act on. Each message says what is wrong, where, and what to do."""
+
+
+class SbrrtError(Exception):
+    """Base of every error this package raises on bad input; the command line prints it bare."""
+
+
+class ConfigError(SbrrtError, ValueError):
+    """A configuration key, value or combination that cannot be used."""
+
+
+class DataError(SbrrtError, ValueError):
+    """A task file that cannot be read as described; the message starts with ``file:line``."""
+
+
+class WeightsError(SbrrtError, ValueError):
+    """A checkpoint that is missing, truncated or does not fit the model."""
+
+
+class BackendError(SbrrtError, RuntimeError):
+    """A named implementation that cannot run these inputs; the message gives its reason."""

@@ -1,0 +1,1 @@
+"""MiniBert, its pooling and heads, and Hugging Face weights in and out."""

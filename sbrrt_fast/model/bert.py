@@ -1,0 +1,243 @@
+"""MiniBert: BERT's encoder as its paper describes it, on batches of side-by-side sequences.
+
+Parameter names are those of Hugging Face's BertModel. Hidden states are [num_tokens, hidden] in
+the layout of the batch (``data.batch``). Source: arXiv 1810.04805 and arXiv 1706.03762.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.model import dropout as sites
+from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.dropout import DropoutStream
+from sbrrt_fast.model.pooling import mean_pool
+from sbrrt_fast.ops.attention import attention_reference
+from sbrrt_fast.ops.embed import embed_reference
+from sbrrt_fast.ops.gelu import bias_gelu_reference
+from sbrrt_fast.ops.layernorm import dropout_add_layernorm_reference
+
+
+class BertEmbeddings(nn.Module):
+    """Word, position and type embeddings, LayerNorm, dropout."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
+        config, norm = self.config, self.LayerNorm
+        p, table = config.hidden_dropout_prob, self.word_embeddings.weight
+        factors = stream and stream.hidden(config.hidden_size, p, sites.EMBEDDING_SITE, table.dtype)
+        return embed_reference(
+            batch.input_ids,
+            batch.positions,
+            batch.token_types,
+            table,
+            self.position_embeddings.weight,
+            self.token_type_embeddings.weight,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            factors,
+        )
+
+
+class BertSelfAttention(nn.Module):
+    """Multi-head attention within each sequence."""
+
+    def __init__(self, config: BertConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
+        config = self.config
+        query, key, value = (
+            self._split(projection(hidden), batch)
+            for projection in (self.query, self.key, self.value)
+        )
+        p, site = config.attention_probs_dropout_prob, sites.attention_site(self.layer)
+        factors = stream and stream.attention(config.num_attention_heads, p, site, value.dtype)
+        context = attention_reference(query, key, value, batch.key_mask, factors)
+        return batch.unpad(context.transpose(1, 2)).flatten(1)
+
+    def _split(self, x: Tensor, batch: TokenBatch) -> Tensor:
+        """[num_tokens, hidden] -> [num_sequences, num_heads, max_length, head_dim]."""
+        heads = x.view(-1, self.config.num_attention_heads, self.config.head_dim)
+        return batch.pad(heads).transpose(1, 2)
+
+
+class ResidualOutput(nn.Module):
+    """LN(residual + dropout(x W^T + bias))."""
+
+    def __init__(self, config: BertConfig, in_features: int, site: int):
+        super().__init__()
+        self.config, self.site = config, site
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, residual: Tensor, stream: DropoutStream | None) -> Tensor:
+        config, norm = self.config, self.LayerNorm
+        product = F.linear(x, self.dense.weight)
+        p = config.hidden_dropout_prob
+        factors = stream and stream.hidden(config.hidden_size, p, self.site, product.dtype)
+        return dropout_add_layernorm_reference(
+            product, self.dense.bias, residual, norm.weight, norm.bias, norm.eps, factors
+        )
+
+
+class BertAttention(nn.Module):
+    """Self-attention and its residual connection."""
+
+    def __init__(self, config: BertConfig, layer: int):
+        super().__init__()
+        self.self = BertSelfAttention(config, layer)
+        site = sites.attention_output_site(layer)
+        self.output = ResidualOutput(config, config.hidden_size, site)
+
+    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
+        return self.output(self.self(hidden, batch, stream), hidden, stream)
+
+
+class BertIntermediate(nn.Module):
+    """gelu(x W^T + bias)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return bias_gelu_reference(F.linear(hidden, self.dense.weight), self.dense.bias)
+
+
+class BertLayer(nn.Module):
+    """Attention, then the feed-forward network, each with its residual connection."""
+
+    def __init__(self, config: BertConfig, layer: int):
+        super().__init__()
+        self.attention = BertAttention(config, layer)
+        self.intermediate = BertIntermediate(config)
+        self.output = ResidualOutput(config, config.intermediate_size, sites.output_site(layer))
+
+    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
+        attended = self.attention(hidden, batch, stream)
+        return self.output(self.intermediate(attended), attended, stream)
+
+
+class BertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config, i) for i in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
+        for layer in self.layer:
+            hidden = layer(hidden, batch, stream)
+        return hidden
+
+
+class BertPooler(nn.Module):
+    """tanh(W h_[CLS] + bias)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first: Tensor) -> Tensor:
+        return torch.tanh(self.dense(first))
+
+
+class MiniBert(nn.Module):
+    """A BERT encoder with pooling.
+
+    Args:
+        config: its shape.
+        pooling: ``cls`` (tanh pooler on the first token) or ``mean`` (over real tokens).
+    """
+
+    def __init__(self, config: BertConfig, pooling: str = "cls"):
+        super().__init__()
+        if pooling not in ("cls", "mean"):
+            raise ValueError(f"MiniBert: pooling must be 'cls' or 'mean', got {pooling!r}")
+        self.config, self.pooling = config, pooling
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config) if pooling == "cls" else None
+        self.apply(self._initialize)
+
+    def set_config(self, config: BertConfig) -> None:
+        """Changes dropout probabilities; the shape must stay."""
+        for module in self.modules():
+            if hasattr(module, "config"):
+                module.config = config
+
+    def embed(self, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
+        """The embedding layer's output [num_tokens, hidden]: what SMART perturbs."""
+        return self.embeddings(batch, stream)
+
+    def encode(
+        self, embeddings: Tensor, batch: TokenBatch, stream: DropoutStream | None = None
+    ) -> Tensor:
+        """Last hidden states [num_tokens, hidden] from the embedding layer's output."""
+        return self.encoder(embeddings, batch, stream)
+
+    def pool(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """One vector per sequence, [num_sequences, hidden], of the hidden states' dtype."""
+        if self.pooling == "mean":
+            return mean_pool(hidden, batch)
+        return self.pooler(batch.pad(hidden)[:, 0])
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states of a padded batch, without dropout.
+
+        Args:
+            input_ids: int64 [num_sequences, max_length].
+            attention_mask: the same shape, 1 at real tokens, which come first; all real if None.
+            token_type_ids: the same shape; zeros if None.
+
+        Returns:
+            [num_sequences, max_length, hidden].
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(input_ids)
+        batch = TokenBatch.from_padded(input_ids, attention_mask, token_type_ids)
+        return batch.pad(self.encode(self.embed(batch), batch))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, pooling: str = "checkpoint") -> MiniBert:
+        """Loads ``minilm``, a Hugging Face BertModel folder or a hub id; see ``model.hub``."""
+        from sbrrt_fast.model.hub import load_encoder, resolve_backbone
+
+        return load_encoder(resolve_backbone(str(name)), pooling=pooling)
+
+    def save_pretrained(self, directory: str | Path, tokenizer=None) -> None:
+        """Writes a folder that Hugging Face's BertModel reads; see ``model.hub``."""
+        from sbrrt_fast.model.hub import save_encoder
+
+        save_encoder(self, Path(directory), tokenizer)
+
+    def _initialize(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)

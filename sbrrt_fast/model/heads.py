@@ -1,0 +1,94 @@
+"""Task heads: from pooled sentence vectors to outputs, their losses and their divergences.
+
+Outputs are [num_examples, num_classes] logits for ``classes``, one logit [num_examples] for
+``binary``, and values in label units [num_examples] for ``cosine`` and ``regression``. They are
+computed in float32 (or float64) whatever the encoder's precision.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.ops.symmetric_kl import bernoulli_logits
+
+
+def pair_features(u: Tensor, v: Tensor, kind: str) -> Tensor:
+    """[u, v, |u - v|] (``concat_difference``, arXiv 1908.10084, section 3) or [u, v]."""
+    parts = [u, v, (u - v).abs()] if kind == "concat_difference" else [u, v]
+    return torch.cat(parts, dim=-1)
+
+
+class LinearHead(nn.Module):
+    """One linear layer for ``classes``, ``binary`` and ``regression``."""
+
+    def __init__(self, task: TaskConfig, hidden_size: int, pair_kind: str):
+        super().__init__()
+        self.is_siamese, self.pair_kind = task.encoding == "siamese", pair_kind
+        num_vectors = {False: 1, True: 3 if pair_kind == "concat_difference" else 2}
+        self.num_outputs = task.num_classes if task.head == "classes" else 1
+        in_features = num_vectors[self.is_siamese] * hidden_size
+        self.classifier = nn.Linear(in_features, self.num_outputs)
+        nn.init.normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+        self.is_vector = task.head == "classes"
+        if task.head == "regression":
+            nn.init.constant_(self.classifier.bias, sum(task.label_range) / 2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[num_sequences, hidden] -> outputs."""
+        if self.is_siamese:
+            pooled = pair_features(pooled[0::2], pooled[1::2], self.pair_kind)
+        outputs = self.classifier(pooled)
+        return outputs if self.is_vector else outputs.squeeze(-1)
+
+
+class CosineHead(nn.Module):
+    """highest label * cos(u, v), without parameters."""
+
+    def __init__(self, task: TaskConfig):
+        super().__init__()
+        self.scale = task.label_range[1]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[2 * num_examples, hidden] -> [num_examples], in label units."""
+        return self.scale * F.cosine_similarity(pooled[0::2], pooled[1::2], dim=-1, eps=1e-6)
+
+
+def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> nn.Module:
+    """The head of a task record."""
+    if task.head == "cosine":
+        return CosineHead(task)
+    return LinearHead(task, hidden_size, pair_kind)
+
+
+def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of a batch.
+
+    Args:
+        outputs: the head's; labels: float [num_examples] (whole numbers for classes).
+
+    Returns:
+        a scalar.
+    """
+    if task.loss_name == "cross_entropy":
+        return F.cross_entropy(outputs, labels.to(torch.int64))
+    if task.loss_name == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(outputs, labels.to(outputs.dtype))
+    return F.mse_loss(outputs, labels.to(outputs.dtype))
+
+
+def class_logits(task: TaskConfig, outputs: Tensor) -> Tensor:
+    """Outputs as logits over classes [num_examples, num_classes], for divergences."""
+    return bernoulli_logits(outputs) if task.head == "binary" else outputs
+
+
+def predictions(task: TaskConfig, outputs: Tensor) -> Tensor:
+    """What is scored and written, float32: class numbers, or values in label units."""
+    if task.head == "classes":
+        return outputs.argmax(dim=-1).to(torch.float32)
+    if task.head == "binary":
+        return (outputs > 0).to(torch.float32)
+    return outputs.to(torch.float32)

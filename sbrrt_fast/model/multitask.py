@@ -1,0 +1,80 @@
+"""One shared encoder with a head per task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.dropout import DropoutStream
+from sbrrt_fast.model.heads import build_head, class_logits
+
+
+class MultiTaskModel(nn.Module):
+    """MiniBert with task heads.
+
+    Args:
+        encoder: the shared encoder.
+        tasks: records by name.
+        pair_features: ``concat_difference`` or ``concat``.
+        seed: of the heads' initial weights.
+    """
+
+    def __init__(
+        self,
+        encoder: MiniBert,
+        tasks: dict[str, TaskConfig],
+        pair_features: str = "concat_difference",
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.encoder, self.tasks, self.pair_features = encoder, dict(tasks), pair_features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            hidden_size = encoder.config.hidden_size
+            self.heads = nn.ModuleDict(
+                {name: build_head(task, hidden_size, pair_features) for name, task in tasks.items()}
+            )
+
+    @property
+    def config(self):
+        return self.encoder.config
+
+    def embed(self, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
+        """The embedding layer's output, [num_tokens, hidden]."""
+        return self.encoder.embed(batch, stream)
+
+    def outputs(
+        self,
+        task: str,
+        embeddings: Tensor,
+        batch: TokenBatch,
+        stream: DropoutStream | None = None,
+    ) -> Tensor:
+        """A task's outputs from the embedding layer's output, float32 or above."""
+        hidden = self.encoder.encode(embeddings, batch, stream)
+        with torch.autocast(hidden.device.type, enabled=False):
+            pooled = self.encoder.pool(hidden.to(embeddings.dtype), batch)
+            p = self.config.hidden_dropout_prob
+            factors = stream and stream.pooled(pooled.shape[-1], p, pooled.dtype)
+            return self.heads[task](pooled if factors is None else pooled * factors)
+
+    def logits(
+        self,
+        task: str,
+        embeddings: Tensor,
+        batch: TokenBatch,
+        stream: DropoutStream | None = None,
+    ) -> Tensor:
+        """Like ``outputs``, with a binary head's logit as two-class logits, for divergences."""
+        return class_logits(self.tasks[task], self.outputs(task, embeddings, batch, stream))
+
+    def forward(self, task: str, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
+        """A task's outputs from tokens."""
+        return self.outputs(task, self.embed(batch, stream), batch, stream)
+
+    def freeze_encoder(self) -> None:
+        """Trains the heads alone (``mode: pretrain``)."""
+        self.encoder.requires_grad_(False)

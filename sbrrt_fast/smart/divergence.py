@@ -1,0 +1,44 @@
+"""l_s, the divergence SMART and Bregman measure between two outputs (arXiv 1911.03437, 3.1).
+
+Each takes its change as an argument of its own, so that a linearised change keeps its digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.ops.symmetric_kl import (
+    squared_difference_delta,
+    symmetric_kl_delta,
+    symmetric_kl_fisher,
+)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence l_s(w + d, w) per example.
+
+    Attributes:
+        delta: (w, d) -> [num_examples].
+        fisher: (w, t) -> the gradient in d at d = t, to first order in t.
+    """
+
+    delta: Callable[[Tensor, Tensor], Tensor]
+    fisher: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, z: Tensor, w: Tensor) -> Tensor:
+        """l_s(z, w) per example; gradients flow into both."""
+        return self.delta(w, z - w)
+
+
+SYMMETRIC_KL = Divergence(symmetric_kl_delta, symmetric_kl_fisher)
+SQUARED = Divergence(squared_difference_delta, lambda values, tangent: 2.0 * tangent)
+
+
+def divergence_of(task: TaskConfig) -> Divergence:
+    """Symmetric KL for classes, squared difference for values."""
+    return SQUARED if task.is_regression else SYMMETRIC_KL

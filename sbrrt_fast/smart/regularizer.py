@@ -1,0 +1,276 @@
+"""SMART's smoothness regulariser R_s, usable in any training loop.
+
+    regularizer = SmartRegularizer(model_fn)
+    smart = regularizer(embeddings, logits, mask)
+    (task_loss + weight * smart.loss).backward()
+
+R_s = mean_i max_{||delta_i|| <= epsilon} l_s(f(x_i + delta_i), f(x_i)), with the maximum
+approached by T_x ascent steps. Source: arXiv 1911.03437, section 3.1 and Algorithm 1.
+
+The ascent gradient is exact to first order in the perturbation (``gradient="tangent"``): with the
+model's Jacobian J at x, the gradient of mean l_s at x + delta is J^T H J delta / num_examples,
+H the Hessian of l_s in its change. J delta is a forward-mode product, J^T a pull-back over the
+clean activations, so no noisy forward is needed and the answer keeps its relative precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sbrrt_fast.config import SmartConfig
+from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.ops.smart_ascend import group_norm, smart_ascend_reference
+from sbrrt_fast.smart.divergence import SYMMETRIC_KL, Divergence
+from sbrrt_fast.smart.presets import resolve
+
+ModelFn = Callable[[Tensor], Tensor]
+
+FINITE_RESOLUTION = 64.0  # sigma / eps(dtype) below which a finite difference is mostly rounding
+BRANCH_RESOLUTION = 2.0  # radius / eps(dtype) below which R_s by subtraction is mostly rounding
+GAIN_RESOLUTION = 200.0  # the same for a random direction, whose R_s is far smaller
+
+
+@dataclass(frozen=True)
+class SmartOutput:
+    """What one evaluation of the regulariser gives.
+
+    Attributes:
+        loss: R_s, a scalar; gradients flow through the clean and the adversarial output.
+        delta: the perturbation, of the embeddings' shape, detached.
+        branch: ``forward`` or ``linear``, how R_s was evaluated.
+    """
+
+    loss: Tensor
+    delta: Tensor
+    branch: str
+
+
+class SmartRegularizer:
+    """R_s of a model given as a function of its embeddings.
+
+    Args:
+        model_fn: embeddings -> logits [num_examples, num_classes], or values [num_examples] with
+            ``divergence=SQUARED``. It must be deterministic (dropout off, or masks fixed).
+        config: the mechanism's settings; ``SmartConfig()`` is the ``adversarial`` preset. Its
+            ``weight`` is for the caller to apply.
+        divergence: ``SYMMETRIC_KL`` or ``SQUARED``.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model_fn: ModelFn,
+        config: SmartConfig | None = None,
+        divergence: Divergence = SYMMETRIC_KL,
+    ):
+        self.model_fn = model_fn
+        self.config = resolve(config or SmartConfig())
+        self.divergence = divergence
+
+    def __call__(
+        self,
+        embeddings: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        *,
+        sequence: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> SmartOutput:
+        """R_s at these embeddings.
+
+        Args:
+            embeddings: [num_sequences, max_length, hidden], or [num_tokens, hidden] with
+                ``sequence``; the embedding layer's output.
+            logits: ``model_fn(embeddings)``, as already computed for the task loss. Where both
+                carry a graph the ascent pulls back through it.
+            mask: bool, the embeddings' shape without the last dimension; True where a token may
+                be perturbed (never at padding).
+            sequence: int64 [num_tokens], the sequence of each token, ascending from 0.
+            noise: standard normal, the embeddings' shape; drawn from torch's generator if None.
+
+        Raises:
+            ValueError: shapes do not fit.
+            ConfigError: the setting asks for differences below the compute dtype's resolution.
+        """
+        groups = _groups(embeddings, mask, sequence)
+        eps = torch.finfo(_compute_dtype(embeddings)).eps
+        self._check_resolution(eps)
+        noise = torch.randn_like(embeddings) if noise is None else noise.to(embeddings.dtype)
+        delta = self._ascend(embeddings, logits, noise, mask, groups)
+        branch = self._branch(eps)
+        loss = self._divergence(embeddings, logits, delta, branch).mean()
+        return SmartOutput(loss, delta, branch)
+
+    @torch.no_grad()
+    def gain(
+        self,
+        embeddings: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        delta: Tensor,
+        *,
+        sequence: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """R_s(delta) / R_s(a random direction of the same norms): what the adversary earns.
+
+        Near 1 the perturbation is random noise. Arguments as in the call; a scalar.
+        """
+        rows, num_sequences = _groups(embeddings, mask, sequence)
+        config, width = self.config, embeddings.shape[-1]
+        noise = torch.randn_like(embeddings) if noise is None else noise
+        direction = (noise * mask[..., None]).reshape(-1, width).to(embeddings.dtype)
+        norms = [
+            group_norm(x, rows, num_sequences, config.norm, config.level)
+            for x in (delta.reshape(-1, width), direction)
+        ]
+        tiny = torch.finfo(embeddings.dtype).tiny
+        random = (direction * (norms[0] / norms[1].clamp(min=tiny))).view_as(delta)
+        eps = torch.finfo(_compute_dtype(embeddings)).eps
+        branch = "linear" if config.radius < GAIN_RESOLUTION * eps else "forward"
+        with _uncached_autocast(embeddings):
+            found, chance = (
+                self._divergence(embeddings, logits, d.to(embeddings.dtype), branch).mean()
+                for d in (delta, random)
+            )
+        return found / chance
+
+    def _ascend(
+        self, embeddings: Tensor, logits: Tensor, noise: Tensor, mask: Tensor, groups: tuple
+    ) -> Tensor:
+        """T_x ascent steps from sigma * noise; detached."""
+        config, width = self.config, embeddings.shape[-1]
+        gradient_at = self._tangent if config.gradient == "tangent" else self._finite
+        delta = config.sigma * noise * mask[..., None]
+        for _ in range(config.num_steps):
+            gradient = gradient_at(embeddings, logits, delta)
+            delta = smart_ascend_reference(
+                delta.reshape(-1, width),
+                gradient.reshape(-1, width),
+                mask.reshape(-1),
+                *groups,
+                step_size=config.step_size,
+                normalize_gradient=config.normalize_gradient,
+                projection=config.projection,
+                radius=config.radius,
+                norm=config.norm,
+                level=config.level,
+            ).view_as(embeddings)
+        return delta
+
+    def _tangent(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
+        """The gradient of mean l_s at x + delta, to first order in delta."""
+        # At unit scale the tangent is far from the dtype's smallest numbers; it is linear in it.
+        scale = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
+        with torch.no_grad(), _uncached_autocast(embeddings):
+            _, tangent = _jvp(self.model_fn, embeddings.detach(), delta / scale)
+            cotangent = self.divergence.fisher(logits.detach(), tangent) / logits.shape[0]
+        return scale * self._pull_back(embeddings, logits, cotangent)
+
+    def _pull_back(self, embeddings: Tensor, logits: Tensor, cotangent: Tensor) -> Tensor:
+        """J^T cotangent; no weight gradient is computed."""
+        if logits.requires_grad and embeddings.requires_grad:
+            return torch.autograd.grad(
+                logits, embeddings, cotangent.to(logits.dtype), retain_graph=True
+            )[0]
+        with torch.enable_grad():
+            point = embeddings.detach().requires_grad_()
+            outputs = self.model_fn(point)
+            return torch.autograd.grad(outputs, point, cotangent.to(outputs.dtype))[0]
+
+    def _finite(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
+        """The gradient of mean l_s at x + delta, by a forward and a backward there."""
+        with torch.enable_grad():
+            point = (embeddings.detach() + delta).requires_grad_()
+            loss = self.divergence(self.model_fn(point), logits.detach()).mean()
+            return torch.autograd.grad(loss, point)[0]
+
+    def _divergence(self, embeddings: Tensor, logits: Tensor, delta: Tensor, branch: str) -> Tensor:
+        """l_s of the perturbed against the clean output, per example."""
+        if branch == "linear":
+            _, change = _jvp(self.model_fn, embeddings, delta)
+            return self.divergence.delta(logits, change)
+        return self.divergence(self.model_fn(embeddings + delta), logits)
+
+    def _branch(self, eps: float) -> str:
+        config = self.config
+        if config.branch == "auto":
+            return "linear" if config.radius < BRANCH_RESOLUTION * eps else "forward"
+        return config.branch
+
+    def _check_resolution(self, eps: float) -> None:
+        config = self.config
+        if config.gradient == "finite" and config.sigma < FINITE_RESOLUTION * eps:
+            raise ConfigError(
+                f"smart.gradient 'finite' with smart.sigma {config.sigma:g} is below what this "
+                f"precision resolves (eps {eps:.1e}): its gradient would be rounding noise; "
+                "use gradient 'tangent', precision fp32 or a larger sigma"
+            )
+        if config.branch == "forward" and config.radius < BRANCH_RESOLUTION * eps:
+            raise ConfigError(
+                f"smart.branch 'forward' with smart.radius {config.radius:g} is below what this "
+                f"precision resolves (eps {eps:.1e}): R_s would be rounding noise; "
+                "use branch 'linear' or 'auto', or precision fp32"
+            )
+
+
+def _jvp(model_fn: ModelFn, point: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    """(f(point), J tangent) in one forward-mode pass."""
+    with forward_ad.dual_level():
+        dual = model_fn(forward_ad.make_dual(point, tangent))
+        primal, change = forward_ad.unpack_dual(dual)
+    if change is None:
+        raise ValueError("SmartRegularizer: model_fn's result does not depend on its embeddings")
+    return primal, change
+
+
+def _groups(embeddings: Tensor, mask: Tensor, sequence: Tensor | None) -> tuple[Tensor, int]:
+    """(sequence of each token, number of sequences) after checking shapes."""
+    if mask.shape != embeddings.shape[:-1] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"SmartRegularizer: mask must be bool {tuple(embeddings.shape[:-1])}, got "
+            f"{mask.dtype} {tuple(mask.shape)}"
+        )
+    if sequence is not None:
+        if sequence.shape != mask.shape or mask.dim() != 1:
+            raise ValueError(
+                f"SmartRegularizer: sequence goes with [num_tokens, hidden] embeddings; got "
+                f"{tuple(sequence.shape)} for {tuple(embeddings.shape)}"
+            )
+        return sequence, mask.shape[0]  # at most one sequence per token
+    if embeddings.dim() != 3:
+        raise ValueError(
+            "SmartRegularizer: embeddings must be [num_sequences, max_length, hidden], or "
+            f"[num_tokens, hidden] with sequence; got {tuple(embeddings.shape)}"
+        )
+    num_sequences, max_length = mask.shape
+    rows = torch.arange(num_sequences, device=mask.device)
+    return rows.repeat_interleave(max_length), num_sequences
+
+
+def _uncached_autocast(x: Tensor) -> torch.autocast:
+    """Autocast as it is, without its cache of weight copies.
+
+    Copies made while autograd is off would be reused where it is on, and drop weight gradients.
+    """
+    device = x.device.type
+    return torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    )
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What the model computes in: autocast's dtype where it is on."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

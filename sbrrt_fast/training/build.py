@@ -1,0 +1,61 @@
+"""What a run is made of: model, data and device, from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from tokenizers import Tokenizer
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.store import TokenizedTask, load_task
+from sbrrt_fast.data.task import Split
+from sbrrt_fast.data.tokenizer import load_tokenizer
+from sbrrt_fast.errors import BackendError
+from sbrrt_fast.model.hub import load_encoder, resolve_backbone
+from sbrrt_fast.model.multitask import MultiTaskModel
+
+Log = Callable[[str], object]
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda``; BackendError if a GPU is asked for and there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            "device 'cuda' is not available: torch sees no NVIDIA GPU; use --device cpu or auto"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def build_model(config: RunConfig) -> tuple[MultiTaskModel, Tokenizer]:
+    """The pretrained encoder with fresh heads, on the CPU, and its tokenizer."""
+    folder = resolve_backbone(config.backbone or config.model.backbone)
+    encoder = load_encoder(folder, pooling=config.model.pooling)
+    _set_dropout(encoder, config)
+    model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
+    if config.mode == "pretrain":
+        model.freeze_encoder()
+    return model, load_tokenizer(folder)
+
+
+def load_splits(
+    config: RunConfig, tokenizer: Tokenizer, split: Split, max_positions: int, log: Log = print
+) -> dict[str, TokenizedTask]:
+    """One split of every task that names a file for it, tokenised."""
+    max_length = min(config.model.max_length, max_positions)
+    return {
+        name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log)
+        for name, task in config.tasks.items()
+    }
+
+
+def _set_dropout(encoder, config: RunConfig) -> None:
+    chosen = {
+        "hidden_dropout_prob": config.model.hidden_dropout,
+        "attention_probs_dropout_prob": config.model.attention_dropout,
+    }
+    values = {name: p for name, p in chosen.items() if p is not None}
+    encoder.set_config(replace(encoder.config, **values))

@@ -1,0 +1,93 @@
+"""Predictions and scores of a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sbrrt_fast.data.assemble import assemble
+from sbrrt_fast.data.store import TokenizedTask
+from sbrrt_fast.model.heads import predictions
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.training.metrics import METRICS, overall
+from sbrrt_fast.training.step import autocast
+
+TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
+
+
+@torch.no_grad()
+def predict(
+    model: MultiTaskModel,
+    task: TokenizedTask,
+    *,
+    precision: str = "fp32",
+    packed: bool = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Predictions for the first ``limit`` examples (all if None), in order, without dropout.
+
+    Returns:
+        float32 [num_examples] on the CPU; see ``model.heads.predictions``.
+    """
+    device = next(model.parameters()).device
+    num_examples = min(limit or task.num_examples, task.num_examples)
+    found = torch.empty(num_examples)
+    bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
+    with bar, autocast(device, precision):
+        for examples in _batches(task, num_examples):
+            tokens = assemble(task, examples).to(device)
+            outputs = model(task.name, tokens if packed else tokens.padded())
+            found[examples] = predictions(task.config, outputs).cpu()
+            bar.update(len(examples))
+    return found
+
+
+def evaluate(
+    model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
+) -> dict[str, dict[str, float] | float]:
+    """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
+
+    Keyword arguments are those of ``predict``.
+    """
+    scores: dict = {}
+    for name, task in tasks.items():
+        found = predict(model, task, **kwargs)
+        metric = task.config.metric_name
+        scores[name] = {metric: METRICS[metric](found, task.labels[: len(found)])}
+    return scores | {"overall": overall(scores)}
+
+
+def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:
+    """Examples of similar length together, at most TOKENS_PER_BATCH padded tokens a batch."""
+    each = task.config.sequences_per_example
+    lengths = task.lengths.view(-1, each).amax(dim=1)[:num_examples]
+    order = torch.argsort(lengths, stable=True)
+    start = 0
+    while start < num_examples:
+        stop = start + 1
+        while stop < num_examples and (
+            (stop + 1 - start) * each * int(lengths[order[stop]]) <= TOKENS_PER_BATCH
+        ):
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def flatten_scores(scores: dict) -> dict[str, float]:
+    """``{"sst/accuracy": …, …, "overall": …}``, for logs."""
+    flat = {}
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{metric}": score for metric, score in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def format_scores(scores: dict) -> str:
+    """One line: ``sst/accuracy .505  para/accuracy .719  …``."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in flatten_scores(scores).items())

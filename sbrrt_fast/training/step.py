@@ -1,0 +1,164 @@
+"""One SBRRT round on the reference path.
+
+For every task's batch: task loss + lambda_s R_s + mu D_Breg, one backward, and the optimiser and
+the teacher step after each batch (``per_task``) or once per round (``joint``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
+from sbrrt_fast.model.heads import class_logits, task_loss
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.smart.divergence import divergence_of
+from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.smart.regularizer import SmartOutput, SmartRegularizer
+from sbrrt_fast.training.optimizer import clip_gradients, set_learning_rate
+
+CLEAN_PASS, ADVERSARIAL_PASS, TEACHER_PASS = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """One task's part of a round: its tokens and labels float32 [num_examples]."""
+
+    name: str
+    tokens: TokenBatch
+    labels: Tensor
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 matrix products for ``bf16``, nothing for ``fp32``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class SbrrtStep:
+    """The training step: losses, gradients, optimiser and teacher.
+
+    Args:
+        model: the student. teacher: its momentum teacher, or None without Bregman.
+        optimizer: over the model's trainable parameters.
+        config: the run's configuration.
+        num_rounds: of the whole run, for learning rate and momentum schedules.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        teacher: Teacher | None,
+        optimizer: torch.optim.Optimizer,
+        config: RunConfig,
+        num_rounds: int,
+    ):
+        self.model, self.teacher, self.optimizer, self.config = model, teacher, optimizer, config
+        self.smart = resolve(config.smart)
+        self.device = next(model.parameters()).device
+        self.is_joint = config.round.update == "joint"
+        self.num_steps = num_rounds * (1 if self.is_joint else len(config.tasks))
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+
+    def round(
+        self, batches: list[TaskBatch], index: int, report: bool = False
+    ) -> dict[str, Tensor]:
+        """Trains on one round.
+
+        Args:
+            batches: one per drawn task, rows numbered through the round.
+            index: number of rounds done before; with the seed it keys dropout and noise.
+            report: also measure the perturbation and the adversarial gain.
+
+        Returns:
+            Detached scalars on the device: ``<task>/loss``, ``/smart``, ``/bregman``, ``/total``,
+            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. A task
+            drawn twice in a round gives the values of its last batch.
+        """
+        rng = torch.tensor([self.config.seed, index], device=self.device)
+        terms: dict[str, Tensor] = {}
+        for position, batch in enumerate(batches):
+            found = self.losses(batch, rng, report)
+            found["total"].backward()
+            terms |= {f"{batch.name}/{name}": value.detach() for name, value in found.items()}
+            if not self.is_joint:
+                terms["gradient_norm"] = self._update(index * len(batches) + position + 1)
+        if self.is_joint:
+            terms["gradient_norm"] = self._update(index + 1)
+        return terms
+
+    def losses(self, batch: TaskBatch, rng: Tensor, report: bool = False) -> dict[str, Tensor]:
+        """The batch's loss terms, with their graph; see ``round``."""
+        task, tokens = self.model.tasks[batch.name], batch.tokens
+        stream = DropoutStream(tokens, rng, self.model.config.max_position_embeddings)
+        with autocast(self.device, self.config.precision):
+            embeddings = self.model.embed(tokens, stream)
+            outputs = self.model.outputs(batch.name, embeddings, tokens, stream)
+            logits = class_logits(task, outputs)
+            terms = {"loss": task_loss(task, outputs, batch.labels)}
+            total = terms["loss"]
+            if self.smart.weight > 0:
+                terms |= self._smart(batch, embeddings, logits, stream, report)
+                total = total + self.smart.weight * terms["smart"]
+            if self.teacher is not None:
+                terms["bregman"] = self._bregman(batch, logits, stream)
+                total = total + self.config.bregman.weight * terms["bregman"]
+        return terms | {"total": task.weight * total}
+
+    def _smart(
+        self,
+        batch: TaskBatch,
+        embeddings: Tensor,
+        logits: Tensor,
+        stream: DropoutStream,
+        report: bool,
+    ) -> dict[str, Tensor]:
+        """R_s, and with ``report`` the size of the perturbation and its gain."""
+        tokens, width = batch.tokens, embeddings.shape[-1]
+        other = stream if self.smart.shared_dropout else stream.fork(ADVERSARIAL_PASS)
+        regularizer = SmartRegularizer(
+            lambda x: self.model.logits(batch.name, x, tokens, other),
+            self.smart,
+            divergence_of(self.model.tasks[batch.name]),
+        )
+        mask = tokens.is_real
+        if not self.smart.perturb_special:
+            mask = mask & ~tokens.is_special
+        place = {"mask": mask, "sequence": tokens.sequence}
+        smart = regularizer(embeddings, logits, noise=stream.normal(width), **place)
+        terms = {"smart": smart.loss}
+        if report:
+            noise = stream.normal(width, RANDOM_DIRECTION_SITE)
+            terms["perturbation"] = _root_mean_square(smart, mask)
+            terms["gain"] = regularizer.gain(
+                embeddings.detach(), logits.detach(), delta=smart.delta, noise=noise, **place
+            )
+        return terms
+
+    def _bregman(self, batch: TaskBatch, logits: Tensor, stream: DropoutStream) -> Tensor:
+        """D_Breg: the mean divergence from the teacher's outputs (arXiv 1911.03437, eq. 3)."""
+        other = stream if self.smart.shared_dropout else stream.fork(TEACHER_PASS)
+        task = self.model.tasks[batch.name]
+        target = class_logits(task, self.teacher(batch.name, batch.tokens, other))
+        return divergence_of(task)(logits, target).mean()
+
+    def _update(self, step: int) -> Tensor:
+        """Clips, steps the optimiser and the teacher; ``step`` counts from 1."""
+        config = self.config.optimizer
+        norm = clip_gradients(self._trainable, config.clip_norm)
+        set_learning_rate(self.optimizer, step, self.num_steps, config)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.teacher is not None:
+            self.teacher.update(step, self.num_steps)
+        return norm
+
+
+def _root_mean_square(smart: SmartOutput, mask: Tensor) -> Tensor:
+    """Of the perturbation, over the coordinates of tokens that may be perturbed."""
+    total = smart.delta.double().square().sum()
+    return (total / (mask.sum() * smart.delta.shape[-1]).clamp(min=1)).sqrt()
