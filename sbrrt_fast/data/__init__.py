@@ -1,0 +1,1 @@
+"""Task files, tokenisation, packed batches and the built-in sample."""
