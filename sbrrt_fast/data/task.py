@@ -81,9 +81,15 @@ class TaskConfig:
         if self.encoding != "single" and len(self.text_columns) != 2:
             yield f"text_columns: encoding '{self.encoding}' needs two, got {self.text_columns}"
         if self.head == "cosine" and self.encoding != "siamese":
-            yield f"encoding: head 'cosine' compares two sentences; use 'siamese', not '{self.encoding}'"
+            yield (
+                "encoding: head 'cosine' compares two sentences; "
+                f"use 'siamese', not '{self.encoding}'"
+            )
         if (self.head == "classes") != (self.num_classes >= 2):
-            yield f"num_classes: head '{self.head}' got {self.num_classes}; only 'classes' takes it, >= 2"
+            yield (
+                f"num_classes: head '{self.head}' got {self.num_classes}; "
+                "only 'classes' takes it, >= 2"
+            )
         if self.is_regression and not self.label_range[0] < self.label_range[1]:
             yield f"label_range: needs low < high, got {self.label_range}"
         if self.loss_name not in _LOSSES_OF_HEAD[self.head]:
