@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -59,35 +61,49 @@ class DropoutStream:
 
     def hidden(self, width: int, p: float, site: int, dtype: torch.dtype) -> Tensor | None:
         """Factors [num_tokens, width], or None for p = 0."""
-        offsets = lambda: self.batch.hidden_offsets(self.max_positions, width)
-        return self._mask(offsets, width, p, site, dtype)
+        return self._mask(self._hidden_offsets, width, p, site, dtype)
 
     def attention(self, num_heads: int, p: float, site: int, dtype: torch.dtype) -> Tensor | None:
         """Factors [num_sequences, num_heads, max_length, max_length], or None for p = 0."""
         size = self.batch.max_length
-        offsets = lambda: self.batch.attention_offsets(self.max_positions, num_heads)
-        mask = self._mask(offsets, size, p, site, dtype)
+        mask = self._mask(
+            lambda _: self.batch.attention_offsets(self.max_positions, num_heads),
+            size,
+            p,
+            site,
+            dtype,
+        )
         return None if mask is None else mask.view(-1, num_heads, size, size)
 
     def pooled(self, width: int, p: float, dtype: torch.dtype) -> Tensor | None:
         """Factors on pooled sequences [num_sequences, width], or None for p = 0."""
-        offsets = lambda: self.batch.rows * (self.max_positions * width)
-        return self._mask(offsets, width, p, HEAD_SITE, dtype)
+        stride = self.max_positions
+        return self._mask(lambda w: self.batch.rows * (stride * w), width, p, HEAD_SITE, dtype)
 
     def normal(self, width: int, site: int = NOISE_SITE) -> Tensor:
         """Standard normal noise [num_tokens, width], float32, as a function like the masks."""
-        offsets = self.batch.hidden_offsets(self.max_positions, width)
+        offsets = self._hidden_offsets(width)
         return philox_normal(offsets, width, self.rng, self._site(site), backend=self.backend)
+
+    def _hidden_offsets(self, width: int) -> Tensor:
+        return self.batch.hidden_offsets(self.max_positions, width)
 
     def _site(self, site: int) -> int:
         return self.pass_id << 16 | site
 
-    def _mask(self, offsets, width: int, p: float, site: int, dtype: torch.dtype) -> Tensor | None:
+    def _mask(
+        self,
+        offsets_of: Callable[[int], Tensor],
+        width: int,
+        p: float,
+        site: int,
+        dtype: torch.dtype,
+    ) -> Tensor | None:
         if p == 0.0:
             return None
         key = (site, width, p, dtype)
         if key not in self._masks:
             self._masks[key] = dropout_mask(
-                offsets(), width, p, self.rng, self._site(site), dtype, backend=self.backend
+                offsets_of(width), width, p, self.rng, self._site(site), dtype, backend=self.backend
             )
         return self._masks[key]

@@ -1,0 +1,52 @@
+"""Small random models and batches that several test files share."""
+
+from __future__ import annotations
+
+import torch
+
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.task import BUILTIN_TASKS
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.dropout import DropoutStream
+from sbrrt_fast.model.multitask import MultiTaskModel
+
+CONFIG = BertConfig(
+    vocab_size=97,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=112,
+    max_position_embeddings=64,
+)
+TASKS = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
+
+
+def random_model(dtype: torch.dtype = torch.float32, pooling: str = "mean") -> MultiTaskModel:
+    """A model with weights large enough for its outputs to differ between inputs."""
+    model = MultiTaskModel(MiniBert(CONFIG, pooling), TASKS)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.normal_(std=0.08)
+    return model.to(dtype)
+
+
+def random_batch(lengths: list[int], first_row: int = 0) -> TokenBatch:
+    """A packed batch; the first and last token of each sequence are special."""
+    num_tokens = sum(lengths)
+    ends = torch.tensor(lengths).cumsum(0)
+    is_special = torch.zeros(num_tokens, dtype=torch.bool)
+    is_special[ends - 1] = True
+    is_special[ends - torch.tensor(lengths)] = True
+    return TokenBatch.from_packed(
+        torch.randint(1, CONFIG.vocab_size, (num_tokens,)),
+        torch.randint(0, 2, (num_tokens,)),
+        is_special,
+        torch.tensor(lengths),
+        torch.arange(first_row, first_row + len(lengths)),
+    )
+
+
+def stream_of(batch: TokenBatch, seed: int = 5, step: int = 3) -> DropoutStream:
+    return DropoutStream(batch, torch.tensor([seed, step]), CONFIG.max_position_embeddings)
