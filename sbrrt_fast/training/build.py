@@ -12,7 +12,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.store import TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
-from sbrrt_fast.errors import BackendError
+from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 
@@ -37,6 +37,7 @@ def build_model(config: RunConfig) -> tuple[MultiTaskModel, Tokenizer]:
     _set_dropout(encoder, config)
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
     if config.mode == "pretrain":
+        _check_heads_train(model)
         model.freeze_encoder()
     return model, load_tokenizer(folder)
 
@@ -50,6 +51,15 @@ def load_splits(
         name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log)
         for name, task in config.tasks.items()
     }
+
+
+def _check_heads_train(model: MultiTaskModel) -> None:
+    for name, head in model.heads.items():
+        if not any(True for _ in head.parameters()):
+            raise ConfigError(
+                f"tasks.{name}.head: '{model.tasks[name].head}' has no weights, so with mode "
+                "'pretrain' there is nothing to train; use mode 'finetune' or another head"
+            )
 
 
 def _set_dropout(encoder, config: RunConfig) -> None:

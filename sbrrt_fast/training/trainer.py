@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_io import save_config
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import SbrrtError, WeightsError
@@ -185,7 +186,7 @@ class Trainer:
             "layout": self.config.layout,
             "best_round": self.best["round"],
             "train_seconds": self.seconds,
-            "smart": asdict(self.step.smart) if self.step.smart.weight > 0 else None,
+            "smart": _settings(self.step.smart),
             "means": run_means(self.config.output / LINES),
         }
 
@@ -241,6 +242,13 @@ class Trainer:
         """Every so often, and wherever something is kept, so that no mean runs across it."""
         due = done % self.config.log.every == 0
         return due or self._is_evaluated(done) or self._is_state(done)
+
+
+def _settings(smart: SmartConfig) -> dict | None:
+    """SMART's resolved settings; infinity as a word, since JSON has none."""
+    if smart.weight == 0:
+        return None
+    return {k: "inf" if v == math.inf else v for k, v in asdict(smart).items()}
 
 
 def _state_tensor(tensors: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:
