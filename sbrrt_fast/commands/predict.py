@@ -1,0 +1,113 @@
+"""``sbrrt-fast predict``: a run's predictions in the format of the CS 224N course."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.commands.arguments import parse_arguments
+from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run, write_atomically
+from sbrrt_fast.data.store import split_path
+from sbrrt_fast.data.task import Split, TaskConfig
+from sbrrt_fast.errors import ConfigError, DataError
+from sbrrt_fast.training.evaluate import predict
+
+FOLDER = "predictions"
+
+
+@dataclass(frozen=True)
+class PredictArguments(RunArguments):
+    """Write a trained run's predictions to RUN/predictions, a file per task and split.
+
+    Attributes:
+        split: which files to predict; those that are not there are passed over.
+    """
+
+    split: tuple[Split, ...] = ("dev", "test")
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse_arguments(PredictArguments, argv, "sbrrt-fast predict")
+    if not arguments.split:
+        raise ConfigError("--split: name at least one of train, dev and test")
+    run = open_run(arguments)
+    files = prediction_files(run.config.tasks, arguments.split)
+    print(f"predictions of the {arguments.model} model of {arguments.run} on {run.data}")
+    num_written = 0
+    for (name, split), file in files.items():
+        if reason := _why_passed_over(run, name, split):
+            print(f"{name} {split}: passed over, {reason}")
+            continue
+        path = arguments.run / FOLDER / file
+        print(f"{path}: {_write(run, name, split, path):,} rows")
+        num_written += 1
+    if not num_written:
+        raise DataError(
+            f"{run.data}: nothing to predict, no task has a file there and a prediction_file; "
+            "name the folder of the task files with --data-dir"
+        )
+    return 0
+
+
+def prediction_files(
+    tasks: dict[str, TaskConfig], splits: Sequence[Split]
+) -> dict[tuple[str, Split], str]:
+    """File name by task and split; empty for a task without ``prediction_file``.
+
+    Raises:
+        ConfigError: a name has a folder in it, or two predictions have the same name.
+    """
+    files: dict[tuple[str, Split], str] = {}
+    for split in dict.fromkeys(splits):
+        for name, task in tasks.items():
+            file = task.prediction_file.replace("{split}", split)
+            where = f"tasks.{name}.prediction_file: '{task.prediction_file}'"
+            if Path(file).name != file:
+                raise ConfigError(f"{where} must be the name of a file, without a folder")
+            if file and file in files.values():
+                raise ConfigError(
+                    f"{where} is also another prediction's file; use a name per task, with "
+                    "'{split}' in it"
+                )
+            files[name, split] = file
+    return files
+
+
+def format_predictions(task: TaskConfig, ids: Sequence[str], values: Tensor) -> str:
+    """The text of a prediction file: the task's header, then ``ID , VALUE `` per row.
+
+    As in the course's own files, classes are whole numbers and binary values ``0.0`` and ``1.0``;
+    others are the shortest decimals that give back the float32.
+
+    Args:
+        ids: row ids in the order of the file.
+        values: float32 [num_examples], see ``model.heads.predictions``.
+    """
+    if task.head == "classes":
+        values = values.to(torch.int64)
+    header = [f"{task.prediction_header}\n"] if task.prediction_header else []
+    texts = map(str, values.numpy())
+    rows = [f"{id} , {text} \n" for id, text in zip(ids, texts, strict=True)]
+    return "".join(header + rows)
+
+
+def _why_passed_over(run: TrainedRun, name: str, split: Split) -> str | None:
+    task = run.config.tasks[name]
+    if not task.prediction_file:
+        return f"it has no prediction file (tasks.{name}.prediction_file)"
+    if split not in task.files:
+        return f"it has no {split} file (tasks.{name}.files.{split})"
+    path = split_path(name, task, split, run.config.data_dir)
+    return None if path.exists() else f"{path} is not there"
+
+
+def _write(run: TrainedRun, name: str, split: Split, path: Path) -> int:
+    """Predicts one split and writes its file; returns the number of rows."""
+    task = run.load(split, [name])[name]
+    found = predict(run.model, task, **run.options)
+    write_atomically(path, format_predictions(task.config, task.ids, found))
+    return task.num_examples

@@ -1,0 +1,122 @@
+"""A finished (or interrupted) run's folder as ``evaluate`` and ``predict`` use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tokenizers import Tokenizer
+from tyro.conf import Positional, arg
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_io import load_config
+from sbrrt_fast.data.store import TokenizedTask
+from sbrrt_fast.data.task import Split
+from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
+from sbrrt_fast.model.io import load_model
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.training.build import load_splits, pick_device
+from sbrrt_fast.training.checkpoint import readable_directory
+
+_OWN = "(default: as the run was trained)"
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """A trained run and how to compute with it.
+
+    Attributes:
+        run: folder of the run, the --output of its training.
+        data_dir: folder of the task files.
+        model: which of the run's models: best on dev, or last.
+        precision: bf16 has bf16 matrix products with fp32 weights.
+        device: auto takes a GPU if there is one.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_OWN)] = None
+    model: Literal["best", "last"] = "best"
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, arg(metavar="{fp32,bf16}", help_behavior_hint=_OWN)
+    ] = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A model with its tokenizer and the run's configuration.
+
+    Attributes:
+        config: as trained, with the tasks of the model and the arguments' data and precision.
+        model: on its device.
+        tokenizer: the model's.
+    """
+
+    config: RunConfig
+    model: MultiTaskModel
+    tokenizer: Tokenizer
+
+    @property
+    def data(self) -> str:
+        """Where the rows come from, for headings."""
+        return str(self.config.data_dir or "the built-in sample (made up; no results)")
+
+    @property
+    def options(self) -> dict:
+        """Keyword arguments of ``training.evaluate.predict`` that repeat what the trainer does."""
+        packed = self.config.layout == "packed"
+        return {"precision": self.config.precision, "packed": packed, "progress": True}
+
+    def load(self, split: Split, names: list[str] | None = None) -> dict[str, TokenizedTask]:
+        """A split of the named tasks (all if None), tokenised as in training."""
+        chosen = {name: self.config.tasks[name] for name in names or self.config.tasks}
+        max_positions = self.model.config.max_position_embeddings
+        return load_splits(replace(self.config, tasks=chosen), self.tokenizer, split, max_positions)
+
+
+def open_run(arguments: RunArguments) -> TrainedRun:
+    """The model that the arguments name.
+
+    Raises:
+        WeightsError: the folder is not that of a run, or its model cannot be used.
+        ConfigError: its configuration cannot be used, or there is no folder of task files.
+        BackendError: there is no such device.
+    """
+    path = arguments.run / "config.yaml"
+    if not path.is_file():
+        raise WeightsError(
+            f"{arguments.run}: is not the folder of a run, it has no config.yaml; give the "
+            "--output of `sbrrt-fast train`"
+        )
+    config = load_config(path)
+    device = pick_device(arguments.device)
+    data_dir = arguments.data_dir or config.data_dir
+    if data_dir is not None and not data_dir.is_dir():
+        raise ConfigError(
+            f"{data_dir}: there is no such folder; name that of the task files with --data-dir"
+        )
+    model, tokenizer = load_model(readable_directory(arguments.run / arguments.model))
+    precision = arguments.precision or config.precision
+    config = replace(config, data_dir=data_dir, precision=precision, tasks=model.tasks)
+    return TrainedRun(config, model.to(device), tokenizer)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file as a whole; its folder is made if it is not there.
+
+    Raises:
+        SbrrtError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SbrrtError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,254 @@
+"""``sbrrt-fast`` from end to end: train, evaluate, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sbrrt_fast.cli import COMMANDS, main
+from sbrrt_fast.data.task import BUILTIN_TASKS
+from tests.helpers import small_sample, train_tiny
+
+RUNS = {
+    "packed fp32": ("--round.update", "joint", "--log.dev-rows", "7"),
+    "padded bf16": ("--layout", "padded", "--precision", "bf16", "--seed", "5"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A trained run per kind."""
+    return {name: train_tiny(tmp_path_factory.mktemp("cli"), *RUNS[name]) for name in RUNS}
+
+
+@pytest.fixture
+def run(runs, tmp_path) -> Path:
+    """A copy of a run that a test may change."""
+    return Path(shutil.copytree(runs["packed fp32"], tmp_path / "run"))
+
+
+def status(argv: list[str]) -> int:
+    """The exit status of a command line."""
+    try:
+        return main(argv)
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def refused(argv: list[str], capsys) -> str:
+    """What a command line that cannot be used says: one line on stderr, with status 2."""
+    capsys.readouterr()
+    assert status(argv) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith(f"sbrrt-fast {argv[0]}: ")
+    return output.err
+
+
+def evaluated(tmp_path: Path, *argv: str) -> dict:
+    """What ``evaluate --output`` writes."""
+    assert main(["evaluate", *argv, "--output", str(tmp_path / "new" / "scores.json")]) == 0
+    return json.loads((tmp_path / "new" / "scores.json").read_text())
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and bytes of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def label_share(data: Path, split: str, label: str) -> float:
+    """How many of SST's rows have a label."""
+    with (data / BUILTIN_TASKS["sst"].files[split]).open(encoding="utf-8", newline="") as file:
+        labels = [row["sentiment"] for row in csv.DictReader(file, delimiter="\t")]
+    return labels.count(label) / len(labels)
+
+
+def always_answer(model: Path, label: int) -> None:
+    """Changes a saved model's SST head so that it gives one class whatever the text."""
+    heads = load_file(model / "heads.safetensors")
+    heads["sst.classifier.weight"].zero_()
+    heads["sst.classifier.bias"] = 9.0 * torch.nn.functional.one_hot(torch.tensor(label), 5).float()
+    save_file(heads, model / "heads.safetensors")
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_without_a_command_the_commands_are_listed(argv, capsys):
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: sbrrt-fast COMMAND")
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+def test_an_unknown_command_has_status_2(capsys):
+    assert main(["evalute"]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("sbrrt-fast: unknown command 'evalute'\n")
+    assert output.out == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert status([command, "--help"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(f"usage: sbrrt-fast {command} ")
+    assert output.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("train", ("--config FILE", "--optimizer.learning-rate FLOAT")),
+        ("evaluate", ("RUN", "--data-dir DIR", "--split {train,dev,test}", "--output FILE")),
+        ("predict", ("RUN", "--data-dir DIR", "--model {best,last}", "(default: dev test)")),
+        ("info", ("--json",)),
+    ],
+)
+def test_help_names_the_arguments(command, wanted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert status([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for argument in wanted:
+        assert argument in text
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "info"])
+def test_an_unknown_flag_is_one_line_with_status_2(command, capsys):
+    argv = [command, "--zzz"] if command in ("train", "info") else [command, "run", "--zzz"]
+    assert "--zzz" in refused(argv, capsys)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "Missing: RUN"),
+        (["{run}", "--split", "dve"], "invalid choice 'dve' for argument '--split'"),
+        (["{run}", "--model", "first"], "invalid choice 'first'"),
+        (["{run}/nowhere"], "run/nowhere: is not the folder of a run, it has no config.yaml"),
+        (["{run}/best"], "run/best: is not the folder of a run"),
+        (["{run}", "--data-dir", "{run}/no"], "run/no: there is no such folder"),
+    ],
+)
+def test_each_mistake_is_one_line(command, flags, message, run, capsys):
+    argv = [command, *(flag.replace("{run}", str(run)) for flag in flags)]
+    assert message in refused(argv, capsys)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_gpu_that_is_not_there_is_an_error(command, run, capsys):
+    message = refused([command, str(run), "--device", "cuda"], capsys)
+    assert "device 'cuda' is not available" in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_run_without_a_model_yet_is_an_error(command, run, capsys):
+    shutil.rmtree(run / "best")
+    assert "best: there is no saved state; train first" in refused([command, str(run)], capsys)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_damaged_configuration_is_an_error(command, run, capsys):
+    (run / "config.yaml").write_text("sed: 3\n")
+    assert "config.yaml: unknown key 'sed'" in refused([command, str(run)], capsys)
+
+
+def test_evaluate_needs_a_file_for_every_task(run, tmp_path, capsys):
+    data = small_sample(tmp_path / "data", num_rows=3)
+    (data / "sts-dev.csv").unlink()
+    message = refused(["evaluate", str(run), "--data-dir", str(data)], capsys)
+    assert str(data / "sts-dev.csv") in message
+
+
+def test_the_test_split_cannot_be_scored(run, capsys):
+    message = refused(["evaluate", str(run), "--split", "test"], capsys)
+    assert "test files have no labels to score" in message
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_evaluate_repeats_the_dev_scores_of_the_run_exactly(kind, runs, tmp_path, capsys):
+    expected = json.loads((runs[kind] / "metrics.json").read_text())
+    found = evaluated(tmp_path, str(runs[kind]))
+    assert found["dev"] == expected["dev"]
+    assert [found[key] for key in ("precision", "layout")] == kind.split()[::-1]
+    assert found["num_examples"] == {"sst": 24, "para": 24, "sts": 24}
+    lines = capsys.readouterr().out.splitlines()
+    dev = expected["dev"]
+    assert f"best model of {runs[kind]}" in lines[0]
+    assert lines[2].split() == ["sst", "accuracy", f"{dev['sst']['accuracy']:.4f}", "24"]
+    assert lines[4].split() == ["sts", "pearson", f"{dev['sts']['pearson']:.4f}", "24"]
+    assert lines[5].split() == ["overall", f"{dev['overall']:.4f}"]
+
+
+def test_evaluate_writes_nothing_unless_asked(run):
+    before = contents(run.parent)
+    assert main(["evaluate", str(run)]) == 0
+    assert contents(run.parent) == before
+
+
+@pytest.mark.parametrize("model", ["best", "last"])
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_evaluate_scores_the_model_and_split_it_is_asked_for(model, split, run, runs, tmp_path):
+    always_answer(run / "best", 4)
+    always_answer(run / "last", 1)
+    found = evaluated(tmp_path, str(run), "--model", model, "--split", split)
+    data = runs["packed fp32"].parent / "data"
+    expected = label_share(data, split, {"best": "4", "last": "1"}[model])
+    assert found[split]["sst"]["accuracy"] == expected
+    assert found["model"] == model
+
+
+def test_evaluate_takes_other_data_and_precision(run, runs, tmp_path):
+    small_sample(tmp_path / "other", num_rows=10)
+    flags = ("--data-dir", str(tmp_path / "other"))
+    fp32 = evaluated(tmp_path, str(run), *flags)
+    bf16 = evaluated(tmp_path, str(run), *flags, "--precision", "bf16")
+    assert fp32["num_examples"] == bf16["num_examples"] == {"sst": 10, "para": 10, "sts": 10}
+    assert (fp32["precision"], bf16["precision"]) == ("fp32", "bf16")
+    assert fp32["dev"]["sts"]["pearson"] != bf16["dev"]["sts"]["pearson"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert fp32["dev"]["sts"] != metrics["dev"]["sts"]
+
+
+def test_evaluate_finds_a_model_whose_writer_was_killed(run, tmp_path):
+    expected = json.loads((run / "metrics.json").read_text())["dev"]
+    (run / "best").rename(run / "best.old")
+    assert evaluated(tmp_path, str(run))["dev"] == expected
+
+
+def test_an_output_that_cannot_be_written_is_an_error(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    argv = ["evaluate", str(run), "--output", str(tmp_path / "file" / "scores.json")]
+    assert status(argv) == 2
+    assert "scores.json: cannot be written" in capsys.readouterr().err
+
+
+def test_scores_on_the_builtin_sample_are_called_that(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = (run / "config.yaml").read_text().splitlines()
+    lines = ["data_dir: null" if line.startswith("data_dir:") else line for line in config]
+    (run / "config.yaml").write_text("\n".join(lines))
+    found = evaluated(tmp_path, str(run))
+    assert "the built-in sample (made up; no results)" in capsys.readouterr().out
+    assert found["data_dir"] is None
+    assert found["num_examples"] == {"sst": 120, "para": 120, "sts": 120}
+
+
+@pytest.mark.parametrize(("backbone", "is_told"), [("minilm", True), ("bert-base-uncased", False)])
+def test_minilm_s_exposure_to_quora_is_told(backbone, is_told, run, capsys):
+    config = (run / "config.yaml").read_text()
+    lines = [
+        f"  backbone: {backbone}" if line.startswith("  backbone:") else line
+        for line in config.splitlines()
+    ]
+    (run / "config.yaml").write_text("\n".join(lines))
+    assert main(["evaluate", str(run)]) == 0
+    assert ("MiniLM saw Quora's duplicate pairs" in capsys.readouterr().out) == is_told
