@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SbrrtError as error:
         print(f"sbrrt-fast {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `sbrrt-fast train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"sbrrt-fast {argv[0]}: interrupted", file=sys.stderr)
         return 130

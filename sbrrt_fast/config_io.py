@@ -310,10 +310,10 @@ def _run_tyro(argv: Sequence[str], base: RunConfig, prog: str) -> tuple[RunConfi
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise ConfigError(_one_line(messages.getvalue())) from None
+        raise ConfigError(one_line(messages.getvalue())) from None
 
 
-def _one_line(box: str) -> str:
+def one_line(box: str) -> str:
     """The sentence in tyro's message box, without frame, colours, help text and footer."""
     title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()
     sentence: list[str] = []

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tyro
 
-from sbrrt_fast.config_io import _one_line
+from sbrrt_fast.config_io import one_line
 from sbrrt_fast.errors import ConfigError
 
 Arguments = TypeVar("Arguments")
@@ -28,5 +28,5 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str], prog: str) -> Arg
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        mistake = _one_line(messages.getvalue()).replace(f" from {prog}:", ":").rstrip(".")
+        mistake = one_line(messages.getvalue()).replace(f" from {prog}:", ":").rstrip(".")
         raise ConfigError(f"{mistake}; see `{prog} --help`") from None

@@ -15,11 +15,7 @@ from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run, 
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.training.evaluate import evaluate
-
-EXPOSURE = (
-    "MiniLM saw Quora's duplicate pairs in its own training: this para score does not compare with "
-    "that of an encoder which did not"
-)
+from sbrrt_fast.training.scores import exposure_note, score_table
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
     scores = evaluate(run.model, tasks, **run.options)
     num_examples = {name: task.num_examples for name, task in tasks.items()}
     print(_heading(arguments, run))
-    print(_table(scores, num_examples))
-    if _is_exposed(run):
-        print(EXPOSURE)
+    print(score_table(scores, num_examples))
+    if note := exposure_note(run.config):
+        print(note)
     if arguments.output is not None:
         record = _record(arguments, run, scores, num_examples)
         write_atomically(arguments.output, json.dumps(record, indent=2) + "\n")
@@ -63,25 +59,6 @@ def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:
         f"{arguments.split} scores of the {arguments.model} model of {arguments.run} on "
         f"{run.data}, {run.config.precision}"
     )
-
-
-def _table(scores: dict, num_examples: dict[str, int]) -> str:
-    """A row per task, and the overall score."""
-    rows = [("task", "metric", "score", "rows")]
-    for name, count in num_examples.items():
-        rows += [(name, metric, f"{v:.4f}", f"{count:,}") for metric, v in scores[name].items()]
-    rows.append(("overall", "", f"{scores['overall']:.4f}", ""))
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}".rstrip()
-        for a, b, c, d in rows
-    )
-
-
-def _is_exposed(run: TrainedRun) -> bool:
-    """Whether the encoder may have seen the rows of ``para`` before."""
-    is_minilm = "minilm" in run.config.model.backbone.lower()
-    return is_minilm and "para" in run.config.tasks and run.config.data_dir is not None
 
 
 def _record(

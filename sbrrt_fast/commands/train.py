@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import parse_run_config
-from sbrrt_fast.training.evaluate import flatten_scores
+from sbrrt_fast.training.scores import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer
 
 
 def main(argv: Sequence[str]) -> int:
     config = parse_run_config(argv, prog="sbrrt-fast train")
     print(_heading(config))
-    metrics = Trainer(config).run()
-    print(_table(config, metrics))
+    print(_summary(config, Trainer(config).run()))
     return 0
 
 
@@ -23,17 +22,14 @@ def _heading(config: RunConfig) -> str:
     return f"{config.recipe}: {', '.join(config.tasks)} from {data}, seed {config.seed}"
 
 
-def _table(config: RunConfig, metrics: dict) -> str:
-    """Dev scores of the best model, a row per task."""
-    rows = [(name, f"{value:.4f}") for name, value in flatten_scores(metrics["dev"]).items()]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {value}" for name, value in rows]
-    note = "" if config.data_dir else " (built-in sample)"
-    return "\n".join(
-        [
-            f"dev scores of the best model, round {metrics['best_round']}{note}",
-            *lines,
-            f"{metrics['rounds']} rounds, {metrics['rounds_per_second']:.2f} rounds/s, "
-            f"{metrics['precision']}; model and logs in {config.output}",
-        ]
-    )
+def _summary(config: RunConfig, metrics: dict) -> str:
+    """Dev scores of the best model, and where it is."""
+    sample = "" if config.data_dir else " (built-in sample)"
+    lines = [
+        f"dev scores of the best model, round {metrics['best_round']}{sample}",
+        score_table(metrics["dev"]),
+        exposure_note(config),
+        f"{metrics['rounds']} rounds, {metrics['rounds_per_second']:.2f} rounds/s, "
+        f"{metrics['precision']}; model and logs in {config.output}",
+    ]
+    return "\n".join(line for line in lines if line)

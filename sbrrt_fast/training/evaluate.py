@@ -75,19 +75,3 @@ def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:
             stop += 1
         yield order[start:stop]
         start = stop
-
-
-def flatten_scores(scores: dict) -> dict[str, float]:
-    """``{"sst/accuracy": …, …, "overall": …}``, for logs."""
-    flat = {}
-    for name, value in scores.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{metric}": score for metric, score in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def format_scores(scores: dict) -> str:
-    """One line: ``sst/accuracy .505  para/accuracy .719  …``."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in flatten_scores(scores).items())

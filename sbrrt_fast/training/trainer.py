@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -26,11 +26,12 @@ from sbrrt_fast.training.checkpoint import (
     optimizer_tensors,
     save_state,
 )
-from sbrrt_fast.training.evaluate import evaluate, flatten_scores, format_scores
+from sbrrt_fast.training.evaluate import evaluate
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
+from sbrrt_fast.training.scores import flatten_scores, format_scores
 from sbrrt_fast.training.step import SbrrtStep, TaskBatch
 
 STATE, BEST, LAST = "state", "best", "last"
@@ -73,7 +74,7 @@ class Trainer:
         self._check_output()
         resumed = self._resume() if self.config.resume else None
         self.config.output.mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.config.output / "config.yaml")
+        save_config(_portable(self.config), self.config.output / "config.yaml")
         with RunLogger(self.config.output, self.config.log, resumed) as logger:
             self._train(logger)
             metrics = self._final_metrics()
@@ -242,6 +243,13 @@ class Trainer:
         """Every so often, and wherever something is kept, so that no mean runs across it."""
         due = done % self.config.log.every == 0
         return due or self._is_evaluated(done) or self._is_state(done)
+
+
+def _portable(config: RunConfig) -> RunConfig:
+    """With an absolute data folder, so that the run can be scored from anywhere."""
+    if config.data_dir is None:
+        return config
+    return replace(config, data_dir=config.data_dir.resolve())
 
 
 def _settings(smart: SmartConfig) -> dict | None:
