@@ -251,4 +251,4 @@ def test_minilm_s_exposure_to_quora_is_told(backbone, is_told, run, capsys):
     ]
     (run / "config.yaml").write_text("\n".join(lines))
     assert main(["evaluate", str(run)]) == 0
-    assert ("MiniLM saw Quora's duplicate pairs" in capsys.readouterr().out) == is_told
+    assert ("all-MiniLM-L6-v2 saw Quora's duplicate pairs" in capsys.readouterr().out) == is_told
