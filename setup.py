@@ -97,8 +97,10 @@ def compile_flags() -> list[str]:
 
     GCC alone: torch's wheels carry GCC's OpenMP, and what clang compiles calls another one.
     """
-    flags = ["-O3", "-Wall", "-Wno-maybe-uninitialized"]  # GCC 12 warns in its own intrinsics
-    return [*flags, "-fopenmp"] if is_gcc() else flags
+    flags = ["-O3", "-Wall"]
+    if is_gcc():
+        flags += ["-fopenmp", "-Wno-maybe-uninitialized"]  # GCC 12 warns in its own intrinsics
+    return flags
 
 
 setup(
