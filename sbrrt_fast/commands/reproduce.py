@@ -1,0 +1,152 @@
+"""``sbrrt-fast reproduce``: every row of the paper's table 1 or 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.errors import ConfigError, SbrrtError
+from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult, write_report
+from sbrrt_fast.experiments.tables import (
+    TABLES,
+    Row,
+    Table,
+    check_same_settings,
+    complete_run,
+    default_configs,
+    pick_rows,
+    read_run,
+    row_config,
+    run_folder,
+)
+from sbrrt_fast.training.logging import FINAL
+
+PROG = "sbrrt-fast reproduce"
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Train every row of a table of the paper and print it with the paper's values beside ours.
+
+    Called again it trains only what is missing. Further flags are those of ``sbrrt-fast train``
+    and hold for every row, such as --precision fp32 or --log.dev-rows 2000.
+
+    Attributes:
+        table: 1 is single-task, 2 is multi-task.
+        data_dir: folder of the task files; the built-in sample, whose numbers mean nothing, if
+            not given.
+        seeds: runs per row, with seeds 0 to N - 1.
+        rounds: rounds per run, instead of the recipes' own.
+        rows: rows to train and show; all if not given.
+        output: folder of the runs and the table.
+        backbone: minilm, a folder or a hub id, instead of the recipes' own.
+        configs: folder of the recipes; configs/ in the source checkout if not given.
+        report_only: train nothing, show the finished runs of any seed.
+    """
+
+    table: Literal[1, 2]
+    data_dir: Path | None = None
+    seeds: int = 1
+    rounds: int | None = None
+    rows: tuple[str, ...] = ()
+    output: Path = Path("runs/reproduce")
+    backbone: str | None = None
+    configs: Path = field(default_factory=default_configs)
+    report_only: bool = False
+
+
+def main(argv: Sequence[str]) -> int:
+    options, flags = tyro.cli(
+        ReproduceOptions,
+        args=list(argv),
+        prog=PROG,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        return_unknown_args=True,
+    )
+    table = TABLES[options.table]
+    rows = pick_rows(table, options.rows)
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds: must be at least 1, got {options.seeds}")
+    failures: list[str] = []
+    if options.report_only:
+        folders = {row.name: _finished(options.output, table, row) for row in rows}
+    else:
+        folders = _train_all(options, table, rows, flags, failures)
+    report = Report(table, [_collect(row, folders[row.name], failures) for row in rows], failures)
+    print(report.text())
+    print("written:", *write_report(report, options.output))
+    return int(bool(failures))
+
+
+def _train_all(
+    options: ReproduceOptions,
+    table: Table,
+    rows: Sequence[Row],
+    flags: Sequence[str],
+    failures: list[str],
+) -> dict[str, list[Path]]:
+    """Trains what is missing; the finished runs' folders by row."""
+    flags = [*flags, *_run_flags(options)]
+    configs = {row.name: row_config(row, options.configs, flags, PROG) for row in rows}
+    if options.data_dir is None:
+        print(f"!!! {SAMPLE_WARNING} !!!")
+    return {
+        row.name: [
+            folder
+            for seed in range(options.seeds)
+            if _is_completed(
+                replace(
+                    configs[row.name],
+                    seed=seed,
+                    output=(folder := run_folder(options.output, table, row, seed)),
+                ),
+                failures,
+            )
+        ]
+        for row in rows
+    }
+
+
+def _run_flags(options: ReproduceOptions) -> list[str]:
+    given = {
+        "--data-dir": options.data_dir and options.data_dir.expanduser().resolve(),
+        "--rounds": options.rounds,
+        "--backbone": options.backbone,
+    }
+    return [text for flag, v in given.items() if v is not None for text in (flag, str(v))]
+
+
+def _is_completed(config: RunConfig, failures: list[str]) -> bool:
+    try:
+        complete_run(config)
+    except SbrrtError as error:
+        failures.append(f"{config.recipe}, seed {config.seed}: {error}")
+        print(f"{PROG}: {failures[-1]}")
+        return False
+    return True
+
+
+def _finished(output: Path, table: Table, row: Row) -> list[Path]:
+    folder = run_folder(output, table, row, 0).parent
+    found = [path.parent for path in folder.glob(f"seed*/{FINAL}")]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
+
+
+def _collect(row: Row, folders: Sequence[Path], failures: list[str]) -> RowResult:
+    """The row's runs, or none where they do not belong together."""
+    try:
+        runs = [read_run(folder) for folder in folders]
+        if runs:
+            names = [f"{folder} holds" for folder in folders[:1]]
+            names += [f"in {folder}" for folder in folders[1:]]
+            check_same_settings([run.config for run in runs], names)
+    except SbrrtError as error:
+        failures.append(f"{row.name}: {error}")
+        print(f"{PROG}: {failures[-1]}")
+        runs = []
+    return RowResult(row, runs)

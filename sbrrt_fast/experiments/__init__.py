@@ -1,0 +1,1 @@
+"""The paper's tables, and two variants of a run side by side."""

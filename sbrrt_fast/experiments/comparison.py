@@ -1,0 +1,221 @@
+"""What a comparison of two variants found: differences, bounds, tables."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+GRADIENT_BOUND = 1e-4  # of each tensor's norm, in the first round
+LOSS_BOUND = 1e-4  # relative, in the first LOSS_ROUNDS rounds
+LOSS_ROUNDS = 10
+ULP_FACTOR = 4.0  # of the yardstick: no implementation is closer to the first than that to itself
+_TINY = sys.float_info.min
+
+
+def worst_of(values: Mapping[str, float]) -> tuple[str, float]:
+    """The name with the largest value, and the value; ("none", 0.0) of nothing."""
+    return max(values.items(), key=lambda item: item[1], default=("none", 0.0))
+
+
+@dataclass(frozen=True)
+class GradientDifference:
+    """How far two gradients of one task's loss at the initial weights are apart.
+
+    Attributes:
+        relative: ||a - b|| / ||a|| by tensor.
+        vanishing: max(||a||, ||b||) over the largest such norm, for tensors where it is below
+            1e-6: the true gradient is zero (key biases) and what is there is rounding.
+    """
+
+    relative: dict[str, float]
+    vanishing: dict[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        return worst_of(self.relative)
+
+
+@dataclass(frozen=True)
+class RoundDifference:
+    """How far two variants are apart in one round.
+
+    Attributes:
+        losses: |a - b| / max(|a|, |b|) by loss term, such as ``sst/smart``.
+        weights: ||a - b|| / ||a|| over all trained weights, after the round.
+        worst_tensor: the tensor with the largest ||a - b|| / ||a||, among those whose gradient
+            does not vanish.
+        worst: that ratio.
+        vanishing: the largest ratio among the others, which Adam moves at random.
+    """
+
+    losses: dict[str, float]
+    weights: float
+    worst_tensor: str
+    worst: float
+    vanishing: float
+
+    @property
+    def worst_loss(self) -> tuple[str, float]:
+        return worst_of(self.losses)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a variant from the first one: gradients by task, and every round."""
+
+    gradients: dict[str, GradientDifference]
+    rounds: list[RoundDifference]
+
+    @property
+    def vanishing(self) -> set[str]:
+        """Tensors whose gradient is truly zero in every task that reaches them."""
+        resolved = {name for g in self.gradients.values() for name in g.relative}
+        return {name for g in self.gradients.values() for name in g.vanishing} - resolved
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found.
+
+    Attributes:
+        recipe, seed, labels: of the two runs.
+        losses: each round's loss terms of both, ``[{"a": {...}, "b": {...}}, ...]``.
+        difference: b from a.
+        yardstick: a with initial weights one ulp up, from a; None if it was not asked for.
+    """
+
+    recipe: str
+    seed: int
+    labels: tuple[str, str]
+    losses: list[dict[str, dict[str, float]]]
+    difference: Difference
+    yardstick: Difference | None = None
+
+    def weight_factors(self) -> list[float]:
+        """Per round, the weights' difference over the yardstick's."""
+        assert self.yardstick is not None, "compare(..., yardstick=True) measures it"
+        pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
+        return [ours.weights / max(own.weights, _TINY) for ours, own in pairs]
+
+    def loss_factors(self) -> list[float]:
+        """Per round, the worst loss term's difference over the yardstick's worst."""
+        assert self.yardstick is not None, "compare(..., yardstick=True) measures it"
+        pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
+        return [ours.worst_loss[1] / max(own.worst_loss[1], _TINY) for ours, own in pairs]
+
+    def loss_bounds(
+        self, loss: float = LOSS_BOUND, num_rounds: int = LOSS_ROUNDS
+    ) -> dict[str, float]:
+        """By term, ``loss``, or 4 times the yardstick's largest difference where that is more.
+
+        A divergence between nearly equal outputs (D_Breg in the first rounds) is a difference of
+        rounded numbers: one ulp in the weights moves it by more than 1e-4 of itself.
+        """
+        bounds = dict.fromkeys(self.difference.rounds[0].losses, loss)
+        for found in self.yardstick.rounds[:num_rounds] if self.yardstick else ():
+            for name, value in found.losses.items():
+                bounds[name] = max(bounds[name], ULP_FACTOR * value)
+        return bounds
+
+    def problems(
+        self,
+        gradient: float = GRADIENT_BOUND,
+        loss: float = LOSS_BOUND,
+        num_rounds: int = LOSS_ROUNDS,
+        factor: float | None = None,
+    ) -> list[str]:
+        """Every task's worst gradient and every term's first round that miss their bounds.
+
+        Args:
+            gradient: bound on every tensor's relative gradient difference in the first round.
+            loss: bound on every loss term's relative difference in the first ``num_rounds``; with
+                a yardstick see ``loss_bounds``.
+            factor: bound on the final weights' difference as a factor of the yardstick's.
+        """
+        found = []
+        for task, difference in self.difference.gradients.items():
+            name, worst = difference.worst
+            if not worst <= gradient:
+                found.append(f"gradient of {task}: {name} differs by {worst:.1e} > {gradient:.0e}")
+        for name, bound in self.loss_bounds(loss, num_rounds).items():
+            values = [r.losses[name] for r in self.difference.rounds[:num_rounds]]
+            if any(over := [not value <= bound for value in values]):
+                i = over.index(True)
+                found.append(f"round {i + 1}: {name} differs by {values[i]:.1e} > {bound:.1e}")
+        if factor is not None and not self.weight_factors()[-1] <= factor:
+            ratio = self.weight_factors()[-1]
+            found.append(f"weights differ by {ratio:.1f} times the yardstick, more than {factor:g}")
+        return found
+
+    def assert_same(self, **bounds) -> None:
+        """AssertionError with all ``problems``, if there are any."""
+        problems = self.problems(**bounds)
+        assert not problems, "\n".join(problems)
+
+    def to_dict(self) -> dict:
+        """Everything as JSON-serialisable values."""
+        return asdict(self) | {"problems": self.problems()}
+
+    def text(self) -> str:
+        """Tables for the terminal."""
+        parts = [_heading(self), _gradient_table(self.difference), _round_table(self)]
+        return "\n\n".join([*parts, _verdict(self)])
+
+
+# Tables
+
+
+def _heading(c: Comparison) -> str:
+    count = len(c.losses)
+    return f"{c.recipe}, seed {c.seed}, {count} rounds: a = {c.labels[0]}, b = {c.labels[1]}"
+
+
+def _gradient_table(difference: Difference) -> str:
+    lines = ["gradients of the first round, difference relative to each tensor's norm"]
+    for task, found in difference.gradients.items():
+        name, worst = found.worst
+        median = statistics.median(found.relative.values())
+        lines.append(
+            f"  {task:<8} worst {worst:.1e} ({name}), median {median:.1e}, "
+            f"{len(found.relative)} tensors"
+        )
+    if vanishing := sorted(difference.vanishing):
+        lines.append("  truly zero, left out (norm below 1e-06 of the largest):")
+        lines += [f"    {name}" for name in vanishing]
+    return "\n".join(lines)
+
+
+def _round_table(c: Comparison) -> str:
+    """A line for each of the first ten rounds, then for about twenty more."""
+    header = f"{'round':>5}  {'losses':>7}  {'worst term':<16} {'weights':>7}  "
+    own = c.yardstick is not None
+    header += f"{'x ulp: losses':>13} {'weights':>7}  " if own else ""
+    lines = [header + "worst tensor"]
+    count = len(c.difference.rounds)
+    for i in range(count):
+        if i < LOSS_ROUNDS or i == count - 1 or (i + 1) % max(count // 20, 1) == 0:
+            lines.append(_round_line(c, i))
+    return "\n".join(lines)
+
+
+def _round_line(c: Comparison, i: int) -> str:
+    found = c.difference.rounds[i]
+    name, worst = found.worst_loss
+    line = f"{i + 1:>5}  {worst:7.1e}  {name:<16} {found.weights:7.1e}  "
+    if c.yardstick is not None:
+        line += f"{c.loss_factors()[i]:13.2g} {c.weight_factors()[i]:7.2g}  "
+    return line + f"{found.worst:.1e} {found.worst_tensor}"
+
+
+def _verdict(c: Comparison) -> str:
+    lines = [
+        f"bounds: gradients {GRADIENT_BOUND:.0e}, losses of {LOSS_ROUNDS} rounds {LOSS_BOUND:.0e}"
+    ]
+    for name, bound in c.loss_bounds().items():
+        if bound > LOSS_BOUND:
+            lines.append(f"  {name} {bound:.1e}, {ULP_FACTOR:g} times what one ulp does to a")
+    problems = c.problems()
+    lines.append("not the same run:" if problems else "the same run up to rounding")
+    return "\n".join([*lines, *(f"  {text}" for text in problems)])

@@ -1,0 +1,102 @@
+"""Figures of tables and comparisons, drawn without a display."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from sbrrt_fast.experiments.comparison import Comparison, Difference
+    from sbrrt_fast.experiments.report import Report
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    FigureCanvasAgg(figure).print_png(str(temporary))
+    os.replace(temporary, path)
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Differences over rounds on a log scale; an exact zero has no point."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    losses, weights = figure.subplots(1, 2)
+    _draw_losses(losses, comparison.difference)
+    variants: dict[str, Difference | None] = {
+        "b from a": comparison.difference,
+        "a + 1 ulp from a": comparison.yardstick,
+    }
+    for name, difference in variants.items():
+        if difference is not None:
+            _draw(weights, [r.weights for r in difference.rounds], name)
+    losses.set_title("loss terms: |a - b| / max(|a|, |b|)")
+    weights.set_title("weights: ||a - b|| / ||a||")
+    for axes in (losses, weights):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.set_xlabel("round")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    a, b = comparison.labels
+    figure.suptitle(f"{comparison.recipe}: {a} against {b}")
+    return figure
+
+
+def _draw_losses(axes, difference: Difference) -> None:
+    """A colour per task and a line style per term."""
+    names = list(difference.rounds[0].losses)
+    tasks, terms = ([name.split("/")[i] for name in names] for i in (0, 1))
+    colors = {task: f"C{i}" for i, task in enumerate(dict.fromkeys(tasks))}
+    styles = dict(zip(dict.fromkeys(terms), itertools.cycle(("-", "--", ":", "-.")), strict=False))
+    for name, task, term in zip(names, tasks, terms, strict=True):
+        values = [found.losses[name] for found in difference.rounds]
+        _draw(axes, values, name, color=colors[task], linestyle=styles[term])
+
+
+def _draw(axes, values: list[float], name: str, **style) -> None:
+    points = [value if value > 0 else float("nan") for value in values]
+    name += "" if any(value > 0 for value in values) else " (identical)"
+    axes.plot(range(1, len(points) + 1), points, marker=".", label=name, **style)
+
+
+def table_figure(report: Report) -> Figure:
+    """Scores by row with the paper's beside, and dev curves where runs were scored repeatedly."""
+    rows = [row for row in report.rows if row.runs]
+    curves = {r.row.name: r.runs[0].curve for r in rows if len(r.runs[0].curve) > 1}
+    figure = Figure(figsize=(12 if curves else 7, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    _draw_scores(axes[0], report)
+    if curves:
+        for name, curve in curves.items():
+            axes[1].plot(*zip(*curve, strict=True), marker=".", label=name)
+        axes[1].set(xlabel="round", title="overall dev score, first seed")
+        axes[1].legend(fontsize="small")
+    figure.suptitle(report.title)
+    return figure
+
+
+def _draw_scores(axes, report: Report) -> None:
+    """One colour per task; a dot with its standard deviation is ours, a cross the paper's."""
+    for i, task in enumerate(report.tasks):
+        shift = 0.15 * (i - (len(report.tasks) - 1) / 2)
+        scored = [(x, row.scores[task]) for x, row in enumerate(report.rows) if task in row.scores]
+        places, spreads = zip(*scored, strict=True) if scored else ((), ())
+        axes.errorbar(
+            [x + shift for x in places],
+            [spread.mean for spread in spreads],
+            yerr=[spread.sd or 0.0 for spread in spreads],
+            fmt="o",
+            color=f"C{i}",
+            label=task,
+        )
+        known = [(x, r.row.paper.scores.get(task)) for x, r in enumerate(report.rows)]
+        marks = [(x + shift + 0.06, score) for x, score in known if score is not None]
+        if marks:
+            label = f"{task}, paper"
+            axes.scatter(*zip(*marks, strict=True), marker="x", color=f"C{i}", label=label)
+    axes.set_xticks(range(len(report.rows)), [row.row.name for row in report.rows], rotation=20)
+    axes.set(ylabel="dev score", title="dev scores")
+    axes.legend(fontsize="small")

@@ -1,0 +1,229 @@
+"""The rows of the paper's tables, and how a run of a row is trained, resumed or kept."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_io import config_to_dict, load_config, parse_cli
+from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
+from sbrrt_fast.training.checkpoint import readable_directory
+from sbrrt_fast.training.logging import FINAL
+from sbrrt_fast.training.trainer import STATE, Trainer
+
+CONFIG = "config.yaml"
+_OWN_FIELDS = ("seed", "output", "resume", "overwrite")  # set per run; the rest is the row's
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper reports for a row, as far as it is known to us.
+
+    Attributes:
+        scores: dev scores by task.
+        rounds_per_second: its speed.
+    """
+
+    scores: Mapping[str, float] = field(default_factory=dict)
+    rounds_per_second: float | None = None
+
+    @property
+    def overall(self) -> float | None:
+        """The plain mean of the scores."""
+        return sum(self.scores.values()) / len(self.scores) if self.scores else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a recipe in the configs folder, and fields that differ from it."""
+
+    name: str
+    recipe: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    paper: Paper = field(default_factory=Paper)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper; ``tasks`` are its score columns."""
+
+    number: int
+    title: str
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+SBRRT = Paper({"sst": 0.505, "para": 0.719, "sts": 0.567}, 1.45)
+
+TABLES = {
+    1: Table(
+        1,
+        "Table 1, single-task fine-tuning",
+        ("sst", "cfimdb"),
+        tuple(
+            Row(name, name)
+            for name in ("sst-pretrain", "sst-finetune", "cfimdb-pretrain", "cfimdb-finetune")
+        ),
+    ),
+    2: Table(
+        2,
+        "Table 2, multi-task fine-tuning",
+        ("sst", "para", "sts"),
+        (
+            Row("round-robin", "round-robin"),
+            Row("smart", "smart"),
+            Row("sbrrt", "sbrrt", paper=SBRRT),
+            Row("sbrrt-mtdnn", "sbrrt", {"smart.preset": "mtdnn"}, SBRRT),
+            Row("sbrrt-paper", "sbrrt-paper", paper=SBRRT),
+        ),
+    ),
+}
+
+
+def pick_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
+    """The named rows in the table's order; all without names.
+
+    Raises:
+        ConfigError: for an unknown name, with the nearest known one.
+    """
+    known = [row.name for row in table.rows]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"its rows are {', '.join(known)}"
+            raise ConfigError(f"--rows: table {table.number} has no row '{name}'; {hint}")
+    return tuple(row for row in table.rows if not names or row.name in names)
+
+
+def default_configs() -> Path:
+    """``configs/`` of the source checkout this package is imported from."""
+    return Path(__file__).resolve().parents[2] / "configs"
+
+
+def row_config(row: Row, configs: Path, flags: Sequence[str], prog: str) -> RunConfig:
+    """The configuration of a row's runs; ``seed`` and ``output`` are still to be set.
+
+    Args:
+        configs: folder of the recipes.
+        flags: those of ``sbrrt-fast train`` that hold for every row.
+
+    Raises:
+        ConfigError: the recipe is missing or cannot be used, or a flag is not one of them.
+    """
+    path = configs / f"{row.recipe}.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: there is no such recipe for row '{row.name}'; name the folder of the "
+            "recipes with --configs DIR (configs/ in the source checkout)"
+        )
+    config = parse_cli(flags, load_config(path, row.overrides), prog)
+    for name in ("seed", "resume", "overwrite"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"{name}: is set for each run by this command; use --seeds N for the number of "
+                "seeds, and another --output to start anew"
+            )
+    return replace(config, recipe=row.name)
+
+
+def run_folder(output: Path, table: Table, row: Row, seed: int) -> Path:
+    return output / f"table{table.number}" / row.name / f"seed{seed}"
+
+
+def complete_run(config: RunConfig, log: Callable[[str], object] = print) -> None:
+    """Sees to it that ``config.output`` holds this run, finished.
+
+    A finished run is kept. An interrupted one goes on from its saved state, or starts anew where
+    it has none.
+
+    Raises:
+        SbrrtError: the folder holds a run with other settings, or training fails.
+    """
+    output = config.output
+    if not (output / CONFIG).exists():
+        log(f"{output}: training")
+        Trainer(config, log).run()
+        return
+    check_same_settings([load_config(output / CONFIG), config], [f"{output} holds", "now"])
+    if (output / FINAL).exists():
+        log(f"{output}: is finished, kept")
+    elif _has_state(output):
+        log(f"{output}: was interrupted, goes on")
+        Trainer(replace(config, resume=True, overwrite=False), log).run()
+    else:
+        log(f"{output}: was interrupted before a state was saved, starts anew")
+        Trainer(replace(config, overwrite=True, resume=False), log).run()
+
+
+def check_same_settings(configs: Sequence[RunConfig], names: Sequence[str]) -> None:
+    """SbrrtError if two runs differ in more than seed, folder and how they were started."""
+    first = _settings(configs[0])
+    for config, name in zip(configs[1:], names[1:], strict=True):
+        other = _settings(config)
+        differing = [k for k in sorted(first.keys() | other.keys()) if first.get(k) != other.get(k)]
+        if differing:
+            key = differing[0]
+            more = f" (and {len(differing) - 1} more fields)" if len(differing) > 1 else ""
+            raise SbrrtError(
+                f"{names[0]} a run with {key} {first.get(key)!r}, {name} it is "
+                f"{other.get(key)!r}{more}; their numbers do not belong in one row: choose "
+                "another --output, or delete the folder"
+            )
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    data = config_to_dict(config)
+    if config.data_dir is not None:  # a finished run keeps it absolute
+        data["data_dir"] = str(config.data_dir.resolve())
+    return dict(_leaves({k: v for k, v in data.items() if k not in _OWN_FIELDS}))
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _has_state(output: Path) -> bool:
+    try:
+        readable_directory(output / STATE)
+    except WeightsError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of a row.
+
+    Attributes:
+        metrics: what its ``metrics.json`` holds.
+        curve: (round, overall dev score) of every evaluation during training.
+    """
+
+    folder: Path
+    config: RunConfig
+    metrics: dict[str, Any]
+    curve: list[tuple[int, float]]
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run from its folder. SbrrtError if a file of it cannot be read."""
+    config = load_config(folder / CONFIG)
+    try:
+        metrics = json.loads((folder / FINAL).read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise SbrrtError(
+            f"{folder}: its metrics cannot be read ({error}); delete the folder to train it again"
+        ) from None
+    curve = [(r["round"], r["dev/overall"]) for r in records if r.get("dev/overall") is not None]
+    return Run(folder, config, metrics, curve)

@@ -1,0 +1,288 @@
+"""The comparison of two variants of a run: agreement, planted differences, the yardstick."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbrrt_fast.cli import main
+from sbrrt_fast.commands.compare import with_overrides
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_io import load_config
+from sbrrt_fast.errors import ConfigError, SbrrtError
+from sbrrt_fast.experiments.compare import compare, shift_one_ulp
+from sbrrt_fast.experiments.comparison import Comparison
+from sbrrt_fast.training.trainer import Trainer
+from tests.helpers import small_sample, tiny_backbone
+
+TASKS = ("sst", "para", "sts")
+KEY_BIASES = {f"encoder.encoder.layer.{i}.attention.self.key.bias" for i in range(2)}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> RunConfig:
+    """SBRRT with adversarial SMART, the teacher and dropout, in fp32 on a tiny encoder."""
+    folder = tmp_path_factory.mktemp("compare")
+    overrides = {
+        "model.backbone": str(tiny_backbone(folder / "encoder")),
+        "data_dir": str(small_sample(folder / "data", num_rows=21)),
+        "output": str(folder / "run"),
+        "tasks": list(TASKS),
+        "epochs": 3,
+        "round.batch_size": 5,
+        "smart.weight": 1.0,
+        "bregman.weight": 0.8,
+        # So large that the student leaves its teacher by far more than rounding from the first
+        # step on: D_Breg of nearly equal outputs has no 1e-4 in fp32 (see the last test).
+        "optimizer.warmup": 0.0,
+        "optimizer.learning_rate": 1e-3,
+    }
+    return load_config(None, overrides)
+
+
+@pytest.fixture(scope="module")
+def layouts(base) -> Comparison:
+    padded, packed = (with_overrides(base, f"layout={name}", "") for name in ("padded", "packed"))
+    return compare(padded, packed, 10, yardstick=True, log=quiet)
+
+
+def quiet(line: str) -> None:
+    """Takes a line for the user and drops it."""
+
+
+def against(base: RunConfig, change: str, num_rounds: int = 2) -> Comparison:
+    return compare(base, with_overrides(base, change, "--b"), num_rounds, log=quiet)
+
+
+def test_padded_and_packed_are_the_same_run_with_dropout_on(layouts):
+    strict = Comparison("", 0, ("a", "b"), layouts.losses, layouts.difference)
+    assert set(strict.loss_bounds().values()) == {1e-4}
+    strict.assert_same()
+    terms = {f"{task}/{term}" for task in TASKS for term in ("loss", "smart", "bregman", "total")}
+    assert len(layouts.losses) == len(layouts.difference.rounds) == 10
+    for losses in layouts.losses:
+        assert losses["a"].keys() == losses["b"].keys() == terms
+        assert all(losses["a"][f"{task}/smart"] > 0 for task in TASKS)
+    assert layouts.losses[1]["a"]["sts/bregman"] > 0
+
+
+def test_layouts_round_differently(layouts):
+    """Otherwise the comparison above would be of a computation with itself."""
+    assert 0 < layouts.difference.rounds[-1].weights < 1e-5
+
+
+def test_differences_are_relative_to_the_larger_value(layouts):
+    for found, losses in zip(layouts.difference.rounds, layouts.losses, strict=True):
+        for name, value in found.losses.items():
+            a, b = losses["a"][name], losses["b"][name]
+            assert value == pytest.approx(abs(a - b) / max(abs(a), abs(b), 1e-30))
+
+
+def test_key_biases_are_listed_apart(layouts):
+    assert layouts.difference.vanishing == KEY_BIASES
+    for found in layouts.difference.gradients.values():
+        assert not KEY_BIASES & found.relative.keys()
+        assert len(found.relative) > 30
+        assert all(value < 1e-6 for value in found.vanishing.values())
+    last = layouts.difference.rounds[-1]
+    assert last.worst_tensor not in KEY_BIASES
+    assert last.vanishing > 0.1 > last.worst  # Adam moves them at random
+
+
+def test_the_yardstick_is_what_one_ulp_does(layouts):
+    own = layouts.yardstick
+    assert own is not None and len(own.rounds) == 10
+    assert 2.0**-25 < own.rounds[0].weights < 1e-5
+    assert own.rounds[-1].weights > own.rounds[0].weights
+    factors = layouts.weight_factors()
+    assert factors[-1] == pytest.approx(
+        layouts.difference.rounds[-1].weights / own.rounds[-1].weights
+    )
+    layouts.assert_same(factor=4.0)
+    with pytest.raises(AssertionError, match="times the yardstick"):
+        layouts.assert_same(factor=factors[-1] / 2)
+
+
+def test_one_ulp_moves_every_weight_and_the_teacher(base):
+    moved, still = Trainer(base, quiet), Trainer(base, quiet)
+    shift_one_ulp(moved)
+    averages = moved.teacher.state_dict()
+    for name, weight in still.model.named_parameters():
+        up = torch.nextafter(weight, torch.full_like(weight, math.inf))
+        assert torch.equal(moved.model.get_parameter(name), up)
+        assert torch.equal(averages[name], up)
+
+
+@pytest.mark.parametrize(
+    ("change", "caught"),
+    [
+        ("optimizer.learning_rate=1.001e-3", "round 2"),
+        ("model.hidden_dropout=0.1001", "gradient of sst"),
+        ("smart.radius=0.0201", "smart"),
+        ("bregman.weight=0.81", "total"),
+        ("bregman.beta=0.9", "bregman"),
+        ("smart.shared_dropout=false", "smart"),
+        ("round.update=joint", "round 1"),
+        ("precision=bf16", "gradient of"),
+    ],
+)
+def test_a_planted_difference_is_caught(base, change, caught):
+    found = against(base, change)
+    assert any(caught in problem for problem in found.problems()), found.problems()
+    with pytest.raises(AssertionError, match="differs by"):
+        found.assert_same()
+
+
+def test_dropout_of_another_seed_is_caught(base, monkeypatch):
+    """The seed of dropout alone: weights and order of both variants stay the same."""
+    runs = []
+    original = Trainer.__init__
+
+    def reseeded(self, config, *args):
+        original(self, config, *args)
+        runs.append(self)
+        if len(runs) == 2:
+            self.step.config = with_overrides(config, "seed=1", "")
+
+    monkeypatch.setattr(Trainer, "__init__", reseeded)
+    found = compare(base, base, 1, log=quiet)
+    assert len(runs) == 2 and found.difference.rounds[0].losses["sst/loss"] > 1e-3
+    with pytest.raises(AssertionError, match="round 1: sts/"):
+        found.assert_same(gradient=math.inf)
+
+
+def test_a_variant_against_itself_is_bit_identical(base):
+    found = against(base, "")
+    for difference in found.difference.rounds:
+        assert set(difference.losses.values()) == {0.0}
+        assert difference.weights == difference.worst == difference.vanishing == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.pair_features=concat", "different weights.*heads.para.classifier.weight"),
+        ("mode=pretrain,tasks=[sst]", "different tasks"),
+    ],
+)
+def test_variants_that_do_not_compare_are_refused(base, change, message):
+    with pytest.raises(ConfigError, match=message):
+        against(base, change)
+
+
+def test_more_rounds_than_the_run_has_are_refused(base):
+    with pytest.raises(ConfigError, match="the run has 12 rounds, fewer than the 13 to compare"):
+        against(base, "", num_rounds=13)
+
+
+def test_a_loss_that_is_not_finite_stops_it(base):
+    with pytest.raises(SbrrtError, match=r"round 1: gradient_norm is nan"):
+        against(base, "optimizer.learning_rate=1e30", num_rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("layout=padded,seed=3", {"layout": "padded", "seed": 3}),
+        ("optimizer.learning_rate=3e-5", {"optimizer.learning_rate": 3e-5}),
+        ("smart.step_size=.inf,smart.norm=2", {"smart.step_size": math.inf, "smart.norm": "2"}),
+        ("smart.shared_dropout=false", {"smart.shared_dropout": False}),
+        ("rounds=null", {"rounds": None}),
+        ("tasks.sst.weight=0.5", {"tasks.sst.weight": 0.5}),
+    ],
+)
+def test_overrides(base, text, expected):
+    config = with_overrides(base, text, "--a")
+    for key, value in expected.items():
+        place = config
+        for name in key.split("."):
+            place = place[name] if isinstance(place, dict) else getattr(place, name)
+        assert place == value and type(place) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layout", "--a: 'layout' is not of the form key=value"),
+        ("layuot=padded", "--a: unknown key 'layuot'; did you mean 'layout'"),
+        ("layout=wide", "--a: layout: must be 'packed' or 'padded', got 'wide'"),
+        ("seed.x=1", "--a: 'seed.x' is not a field; 'seed' has none"),
+        ("smart.weight=-1", "smart.weight: must be at least 0"),
+    ],
+)
+def test_overrides_that_cannot_be_used(base, text, message):
+    with pytest.raises(ConfigError, match=message):
+        with_overrides(base, text, "--a")
+
+
+def flags(base: RunConfig, *more: str) -> list[str]:
+    data, encoder = str(base.data_dir), base.model.backbone
+    shared = ["--data-dir", data, "--backbone", encoder, "--round.batch-size", "5"]
+    return ["compare", *shared, "--smart.weight", "1.0", *more]
+
+
+def test_command(base, tmp_path, capsys):
+    output = tmp_path / "deep" / "layouts.json"
+    variants = ["--a", "layout=padded", "--b", "layout=packed"]
+    code = main(flags(base, *variants, "--rounds", "2", "--ulp", "--output", str(output)))
+    text = capsys.readouterr().out
+    assert code == 0
+    assert "a = layout=padded, b = layout=packed" in text
+    assert "the same run up to rounding" in text and "key.bias" in text
+    found = json.loads(output.read_text())
+    assert found["labels"] == ["layout=padded", "layout=packed"]
+    assert len(found["difference"]["rounds"]) == len(found["yardstick"]["rounds"]) == 2
+    assert found["problems"] == []
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in output.parent.iterdir()) == ["layouts.json", "layouts.png"]
+
+
+@pytest.mark.parametrize(("check", "code"), [(("--check",), 1), ((), 0)])
+def test_command_with_a_difference(base, capsys, check, code):
+    assert main(flags(base, "--b", "smart.radius=0.03", "--rounds", "1", *check)) == code
+    text = capsys.readouterr().out
+    assert "not the same run" in text and "round 1: " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rounds", "0"), "--rounds: must be at least 1"),
+        (("--b", "smart.raduis=1"), "unknown key 'smart.raduis'; did you mean"),
+    ],
+)
+def test_command_with_a_mistake(base, capsys, arguments, message):
+    assert main(flags(base, *arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_command_refuses_an_unknown_flag(base, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(flags(base, "--lay-out", "packed"))
+    assert stop.value.code == 2
+    assert "unknown flag '--lay-out'; did you mean '--layout'" in capsys.readouterr().err
+
+
+def test_no_run_folder_is_written(base, layouts):
+    assert not Path(base.output).exists()
+
+
+def test_a_term_below_resolution_is_judged_by_the_yardstick(base):
+    """At a tiny learning rate one ulp moves D_Breg by more than 1e-4: no layout can do better."""
+    slow = with_overrides(base, "optimizer.learning_rate=1e-6", "")
+    padded = with_overrides(slow, "layout=padded", "")
+    found = compare(padded, slow, 2, yardstick=True, log=quiet)
+    bounds = found.loss_bounds()
+    looser = {name for name, bound in bounds.items() if bound > 1e-4}
+    assert looser and all(name.endswith("/bregman") for name in looser)
+    for name in looser:
+        own = max(r.losses[name] for r in found.yardstick.rounds)
+        assert bounds[name] == pytest.approx(4 * own)
+    assert found.problems() == []
+    strict = Comparison("", 0, ("a", "b"), found.losses, found.difference)
+    assert any("/bregman" in problem for problem in strict.problems())
+    assert "times what one ulp does" in found.text()
