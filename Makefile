@@ -46,7 +46,7 @@ minilm: $(BIN)/python
 	          "network, or train from a BertModel folder of your own: make train ARGS='--backbone DIR'"
 
 train: env  ## train SBRRT on the built-in sample, print its dev scores (ARGS='--rounds 50 ...')
-	$(BIN)/sbrrt-fast train --config configs/sbrrt.yaml --output $(OUTPUT) $(REPLACE) $(ARGS)
+	$(BIN)/sbrrt-fast train --config configs/sbrrt.yaml --epochs 2 --output $(OUTPUT) $(REPLACE) $(ARGS)
 
 test: env  ## run the tests (ARGS='tests/test_x.py -k name')
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
