@@ -181,8 +181,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path, had_state):
             assert torch.equal(tensors["x"], values[meta["n"]]["x"])
             left.append(meta["n"])
         except WeightsError as error:
-            assert "there is no saved state" in str(error)
-            left.append(0)
+            left.append(0 if "there is no saved state" in str(error) else -1)
         with contextlib.suppress(KeyboardInterrupt), atomic_directory(folder):
             raise KeyboardInterrupt  # the next writer is killed as well
         assert not left[-1] or load_state(folder)[1] == {"n": left[-1]}
@@ -198,9 +197,14 @@ def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path, had_state):
 
 def test_a_writer_that_raises_keeps_the_old_folder(tmp_path):
     save_state(tmp_path / "state", tensors={"x": torch.ones(3)}, meta={"n": 1})
-    with pytest.raises(KeyError), atomic_directory(tmp_path / "state") as new:
-        (new / "state.json").write_text("half")
-        raise KeyError("stop")
+
+    def write_half() -> None:
+        with atomic_directory(tmp_path / "state") as new:
+            (new / "state.json").write_text("half")
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        write_half()
     assert load_state(tmp_path / "state")[1] == {"n": 1}
     assert os.listdir(tmp_path) == ["state"]
 
