@@ -12,9 +12,21 @@
 #include "cpu/isa.h"
 
 TORCH_LIBRARY(sbrrt, m) {
+  m.def("adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
+        "Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, Tensor(e!)[] low_precision, "
+        "Tensor(f!)[] ema_low_precision, Tensor learning_rate, float[] weight_decay, float beta1, "
+        "float beta2, float eps, Tensor clip_factor, Tensor step, float ema_beta) -> ()");
   m.def("dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, "
         "ScalarType dtype) -> Tensor");
+  m.def("gradient_norm(Tensor[] grads) -> Tensor");
   m.def("philox_bits(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor");
+  m.def("smart_ascend(Tensor delta, Tensor gradient, Tensor mask, Tensor sequence, "
+        "SymInt num_sequences, float step_size, bool normalize_gradient, str projection, "
+        "float radius, str norm, str level) -> Tensor");
+  m.def("smart_noise(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor");
+  m.def("symmetric_kl_forward(Tensor logits, Tensor delta) -> Tensor");
+  m.def("symmetric_kl_backward(Tensor grad, Tensor logits, Tensor delta) -> (Tensor, Tensor)");
+  m.def("symmetric_kl_fisher(Tensor logits, Tensor tangent) -> Tensor");
 }
 
 namespace {
