@@ -168,6 +168,11 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     return _norm(grads, backend=backend) if grads else torch.zeros(())
 
 
+def native_reason(params: Sequence[Tensor]) -> str | None:
+    """Why the native op cannot update these parameters, or None."""
+    return _extension.extension_error or _cpu_why_not(params, params)
+
+
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     """What gradients of this norm are multiplied by, float32 0-dim; 0 does not clip.
 
