@@ -17,7 +17,7 @@ inline NormalValues normal_values(Vec t) {
   const Vec one = vec_set(1.0f);
   const Vec size = vec_min(vec_set(1e4f), vec_abs(t) * vec_set(0.36f));  // NaN stays
   const Vec bell = vec_exp(t * t * vec_set(-0.5f));
-  const Vec u = size / (one + size);
+  const Vec u = size * vec_reciprocal(one + size);
   Vec p = vec_set(2.170907706e-2f);
   p = vec_fma(p, u, vec_set(-9.948737919e-2f));
   p = vec_fma(p, u, vec_set(1.423072666e-1f));
