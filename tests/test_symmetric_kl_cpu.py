@@ -30,7 +30,6 @@ F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
 SAMPLES = {
     "one example": (1, 2, "dense"),
     "no examples": (0, 5, "dense"),
-    "one class": (7, 1, "dense"),
     "batch of 8": (8, 5, "dense"),
     "batch of 200": (200, 3, "dense"),
     "prime sizes": (31, 17, "dense"),
@@ -136,6 +135,12 @@ def test_gradient_of_one_argument_alone():
     (found,) = torch.autograd.grad(native(w, d).sum(), d)
     both = gradients(native, [w, d], torch.ones(8))
     assert torch.equal(found, both[1])
+
+
+def test_one_class_has_nothing_to_diverge():
+    primals = inputs((7, 1, "dense"), 0.5)
+    for x in (native(*primals), *gradients(native, primals, torch.ones(7))):
+        assert x.eq(0).all()
 
 
 def test_masked_classes_and_no_change():
