@@ -11,18 +11,21 @@ namespace sbrrt::SBRRT_ISA {
 constexpr float kLog2E = 1.44269504088896340736f;
 constexpr int kBlockElements = 16384;  // scores of a block of queries stay in L2
 
-// 2^x within 1.5 ulp for x <= 127, at least 2^-126; NaN stays. With n the nearest whole number,
-// 2^x = 2^n 2^(x - n); the polynomial is a fit of 2^r on [-1/2, 1/2], relative error 2e-9.
+// 2^x within 1.5 ulp for -126 <= x <= 127, below it 0 (a denormal would be slow); NaN stays. With n
+// the nearest whole number, 2^x = 2^n 2^(x - n); the polynomial is a fit of 2^r on [-1/2, 1/2],
+// relative error 2e-9.
 inline Vec power_of_two(Vec x) {
-  x = vec_max(vec_set(-126.f), x);  // of a NaN: the second, x
-  const Vec n = vec_round(x), r = x - n;
+  const Vec smallest = vec_set(-126.f);
+  const Vec inside = vec_max(smallest, x);  // of a NaN: the second, x
+  const Vec n = vec_round(inside), r = inside - n;
   Vec y = vec_set(1.5353362e-4f);
   y = vec_fma(y, r, vec_set(1.3398875e-3f));
   y = vec_fma(y, r, vec_set(9.6184369e-3f));
   y = vec_fma(y, r, vec_set(5.5503324e-2f));
   y = vec_fma(y, r, vec_set(0.24022648f));
   y = vec_fma(y, r, vec_set(0.69314718f));
-  return vec_scale_by_power(vec_fma(y, r, vec_set(1.f)), n);
+  y = vec_scale_by_power(vec_fma(y, r, vec_set(1.f)), n);
+  return vec_where_less(x, smallest, vec_set(0.f), y);
 }
 
 // Sizes of a pair's matrices.
@@ -86,6 +89,26 @@ struct RowSum {
   float maximum, sum;
 };
 
+// A sum over a row, in runs of 16 vectors that are summed in turn.
+class RowTotal {
+ public:
+  RowTotal() : total_(vec_set(0.f)), run_(vec_set(0.f)) {}
+  void add(Vec x) { finish(run_ + x); }
+  void add_product(Vec a, Vec b) { finish(vec_fma(a, b, run_)); }
+  float value() const { return vec_sum(total_ + run_); }
+
+ private:
+  void finish(Vec run) {
+    run_ = run;
+    if (++count_ % 16 != 0) return;
+    total_ = total_ + run_;
+    run_ = vec_set(0.f);
+  }
+
+  Vec total_, run_;
+  int count_ = 0;
+};
+
 // Row i of a block: scores [padded] -> 2^(scale (scores - maximum)), zero where dropped; the sum is
 // over all of them.
 template <bool kDropout>
@@ -95,25 +118,29 @@ RowSum exponentials(float* scores, Vec scale, const Extent& e, const DropoutRows
     top = vec_max(top, e.at_keys(vec_load(scores + j), j));
   }
   const float maximum = vec_largest(top);
-  Vec sum = vec_set(0.f);
+  RowTotal sum;
   for (int j = 0; j < e.padded; j += kVecSize) {
     const Vec below = e.at_keys(vec_load(scores + j), j) - vec_set(maximum);
     const Vec x = power_of_two(below * scale);
-    sum = sum + x;
+    sum.add(x);
     vec_store(scores + j, kept<kDropout>(x, dropout, i, j));
   }
-  return {maximum, vec_sum(sum)};
+  return {maximum, sum.value()};
 }
 
-// How probabilities come from scores: 2^(scale score - log2_sum), but for a factor that makes their
-// sum 1, for logsumexp is rounded.
+// How probabilities come from scores: 2^(scale (score - shift)), but for a factor that makes their
+// sum 1, for the shift, from logsumexp, is rounded.
 struct Exponent {
-  Vec scale, minus_log2_sum;
+  Vec scale, shift;
 
   Vec operator()(const float* scores, int j, const Extent& e) const {
-    return power_of_two(e.at_keys(vec_fma(vec_load(scores + j), scale, minus_log2_sum), j));
+    return power_of_two(e.at_keys(vec_load(scores + j) - shift, j) * scale);
   }
 };
+
+inline Exponent exponent_of(const AttentionProblem& problem, float logsumexp) {
+  return {vec_set(problem.score_scale * kLog2E), vec_set(logsumexp / problem.score_scale)};
+}
 
 // With P the probabilities and M the kept ones: scores -> M P, grads G = dO V^T -> P (M G - D),
 // D = sum_j P M G. D is summed relative to the first key's M G: with one key the gradient is zero,
@@ -122,17 +149,17 @@ template <bool kDropout>
 void backward_row(float* scores, float* grads, const Exponent& exponent, const Extent& e,
                   const DropoutRows& dropout, int i) {
   const float first = kDropout && dropout.row(i)[0] < dropout.threshold ? 0.f : grads[0];
-  Vec sum = vec_set(0.f), weighted = vec_set(0.f);
+  RowTotal sum, weighted;
   for (int j = 0; j < e.padded; j += kVecSize) {
     const Vec p = exponent(scores, j, e);
     const Vec g = kept<kDropout>(vec_load(grads + j), dropout, i, j);
-    sum = sum + p;
-    weighted = vec_fma(p, g - vec_set(first), weighted);
+    sum.add(p);
+    weighted.add_product(p, g - vec_set(first));
     vec_store(scores + j, p);
     vec_store(grads + j, g);
   }
-  const float scale = 1.f / vec_sum(sum);
-  const Vec factor = vec_set(scale), mean = vec_set(first + vec_sum(weighted) * scale);
+  const float scale = 1.f / sum.value();
+  const Vec factor = vec_set(scale), mean = vec_set(first + weighted.value() * scale);
   for (int j = 0; j < e.padded; j += kVecSize) {
     const Vec p = vec_load(scores + j) * factor;
     vec_store(grads + j, p * (vec_load(grads + j) - mean));
@@ -145,15 +172,15 @@ template <bool kDropout>
 void tangent_row(float* scores, float* tangents, float score_scale, const Exponent& exponent,
                  const Extent& e, const DropoutRows& dropout, int i) {
   const float first = tangents[0];
-  Vec sum = vec_set(0.f), weighted = vec_set(0.f);
+  RowTotal sum, weighted;
   for (int j = 0; j < e.padded; j += kVecSize) {
     const Vec p = exponent(scores, j, e);
-    sum = sum + p;
-    weighted = vec_fma(p, vec_load(tangents + j) - vec_set(first), weighted);
+    sum.add(p);
+    weighted.add_product(p, vec_load(tangents + j) - vec_set(first));
     vec_store(scores + j, p);
   }
-  const float scale = 1.f / vec_sum(sum);
-  const Vec factor = vec_set(scale), mean = vec_set(first + vec_sum(weighted) * scale);
+  const float scale = 1.f / sum.value();
+  const Vec factor = vec_set(scale), mean = vec_set(first + weighted.value() * scale);
   for (int j = 0; j < e.padded; j += kVecSize) {
     const Vec p = kept<kDropout>(vec_load(scores + j) * factor, dropout, i, j);
     const Vec centred = vec_load(tangents + j) - mean;
@@ -229,7 +256,6 @@ void run_pair(const AttentionProblem& problem, const AttentionBackward<T>& matri
   pack_columns(head_of(matrices.key, problem, pair), e.length, e.padded, width, key_columns);
   pack_columns(head_of(matrices.value, problem, pair), e.length, e.padded, width, value_columns);
   pack_rows(head_of(matrices.key, problem, pair), e.length, e.length, width, keys);
-  const Vec exponent_scale = vec_set(problem.score_scale * kLog2E);
   const auto differentiate = problem.dropout.active ? &backward_row<true> : &backward_row<false>;
   const float scale = problem.dropout.scale, inner_scale = scale * problem.score_scale;
   for (int begin = 0; begin < e.length; begin += e.block) {
@@ -243,7 +269,7 @@ void run_pair(const AttentionProblem& problem, const AttentionBackward<T>& matri
     const float* logsumexp =
         matrices.logsumexp + (pair.first_token + begin) * problem.num_heads + pair.head;
     for (int i = 0; i < rows; ++i) {
-      const Exponent exponent{exponent_scale, vec_set(-kLog2E * logsumexp[i * problem.num_heads])};
+      const Exponent exponent = exponent_of(problem, logsumexp[i * problem.num_heads]);
       differentiate(scores + i * e.padded, score_grads + i * e.padded, exponent, e, dropout, i);
     }
     multiply({score_grads, e.padded, 1}, keys, width, rows, e.length, width, query_result, width);
@@ -279,7 +305,6 @@ void run_pair(const AttentionProblem& problem, const AttentionTangent<T>& matric
   pack_rows(head_of(matrices.value_tangent, problem, pair), e.length, e.length, width,
             value_tangents);
   const auto push = problem.dropout.active ? &tangent_row<true> : &tangent_row<false>;
-  const Vec exponent_scale = vec_set(problem.score_scale * kLog2E);
   for (int begin = 0; begin < e.length; begin += e.block) {
     const int rows = std::min(e.block, e.length - begin), padded_rows = round_up(rows, kTileRows);
     pack_rows(head_of(matrices.query, problem, pair, begin), rows, padded_rows, width, queries);
@@ -294,7 +319,7 @@ void run_pair(const AttentionProblem& problem, const AttentionTangent<T>& matric
     const float* logsumexp =
         matrices.logsumexp + (pair.first_token + begin) * problem.num_heads + pair.head;
     for (int i = 0; i < rows; ++i) {
-      const Exponent exponent{exponent_scale, vec_set(-kLog2E * logsumexp[i * problem.num_heads])};
+      const Exponent exponent = exponent_of(problem, logsumexp[i * problem.num_heads]);
       push(scores + i * e.padded, score_tangents + i * e.padded, problem.score_scale, exponent, e,
            dropout, i);
     }

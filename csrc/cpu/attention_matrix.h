@@ -154,11 +154,13 @@ void pack_rows(RowView<const T> rows, int num_rows, int padded, int width, float
 template <typename T>
 void pack_columns(RowView<const T> rows, int num_rows, int padded, int width, float* packed) {
   for (int i = 0; i < padded; i += kVecSize) {
-    const int count = std::clamp(num_rows - i, 0, kVecSize);
+    const int count = num_rows - i;
     for (int j = 0; j < width; j += kVecSize) {
       Vec tile[kVecSize];
-      for (int r = 0; r < count; ++r) tile[r] = vec_load(rows.data + (i + r) * rows.stride + j);
-      for (int r = count; r < kVecSize; ++r) tile[r] = vec_set(0.f);
+      SBRRT_UNROLL
+      for (int r = 0; r < kVecSize; ++r) {
+        tile[r] = r < count ? vec_load(rows.data + (i + r) * rows.stride + j) : vec_set(0.f);
+      }
       transpose(tile);
       SBRRT_UNROLL
       for (int r = 0; r < kVecSize; ++r) vec_store(packed + (j + r) * padded + i, tile[r]);
