@@ -12,9 +12,51 @@
 #include "cpu/isa.h"
 
 TORCH_LIBRARY(sbrrt, m) {
+  m.def("adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
+        "Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, Tensor(e!)[] low_precision, "
+        "Tensor(f!)[] ema_low_precision, Tensor learning_rate, float[] weight_decay, float beta1, "
+        "float beta2, float eps, Tensor clip_factor, Tensor step, float ema_beta) -> ()");
+  m.def("attention_forward(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
+        "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
+        "int max_positions) -> (Tensor out, Tensor logsumexp)");
+  m.def("attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, "
+        "Tensor logsumexp, Tensor cu_seqlens, int max_length, int num_heads, float p, Tensor rng, "
+        "int site, Tensor rows, int max_positions) -> (Tensor, Tensor, Tensor)");
+  m.def("attention_jvp(Tensor query, Tensor key, Tensor value, Tensor query_tangent, "
+        "Tensor key_tangent, Tensor value_tangent, Tensor logsumexp, Tensor cu_seqlens, "
+        "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
+        "int max_positions) -> Tensor");
+  m.def("bias_gelu_forward(Tensor x, Tensor bias) -> Tensor");
+  m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads) "
+        "-> (Tensor, Tensor)");
+  m.def("bias_gelu_jvp(Tensor x_tangent, Tensor x, Tensor bias) -> Tensor");
+  m.def("dropout_add_layernorm_forward(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
+        "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) "
+        "-> (Tensor out, Tensor mean, Tensor rstd)");
+  m.def("dropout_add_layernorm_backward(Tensor grad, Tensor x, Tensor bias, Tensor residual, "
+        "Tensor weight, Tensor mean, Tensor rstd, float p, Tensor rng, int site, Tensor offsets, "
+        "bool need_weight_grads) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("dropout_add_layernorm_jvp(Tensor x_tangent, Tensor residual_tangent, Tensor x, "
+        "Tensor bias, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, float p, "
+        "Tensor rng, int site, Tensor offsets) -> Tensor");
   m.def("dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, "
         "ScalarType dtype) -> Tensor");
+  m.def("embed_forward(Tensor ids, Tensor positions, Tensor types, Tensor word, Tensor position, "
+        "Tensor type, Tensor weight, Tensor shift, float eps, float p, Tensor rng, int site, "
+        "Tensor offsets) -> (Tensor out, Tensor mean, Tensor rstd)");
+  m.def("embed_backward(Tensor grad, Tensor ids, Tensor positions, Tensor types, Tensor word, "
+        "Tensor position, Tensor type, Tensor weight, Tensor mean, Tensor rstd, float p, "
+        "Tensor rng, int site, Tensor offsets, bool[5] needs) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("gradient_norm(Tensor[] grads) -> Tensor");
   m.def("philox_bits(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor");
+  m.def("smart_ascend(Tensor delta, Tensor gradient, Tensor mask, Tensor sequence, "
+        "SymInt num_sequences, float step_size, bool normalize_gradient, str projection, "
+        "float radius, str norm, str level) -> Tensor");
+  m.def("smart_noise(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor");
+  m.def("symmetric_kl_forward(Tensor logits, Tensor delta) -> Tensor");
+  m.def("symmetric_kl_backward(Tensor grad, Tensor logits, Tensor delta) -> (Tensor, Tensor)");
+  m.def("symmetric_kl_fisher(Tensor logits, Tensor tangent) -> Tensor");
 }
 
 namespace {

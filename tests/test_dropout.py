@@ -15,6 +15,11 @@ RNG = torch.tensor([0x1234_5678_9ABC_DEF0, 77])
 MAX_POSITIONS, HEADS = 64, 3
 
 
+def hidden_mask(stream: DropoutStream, width: int, p: float, site: int) -> torch.Tensor:
+    p, rng, site, offsets = stream.hidden(width, p, site)
+    return dropout_mask(offsets, width, p, rng, site)
+
+
 def make_batch(lengths: list[int], rows: list[int]) -> TokenBatch:
     num_tokens = sum(lengths)
     return TokenBatch.from_packed(
@@ -80,10 +85,10 @@ def test_masks_do_not_depend_on_packing_or_batch_mates():
     batch, alone = make_batch([5, 11, 2], [4, 9, 6]), make_batch([11], [9])
     padded = batch.padded()
     streams = [DropoutStream(b, RNG, MAX_POSITIONS) for b in (batch, padded, alone)]
-    hidden = [s.hidden(32, 0.4, 5, torch.float32) for s in streams]
+    hidden = [hidden_mask(s, 32, 0.4, 5) for s in streams]
     assert torch.equal(batch.pad(hidden[0])[batch.key_mask], padded.pad(hidden[1])[batch.key_mask])
     assert torch.equal(hidden[0][5:16], hidden[2])
-    attention = [s.attention(HEADS, 0.4, attention_site(1), torch.float32) for s in streams]
+    attention = [s.attention_factors(HEADS, 0.4, attention_site(1), torch.float32) for s in streams]
     assert torch.equal(attention[0], attention[1])
     assert torch.equal(attention[0][1], attention[2][0])
     noise = [s.normal(32) for s in streams]
@@ -93,7 +98,7 @@ def test_masks_do_not_depend_on_packing_or_batch_mates():
 def test_masks_do_not_depend_on_the_longest_batch_mate():
     short, long = make_batch([5, 7], [0, 1]), make_batch([5, 7, 20], [0, 1, 2])
     masks = [
-        DropoutStream(b, RNG, MAX_POSITIONS).attention(HEADS, 0.4, 1, torch.float32)
+        DropoutStream(b, RNG, MAX_POSITIONS).attention_factors(HEADS, 0.4, 1, torch.float32)
         for b in (short, long)
     ]
     assert torch.equal(masks[0], masks[1][:2, :, :7, :7])
@@ -101,11 +106,11 @@ def test_masks_do_not_depend_on_the_longest_batch_mate():
 
 def test_a_fork_is_independent_and_a_stream_repeats_itself():
     stream = DropoutStream(make_batch([30], [0]), RNG, MAX_POSITIONS)
-    first = stream.hidden(64, 0.5, 2, torch.float32)
-    assert torch.equal(first, stream.hidden(64, 0.5, 2, torch.float32))
-    forked = stream.fork(1).hidden(64, 0.5, 2, torch.float32)
+    first = hidden_mask(stream, 64, 0.5, 2)
+    assert torch.equal(first, hidden_mask(stream, 64, 0.5, 2))
+    forked = hidden_mask(stream.fork(1), 64, 0.5, 2)
     assert abs((first == forked).double().mean().item() - 0.5) < 0.06
-    assert stream.hidden(64, 0.0, 2, torch.float32) is None
+    assert stream.attention_factors(HEADS, 0.0, 1, torch.float32) is None
 
 
 def test_normal_noise_is_standard_normal():

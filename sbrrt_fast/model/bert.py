@@ -17,14 +17,16 @@ from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.pooling import mean_pool
-from sbrrt_fast.ops.attention import attention_reference
-from sbrrt_fast.ops.embed import embed_reference
-from sbrrt_fast.ops.gelu import bias_gelu_reference
-from sbrrt_fast.ops.layernorm import dropout_add_layernorm_reference
+from sbrrt_fast.ops.attention import attention, attention_reference
+from sbrrt_fast.ops.embed import embed
+from sbrrt_fast.ops.gelu import bias_gelu
+from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 
 
 class BertEmbeddings(nn.Module):
     """Word, position and type embeddings, LayerNorm, dropout."""
+
+    backend = "auto"
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -35,25 +37,27 @@ class BertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        config, norm = self.config, self.LayerNorm
-        p, table = config.hidden_dropout_prob, self.word_embeddings.weight
-        factors = stream and stream.hidden(config.hidden_size, p, sites.EMBEDDING_SITE, table.dtype)
-        return embed_reference(
+        norm, config = self.LayerNorm, self.config
+        p = config.hidden_dropout_prob
+        return embed(
             batch.input_ids,
             batch.positions,
             batch.token_types,
-            table,
+            self.word_embeddings.weight,
             self.position_embeddings.weight,
             self.token_type_embeddings.weight,
             norm.weight,
             norm.bias,
             norm.eps,
-            factors,
+            *(stream.hidden(config.hidden_size, p, sites.EMBEDDING_SITE) if stream else ()),
+            backend=self.backend,
         )
 
 
 class BertSelfAttention(nn.Module):
     """Multi-head attention within each sequence."""
+
+    backend = "auto"
 
     def __init__(self, config: BertConfig, layer: int):
         super().__init__()
@@ -63,24 +67,40 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        config = self.config
-        query, key, value = (
-            self._split(projection(hidden), batch)
-            for projection in (self.query, self.key, self.value)
-        )
-        p, site = config.attention_probs_dropout_prob, sites.attention_site(self.layer)
-        factors = stream and stream.attention(config.num_attention_heads, p, site, value.dtype)
-        context = attention_reference(query, key, value, batch.key_mask, factors)
-        return batch.unpad(context.transpose(1, 2)).flatten(1)
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        attend = self._packed if batch.packed else self._padded
+        return attend(query, key, value, batch, stream)
 
-    def _split(self, x: Tensor, batch: TokenBatch) -> Tensor:
-        """[num_tokens, hidden] -> [num_sequences, num_heads, max_length, head_dim]."""
-        heads = x.view(-1, self.config.num_attention_heads, self.config.head_dim)
-        return batch.pad(heads).transpose(1, 2)
+    def _packed(self, query, key, value, batch: TokenBatch, stream: DropoutStream | None):
+        config = self.config
+        p, site = config.attention_probs_dropout_prob, sites.attention_site(self.layer)
+        return attention(
+            query,
+            key,
+            value,
+            batch.cu_seqlens,
+            batch.max_length,
+            config.num_attention_heads,
+            *(stream.attention(p, site) if stream else ()),
+            backend=self.backend,
+        )
+
+    def _padded(self, query, key, value, batch: TokenBatch, stream: DropoutStream | None):
+        heads, p = self.config.num_attention_heads, self.config.attention_probs_dropout_prob
+        site, dtype = sites.attention_site(self.layer), value.dtype
+        factors = stream.attention_factors(heads, p, site, dtype) if stream else None
+        split = [
+            batch.pad(x.view(-1, heads, self.config.head_dim)).transpose(1, 2)
+            for x in (query, key, value)
+        ]
+        context = attention_reference(*split, batch.key_mask, factors)
+        return batch.unpad(context.transpose(1, 2)).flatten(1)
 
 
 class ResidualOutput(nn.Module):
     """LN(residual + dropout(x W^T + bias))."""
+
+    backend = "auto"
 
     def __init__(self, config: BertConfig, in_features: int, site: int):
         super().__init__()
@@ -90,11 +110,16 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor, stream: DropoutStream | None) -> Tensor:
         config, norm = self.config, self.LayerNorm
-        product = F.linear(x, self.dense.weight)
         p = config.hidden_dropout_prob
-        factors = stream and stream.hidden(config.hidden_size, p, self.site, product.dtype)
-        return dropout_add_layernorm_reference(
-            product, self.dense.bias, residual, norm.weight, norm.bias, norm.eps, factors
+        return dropout_add_layernorm(
+            F.linear(x, self.dense.weight),
+            self.dense.bias,
+            residual,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            *(stream.hidden(config.hidden_size, p, self.site) if stream else ()),
+            backend=self.backend,
         )
 
 
@@ -114,12 +139,15 @@ class BertAttention(nn.Module):
 class BertIntermediate(nn.Module):
     """gelu(x W^T + bias)."""
 
+    backend = "auto"
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return bias_gelu_reference(F.linear(hidden, self.dense.weight), self.dense.bias)
+        product = F.linear(hidden, self.dense.weight)
+        return bias_gelu(product, self.dense.bias, backend=self.backend)
 
 
 class BertLayer(nn.Module):
@@ -183,6 +211,12 @@ class MiniBert(nn.Module):
         for module in self.modules():
             if hasattr(module, "config"):
                 module.config = config
+
+    def set_backend(self, backend: str) -> None:
+        """Chooses the implementation of all ops: ``auto`` or one of ``ops.dispatch.BACKENDS``."""
+        for module in self.modules():
+            if hasattr(module, "backend"):
+                module.backend = backend
 
     def embed(self, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
         """The embedding layer's output [num_tokens, hidden]: what SMART perturbs."""

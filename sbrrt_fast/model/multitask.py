@@ -58,7 +58,7 @@ class MultiTaskModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             pooled = self.encoder.pool(hidden.to(embeddings.dtype), batch)
             p = self.config.hidden_dropout_prob
-            factors = stream and stream.pooled(pooled.shape[-1], p, pooled.dtype)
+            factors = stream and stream.pooled_factors(pooled.shape[-1], p, pooled.dtype)
             return self.heads[task](pooled if factors is None else pooled * factors)
 
     def logits(

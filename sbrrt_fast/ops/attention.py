@@ -4,7 +4,8 @@ For one (sequence, head) with queries Q, keys K and values V, each [length, head
 
     P = softmax(Q K^T / sqrt(head_dim)),    O = (P * M) V
 
-M holds dropout's factors, 0 or 1 / (1 - p). Source: arXiv 1706.03762, section 3.2.1.
+M holds dropout's factors, 0 or 1 / (1 - p). Derivatives: docs/math/attention.md. Source: arXiv
+1706.03762, section 3.2.1.
 """
 
 from __future__ import annotations
@@ -13,8 +14,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from sbrrt_fast import _extension
 from sbrrt_fast.ops.autodiff import tangent_is_differentiated
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.why_not import cpu_reason
+
+NATIVE_HEAD_DIMS = (32, 64)
+NATIVE_MAX_LENGTH = 512
 
 
 def attention_reference(
@@ -48,3 +57,197 @@ def _softmax(scores: Tensor) -> Tensor:
         return torch.softmax(scores, dim=-1)
     exponential = (scores - scores.amax(dim=-1, keepdim=True).detach()).exp()
     return exponential / exponential.sum(dim=-1, keepdim=True)
+
+
+def packed_attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    num_heads: int,
+    p: float,
+    rng: Tensor,
+    site: int,
+    rows: Tensor,
+    max_positions: int,
+) -> Tensor:
+    """``attention`` by padding, ``attention_reference`` and unpadding; any floating dtype."""
+    num_sequences, device = rows.shape[0], rows.device
+    starts = cu_seqlens.to(torch.int64)
+    lengths = starts.diff()
+    sequence = torch.repeat_interleave(
+        torch.arange(num_sequences, device=device), lengths, output_size=query.shape[0]
+    )
+    slots = torch.arange(query.shape[0], device=device) + (
+        torch.arange(num_sequences, device=device) * max_length - starts[:-1]
+    ).index_select(0, sequence)
+    shape = (num_sequences, max_length, num_heads, query.shape[1] // num_heads)
+
+    def pad(x: Tensor) -> Tensor:  # [num_tokens, hidden] -> [sequence, head, position, feature]
+        flat = x.new_zeros(num_sequences * max_length, x.shape[1]).index_copy(0, slots, x)
+        return flat.view(shape).transpose(1, 2)
+
+    key_mask = torch.arange(max_length, device=device) < lengths[:, None]
+    factors = None
+    if p > 0:
+        places = (num_heads, max_length, max_positions, rng, site)
+        factors = _factors(rows, places, p, value.dtype)
+    out = attention_reference(pad(query), pad(key), pad(value), key_mask, factors)
+    return out.transpose(1, 2).reshape(-1, query.shape[1]).index_select(0, slots)
+
+
+def _factors(rows: Tensor, places: tuple, p: float, dtype: torch.dtype) -> Tensor:
+    """Dropout's factors [num_sequences, num_heads, max_length, max_length]."""
+    num_heads, max_length, max_positions, rng, site = places
+    heads = torch.arange(num_heads, device=rows.device)[:, None]
+    queries = torch.arange(max_length, device=rows.device)
+    offsets = (rows[:, None, None] * num_heads + heads) * max_positions + queries
+    mask = dropout_mask(offsets.flatten() * max_positions, max_length, p, rng, site, dtype)
+    return mask.view(-1, num_heads, max_length, max_length)
+
+
+class _Function(torch.autograd.Function):
+    """The C++ op under autograd; without a tangent, so that torch.compile can trace it."""
+
+    @staticmethod
+    def forward(
+        query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions
+    ):
+        return torch.ops.sbrrt.attention_forward(
+            query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows, positions = inputs
+        ctx.numbers = max_length, num_heads, p, site, positions
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(query, key, value, *output, cu_seqlens, rng, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        query, key, value, out, logsumexp, *batch = ctx.saved_tensors
+        grads = torch.ops.sbrrt.attention_backward(
+            grad, query, key, value, out, logsumexp, *_arguments(ctx.numbers, *batch)
+        )
+        return *grads, *[None] * 8
+
+
+class _FunctionWithTangent(_Function):
+    """The same with its forward-mode derivative."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Function.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:3], *output, inputs[3], inputs[7], inputs[9])
+
+    @staticmethod
+    def jvp(ctx, query_tangent, key_tangent, value_tangent, *_):
+        query, key, value, _out, logsumexp, *batch = ctx.saved_tensors
+        tangents = query_tangent, key_tangent, value_tangent
+        tangent = torch.ops.sbrrt.attention_jvp(
+            query, key, value, *tangents, logsumexp, *_arguments(ctx.numbers, *batch)
+        )
+        return tangent, None
+
+
+def _arguments(numbers: tuple, cu_seqlens: Tensor, rng: Tensor, rows: Tensor) -> tuple:
+    """The op's last arguments, in order."""
+    max_length, num_heads, p, site, max_positions = numbers
+    return cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions
+
+
+def _run_cpu(*args) -> Tensor:
+    function = _Function if torch.compiler.is_compiling() else _FunctionWithTangent
+    return function.apply(*args)[0]
+
+
+def _cpu_why_not(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    num_heads: int,
+    *args,
+) -> str | None:
+    inputs = {"query": query, "key": key, "value": value}
+    reason = cpu_reason(differentiable=inputs, constant={})
+    if reason is not None:
+        return reason
+    if not query.dtype == key.dtype == value.dtype:
+        return "query, key and value differ in dtype, which runs on the reference"
+    if max_length > NATIVE_MAX_LENGTH:
+        return f"max_length is {max_length}, above {NATIVE_MAX_LENGTH}"
+    head_dims = [num_heads * head_dim for head_dim in NATIVE_HEAD_DIMS]
+    if query.dim() == 2 and query.shape[1] not in head_dims:
+        return f"the head dimension, {query.shape[1]} / {num_heads}, is neither 32 nor 64"
+    return None
+
+
+_op = Op(
+    "attention",
+    [
+        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        Implementation("reference", packed_attention_reference, lambda *args: None, never),
+    ],
+)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    num_heads: int,
+    p: float = 0.0,
+    rng: Tensor | None = None,
+    site: int = 0,
+    rows: Tensor | None = None,
+    max_positions: int | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention within each sequence of a packed batch.
+
+    Differentiable in query, key and value, in reverse and in forward mode. The native op computes
+    in float32 whatever the dtype.
+
+    Args:
+        query, key, value: [num_tokens, num_heads * head_dim], of one dtype, float32 or bfloat16
+            (float64 on the reference); row-strided views of a fused projection are read in place.
+        cu_seqlens: int32 [num_sequences + 1], cumulative lengths.
+        max_length: the longest of them, or more; the native op takes up to 512.
+        num_heads: their dimension is 32 or 64 for the native op.
+        p: probability of dropping a probability, in [0, 1).
+        rng: int64 [2], (seed, step).
+        site: which dropout of the model this is.
+        rows: int64 [num_sequences], each sequence's row in dropout's index (see ``ops.dropout``).
+        max_positions: the model's maximum length, which that index counts against.
+        backend: ``auto``, ``cpu`` or ``reference``.
+
+    Returns:
+        [num_tokens, num_heads * head_dim] of the inputs' dtype.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, by its name.
+        BackendError: the named backend cannot run these inputs.
+    """
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"attention: p must be in [0, 1), got {p}")
+    if p > 0 and (rng is None or rows is None or max_positions is None):
+        raise ValueError(
+            f"attention: p = {p} needs rng (seed, step), rows and max_positions; one is None"
+        )
+    if rng is None:
+        rng = torch.zeros(2, dtype=torch.int64, device=query.device)
+    if rows is None:
+        rows = torch.zeros(cu_seqlens.shape[0] - 1, dtype=torch.int64, device=query.device)
+    numbers = p, rng, site, rows, max_length if max_positions is None else max_positions
+    return _op(query, key, value, cu_seqlens, max_length, num_heads, *numbers, backend=backend)
+
+
+OPS = (_op,)

@@ -1,17 +1,50 @@
-"""When a reference must be built from elementary operations.
+"""How the ops meet autograd: what must be elementary, what must not be computed.
 
 torch's fused softmax and LayerNorm have forward-mode derivatives that cannot themselves be
 differentiated: softmax's raises, LayerNorm's silently drops the terms through its statistics.
 SMART's linear branch differentiates J delta, so there the definition is written out.
+
+torch does not tell a custom function that ``autograd.grad(..., inputs=...)`` wants no gradient of
+the weights, so SMART's ascent says it with ``input_gradients_only``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_only_inputs = False
+
+
+@contextmanager
+def input_gradients_only() -> Iterator[None]:
+    """Backward passes that run inside compute no gradient of any op's weights.
+
+    Weights then get no gradient at all from those ops: ask ``torch.autograd.grad`` for activations
+    alone. The native ops obey; the references leave it to autograd, which follows ``inputs``.
+    """
+    global _only_inputs
+    before, _only_inputs = _only_inputs, True
+    try:
+        yield
+    finally:
+        _only_inputs = before
+
+
+def needs_weight_gradients(ctx, *weights: int) -> bool:
+    """Whether a Function's backward must compute gradients of the inputs numbered ``weights``."""
+    return not _only_inputs and any(ctx.needs_input_grad[i] for i in weights)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """True for a dual tensor."""
+    return forward_ad.unpack_dual(x).tangent is not None
+
 
 def tangent_is_differentiated(x: Tensor) -> bool:
     """True for a dual tensor while autograd records."""
-    return torch.is_grad_enabled() and forward_ad.unpack_dual(x).tangent is not None
+    return torch.is_grad_enabled() and has_tangent(x)

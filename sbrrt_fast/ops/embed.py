@@ -5,10 +5,17 @@ Source: arXiv 1810.04805, figure 2.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from sbrrt_fast import _extension
+from sbrrt_fast.ops.autodiff import needs_weight_gradients
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.layernorm import layernorm_reference
+from sbrrt_fast.ops.why_not import cpu_reason, dropout_arguments
 
 
 def embed_reference(
@@ -37,3 +44,110 @@ def embed_reference(
     total = F.embedding(ids, word) + F.embedding(positions, position) + F.embedding(types, type_)
     hidden = layernorm_reference(total, weight, shift, eps)
     return hidden if factors is None else hidden * factors
+
+
+class _Function(torch.autograd.Function):
+    """The C++ op under autograd; tokens have no derivative, so there is no tangent."""
+
+    @staticmethod
+    def forward(ids, positions, types, word, position, type_, weight, shift, eps, *dropout):
+        return torch.ops.sbrrt.embed_forward(
+            ids, positions, types, word, position, type_, weight, shift, eps, *dropout
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, _, _, ctx.p, rng, ctx.site, offsets = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(*tensors, mean, rstd, rng, offsets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, *_):
+        *tensors, rng, offsets = ctx.saved_tensors
+        needs = [needs_weight_gradients(ctx, i) for i in range(3, 8)]
+        found = torch.ops.sbrrt.embed_backward(grad, *tensors, ctx.p, rng, ctx.site, offsets, needs)
+        found = [g if needed else None for g, needed in zip(found, needs, strict=True)]
+        return None, None, None, *found, None, None, None, None, None
+
+
+def _run_cpu(*args) -> Tensor:
+    return _Function.apply(*args)[0]
+
+
+def _cpu_why_not(ids, positions, types, word, position, type_, weight, shift, *_) -> str | None:
+    tensors = {
+        "word": word,
+        "position": position,
+        "type": type_,
+        "weight": weight,
+        "shift": shift,
+    }
+    return cpu_reason(differentiable={}, constant=tensors)
+
+
+def _run_reference(*args) -> Tensor:
+    *tensors, eps, p, rng, site, offsets = args
+    word = tensors[3]
+    factors = dropout_mask(offsets, word.shape[1], p, rng, site, word.dtype) if p > 0 else None
+    return embed_reference(*tensors, eps, factors)
+
+
+_op = Op(
+    "embed",
+    [
+        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        Implementation("reference", _run_reference, lambda *args: None, never),
+    ],
+)
+
+
+def embed(
+    ids: Tensor,
+    positions: Tensor,
+    types: Tensor,
+    word: Tensor,
+    position: Tensor,
+    type_: Tensor,
+    weight: Tensor,
+    shift: Tensor,
+    eps: float,
+    p: float = 0.0,
+    rng: Tensor | None = None,
+    site: int = 0,
+    offsets: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """dropout(LN(word[id] + position[p] + type[t])).
+
+    Differentiable in the tables, ``weight`` and ``shift``. The native op computes in float32
+    whatever the dtypes. Gradients of the tables are dense: rows that no token reads are zeros,
+    and filling them is most of the backward's time where the vocabulary is large.
+
+    Args:
+        ids, positions, types: int64 [num_tokens], rows of the three tables.
+        word, position, type_: [rows, hidden], float32 or bfloat16 (float64 on the reference).
+        weight, shift, eps: LayerNorm's, [hidden].
+        p: probability of dropping an element of the result, in [0, 1).
+        rng: int64 [2], (seed, step); not needed for p = 0.
+        site: which dropout of the model this is.
+        offsets: int64 [num_tokens], the logical index of each token's first element
+            (``ops.dropout``); not needed for p = 0.
+        backend: ``auto``, ``cpu`` or ``reference``.
+
+    Returns:
+        [num_tokens, hidden] of the word table's dtype.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, by its name; an index out of its table.
+        BackendError: the named backend cannot run these inputs.
+    """
+    rng, offsets = dropout_arguments("embed", p, rng, offsets, ids)
+    tables = (word, position, type_)
+    arguments = (ids, positions, types, *tables, weight, shift, eps, p, rng, site, offsets)
+    return _op(*arguments, backend=backend)
+
+
+OPS = (_op,)

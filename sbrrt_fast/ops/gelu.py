@@ -1,14 +1,96 @@
 """Bias and exact GELU: gelu(x + bias) with gelu(t) = t * Phi(t), Phi the normal distribution.
 
-Source: arXiv 1606.08415, section 2; BERT uses the exact form with erf.
+Its derivative is Phi(t) + t phi(t), phi the normal density. Source: arXiv 1606.08415, section 2;
+BERT uses the exact form with erf.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sbrrt_fast import _extension
+from sbrrt_fast.ops.autodiff import needs_weight_gradients
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.why_not import cpu_reason
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
     """gelu(x + bias) for x [num_rows, features] and bias [features]; dtype of ``x``."""
     return F.gelu(x + bias.to(x.dtype))
+
+
+class _Function(torch.autograd.Function):
+    """The C++ op under autograd; without a tangent, so that torch.compile can trace it."""
+
+    @staticmethod
+    def forward(x, bias):
+        return torch.ops.sbrrt.bias_gelu_forward(x, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        needed = needs_weight_gradients(ctx, 1)
+        dx, dbias = torch.ops.sbrrt.bias_gelu_backward(grad, *ctx.saved_tensors, needed)
+        return dx, dbias if needed else None
+
+
+class _FunctionWithTangent(_Function):
+    """The same with its forward-mode derivative in x."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Function.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, x_tangent, _bias):
+        return torch.ops.sbrrt.bias_gelu_jvp(x_tangent, *ctx.saved_tensors)
+
+
+def _run_cpu(x: Tensor, bias: Tensor) -> Tensor:
+    function = _Function if torch.compiler.is_compiling() else _FunctionWithTangent
+    return function.apply(x, bias)
+
+
+def _cpu_why_not(x: Tensor, bias: Tensor) -> str | None:
+    return cpu_reason(differentiable={"x": x}, constant={"bias": bias})
+
+
+_op = Op(
+    "bias_gelu",
+    [
+        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        Implementation("reference", bias_gelu_reference, lambda *args: None, never),
+    ],
+)
+
+
+def bias_gelu(x: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
+    """gelu(x + bias), with the exact erf.
+
+    Differentiable in both; in forward mode on ``cpu`` in x. The native op computes in float32
+    whatever the dtypes.
+
+    Args:
+        x: [num_rows, features], float32 or bfloat16 (float64 on the reference).
+        bias: [features].
+        backend: ``auto``, ``cpu`` or ``reference``.
+
+    Returns:
+        [num_rows, features] of the dtype of ``x``.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, by its name.
+        BackendError: the named backend cannot run these inputs.
+    """
+    return _op(x, bias, backend=backend)
+
+
+OPS = (_op,)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.ops import dropout
-from sbrrt_fast.ops.attention import attention_reference
-from sbrrt_fast.ops.dispatch import Op, reference_only
-from sbrrt_fast.ops.embed import embed_reference
-from sbrrt_fast.ops.gelu import bias_gelu_reference
-from sbrrt_fast.ops.layernorm import dropout_add_layernorm_reference
-from sbrrt_fast.ops.smart_ascend import smart_ascend_reference
-from sbrrt_fast.ops.symmetric_kl import symmetric_kl
+from sbrrt_fast.ops import (
+    adamw_ema,
+    attention,
+    dropout,
+    embed,
+    gelu,
+    layernorm,
+    smart_ascend,
+    smart_noise,
+    symmetric_kl,
+)
+from sbrrt_fast.ops.dispatch import Op
 
 OPS: tuple[Op, ...] = (
-    reference_only("attention", attention_reference),
-    reference_only("dropout_add_layernorm", dropout_add_layernorm_reference),
-    reference_only("bias_gelu", bias_gelu_reference),
-    reference_only("embed", embed_reference),
-    reference_only("symmetric_kl", symmetric_kl),
-    reference_only("smart_ascend", smart_ascend_reference),
+    *attention.OPS,
+    *layernorm.OPS,
+    *gelu.OPS,
+    *embed.OPS,
+    *symmetric_kl.OPS,
+    *smart_noise.OPS,
+    *smart_ascend.OPS,
+    *adamw_ema.OPS,
     *dropout.OPS,
 )
 

@@ -16,6 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+from sbrrt_fast import _extension
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
+
 
 def group_norm(x: Tensor, sequence: Tensor, num_sequences: int, norm: str, level: str) -> Tensor:
     """The norm of each token's group, float32 or above, [num_tokens, 1].
@@ -100,3 +103,79 @@ def _scale_to(x: Tensor, radius: float, groups: tuple) -> Tensor:
 
 def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
+
+
+def _cpu(
+    delta: Tensor,
+    gradient: Tensor,
+    mask: Tensor,
+    sequence: Tensor,
+    num_sequences: int,
+    *,
+    step_size: float,
+    normalize_gradient: bool,
+    projection: str,
+    radius: float,
+    norm: str,
+    level: str,
+) -> Tensor:
+    return torch.ops.sbrrt.smart_ascend(
+        delta, gradient, mask, sequence, num_sequences, step_size, normalize_gradient,
+        projection, radius, norm, level,
+    )  # fmt: skip
+
+
+def _cpu_why_not(delta: Tensor, gradient: Tensor, *args, **options) -> str | None:
+    for name, tensor in (("delta", delta), ("gradient", gradient)):
+        if tensor.device.type != "cpu":
+            return f"{name} is on {tensor.device}, not cpu"
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
+            return f"{name} is {str(tensor.dtype)[6:]}, which runs on the reference"
+    return None
+
+
+_ascend = Op(
+    "smart_ascend",
+    [
+        Implementation("cpu", _cpu, _cpu_why_not, lambda: _extension.extension_error),
+        Implementation("reference", smart_ascend_reference, lambda *a, **k: None, never),
+    ],
+)
+
+
+@torch.no_grad()
+def smart_ascend(
+    delta: Tensor,
+    gradient: Tensor,
+    mask: Tensor,
+    sequence: Tensor,
+    num_sequences: int,
+    *,
+    step_size: float,
+    normalize_gradient: bool,
+    projection: str,
+    radius: float,
+    norm: str,
+    level: str,
+    backend: str = "auto",
+) -> Tensor:
+    """The perturbation after one ascent step; not differentiable.
+
+    Arguments and result are those of ``smart_ascend_reference``. The native op works in float32 and
+    rounds once, where the reference rounds to the dtype of ``delta`` at each operation.
+
+    Args:
+        backend: ``auto``, ``cpu`` or ``reference``.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or does not fit.
+        BackendError: the named backend cannot run these inputs.
+    """
+    return _ascend(
+        delta, gradient, mask, sequence, num_sequences, step_size=step_size,
+        normalize_gradient=normalize_gradient, projection=projection, radius=radius, norm=norm,
+        level=level, backend=backend,
+    )  # fmt: skip
+
+
+OPS = (_ascend,)

@@ -19,19 +19,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sbrrt_fast import _extension
+from sbrrt_fast.ops.autodiff import tangent_is_differentiated
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
 
-def symmetric_kl_delta(logits: Tensor, delta: Tensor) -> Tensor:
-    """Symmetric KL between softmax(logits + delta) and softmax(logits), per example.
 
-    Differentiable in both arguments, to any order, and in forward mode.
-
-    Args:
-        logits: [..., num_classes], floating.
-        delta: the same shape; small ones keep their relative precision.
-
-    Returns:
-        [...], >= 0, of the promoted dtype, at least float32.
-    """
+def symmetric_kl_reference(logits: Tensor, delta: Tensor) -> Tensor:
+    """See ``symmetric_kl_delta``; any floating dtype, differentiable to any order."""
     dtype = torch.promote_types(torch.promote_types(logits.dtype, delta.dtype), torch.float32)
     logits, delta = logits.to(dtype), delta.to(dtype)
     log_q = torch.log_softmax(logits, dim=-1)
@@ -56,6 +50,108 @@ def _probability_change(log_q: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
     return torch.where(log_ratio.abs() <= 1.0, near, (log_q + log_ratio).exp() - q)
 
 
+class _Function(torch.autograd.Function):
+    """The C++ op under autograd; without a tangent, so that torch.compile can trace it."""
+
+    @staticmethod
+    def forward(logits, delta):
+        return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, delta = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _differentiable_backward(grad, logits, delta)
+        return torch.ops.sbrrt.symmetric_kl_backward(grad, logits, delta)
+
+
+class _FunctionWithTangent(_Function):
+    """The same with its forward-mode derivative, the gradient times the tangent."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        logits, delta = ctx.saved_tensors
+        ones = torch.ones(logits.shape[0])
+        gradients = torch.ops.sbrrt.symmetric_kl_backward(ones, logits.float(), delta.float())
+        products = [g * t for g, t in zip(gradients, tangents, strict=True) if t is not None]
+        return sum(products).sum(dim=-1)
+
+
+def _differentiable_backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tuple:
+    """The gradients with their graph, by the reference: for derivatives of higher order."""
+    value = symmetric_kl_reference(logits, delta)
+    needed = [x for x in (logits, delta) if x.requires_grad]
+    found = iter(torch.autograd.grad(value, needed, grad, create_graph=True))
+    return tuple(next(found) if x.requires_grad else None for x in (logits, delta))
+
+
+def _run_cpu(logits: Tensor, delta: Tensor) -> Tensor:
+    function = _Function if torch.compiler.is_compiling() else _FunctionWithTangent
+    shape = logits.shape
+    rows = (x.reshape(-1, shape[-1]) for x in (logits, delta))
+    return function.apply(*rows).view(shape[:-1])
+
+
+def _run_cpu_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
+    rows = (x.reshape(-1, logits.shape[-1]) for x in (logits, tangent))
+    return torch.ops.sbrrt.symmetric_kl_fisher(*rows).view(logits.shape)
+
+
+def _cpu_why_not(logits: Tensor, other: Tensor) -> str | None:
+    for x in (logits, other):
+        if x.device.type != "cpu":
+            return f"an input is on {x.device}, not cpu"
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            return f"{str(x.dtype)[6:]} runs on the reference"
+        if tangent_is_differentiated(x):
+            return "a tangent is itself being differentiated"
+    if logits.shape != other.shape:
+        return f"shapes {tuple(logits.shape)} and {tuple(other.shape)} run on the reference"
+    return None
+
+
+def _fisher_why_not(logits: Tensor, tangent: Tensor) -> str | None:
+    if torch.is_grad_enabled() and (logits.requires_grad or tangent.requires_grad):
+        return "the product's own derivative runs on the reference"
+    return _cpu_why_not(logits, tangent)
+
+
+def _op(name: str, run, why_not, reference) -> Op:
+    native = Implementation("cpu", run, why_not, lambda: _extension.extension_error)
+    return Op(name, [native, Implementation("reference", reference, lambda *a: None, never)])
+
+
+_delta = _op("symmetric_kl", _run_cpu, _cpu_why_not, symmetric_kl_reference)
+
+
+def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "reference") -> Tensor:
+    """Symmetric KL between softmax(logits + delta) and softmax(logits), per example.
+
+    Differentiable in both arguments, to any order, and in forward mode.
+
+    Args:
+        logits: [..., num_classes], floating.
+        delta: the same shape; small ones keep their relative precision.
+        backend: ``auto``, ``cpu`` or ``reference``.
+
+    Returns:
+        [...], >= 0, of the promoted dtype, at least float32.
+
+    Raises:
+        BackendError: the named backend cannot run these inputs.
+    """
+    return _delta(logits, delta, backend=backend)
+
+
 def symmetric_kl(z: Tensor, w: Tensor) -> Tensor:
     """Symmetric KL between softmax(z) and softmax(w), per example; see ``symmetric_kl_delta``."""
     return symmetric_kl_delta(w, z - w)
@@ -72,18 +168,32 @@ def squared_difference_delta(values: Tensor, delta: Tensor) -> Tensor:
     return delta.to(dtype).square()
 
 
-def symmetric_kl_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
+def symmetric_kl_fisher_reference(logits: Tensor, tangent: Tensor) -> Tensor:
+    """See ``symmetric_kl_fisher``; any floating dtype."""
+    dtype = torch.promote_types(torch.promote_types(logits.dtype, tangent.dtype), torch.float32)
+    q = torch.softmax(logits.to(dtype), dim=-1)
+    tangent = tangent.to(dtype)
+    return 2.0 * q * (tangent - (q * tangent).sum(dim=-1, keepdim=True))
+
+
+_fisher = _op(
+    "symmetric_kl_fisher", _run_cpu_fisher, _fisher_why_not, symmetric_kl_fisher_reference
+)
+
+
+def symmetric_kl_fisher(logits: Tensor, tangent: Tensor, *, backend: str = "reference") -> Tensor:
     """The Hessian of symmetric KL in the delta at 0, times a tangent: 2 (diag q - q q^T) t.
 
     This is the divergence's gradient at delta = t to first order in t.
 
     Args:
         logits: [..., num_classes]; tangent: the same shape.
+        backend: ``auto``, ``cpu`` or ``reference``.
 
     Returns:
         the same shape, at least float32.
     """
-    dtype = torch.promote_types(torch.promote_types(logits.dtype, tangent.dtype), torch.float32)
-    q = torch.softmax(logits.to(dtype), dim=-1)
-    tangent = tangent.to(dtype)
-    return 2.0 * q * (tangent - (q * tangent).sum(dim=-1, keepdim=True))
+    return _fisher(logits, tangent, backend=backend)
+
+
+OPS = (_delta, _fisher)

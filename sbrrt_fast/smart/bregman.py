@@ -68,6 +68,11 @@ class Teacher:
         weight = 1.0 - beta_at(step, total_steps, self.config)
         torch._foreach_lerp_(list(self._averages.values()), self._targets, weight)
 
+    def averages_by_parameter(self) -> dict[int, Tensor]:
+        """Each average by the id of the student's parameter that it follows."""
+        pairs = zip(self._targets, self._averages.values(), strict=True)
+        return {id(parameter): average for parameter, average in pairs}
+
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged parameters by the student's names; frozen ones are not in it."""
         return {name: average.detach() for name, average in self._averages.items()}

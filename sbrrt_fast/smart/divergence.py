@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -35,10 +36,17 @@ class Divergence:
         return self.delta(w, z - w)
 
 
-SYMMETRIC_KL = Divergence(symmetric_kl_delta, symmetric_kl_fisher)
+def symmetric_kl_divergence(backend: str = "reference") -> Divergence:
+    """Symmetric KL by a named implementation; the reference is differentiable to any order."""
+    return Divergence(
+        partial(symmetric_kl_delta, backend=backend), partial(symmetric_kl_fisher, backend=backend)
+    )
+
+
+SYMMETRIC_KL = symmetric_kl_divergence()
 SQUARED = Divergence(squared_difference_delta, lambda values, tangent: 2.0 * tangent)
 
 
-def divergence_of(task: TaskConfig) -> Divergence:
+def divergence_of(task: TaskConfig, backend: str = "reference") -> Divergence:
     """Symmetric KL for classes, squared difference for values."""
-    return SQUARED if task.is_regression else SYMMETRIC_KL
+    return SQUARED if task.is_regression else symmetric_kl_divergence(backend)

@@ -24,7 +24,8 @@ from torch.autograd import forward_ad
 
 from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.ops.smart_ascend import group_norm, smart_ascend_reference
+from sbrrt_fast.ops.autodiff import input_gradients_only
+from sbrrt_fast.ops.smart_ascend import group_norm, smart_ascend
 from sbrrt_fast.smart.divergence import SYMMETRIC_KL, Divergence
 from sbrrt_fast.smart.presets import resolve
 
@@ -59,6 +60,7 @@ class SmartRegularizer:
         config: the mechanism's settings; ``SmartConfig()`` is the ``adversarial`` preset. Its
             ``weight`` is for the caller to apply.
         divergence: ``SYMMETRIC_KL`` or ``SQUARED``.
+        backend: implementation of the ascent step.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -69,8 +71,9 @@ class SmartRegularizer:
         model_fn: ModelFn,
         config: SmartConfig | None = None,
         divergence: Divergence = SYMMETRIC_KL,
+        backend: str = "auto",
     ):
-        self.model_fn = model_fn
+        self.model_fn, self.backend = model_fn, backend
         self.config = resolve(config or SmartConfig())
         self.divergence = divergence
 
@@ -151,7 +154,7 @@ class SmartRegularizer:
         delta = config.sigma * noise * mask[..., None]
         for _ in range(config.num_steps):
             gradient = gradient_at(embeddings, logits, delta)
-            delta = smart_ascend_reference(
+            delta = smart_ascend(
                 delta.reshape(-1, width),
                 gradient.reshape(-1, width),
                 mask.reshape(-1),
@@ -162,6 +165,7 @@ class SmartRegularizer:
                 radius=config.radius,
                 norm=config.norm,
                 level=config.level,
+                backend=self.backend,
             ).view_as(embeddings)
         return delta
 
@@ -177,17 +181,18 @@ class SmartRegularizer:
     def _pull_back(self, embeddings: Tensor, logits: Tensor, cotangent: Tensor) -> Tensor:
         """J^T cotangent; no weight gradient is computed."""
         if logits.requires_grad and embeddings.requires_grad:
-            return torch.autograd.grad(
-                logits, embeddings, cotangent.to(logits.dtype), retain_graph=True
-            )[0]
-        with torch.enable_grad():
+            with input_gradients_only():
+                return torch.autograd.grad(
+                    logits, embeddings, cotangent.to(logits.dtype), retain_graph=True
+                )[0]
+        with torch.enable_grad(), input_gradients_only():
             point = embeddings.detach().requires_grad_()
             outputs = self.model_fn(point)
             return torch.autograd.grad(outputs, point, cotangent.to(outputs.dtype))[0]
 
     def _finite(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
         """The gradient of mean l_s at x + delta, by a forward and a backward there."""
-        with torch.enable_grad():
+        with torch.enable_grad(), input_gradients_only():
             point = (embeddings.detach() + delta).requires_grad_()
             loss = self.divergence(self.model_fn(point), logits.detach()).mean()
             return torch.autograd.grad(loss, point)[0]

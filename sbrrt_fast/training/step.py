@@ -20,7 +20,8 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import SmartOutput, SmartRegularizer
-from sbrrt_fast.training.optimizer import clip_gradients, set_learning_rate
+from sbrrt_fast.training.optimizer import set_learning_rate
+from sbrrt_fast.training.update import build_update
 
 CLEAN_PASS, ADVERSARIAL_PASS, TEACHER_PASS = 0, 1, 2
 
@@ -62,7 +63,11 @@ class SbrrtStep:
         self.device = next(model.parameters()).device
         self.is_joint = config.round.update == "joint"
         self.num_steps = num_rounds * (1 if self.is_joint else len(config.tasks))
-        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        model.encoder.set_backend(config.backend)
+        if teacher is not None:
+            teacher.module.encoder.set_backend(config.backend)
+        clip_norm = config.optimizer.clip_norm
+        self.update = build_update(optimizer, teacher, clip_norm, self.num_steps, config.backend)
 
     def round(
         self, batches: list[TaskBatch], index: int, report: bool = False
@@ -94,7 +99,8 @@ class SbrrtStep:
     def losses(self, batch: TaskBatch, rng: Tensor, report: bool = False) -> dict[str, Tensor]:
         """The batch's loss terms, with their graph; see ``round``."""
         task, tokens = self.model.tasks[batch.name], batch.tokens
-        stream = DropoutStream(tokens, rng, self.model.config.max_position_embeddings)
+        max_positions, backend = self.model.config.max_position_embeddings, self.config.backend
+        stream = DropoutStream(tokens, rng, max_positions, CLEAN_PASS, backend)
         with autocast(self.device, self.config.precision):
             embeddings = self.model.embed(tokens, stream)
             outputs = self.model.outputs(batch.name, embeddings, tokens, stream)
@@ -123,7 +129,8 @@ class SbrrtStep:
         regularizer = SmartRegularizer(
             lambda x: self.model.logits(batch.name, x, tokens, other),
             self.smart,
-            divergence_of(self.model.tasks[batch.name]),
+            divergence_of(self.model.tasks[batch.name], self.config.backend),
+            self.config.backend,
         )
         mask = tokens.is_real
         if not self.smart.perturb_special:
@@ -144,17 +151,13 @@ class SbrrtStep:
         other = stream if self.smart.shared_dropout else stream.fork(TEACHER_PASS)
         task = self.model.tasks[batch.name]
         target = class_logits(task, self.teacher(batch.name, batch.tokens, other))
-        return divergence_of(task)(logits, target).mean()
+        return divergence_of(task, self.config.backend)(logits, target).mean()
 
     def _update(self, step: int) -> Tensor:
         """Clips, steps the optimiser and the teacher; ``step`` counts from 1."""
-        config = self.config.optimizer
-        norm = clip_gradients(self._trainable, config.clip_norm)
-        set_learning_rate(self.optimizer, step, self.num_steps, config)
-        self.optimizer.step()
+        set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
+        norm = self.update(step)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.teacher is not None:
-            self.teacher.update(step, self.num_steps)
         return norm
 
 

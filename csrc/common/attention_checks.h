@@ -1,0 +1,89 @@
+// Checks of attention's arguments that need no element: for every device and for tracing.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include "common/attention.h"
+#include "common/checks.h"
+
+namespace sbrrt {
+
+// What forward, backward and tangent have in common.
+struct AttentionArguments {
+  const at::Tensor &query, &key, &value;  // [num_tokens, num_heads * head_dim]
+  const at::Tensor& cu_seqlens;           // int32 [num_sequences + 1]
+  int64_t max_length, num_heads;
+  double p;
+  const at::Tensor& rng;
+  int64_t site;
+  const at::Tensor& rows;  // int64 [num_sequences]
+  int64_t max_positions;
+};
+
+inline void check_like_query(const char* op, const char* argument, const at::Tensor& tensor,
+                             const at::Tensor& query) {
+  check_tensor(op, argument, tensor, query.scalar_type(), "[num_tokens, hidden], as query",
+               tensor.defined() && tensor.sym_sizes() == query.sym_sizes());
+}
+
+inline void check_attention_heads(const char* op, const at::Tensor& query, int64_t num_heads) {
+  TORCH_CHECK_VALUE(num_heads >= 1 && num_heads < (1 << 16), "sbrrt::", op,
+                    ": num_heads must be in [1, 2^16), got ", num_heads);
+  const c10::SymInt hidden = query.sym_size(1);
+  TORCH_CHECK_VALUE(hidden == num_heads * 32 || hidden == num_heads * 64, "sbrrt::", op,
+                    ": the head dimension, hidden / num_heads, must be 32 or 64, got ", hidden,
+                    " / ", num_heads);
+}
+
+inline void check_attention_batch(const char* op, const AttentionArguments& a) {
+  check_tensor(op, "cu_seqlens", a.cu_seqlens, at::kInt, "[num_sequences + 1]",
+               a.cu_seqlens.defined() && a.cu_seqlens.dim() == 1 && a.cu_seqlens.sym_size(0) >= 1);
+  check_tensor(op, "rows", a.rows, at::kLong, "[num_sequences]",
+               a.rows.defined() && a.rows.dim() == 1 &&
+                   a.rows.sym_size(0) + 1 == a.cu_seqlens.sym_size(0));
+  TORCH_CHECK_VALUE(a.max_length >= 0 && a.max_length <= kMaxAttentionLength, "sbrrt::", op,
+                    ": max_length must be in [0, ", kMaxAttentionLength, "], got ", a.max_length);
+  TORCH_CHECK_VALUE(a.max_positions >= a.max_length && a.max_positions <= INT32_MAX, "sbrrt::", op,
+                    ": max_positions must be at least max_length and below 2^31, got ",
+                    a.max_positions, " and max_length ", a.max_length);
+}
+
+inline void check_attention(const char* op, const AttentionArguments& a, at::DeviceType device) {
+  TORCH_CHECK_TYPE(a.query.defined() && (a.query.scalar_type() == at::kFloat ||
+                                         a.query.scalar_type() == at::kBFloat16),
+                   "sbrrt::", op, ": query must have dtype float32 or bfloat16, got ",
+                   describe(a.query));
+  check_tensor(op, "query", a.query, a.query.scalar_type(), "[num_tokens, hidden]",
+               a.query.dim() == 2);
+  check_like_query(op, "key", a.key, a.query);
+  check_like_query(op, "value", a.value, a.query);
+  check_attention_heads(op, a.query, a.num_heads);
+  check_attention_batch(op, a);
+  check_probability(op, a.p);
+  check_rng(op, a.rng);
+  check_uint32(op, "site", a.site);
+  check_device(op, "query", a.query, device);
+  check_device(op, "key", a.key, device);
+  check_device(op, "value", a.value, device);
+  check_device(op, "cu_seqlens", a.cu_seqlens, device);
+  check_device(op, "rng", a.rng, device);
+  check_device(op, "rows", a.rows, device);
+}
+
+inline void check_logsumexp(const char* op, const at::Tensor& logsumexp,
+                            const AttentionArguments& a) {
+  check_tensor(op, "logsumexp", logsumexp, at::kFloat, "[num_tokens, num_heads]",
+               logsumexp.defined() && logsumexp.dim() == 2 &&
+                   logsumexp.sym_size(0) == a.query.sym_size(0) &&
+                   logsumexp.sym_size(1) == a.num_heads);
+  check_device(op, "logsumexp", logsumexp, a.query.device().type());
+}
+
+inline void check_attention_tensor(const char* op, const char* argument, const at::Tensor& tensor,
+                                   const AttentionArguments& a) {
+  check_like_query(op, argument, tensor, a.query);
+  check_device(op, argument, tensor, a.query.device().type());
+}
+
+}  // namespace sbrrt

@@ -1,0 +1,90 @@
+// Checks of the arguments that ops on rows of features share; for real tensors and for tracing.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymBool.h>
+
+#include <limits>
+
+#include "common/checks.h"
+
+namespace sbrrt {
+
+inline void check_compute_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
+  TORCH_CHECK_TYPE(tensor.defined() && (tensor.scalar_type() == at::kFloat ||
+                                        tensor.scalar_type() == at::kBFloat16),
+                   "sbrrt::", op, ": ", argument, " must have dtype float32 or bfloat16, got ",
+                   describe(tensor));
+}
+
+// A [num_rows, width] tensor of floats on `device`.
+inline void check_rows(const char* op, const char* argument, const at::Tensor& tensor,
+                       const c10::SymInt& num_rows, const c10::SymInt& width,
+                       at::DeviceType device) {
+  check_compute_dtype(op, argument, tensor);
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 2 &&
+                        tensor.sym_size(0) == num_rows && tensor.sym_size(1) == width,
+                    "sbrrt::", op, ": ", argument, " must be a dense tensor of shape [", num_rows,
+                    ", ", width, "], got ", describe(tensor));
+  check_device(op, argument, tensor, device);
+}
+
+// The tensor that gives num_rows and width to the others.
+inline void check_first_rows(const char* op, const char* argument, const at::Tensor& tensor,
+                             at::DeviceType device) {
+  check_compute_dtype(op, argument, tensor);
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 2 &&
+                        tensor.sym_size(1) >= 1,
+                    "sbrrt::", op, ": ", argument,
+                    " must be a dense tensor of shape [rows, features >= 1], got ",
+                    describe(tensor));
+  check_device(op, argument, tensor, device);
+}
+
+// A parameter [width], or statistics [num_rows].
+inline void check_vector(const char* op, const char* argument, const at::Tensor& tensor,
+                         const c10::SymInt& size, at::DeviceType device) {
+  check_compute_dtype(op, argument, tensor);
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 1 &&
+                        tensor.sym_size(0) == size,
+                    "sbrrt::", op, ": ", argument, " must be a dense tensor of shape [", size,
+                    "], got ", describe(tensor));
+  check_device(op, argument, tensor, device);
+}
+
+inline void check_statistic(const char* op, const char* argument, const at::Tensor& tensor,
+                            const c10::SymInt& num_rows, at::DeviceType device) {
+  check_vector(op, argument, tensor, num_rows, device);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == at::kFloat, "sbrrt::", op, ": ", argument,
+                   " must have dtype Float, got ", describe(tensor));
+}
+
+inline void check_indices(const char* op, const char* argument, const at::Tensor& tensor,
+                          const c10::SymInt& num_rows, at::DeviceType device) {
+  TORCH_CHECK_TYPE(tensor.defined() && tensor.scalar_type() == at::kLong, "sbrrt::", op, ": ",
+                   argument, " must have dtype Long, got ", describe(tensor));
+  TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 1 &&
+                        tensor.sym_size(0) == num_rows,
+                    "sbrrt::", op, ": ", argument, " must be a dense tensor of shape [", num_rows,
+                    "], got ", describe(tensor));
+  check_device(op, argument, tensor, device);
+}
+
+inline void check_epsilon(const char* op, double eps) {
+  TORCH_CHECK_VALUE(eps >= 0 && eps < std::numeric_limits<double>::infinity(), "sbrrt::", op,
+                    ": eps must be finite and not negative, got ", eps);
+}
+
+// p, site, rng and the logical index of each row's first element, but for the values of the
+// tensors.
+inline void check_dropout(const char* op, double p, const at::Tensor& rng, int64_t site,
+                          const at::Tensor& offsets, const c10::SymInt& num_rows,
+                          at::DeviceType device) {
+  check_probability(op, p);
+  check_rng(op, rng);
+  check_device(op, "rng", rng, device);
+  check_uint32(op, "site", site);
+  check_indices(op, "offsets", offsets, num_rows, device);
+}
+
+}  // namespace sbrrt

@@ -1,0 +1,240 @@
+// adamw_ema_ and gradient_norm on the CPU: one pass over all tensors, in pieces of fixed size.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "cpu/adamw_checks.h"
+
+namespace sbrrt {
+namespace {
+
+struct AdamwTensor {
+  float *param, *exp_avg, *exp_avg_sq;
+  float* ema;                                        // or null
+  at::BFloat16 *low_precision, *ema_low_precision;   // or null
+  float kept;       // 1 - learning rate * weight decay
+  float step_size;  // learning rate / (1 - beta1^step)
+};
+
+struct AdamwNumbers {
+  float clip_factor;
+  float new_mean;                // 1 - beta1
+  float new_square, old_square;  // 1 - beta2, beta2
+  float root_scale, eps;         // 1 / sqrt(1 - beta2^step)
+  float ema_new, ema_old;        // 1 - ema_beta, ema_beta
+};
+
+}  // namespace
+}  // namespace sbrrt
+
+#define SBRRT_KERNEL "cpu/adamw_kernel.h"
+#include "cpu/each_isa.h"
+
+namespace sbrrt {
+namespace {
+
+// Elements begin ... end - 1 of one tensor. Pieces depend on the sizes alone, never on threads.
+struct Piece {
+  size_t tensor;
+  int64_t begin, end;
+};
+
+constexpr int64_t kPieceSize = 16384;
+
+std::vector<Piece> pieces_of(at::TensorList tensors) {
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t size = tensors[i].numel();
+    for (int64_t begin = 0; begin < size; begin += kPieceSize) {
+      pieces.push_back({i, begin, std::min(begin + kPieceSize, size)});
+    }
+  }
+  return pieces;
+}
+
+template <typename Grad>
+void adamw_piece(const AdamwTensor& t, const AdamwNumbers& n, const Grad* grad, int64_t begin,
+                 int64_t end) {
+  switch (cpu_isa()) {
+#if defined(SBRRT_X86)
+    case Isa::avx512: return avx512::adamw_piece(t, n, grad, begin, end);
+    case Isa::avx2: return avx2::adamw_piece(t, n, grad, begin, end);
+#endif
+    default: return plain::adamw_piece(t, n, grad, begin, end);
+  }
+}
+
+template <typename T>
+double gradient_sum(const T* p, int64_t count) {
+  switch (cpu_isa()) {
+#if defined(SBRRT_X86)
+    case Isa::avx512: return avx512::gradient_sum(p, count);
+    case Isa::avx2: return avx2::gradient_sum(p, count);
+#endif
+    default: return plain::gradient_sum(p, count);
+  }
+}
+
+std::vector<at::Tensor> dense(at::TensorList tensors) {
+  std::vector<at::Tensor> result;
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
+  return result;
+}
+
+using Lists = std::initializer_list<std::pair<const char*, at::TensorList>>;
+
+// Two written tensors that share memory would race.
+void check_no_overlap(const Lists& written) {
+  std::vector<std::pair<const char*, const char*>> spans;
+  for (const auto& [name, tensors] : written) {
+    for (const at::Tensor& tensor : tensors) {
+      const auto* start = static_cast<const char*>(tensor.const_data_ptr());
+      if (tensor.numel() > 0) spans.emplace_back(start, start + tensor.nbytes());
+    }
+  }
+  std::sort(spans.begin(), spans.end());
+  for (size_t i = 1; i < spans.size(); ++i) {
+    TORCH_CHECK_VALUE(spans[i - 1].second <= spans[i].first,
+                      "sbrrt::adamw_ema_: two of the tensors to be written share memory; name "
+                      "every parameter, moment, average and copy once");
+  }
+}
+
+// Saved tensors of a graph must notice the change.
+void count_change(const Lists& written) {
+  for (const auto& [name, tensors] : written) {
+    for (const at::Tensor& tensor : tensors) {
+      if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+    }
+  }
+}
+
+double number(const at::Tensor& tensor, int64_t index) {
+  const int64_t i = tensor.dim() == 0 ? 0 : index * tensor.stride(0);
+  switch (tensor.scalar_type()) {
+    case at::kLong: return static_cast<double>(tensor.const_data_ptr<int64_t>()[i]);
+    case at::kDouble: return tensor.const_data_ptr<double>()[i];
+    default: return tensor.const_data_ptr<float>()[i];
+  }
+}
+
+template <typename T>
+T* item(at::TensorList tensors, size_t index) {
+  if (tensors.empty() || tensors[index].numel() == 0) return nullptr;
+  return tensors[index].mutable_data_ptr<T>();
+}
+
+AdamwTensor tensor_of(const AdamwLists& lists, size_t index, double learning_rate,
+                      double weight_decay, double bias_correction) {
+  return {item<float>(lists.params, index),
+          item<float>(lists.exp_avg, index),
+          item<float>(lists.exp_avg_sq, index),
+          item<float>(lists.ema, index),
+          item<at::BFloat16>(lists.low_precision, index),
+          item<at::BFloat16>(lists.ema_low_precision, index),
+          static_cast<float>(1 - learning_rate * weight_decay),
+          static_cast<float>(learning_rate / bias_correction)};
+}
+
+std::vector<AdamwTensor> tensors_of(const AdamwLists& lists, const at::Tensor& learning_rate,
+                                    at::ArrayRef<double> weight_decay, double bias_correction) {
+  std::vector<AdamwTensor> tensors;
+  for (size_t i = 0; i < lists.params.size(); ++i) {
+    const double rate = number(learning_rate, static_cast<int64_t>(i));
+    TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_: learning_rate must be >= 0, got ", rate);
+    tensors.push_back(tensor_of(lists, i, rate, weight_decay[i], bias_correction));
+  }
+  return tensors;
+}
+
+template <typename Grad>
+void update(const std::vector<Piece>& pieces, const std::vector<AdamwTensor>& tensors,
+            const std::vector<at::Tensor>& grads, const AdamwNumbers& numbers) {
+  std::vector<const Grad*> data;
+  for (const at::Tensor& grad : grads) data.push_back(grad.const_data_ptr<Grad>());
+  at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Piece& piece = pieces[i];
+      adamw_piece(tensors[piece.tensor], numbers, data[piece.tensor], piece.begin, piece.end);
+    }
+  });
+}
+
+template <typename T>
+double sum_of_all(const std::vector<at::Tensor>& tensors, const std::vector<Piece>& pieces) {
+  std::vector<double> sums(pieces.size());
+  at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Piece& piece = pieces[i];
+      const T* data = tensors[piece.tensor].const_data_ptr<T>();
+      sums[i] = gradient_sum(data + piece.begin, piece.end - piece.begin);
+    }
+  });
+  double total = 0;
+  for (const double sum : sums) total += sum;
+  return total;
+}
+
+}  // namespace
+
+void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList exp_avg,
+                   at::TensorList exp_avg_sq, at::TensorList ema, at::TensorList low_precision,
+                   at::TensorList ema_low_precision, const at::Tensor& learning_rate,
+                   at::ArrayRef<double> weight_decay, double beta1, double beta2, double eps,
+                   const at::Tensor& clip_factor, const at::Tensor& step, double ema_beta) {
+  const AdamwLists lists{params,        grads, exp_avg, exp_avg_sq, ema, low_precision,
+                         ema_low_precision, at::kCPU};
+  check_adamw_lists(lists);
+  check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
+                      ema_beta);
+  const double count = number(step, 0);
+  TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_: step counts from 1, got ", count);
+  const Lists written{{"params", params}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq},
+                      {"ema", ema}, {"low_precision", low_precision},
+                      {"ema_low_precision", ema_low_precision}};
+  check_no_overlap(written);
+  if (params.empty()) return;
+  const AdamwNumbers numbers{static_cast<float>(number(clip_factor, 0)),
+                             static_cast<float>(1 - beta1),
+                             static_cast<float>(1 - beta2),
+                             static_cast<float>(beta2),
+                             static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, count))),
+                             static_cast<float>(eps),
+                             static_cast<float>(1 - ema_beta),
+                             static_cast<float>(ema_beta)};
+  const auto tensors =
+      tensors_of(lists, learning_rate, weight_decay, 1 - std::pow(beta1, count));
+  const bool is_float = grads[0].scalar_type() == at::kFloat;
+  (is_float ? update<float> : update<at::BFloat16>)(pieces_of(params), tensors, dense(grads),
+                                                    numbers);
+  count_change(written);
+}
+
+at::Tensor gradient_norm_cpu(at::TensorList grads) {
+  check_gradients(grads, at::kCPU);
+  const at::Tensor norm = at::empty({}, at::dtype(at::kFloat));
+  double sum = 0;
+  if (!grads.empty()) {
+    const bool is_float = grads[0].scalar_type() == at::kFloat;
+    const auto tensors = dense(grads);
+    const auto pieces = pieces_of(grads);
+    sum = is_float ? sum_of_all<float>(tensors, pieces)
+                   : sum_of_all<at::BFloat16>(tensors, pieces);
+  }
+  *norm.mutable_data_ptr<float>() = static_cast<float>(std::sqrt(sum));
+  return norm;
+}
+
+TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
+  m.impl("adamw_ema_", &adamw_ema_cpu);
+  m.impl("gradient_norm", &gradient_norm_cpu);
+}
+
+}  // namespace sbrrt

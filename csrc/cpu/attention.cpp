@@ -1,0 +1,223 @@
+// Packed multi-head attention on the CPU: every (sequence, head) is a small dense problem of its
+// own, so results do not depend on the number of threads.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/attention_checks.h"
+#include "common/dropout.h"
+#include "cpu/attention_problem.h"
+
+#define SBRRT_KERNEL "cpu/attention_kernel.h"
+#include "cpu/each_isa.h"
+
+namespace sbrrt {
+namespace {
+
+constexpr int64_t kGrain = 8192;  // units of `pair_cost`; well above the cost of a fork
+
+template <typename Matrices>
+void run_pair(const AttentionProblem& problem, const Matrices& matrices, const AttentionPair& pair,
+              AttentionScratch& scratch) {
+  switch (cpu_isa()) {
+#if defined(SBRRT_X86)
+    case Isa::avx512: return avx512::run_pair(problem, matrices, pair, scratch);
+    case Isa::avx2: return avx2::run_pair(problem, matrices, pair, scratch);
+#endif
+    default: return plain::run_pair(problem, matrices, pair, scratch);
+  }
+}
+
+// The sequences of a batch, checked.
+struct Sequences {
+  at::Tensor starts, rows;            // contiguous
+  std::vector<int64_t> cost_before;  // [num_sequences + 1], of one head
+};
+
+// Scores, and what is done per token.
+int64_t pair_cost(int64_t length) { return length * (length + 16); }
+
+Sequences checked_sequences(const char* op, const AttentionArguments& a) {
+  Sequences s{a.cu_seqlens.contiguous(), a.rows.contiguous(), {0}};
+  const int32_t* starts = s.starts.const_data_ptr<int32_t>();
+  const int64_t* rows = s.rows.const_data_ptr<int64_t>();
+  const int64_t num_sequences = a.rows.size(0);
+  TORCH_CHECK_VALUE(starts[0] == 0, "sbrrt::", op, ": cu_seqlens must start with 0, got ",
+                    starts[0]);
+  for (int64_t n = 0; n < num_sequences; ++n) {
+    const int64_t length = static_cast<int64_t>(starts[n + 1]) - starts[n];
+    TORCH_CHECK_VALUE(length >= 0 && length <= a.max_length, "sbrrt::", op,
+                      ": cu_seqlens must rise by at most max_length, ", a.max_length,
+                      ", and not fall; from sequence ", n, " to the next it changes by ", length);
+    int64_t size = a.max_positions;
+    const bool overflows = __builtin_mul_overflow(size, a.max_positions, &size) ||
+                           __builtin_mul_overflow(size, a.num_heads, &size) || rows[n] < 0 ||
+                           __builtin_mul_overflow(size, rows[n] + int64_t{1}, &size);
+    TORCH_CHECK_VALUE(!overflows, "sbrrt::", op, ": rows must not be negative and",
+                      " rows * num_heads * max_positions^2 must be below 2^63, got ", rows[n]);
+    s.cost_before.push_back(s.cost_before.back() + pair_cost(length));
+  }
+  TORCH_CHECK_VALUE(starts[num_sequences] == a.query.size(0), "sbrrt::", op,
+                    ": cu_seqlens must end with the number of tokens, ", a.query.size(0), ", got ",
+                    starts[num_sequences]);
+  return s;
+}
+
+AttentionProblem problem_of(const char* op, const AttentionArguments& a) {
+  const PhiloxStream stream = philox_stream(op, a.rng, a.site);
+  const auto head_dim = static_cast<int>(a.query.size(1) / a.num_heads);
+  const AttentionDropout dropout{stream, dropout_threshold(a.p),
+                                 static_cast<float>(dropout_scale(a.p)), a.p > 0};
+  return {static_cast<int>(a.num_heads), head_dim, a.max_positions, dropout,
+          static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))};
+}
+
+// Every pair once. Threads share the cost evenly: a pair belongs to the range its own begins in.
+template <typename Matrices>
+void run(const AttentionArguments& a, const AttentionProblem& problem, const Sequences& sequences,
+         const Matrices& matrices) {
+  const int32_t* starts = sequences.starts.const_data_ptr<int32_t>();
+  const int64_t* rows = sequences.rows.const_data_ptr<int64_t>();
+  const std::vector<int64_t>& before = sequences.cost_before;
+  const int64_t num_sequences = sequences.rows.size(0), num_heads = a.num_heads;
+  at::parallel_for(0, num_heads * before.back(), kGrain, [&](int64_t begin, int64_t end) {
+    AttentionScratch scratch;
+    for (int64_t n = 0; n < num_sequences; ++n) {
+      const int64_t cost = before[n + 1] - before[n];
+      if (cost == 0 || num_heads * before[n + 1] <= begin) continue;
+      for (int64_t head = 0; head < num_heads; ++head) {
+        const int64_t place = num_heads * before[n] + head * cost;
+        if (place < begin || place >= end) continue;
+        run_pair(problem, matrices,
+                 {starts[n], starts[n + 1] - starts[n], static_cast<int>(head),
+                  attention_element(rows[n], num_heads, head, a.max_positions)},
+                 scratch);
+      }
+    }
+  });
+}
+
+// Columns must be contiguous; rows may lie anywhere.
+at::Tensor with_dense_rows(const at::Tensor& x) { return x.stride(1) == 1 ? x : x.contiguous(); }
+
+template <typename T>
+RowView<const T> read(const at::Tensor& x) {
+  return {static_cast<const T*>(x.const_data_ptr()), x.stride(0)};
+}
+
+template <typename T>
+RowView<T> written(const at::Tensor& x) {
+  return {static_cast<T*>(x.mutable_data_ptr()), x.stride(0)};
+}
+
+at::Tensor empty_like_query(const at::Tensor& query) {
+  return at::empty(query.sizes(), query.options());
+}
+
+// Calls body with a value of query's element type.
+template <typename Body>
+void with_element_type(const at::Tensor& query, Body body) {
+  if (query.scalar_type() == at::kFloat) return body(float{});
+  body(at::BFloat16{});
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> attention_forward_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
+  constexpr auto op = "attention_forward";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  check_attention(op, a, at::kCPU);
+  const Sequences sequences = checked_sequences(op, a);
+  const AttentionProblem problem = problem_of(op, a);
+  const at::Tensor out = empty_like_query(query);
+  const at::Tensor logsumexp =
+      at::empty({query.size(0), num_heads}, query.options().dtype(at::kFloat));
+  const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value);
+  with_element_type(query, [&](auto element) {
+    using T = decltype(element);
+    run(a, problem, sequences,
+        AttentionForward<T>{read<T>(q), read<T>(k), read<T>(v), written<T>(out),
+                            logsumexp.mutable_data_ptr<float>()});
+  });
+  return {out, logsumexp};
+}
+
+// `out` serves implementations that cannot hold a row of probabilities; here the row is at hand,
+// and its own sum is more exact than one with a rounded result.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
+    const at::Tensor& rows, int64_t max_positions) {
+  constexpr auto op = "attention_backward";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  check_attention(op, a, at::kCPU);
+  check_attention_tensor(op, "grad", grad, a);
+  check_attention_tensor(op, "out", out, a);
+  check_logsumexp(op, logsumexp, a);
+  const Sequences sequences = checked_sequences(op, a);
+  const AttentionProblem problem = problem_of(op, a);
+  const at::Tensor dq = empty_like_query(query), dk = empty_like_query(query),
+                   dv = empty_like_query(query);
+  const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
+                   g = with_dense_rows(grad), sums = logsumexp.contiguous();
+  with_element_type(query, [&](auto element) {
+    using T = decltype(element);
+    run(a, problem, sequences,
+        AttentionBackward<T>{read<T>(g), read<T>(q), read<T>(k), read<T>(v),
+                             sums.const_data_ptr<float>(), written<T>(dq), written<T>(dk),
+                             written<T>(dv)});
+  });
+  return {dq, dk, dv};
+}
+
+at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, const at::Tensor& query_tangent,
+                             const at::Tensor& key_tangent, const at::Tensor& value_tangent,
+                             const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+                             int64_t max_length, int64_t num_heads, double p,
+                             const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                             int64_t max_positions) {
+  constexpr auto op = "attention_jvp";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  check_attention(op, a, at::kCPU);
+  check_attention_tensor(op, "query_tangent", query_tangent, a);
+  check_attention_tensor(op, "key_tangent", key_tangent, a);
+  check_attention_tensor(op, "value_tangent", value_tangent, a);
+  check_logsumexp(op, logsumexp, a);
+  const Sequences sequences = checked_sequences(op, a);
+  const AttentionProblem problem = problem_of(op, a);
+  const at::Tensor out = empty_like_query(query);
+  const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
+                   tq = with_dense_rows(query_tangent), tk = with_dense_rows(key_tangent),
+                   tv = with_dense_rows(value_tangent), sums = logsumexp.contiguous();
+  with_element_type(query, [&](auto element) {
+    using T = decltype(element);
+    run(a, problem, sequences,
+        AttentionTangent<T>{read<T>(q), read<T>(k), read<T>(v), read<T>(tq), read<T>(tk),
+                            read<T>(tv), sums.const_data_ptr<float>(), written<T>(out)});
+  });
+  return out;
+}
+
+TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
+  m.impl("attention_forward", &attention_forward_cpu);
+  m.impl("attention_backward", &attention_backward_cpu);
+  m.impl("attention_jvp", &attention_jvp_cpu);
+}
+
+}  // namespace sbrrt

@@ -1,0 +1,96 @@
+// What attention's kernels are given, free of instruction sets.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "common/philox.h"
+
+namespace sbrrt {
+
+// Rows of a matrix with contiguous columns.
+template <typename T>
+struct RowView {
+  T* data;
+  int64_t stride;
+
+  RowView at(int64_t row, int64_t column) const { return {data + row * stride + column, stride}; }
+};
+
+struct AttentionDropout {
+  PhiloxStream stream;
+  uint32_t threshold;  // words below it are dropped
+  float scale;         // of what is kept: 1 / (1 - p)
+  bool active;
+};
+
+struct AttentionProblem {
+  int num_heads, head_dim;
+  int64_t max_positions;
+  AttentionDropout dropout;
+  float score_scale;  // 1 / sqrt(head_dim)
+};
+
+// One head of one sequence.
+struct AttentionPair {
+  int64_t first_token;
+  int length;
+  int head;
+  uint64_t element;  // dropout's index of its probability (query 0, key 0)
+};
+
+template <typename T>
+struct AttentionForward {
+  RowView<const T> query, key, value;
+  RowView<T> out;
+  float* logsumexp;  // [num_tokens, num_heads]
+};
+
+template <typename T>
+struct AttentionBackward {
+  RowView<const T> grad, query, key, value;
+  const float* logsumexp;
+  RowView<T> query_grad, key_grad, value_grad;
+};
+
+template <typename T>
+struct AttentionTangent {
+  RowView<const T> query, key, value, query_tangent, key_tangent, value_tangent;
+  const float* logsumexp;
+  RowView<T> out_tangent;
+};
+
+// Uninitialised memory on a cache line's boundary that grows and is kept from pair to pair.
+template <typename T>
+class Buffer {
+ public:
+  T* of(size_t count) {
+    if (count > capacity_) {
+      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlignment)));
+      capacity_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<T, Delete> memory_;
+  size_t capacity_ = 0;
+};
+
+// One thread's memory. "Columns" are transposed: [head_dim, padded length].
+struct AttentionScratch {
+  Buffer<float> key_columns, value_columns, key_tangent_columns;
+  Buffer<float> queries, keys, values, grads, tangents, value_tangents;
+  Buffer<float> scores, score_grads, row_scales;
+  Buffer<float> result, key_result, value_result;
+  Buffer<uint64_t> blocks;
+  Buffer<uint32_t> words;
+};
+
+}  // namespace sbrrt

@@ -1,0 +1,98 @@
+// Rows of features as a kernel sees them: pointers, strides and dtypes, no tensors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "common/checks.h"
+#include "common/dropout.h"
+#include "common/philox.h"
+#include "cpu/isa.h"
+
+// Calls `function` of the instruction set that this processor takes, in a function's last line.
+#if defined(SBRRT_X86)
+#define SBRRT_RETURN_ON_THIS_CPU(function, ...)                  \
+  switch (cpu_isa()) {                                           \
+    case Isa::avx512: return avx512::function(__VA_ARGS__);      \
+    case Isa::avx2: return avx2::function(__VA_ARGS__);          \
+    default: return plain::function(__VA_ARGS__);                \
+  }
+#else
+#define SBRRT_RETURN_ON_THIS_CPU(function, ...) return plain::function(__VA_ARGS__);
+#endif
+
+namespace sbrrt {
+
+constexpr int64_t kRowPadding = 16;  // widths of buffers, in floats: the widest Vec
+
+inline int64_t padded_width(int64_t width) {
+  return (width + kRowPadding - 1) / kRowPadding * kRowPadding;
+}
+
+// Row n starts `n * stride` elements behind data; its elements lie side by side.
+struct ConstRows {
+  const void* data;
+  int64_t stride;
+  bool is_bfloat16;
+};
+
+struct Rows {
+  void* data;
+  int64_t stride;
+  bool is_bfloat16;
+};
+
+// A tensor whose rows are dense: itself, or a copy.
+inline at::Tensor with_dense_rows(const at::Tensor& tensor) {
+  return tensor.stride(1) == 1 || tensor.size(1) == 1 ? tensor : tensor.contiguous();
+}
+
+// The tensor has dense rows and outlives the view.
+inline ConstRows const_rows(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.scalar_type() == at::kBFloat16};
+}
+
+inline Rows rows(const at::Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.scalar_type() == at::kBFloat16};
+}
+
+// A parameter [width] as float32, with zeros up to padded_width(width).
+inline at::Tensor padded_copy(const at::Tensor& parameter) {
+  const int64_t width = parameter.size(0);
+  const at::Tensor copy = at::zeros({padded_width(width)}, parameter.options().dtype(at::kFloat));
+  copy.narrow(0, 0, width).copy_(parameter);
+  return copy;
+}
+
+// Element (n, j) of the rows has the logical index offsets[n] + j.
+struct DropoutRows {
+  const int64_t* offsets;
+  PhiloxStream stream;
+  uint32_t threshold;
+  float scale;
+  bool drops;  // false for p = 0
+};
+
+// All but the values of rng and offsets (contiguous, outliving the result) is checked before.
+inline DropoutRows dropout_rows(const char* op, double p, const at::Tensor& rng, int64_t site,
+                                const at::Tensor& offsets, int64_t width) {
+  const PhiloxStream stream = philox_stream(op, rng, site);
+  const int64_t* data = offsets.const_data_ptr<int64_t>();
+  int64_t smallest = 0, largest = 0;
+  for (int64_t n = 0; n < offsets.size(0); ++n) {
+    smallest = std::min(smallest, data[n]);
+    largest = std::max(largest, data[n]);
+  }
+  TORCH_CHECK_VALUE(smallest >= 0, "sbrrt::", op, ": offsets must not be negative, got ",
+                    smallest);
+  TORCH_CHECK_VALUE(largest <= std::numeric_limits<int64_t>::max() - width, "sbrrt::", op,
+                    ": offsets + width must be below 2^63, got offset ", largest, " and width ",
+                    width);
+  return {data, stream, dropout_threshold(p), static_cast<float>(dropout_scale(p)), p > 0};
+}
+
+}  // namespace sbrrt

@@ -1,0 +1,176 @@
+// symmetric_kl on the CPU. A batch has some dozens of logits, so each row is done in double by the
+// standard library: the inputs' rounding is then the only error, in both branches of the delta form.
+// docs/math/symmetric_kl.md derives the gradients.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "cpu/symmetric_kl_checks.h"
+
+namespace sbrrt {
+namespace {
+
+constexpr int64_t kGrainClasses = 512;
+constexpr double kSmall = 1.0;  // changes up to this go through expm1 and log1p
+
+// log q of q = softmax(logits).
+void log_softmax(const float* logits, int64_t num_classes, double* log_q) {
+  const double largest = *std::max_element(logits, logits + num_classes);
+  double sum = 0;
+  for (int64_t j = 0; j < num_classes; ++j) sum += std::exp(logits[j] - largest);
+  const double shift = largest + std::log(sum);
+  for (int64_t j = 0; j < num_classes; ++j) log_q[j] = logits[j] - shift;
+}
+
+// One example: q, the log-ratio c = log p - log q and p - q, for p = softmax(logits + delta).
+class KlRow {
+ public:
+  explicit KlRow(int64_t num_classes)
+      : q(num_classes), log_ratio(num_classes), change(num_classes), log_q_(num_classes) {}
+
+  void read(const float* logits, const float* delta) {
+    const auto num_classes = static_cast<int64_t>(q.size());
+    log_softmax(logits, num_classes, log_q_.data());
+    for (int64_t j = 0; j < num_classes; ++j) q[j] = std::exp(log_q_[j]);
+    const double shift = partition_shift(delta);
+    for (int64_t j = 0; j < num_classes; ++j) {
+      const double c = delta[j] - shift;
+      log_ratio[j] = c;
+      change[j] = std::abs(c) <= kSmall ? q[j] * std::expm1(c) : std::exp(log_q_[j] + c) - q[j];
+    }
+  }
+
+  double divergence() const {
+    double sum = 0;
+    for (size_t j = 0; j < q.size(); ++j) sum += change[j] * log_ratio[j];
+    return sum;
+  }
+
+  // KL(p || q)
+  double forward_kl() const {
+    double sum = 0;
+    for (size_t j = 0; j < q.size(); ++j) sum += (q[j] + change[j]) * log_ratio[j];
+    return sum;
+  }
+
+  std::vector<double> q, log_ratio, change;
+
+ private:
+  // log sum_j q_j exp(delta_j)
+  double partition_shift(const float* delta) const {
+    if (q.size() == 1) return delta[0];
+    double largest_change = 0, largest = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (size_t j = 0; j < q.size(); ++j) {
+      largest_change = std::max(largest_change, std::abs(static_cast<double>(delta[j])));
+      largest = std::max(largest, log_q_[j] + delta[j]);
+    }
+    if (largest_change <= kSmall) {
+      for (size_t j = 0; j < q.size(); ++j) {
+        sum += q[j] * std::expm1(static_cast<double>(delta[j]));
+      }
+      return std::log1p(sum);
+    }
+    for (size_t j = 0; j < q.size(); ++j) sum += std::exp(log_q_[j] + delta[j] - largest);
+    return largest + std::log(sum);
+  }
+
+  std::vector<double> log_q_;
+};
+
+template <typename Row>
+void each_row(const at::Tensor& logits, const Row& row) {
+  const int64_t grain = std::max<int64_t>(1, kGrainClasses / logits.size(1));
+  at::parallel_for(0, logits.size(0), grain, [&](int64_t begin, int64_t end) {
+    row(begin, end);
+  });
+}
+
+at::Tensor dense_float(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
+
+void write_gradients(const KlRow& row, double grad, float* dlogits, float* ddelta) {
+  const double divergence = row.divergence(), mean = row.forward_kl();
+  for (size_t j = 0; j < row.q.size(); ++j) {
+    const double centred = row.log_ratio[j] - mean, p = row.q[j] + row.change[j];
+    dlogits[j] = static_cast<float>(grad * (row.change[j] * centred - row.q[j] * divergence));
+    ddelta[j] = static_cast<float>(grad * (p * centred + row.change[j]));
+  }
+}
+
+}  // namespace
+
+at::Tensor symmetric_kl_forward_cpu(const at::Tensor& logits, const at::Tensor& delta) {
+  check_kl_inputs("symmetric_kl_forward", logits, "delta", delta, at::kCPU);
+  const at::Tensor w = dense_float(logits), d = dense_float(delta);
+  const at::Tensor out = at::empty({w.size(0)}, w.options());
+  const float *w_data = w.const_data_ptr<float>(), *d_data = d.const_data_ptr<float>();
+  float* result = out.mutable_data_ptr<float>();
+  const int64_t num_classes = w.size(1);
+  each_row(w, [&](int64_t begin, int64_t end) {
+    KlRow row(num_classes);
+    for (int64_t i = begin; i < end; ++i) {
+      row.read(w_data + i * num_classes, d_data + i * num_classes);
+      result[i] = static_cast<float>(row.divergence());
+    }
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor> symmetric_kl_backward_cpu(const at::Tensor& grad,
+                                                             const at::Tensor& logits,
+                                                             const at::Tensor& delta) {
+  check_kl_inputs("symmetric_kl_backward", logits, "delta", delta, at::kCPU);
+  check_kl_gradient(grad, logits, at::kCPU);
+  const at::Tensor w = dense_float(logits), d = dense_float(delta), g = grad.contiguous();
+  const at::Tensor dlogits = at::empty_like(w), ddelta = at::empty_like(w);
+  const float *w_data = w.const_data_ptr<float>(), *d_data = d.const_data_ptr<float>();
+  const float* g_data = g.const_data_ptr<float>();
+  float *dw = dlogits.mutable_data_ptr<float>(), *dd = ddelta.mutable_data_ptr<float>();
+  const int64_t num_classes = w.size(1);
+  each_row(w, [&](int64_t begin, int64_t end) {
+    KlRow row(num_classes);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t start = i * num_classes;
+      row.read(w_data + start, d_data + start);
+      write_gradients(row, g_data[i], dw + start, dd + start);
+    }
+  });
+  return {dlogits.to(logits.scalar_type()), ddelta.to(delta.scalar_type())};
+}
+
+at::Tensor symmetric_kl_fisher_cpu(const at::Tensor& logits, const at::Tensor& tangent) {
+  check_kl_inputs("symmetric_kl_fisher", logits, "tangent", tangent, at::kCPU);
+  const at::Tensor w = dense_float(logits), t = dense_float(tangent);
+  const at::Tensor out = at::empty_like(w);
+  const float *w_data = w.const_data_ptr<float>(), *t_data = t.const_data_ptr<float>();
+  float* result = out.mutable_data_ptr<float>();
+  const int64_t num_classes = w.size(1);
+  each_row(w, [&](int64_t begin, int64_t end) {
+    std::vector<double> q(num_classes);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = t_data + i * num_classes;
+      log_softmax(w_data + i * num_classes, num_classes, q.data());
+      double mean = 0;
+      for (int64_t j = 0; j < num_classes; ++j) mean += (q[j] = std::exp(q[j])) * row[j];
+      for (int64_t j = 0; j < num_classes; ++j) {
+        result[i * num_classes + j] = static_cast<float>(2 * q[j] * (row[j] - mean));
+      }
+    }
+  });
+  return out;
+}
+
+TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
+  m.impl("symmetric_kl_forward", &symmetric_kl_forward_cpu);
+  m.impl("symmetric_kl_backward", &symmetric_kl_backward_cpu);
+  m.impl("symmetric_kl_fisher", &symmetric_kl_fisher_cpu);
+}
+
+}  // namespace sbrrt

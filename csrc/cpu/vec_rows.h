@@ -1,0 +1,49 @@
+// Rows of either dtype as float32 rows that may be read and written by whole Vecs: the memory
+// itself where it is float32 and whole, else a buffer of padded_width(width) floats. Included
+// after vec.h.
+
+namespace sbrrt::SBRRT_ISA {
+
+template <typename T>
+inline void copy_to_floats(const T* from, int64_t width, float* to) {
+  int64_t j = 0;
+  for (; j + kVecSize <= width; j += kVecSize) vec_store(to + j, vec_load(from + j));
+  if (j < width) vec_store(to + j, vec_load_head(from + j, width - j));
+}
+
+template <typename T>
+inline void copy_from_floats(const float* from, int64_t width, T* to) {
+  int64_t j = 0;
+  for (; j + kVecSize <= width; j += kVecSize) vec_store(to + j, vec_load(from + j));
+  if (j < width) vec_store_head(to + j, vec_load(from + j), width - j);
+}
+
+// The row's floats, followed by zeros up to a whole Vec.
+inline const float* read_row(const ConstRows& rows, int64_t row, int64_t width, float* buffer) {
+  const int64_t start = row * rows.stride;
+  if (rows.is_bfloat16) {
+    copy_to_floats(static_cast<const at::BFloat16*>(rows.data) + start, width, buffer);
+    return buffer;
+  }
+  const float* floats = static_cast<const float*>(rows.data) + start;
+  if (width % kVecSize == 0) return floats;
+  copy_to_floats(floats, width, buffer);
+  return buffer;
+}
+
+// Where to put the row's floats before finish_row(); whole Vecs may be stored.
+inline float* begin_row(const Rows& rows, int64_t row, int64_t width, float* buffer) {
+  if (rows.is_bfloat16 || width % kVecSize != 0) return buffer;
+  return static_cast<float*>(rows.data) + row * rows.stride;
+}
+
+inline void finish_row(const Rows& rows, int64_t row, int64_t width, const float* buffer) {
+  const int64_t start = row * rows.stride;
+  if (rows.is_bfloat16) {
+    copy_from_floats(buffer, width, static_cast<at::BFloat16*>(rows.data) + start);
+  } else if (width % kVecSize != 0) {
+    copy_from_floats(buffer, width, static_cast<float*>(rows.data) + start);
+  }
+}
+
+}  // namespace sbrrt::SBRRT_ISA

@@ -1,0 +1,73 @@
+// Shapes and dtypes of attention's results; no memory is read.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "common/attention_checks.h"
+
+namespace sbrrt {
+namespace {
+
+using Two = std::tuple<at::Tensor, at::Tensor>;
+using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+at::Tensor empty_like_query(const at::Tensor& query) {
+  return at::empty_symint(query.sym_sizes(), query.options());
+}
+
+Two forward_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                 const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+                 const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                 int64_t max_positions) {
+  constexpr auto op = "attention_forward";
+  check_attention(op,
+                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
+                   max_positions},
+                  at::kMeta);
+  return {empty_like_query(query), at::empty_symint({query.sym_size(0), num_heads},
+                                                    query.options().dtype(at::kFloat))};
+}
+
+Three backward_meta(const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
+                    const at::Tensor& value, const at::Tensor& out, const at::Tensor& logsumexp,
+                    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+                    const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                    int64_t max_positions) {
+  constexpr auto op = "attention_backward";
+  const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
+                                     p,     rng, site,  rows,       max_positions};
+  check_attention(op, arguments, at::kMeta);
+  check_attention_tensor(op, "grad", grad, arguments);
+  check_attention_tensor(op, "out", out, arguments);
+  check_logsumexp(op, logsumexp, arguments);
+  return {empty_like_query(query), empty_like_query(query), empty_like_query(query)};
+}
+
+at::Tensor jvp_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                    const at::Tensor& query_tangent, const at::Tensor& key_tangent,
+                    const at::Tensor& value_tangent, const at::Tensor& logsumexp,
+                    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+                    const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                    int64_t max_positions) {
+  constexpr auto op = "attention_jvp";
+  const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
+                                     p,     rng, site,  rows,       max_positions};
+  check_attention(op, arguments, at::kMeta);
+  check_attention_tensor(op, "query_tangent", query_tangent, arguments);
+  check_attention_tensor(op, "key_tangent", key_tangent, arguments);
+  check_attention_tensor(op, "value_tangent", value_tangent, arguments);
+  check_logsumexp(op, logsumexp, arguments);
+  return empty_like_query(query);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
+  m.impl("attention_forward", &forward_meta);
+  m.impl("attention_backward", &backward_meta);
+  m.impl("attention_jvp", &jvp_meta);
+}
+
+}  // namespace sbrrt

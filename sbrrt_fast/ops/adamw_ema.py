@@ -1,0 +1,186 @@
+"""AdamW, the teacher's moving average and low-precision copies, in one pass over all tensors.
+
+With the gradient g scaled by the clip factor, step t from 1, rate eta and weight decay l:
+
+    m <- m + (1 - b1) (g - m)
+    v <- b2 v + (1 - b2) g^2
+    p <- (1 - eta l) p - eta / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+    e <- e + (1 - beta) (p - e)
+
+Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is SMART's teacher
+(arXiv 1911.03437, Algorithm 1). ``docs/math/adamw_ema.md`` counts the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast import _extension
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
+
+
+def adamw_ema_reference(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    ema: Sequence[Tensor],
+    low_precision: Sequence[Tensor],
+    ema_low_precision: Sequence[Tensor],
+    learning_rate: Tensor,
+    weight_decay: Sequence[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    clip_factor: Tensor,
+    step: Tensor,
+    ema_beta: float,
+) -> None:
+    """See ``adamw_ema_``; any floating dtype."""
+    step = step.double()
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    rates = learning_rate.double().expand(len(params))
+    averages = ema or [None] * len(params)
+    for i, (p, m, v, e) in enumerate(zip(params, exp_avg, exp_avg_sq, averages, strict=True)):
+        g = grads[i].to(p.dtype) * clip_factor.to(p.dtype)
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        denominator = v.sqrt() / correction2.sqrt().to(p.dtype) + eps
+        p.mul_((1 - rates[i] * weight_decay[i]).to(p.dtype))
+        p.sub_((rates[i] / correction1).to(p.dtype) * (m / denominator))
+        if e is not None and e.numel():
+            e.lerp_(p, 1 - ema_beta)
+            _copy(ema_low_precision, i, e)
+        _copy(low_precision, i, p)
+
+
+def _copy(copies: Sequence[Tensor], index: int, source: Tensor) -> None:
+    if len(copies) and copies[index].numel():
+        copies[index].copy_(source)
+
+
+def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
+    """See ``gradient_norm``; any floating dtype, summed in float64."""
+    total = sum(g.double().square().sum() for g in grads)
+    return total.sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
+
+
+def _gradients_why_not(grads: Sequence[Tensor]) -> str | None:
+    devices = {g.device.type for g in grads} - {"cpu"}
+    if devices:
+        return f"gradients are on {', '.join(sorted(devices))}, not cpu"
+    dtypes = {g.dtype for g in grads}
+    if len(dtypes) > 1:
+        return "gradients of several dtypes run on the reference"
+    other = dtypes - {torch.float32, torch.bfloat16}
+    return f"{other.pop()} gradients run on the reference" if other else None
+
+
+def _cpu_why_not(params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> str | None:
+    other = {p.dtype for p in params} - {torch.float32}
+    if other:
+        return f"{other.pop()} parameters run on the reference"
+    return _gradients_why_not(grads)
+
+
+_adamw = Op(
+    "adamw_ema_",
+    [
+        Implementation(
+            "cpu",
+            lambda *args: torch.ops.sbrrt.adamw_ema_(*args),
+            _cpu_why_not,
+            lambda: _extension.extension_error,
+        ),
+        Implementation("reference", adamw_ema_reference, lambda *args: None, never),
+    ],
+)
+_norm = Op(
+    "gradient_norm",
+    [
+        Implementation(
+            "cpu",
+            lambda grads: torch.ops.sbrrt.gradient_norm(grads),
+            _gradients_why_not,
+            lambda: _extension.extension_error,
+        ),
+        Implementation("reference", gradient_norm_reference, lambda grads: None, never),
+    ],
+)
+
+
+@torch.no_grad()
+def adamw_ema_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    *,
+    learning_rate: Tensor,
+    weight_decay: Sequence[float],
+    clip_factor: Tensor,
+    step: Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    ema: Sequence[Tensor] = (),
+    ema_beta: float = 1.0,
+    low_precision: Sequence[Tensor] = (),
+    ema_low_precision: Sequence[Tensor] = (),
+    backend: str = "auto",
+) -> None:
+    """One optimiser step in place: what torch.optim.AdamW, a lerp and copies would leave.
+
+    Args:
+        params, exp_avg, exp_avg_sq: float32, contiguous, written; one entry per parameter.
+        grads: float32 or bfloat16, only read.
+        learning_rate: float32 or float64, one number or [number of params].
+        weight_decay: one number per parameter.
+        clip_factor: float32, one number that multiplies every gradient; see ``clip_factor``.
+        step: int64 or float32, one number, this update's from 1.
+        betas, eps: AdamW's.
+        ema: averages, float32; ema_beta: their momentum in this update.
+        low_precision, ema_low_precision: bfloat16 copies of parameters and averages.
+            These three lists may be empty; an entry without elements leaves its parameter out.
+        backend: ``auto``, ``cpu`` or ``reference``.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or does not fit its parameter; nothing
+            has been written then.
+        BackendError: the named backend cannot run these inputs.
+    """
+    _adamw(
+        list(params), list(grads), list(exp_avg), list(exp_avg_sq), list(ema), list(low_precision),
+        list(ema_low_precision), learning_rate, list(weight_decay), *betas, eps, clip_factor, step,
+        ema_beta, backend=backend,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
+    """The 2-norm of all gradients together, 0-dim, float32 (float64 for float64 gradients).
+
+    The same bits for any number of threads. No gradients at all have norm 0.
+    """
+    grads = list(grads)
+    return _norm(grads, backend=backend) if grads else torch.zeros(())
+
+
+def native_reason(params: Sequence[Tensor]) -> str | None:
+    """Why the native op cannot update these parameters, or None."""
+    return _extension.extension_error or _cpu_why_not(params, params)
+
+
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of this norm are multiplied by, float32 0-dim; 0 does not clip.
+
+    ``min(1, max_norm / (norm + 1e-6))``, as torch.nn.utils.clip_grad_norm_ has it.
+    """
+    if max_norm == 0:
+        return torch.ones((), device=norm.device)
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0).to(torch.float32)
+
+
+OPS = (_adamw, _norm)

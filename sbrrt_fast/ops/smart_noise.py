@@ -1,0 +1,67 @@
+"""SMART's initial noise: standard normal draws as a function of (seed, step, site, element index).
+
+Box and Muller's transform of pairs of Philox words (w0, w1) of a row, with u = (w0 + 1) / 2^32 and
+a = 2 pi w1 / 2^32:
+
+    sqrt(-2 log u) cos a,    sqrt(-2 log u) sin a
+
+``ops.dropout`` defines the words. Source: Box and Muller, "A note on the generation of random
+normal deviates", Ann. Math. Statist. 29 (1958).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast import _extension
+from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.dropout import philox_normal
+
+
+def smart_noise_reference(offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
+    """See ``smart_noise``; computed in float64 and rounded."""
+    return philox_normal(offsets, width, rng, site, backend="reference")
+
+
+def _cpu_why_not(offsets: Tensor, *args) -> str | None:
+    return None if offsets.device.type == "cpu" else f"offsets are on {offsets.device}, not cpu"
+
+
+_noise = Op(
+    "smart_noise",
+    [
+        Implementation(
+            "cpu",
+            lambda *args: torch.ops.sbrrt.smart_noise(*args),
+            _cpu_why_not,
+            lambda: _extension.extension_error,
+        ),
+        Implementation("reference", smart_noise_reference, lambda *args: None, never),
+    ],
+)
+
+
+@torch.no_grad()
+def smart_noise(
+    offsets: Tensor, width: int, rng: Tensor, site: int, *, backend: str = "auto"
+) -> Tensor:
+    """Standard normal draws, float32 [N, width].
+
+    Args:
+        offsets: int64 [N], the logical index of each row's first element, >= 0.
+        width: elements per row, a positive multiple of 4.
+        rng: int64 [2], (seed, step); step in [0, 2^32).
+        site: which draw of the step this is, in [0, 2^32).
+        backend: ``auto``, ``cpu`` or ``reference``; they agree within a unit in the last place.
+
+    Raises:
+        ValueError: an argument is out of range.
+        BackendError: the named backend cannot run these inputs.
+    """
+    if width < 4 or width % 4:
+        raise ValueError(f"smart_noise: width must be a positive multiple of 4, got {width}")
+    return _noise(offsets, width, rng, site, backend=backend)
+
+
+OPS = (_noise,)

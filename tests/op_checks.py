@@ -1,0 +1,123 @@
+"""What the tests of the C++ ops have in common."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+F32, BF16, F64 = torch.float32, torch.bfloat16, torch.float64
+RNG, SITE = torch.tensor([0x1234_5678_9ABC, 3]), 5
+
+
+def assert_as_good_as_stock(ours: Tensor, stock: Tensor, exact: Tensor) -> None:
+    """At most twice stock torch's error against float64, and half an ulp of the largest value."""
+    assert ours.shape == exact.shape
+    assert ours.dtype == stock.dtype
+    if exact.numel() == 0:
+        return
+    error, stock_error = ((x.double() - exact).abs().max().item() for x in (ours, stock))
+    floor = torch.finfo(ours.dtype).eps / 2 * exact.abs().max().item()
+    assert error <= 2 * stock_error + floor, (error, stock_error, floor)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in another layout."""
+    if layout == "strided":  # rows with a gap between them
+        return torch.cat([x, x + 1], dim=1)[:, : x.shape[1]]
+    return x.t().contiguous().t() if layout == "transposed" else x
+
+
+def float_tangent(f: Callable[..., Tensor], primals: list, tangents: list) -> Tensor:
+    """The forward-mode derivative of f."""
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(*pair) for pair in zip(primals, tangents, strict=True)]
+        return forward_ad.unpack_dual(f(*duals)).tangent
+
+
+def gradients(f: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
+    """Gradients of f at all its inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    return list(torch.autograd.grad(f(*leaves), leaves, grad))
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_with_capability(module: str, capability: str) -> str:
+    """Runs ``module.check_values()`` under one instruction set, and returns that set's name."""
+    code = (
+        f"from {module} import check_values; check_values();"
+        "from sbrrt_fast._extension import extension;"
+        "print(extension.build_info()['cpu_capability'])"
+    )
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()[-1]
+
+
+class Calls(TorchDispatchMode):
+    """Records the arguments of every native op that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "sbrrt":
+            self.seen.append((func._opname, args))
+        return func(*args, **(kwargs or {}))
+
+
+def odd_tensor(draw: random.Random) -> object:
+    """Something that some tensor argument must refuse, or not."""
+    size = [draw.choice([0, 1, 2, 5, 16, 33]) for _ in range(draw.choice([0, 1, 1, 2, 2, 3]))]
+    choices = [
+        lambda: torch.randn(size).to(draw.choice([F32, BF16, F64, torch.float16])),
+        lambda: torch.randint(-3, 9, size),
+        lambda: torch.full(size, draw.choice([-1, 2**40, 2**63 - 1, -(2**63)])),
+        lambda: torch.zeros(size, dtype=draw.choice([torch.bool, torch.int32, torch.complex64])),
+        lambda: torch.zeros(size, device="meta"),
+        lambda: torch.randn(max(size, default=3), 4).to_sparse(),
+        lambda: torch.randn(()).expand(size),
+        lambda: torch.full(size, float("nan")),
+        lambda: None,
+    ]
+    return draw.choice(choices)()
+
+
+def fuzz(op: Callable, good: Callable[[], list], num_calls: int, seed: int = 0) -> int:
+    """Calls ``op`` with good arguments of which some were replaced; returns how many answered."""
+    draw, num_answers = random.Random(seed), 0
+    for _ in range(num_calls):
+        arguments = good()
+        for _ in range(draw.choice([0, 1, 1, 2])):
+            i = draw.randrange(len(arguments))
+            if isinstance(arguments[i], Tensor):
+                arguments[i] = odd_tensor(draw)
+            else:
+                arguments[i] = draw.choice([0, 1, -1, 0.1, 1.0, 2**32, float("nan"), None, "x"])
+        try:
+            op(*arguments)
+            num_answers += 1
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            continue
+    return num_answers
