@@ -27,12 +27,13 @@ from sbrrt_fast.training.checkpoint import (
     save_state,
 )
 from sbrrt_fast.training.evaluate import evaluate
+from sbrrt_fast.training.fast_step import build_step
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.scores import flatten_scores, format_scores
-from sbrrt_fast.training.step import SbrrtStep, TaskBatch
+from sbrrt_fast.training.step import TaskBatch
 
 STATE, BEST, LAST = "state", "best", "last"
 
@@ -64,7 +65,9 @@ class Trainer:
         self.order = RoundRobin(sizes, config.round, config.seed, self.num_rounds)
         self.teacher = Teacher(self.model, config.bregman) if config.bregman.weight > 0 else None
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optimizer)
-        self.step = SbrrtStep(self.model, self.teacher, self.optimizer, config, self.num_rounds)
+        self.step = build_step(
+            self.model, self.teacher, self.optimizer, config, self.num_rounds, log
+        )
         self.cursor = self.order.start()
         self.best: dict = {"overall": -float("inf"), "round": 0}
         self.seconds = 0.0

@@ -7,6 +7,8 @@ torch.optim.AdamW, so a saved run does not depend on which of them made it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from sbrrt_fast.errors import BackendError
 from sbrrt_fast.ops.adamw_ema import adamw_ema_, clip_factor, gradient_norm, native_reason
 from sbrrt_fast.smart.bregman import Teacher, beta_at
 from sbrrt_fast.training.optimizer import clip_gradients
+
+_NOTHING: Mapping[int, Tensor] = {}
 
 
 class TorchUpdate:
@@ -37,7 +41,10 @@ class TorchUpdate:
         self.members = [(p, group) for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, step: int) -> Tensor:
-        """Update number ``step``, from 1; returns the gradients' norm before clipping."""
+        """Update number ``step``, from 1; returns the gradients' norm before clipping.
+
+        Gradients are the parameters' ``grad``; a parameter without one stays as it is.
+        """
         norm = clip_gradients([p for p, _ in self.members], self.clip_norm)
         self.optimizer.step()
         if self.teacher is not None:
@@ -45,40 +52,69 @@ class TorchUpdate:
         return norm
 
 
+Copies = Mapping[int, Tensor]
+
+
 class FusedUpdate(TorchUpdate):
     """The same update by one op over all tensors."""
 
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
-        active = [(p, group) for p, group in self.members if p.grad is not None]
-        norm = gradient_norm([p.grad for p, _ in active])
+        return self.apply(step, {id(p): p.grad for p, _ in self.members if p.grad is not None})
+
+    @torch.no_grad()
+    def apply(
+        self, step: int, gradients: Copies, copies: Copies = _NOTHING, averages: Copies = _NOTHING
+    ) -> Tensor:
+        """The update with gradients that are not the parameters' ``grad``.
+
+        Args:
+            gradients: float32 or bfloat16, by id of the parameter.
+            copies, averages: bfloat16 copies of parameters and of their teacher's averages to be
+                written in the same pass, by id of the parameter.
+        """
+        norm = _norm_of([gradients[id(p)] for p, _ in self.members if id(p) in gradients])
         factor = clip_factor(norm, self.clip_norm)
         beta = 1.0 if self.teacher is None else beta_at(step, self.num_steps, self.teacher.config)
-        averages = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        for members in self._by_count(active):
-            self._update(members, factor, averages, beta)
-        self._move_idle(averages, beta)
+        teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
+        for members in self._alike(gradients):
+            self._update(members, gradients, factor, teacher, beta, copies, averages)
+        self._move_idle(gradients, teacher, beta)
         return norm
 
-    def _by_count(self, active: list) -> list[list]:
-        """Parameters that were updated equally often; a head's are only in its task's turns."""
-        groups: dict[float, list] = {}
-        for parameter, group in active:
+    def _alike(self, gradients: Copies) -> list[list]:
+        """Parameters whose gradients are of one dtype and that were updated equally often.
+
+        A head's are only updated in its task's turns.
+        """
+        groups: dict[tuple, list] = {}
+        for parameter, group in self.members:
+            if (gradient := gradients.get(id(parameter))) is None:
+                continue
             state = self.optimizer.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
-            groups.setdefault(state["step"].item(), []).append((parameter, group, state))
+            key = (state["step"].item(), gradient.dtype)
+            groups.setdefault(key, []).append((parameter, group, state))
         return list(groups.values())
 
-    def _update(self, members: list, factor: Tensor, averages: dict, beta: float) -> None:
+    def _update(
+        self,
+        members: list,
+        gradients: Copies,
+        factor: Tensor,
+        teacher: Copies,
+        beta: float,
+        copies: Copies,
+        averages: Copies,
+    ) -> None:
         params, groups, states = zip(*members, strict=True)
-        empty = params[0].new_empty(0)
         adamw_ema_(
             params,
-            [p.grad for p in params],
+            [gradients[id(p)] for p in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             learning_rate=torch.tensor([g["lr"] for g in groups], dtype=torch.float64),
@@ -87,15 +123,30 @@ class FusedUpdate(TorchUpdate):
             step=states[0]["step"],
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
-            ema=[averages.get(id(p), empty) for p in params] if averages else (),
+            ema=_entries(teacher, params, torch.float32),
             ema_beta=beta,
+            low_precision=_entries(copies, params, torch.bfloat16),
+            ema_low_precision=_entries(averages, params, torch.bfloat16),
         )
 
-    def _move_idle(self, averages: dict[int, Tensor], beta: float) -> None:
+    def _move_idle(self, gradients: Copies, teacher: Copies, beta: float) -> None:
         """The teacher follows parameters without a gradient too, which have not moved."""
-        idle = [p for p, _ in self.members if p.grad is None and id(p) in averages]
+        idle = [p for p, _ in self.members if id(p) not in gradients and id(p) in teacher]
         if idle:
-            torch._foreach_lerp_([averages[id(p)] for p in idle], idle, 1.0 - beta)
+            torch._foreach_lerp_([teacher[id(p)] for p in idle], idle, 1.0 - beta)
+
+
+def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each parameter's, or an empty tensor; an empty list if there are none at all."""
+    empty = params[0].new_empty(0, dtype=dtype)
+    return [tensors.get(id(p), empty) for p in params] if tensors else []
+
+
+def _norm_of(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all together, in one pass per dtype."""
+    dtypes = {g.dtype for g in gradients}
+    norms = [gradient_norm([g for g in gradients if g.dtype == dtype]) for dtype in dtypes]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def build_update(

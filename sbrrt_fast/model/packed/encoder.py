@@ -1,0 +1,113 @@
+"""The encoder's passes over all layers, on a workspace."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sbrrt_fast.model import dropout as sites
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.dropout import DropoutStream
+from sbrrt_fast.model.packed.layer import Block, Layer
+from sbrrt_fast.model.packed.weights import EncoderGradients, EncoderWeights
+from sbrrt_fast.model.packed.workspace import Workspace
+
+
+class PackedEncoder:
+    """A MiniBert's forward, tangent, pull-back and backward, without autograd.
+
+    Args:
+        encoder: whose weights; packed batches only.
+        ops: the fused ops of one backend (``ops.explicit``).
+        dtype: of the matrix products, float32 or bfloat16. Hidden states between layers and
+            LayerNorm's statistics are float32.
+        trains: False for a teacher: nothing is kept for a backward.
+    """
+
+    def __init__(self, encoder: MiniBert, ops, dtype: torch.dtype, trains: bool = True):
+        self.encoder, self.ops, self.config = encoder, ops, encoder.config
+        self.weights = EncoderWeights(encoder, dtype)
+        device = encoder.embeddings.word_embeddings.weight.device
+        self.workspace = Workspace(self.config, dtype, device, keep=trains)
+        self.gradients = EncoderGradients(self.weights) if trains else None
+        self.layers = [
+            Layer(ops, self.config, i, weights) for i, weights in enumerate(self.weights.layers)
+        ]
+
+    def begin(self, num_rows: int) -> None:
+        """Makes room for a round; whatever was kept is lost."""
+        self.kept = self.workspace.layers(num_rows)
+        self.d = self.workspace.cotangents(num_rows) if self.workspace.keep else None
+
+    def embed(self, stream: DropoutStream) -> tuple[Tensor, Tensor, Tensor]:
+        """The embedding layer's output [num_tokens, hidden], and its mean and rstd."""
+        norm = self.encoder.embeddings.LayerNorm
+        return self.ops.embed_forward(
+            *self._tokens(stream), norm.weight, norm.bias, norm.eps, *self._embedding_site(stream)
+        )
+
+    @property
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """In the order of ``embed_backward``."""
+        tables = self.encoder.embeddings
+        return [
+            tables.word_embeddings.weight,
+            tables.position_embeddings.weight,
+            tables.token_type_embeddings.weight,
+            tables.LayerNorm.weight,
+            tables.LayerNorm.bias,
+        ]
+
+    def embed_backward(self, grad: Tensor, stream: DropoutStream, mean: Tensor, rstd: Tensor):
+        """Gradients of the three tables, the weight and the shift."""
+        weight = self.encoder.embeddings.LayerNorm.weight
+        site = self._embedding_site(stream)
+        return self.ops.embed_backward(
+            grad, *self._tokens(stream), weight, mean, rstd, *site, [True] * 5
+        )
+
+    def put(self, rows: slice, x: Tensor) -> None:
+        """Sets the first layer's input."""
+        first = self.kept[0]
+        first.x[rows] = x
+        if first.x_low.dtype != first.x.dtype:
+            first.x_low[rows] = x
+
+    def advance(self, primal: Block | None, tangent: Block | None = None) -> Tensor:
+        """Last hidden states float32 [rows, hidden] of all rows; see ``Layer.advance``."""
+        for layer, (kept, following) in zip(self.layers, pairwise(self.kept), strict=True):
+            layer.advance(kept, following, primal, tangent)
+        return self.kept[-1].x
+
+    def backward(self, grad: Tensor, blocks: list[Block], weights: bool = True) -> Tensor:
+        """Gradient at the first layer's input, float32 [rows, hidden].
+
+        Args:
+            grad: float32 [rows, hidden], at the last hidden states of the blocks' rows.
+            weights: also leaves the weights' gradients in ``gradients``.
+        """
+        rows = slice(blocks[0].rows.start, blocks[-1].rows.stop)
+        d = self.d.rows(rows)
+        d.hidden.copy_(grad)
+        d.product.zero_()
+        for i in reversed(range(len(self.layers))):
+            buffers = self.gradients.layers[i] if weights else None
+            self.layers[i].backward(self.kept[i], self.d, blocks, buffers)
+        return d.hidden + d.product
+
+    def _tokens(self, stream: DropoutStream) -> tuple[Tensor, ...]:
+        batch, tables = stream.batch, self.encoder.embeddings
+        return (
+            batch.input_ids,
+            batch.positions,
+            batch.token_types,
+            tables.word_embeddings.weight,
+            tables.position_embeddings.weight,
+            tables.token_type_embeddings.weight,
+        )
+
+    def _embedding_site(self, stream: DropoutStream) -> tuple:
+        config = self.config
+        return stream.hidden(config.hidden_size, config.hidden_dropout_prob, sites.EMBEDDING_SITE)
