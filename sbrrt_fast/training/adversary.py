@@ -69,7 +69,7 @@ class Adversary:
             scale = self._put_tangent(self.delta)
         hidden = self.student.advance(self.clean, self.clean if rides else None)
         with torch.enable_grad():
-            self.at = self.heads(hidden[self.clean.rows])
+            self.at = self.heads(hidden[slice(*self.clean.rows)])
         self._first = (scale, self._logit_change(hidden)) if rides else None
         return self.at
 
@@ -158,7 +158,7 @@ class Adversary:
     def _forward(self, delta: Tensor) -> Tensor:
         """Last hidden states of the perturbed rows."""
         self.student.put(self.block.rows, self.embeddings + delta)
-        return self.student.advance(self.block)[self.block.rows]
+        return self.student.advance(self.block)[slice(*self.block.rows)]
 
     def _change(self, delta: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(scale, J delta / scale) of the logits, over the clean activations."""
@@ -172,4 +172,4 @@ class Adversary:
         return scale
 
     def _logit_change(self, hidden: Tensor) -> list[Tensor]:
-        return self.heads.tangent(self.at, hidden[self.clean.behind])
+        return self.heads.tangent(self.at, hidden[slice(*self.clean.behind)])

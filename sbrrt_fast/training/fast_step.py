@@ -100,8 +100,8 @@ class FastStep(SbrrtStep):
             adversarial, smart, shown = adversary.adversarial_pass()
             _add(terms, "smart", shown)
         else:
-            student.put(slice(0, num_tokens), embeddings)
-            hidden = student.advance(Block(stream))
+            student.put((0, num_tokens), embeddings)
+            hidden = student.advance(Block(stream))[:num_tokens]
             with torch.enable_grad():
                 clean = heads(hidden)
         targets = self._teach(heads) if self.momentum else None
@@ -147,10 +147,11 @@ class FastStep(SbrrtStep):
         if not self.smart.shared_dropout:
             heads = heads.on(stream.fork(TEACHER_PASS))
         stream = heads.stream
-        self.momentum.begin(stream.batch.num_tokens)
+        num_tokens = stream.batch.num_tokens
+        self.momentum.begin(num_tokens)
         embeddings, *_ = self.momentum.embed(stream)
-        self.momentum.put(slice(None), embeddings)
-        hidden = self.momentum.advance(Block(stream))
+        self.momentum.put((0, num_tokens), embeddings)
+        hidden = self.momentum.advance(Block(stream))[:num_tokens]
         return heads(hidden, self.teacher.module).logits
 
     def _losses(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.model.packed.layer import Block, Layer
+from sbrrt_fast.model.packed.layer import Block, Layer, span_of
 from sbrrt_fast.model.packed.weights import EncoderGradients, EncoderWeights
-from sbrrt_fast.model.packed.workspace import Workspace
+from sbrrt_fast.model.packed.workspace import Workspace, products
 
 
 class PackedEncoder:
@@ -39,7 +39,7 @@ class PackedEncoder:
     def begin(self, num_rows: int) -> None:
         """Makes room for a round; whatever was kept is lost."""
         self.kept = self.workspace.layers(num_rows)
-        self.d = self.workspace.cotangents(num_rows) if self.workspace.keep else None
+        self.d = self.workspace.cotangents() if self.workspace.keep else None
 
     def embed(self, stream: DropoutStream) -> tuple[Tensor, Tensor, Tensor]:
         """The embedding layer's output [num_tokens, hidden], and its mean and rstd."""
@@ -68,15 +68,15 @@ class PackedEncoder:
             grad, *self._tokens(stream), weight, mean, rstd, *site, [True] * 5
         )
 
-    def put(self, rows: slice, x: Tensor) -> None:
-        """Sets the first layer's input."""
-        first = self.kept[0]
-        first.x[rows] = x
+    def put(self, rows: tuple[int, int], x: Tensor) -> None:
+        """Sets the first layer's input in some rows."""
+        first = self.kept[0].rows(*rows)
+        first.x.copy_(x)
         if first.x_low.dtype != first.x.dtype:
-            first.x_low[rows] = x
+            first.x_low.copy_(x)
 
     def advance(self, primal: Block | None, tangent: Block | None = None) -> Tensor:
-        """Last hidden states float32 [rows, hidden] of all rows; see ``Layer.advance``."""
+        """Last hidden states float32 [all rows, hidden]; see ``Layer.advance``."""
         for layer, (kept, following) in zip(self.layers, pairwise(self.kept), strict=True):
             layer.advance(kept, following, primal, tangent)
         return self.kept[-1].x
@@ -88,10 +88,11 @@ class PackedEncoder:
             grad: float32 [rows, hidden], at the last hidden states of the blocks' rows.
             weights: also leaves the weights' gradients in ``gradients``.
         """
-        rows = slice(blocks[0].rows.start, blocks[-1].rows.stop)
-        d = self.d.rows(rows)
+        start, stop = span_of(blocks)
+        d, extra = self.d.rows(start, stop), self.d.rows(stop, products(start, stop)[1])
         d.hidden.copy_(grad)
-        d.product.zero_()
+        for zeros in (d.product, extra.narrow, extra.qkv):  # the others follow from these
+            zeros.zero_()
         for i in reversed(range(len(self.layers))):
             buffers = self.gradients.layers[i] if weights else None
             self.layers[i].backward(self.kept[i], self.d, blocks, buffers)

@@ -11,6 +11,7 @@ ones afterwards.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.packed.weights import LayerWeights
-from sbrrt_fast.model.packed.workspace import Activations, Cotangents
+from sbrrt_fast.model.packed.workspace import Activations, Cotangents, products
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Block:
     stream: DropoutStream
     start: int = 0
 
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.start + self.stream.batch.num_tokens)
+    @cached_property
+    def rows(self) -> tuple[int, int]:
+        return self.start, self.start + self.stream.batch.num_tokens
 
-    @property
-    def behind(self) -> slice:
+    @cached_property
+    def behind(self) -> tuple[int, int]:
         """As many rows after them."""
-        end = self.rows.stop
-        return slice(end, end + self.stream.batch.num_tokens)
+        end = self.rows[1]
+        return end, end + self.stream.batch.num_tokens
 
 
 class Layer:
@@ -66,10 +67,10 @@ class Layer:
             primal: the rows to compute, or None.
             tangent: rows, computed now or before, whose tangent is in the rows behind them.
         """
-        w, both = self.weights, kept.rows(_span(primal, tangent))
+        w, both = self.weights, kept.rows(*products(*_span(primal, tangent)))
         torch.mm(both.x_low, w.qkv.t(), out=both.qkv)
         if primal:
-            kept.qkv[primal.rows].add_(w.qkv_bias)
+            kept.rows(*primal.rows).qkv.add_(w.qkv_bias)
         self._attend(kept, primal, tangent)
         torch.mm(both.context, w.attention_out.t(), out=both.attended)
         self._add_norm1(kept, primal, tangent)
@@ -91,8 +92,8 @@ class Layer:
             blocks: adjacent rows, each with its own dropout, that share the products.
             gradients: where the weights' gradients go, or None to compute none of them.
         """
-        w, rows = self.weights, slice(blocks[0].rows.start, blocks[-1].rows.stop)
-        a, g = kept.rows(rows), d.rows(rows)
+        w, rows = self.weights, span_of(blocks)
+        a, g = kept.rows(*products(*rows)), d.rows(*products(*rows))
         self._add_norm2_backward(kept, d, blocks, gradients)
         torch.mm(g.narrow, w.outer, out=g.wide)
         if gradients:
@@ -109,36 +110,36 @@ class Layer:
         torch.mm(g.qkv, w.qkv, out=g.product)
         if gradients:
             torch.mm(g.qkv.t(), a.x_low, out=gradients.qkv)
-            torch.sum(g.qkv, 0, dtype=torch.float32, out=gradients.qkv_bias)
+            torch.sum(d.rows(*rows).qkv, 0, dtype=torch.float32, out=gradients.qkv_bias)
 
     def _attend(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:
         if primal:
-            a = kept.rows(primal.rows)
+            a = kept.rows(*primal.rows)
             self.ops.attention_forward(
                 *a.qkv.chunk(3, 1), *self._heads(primal), out=a.context, logsumexp=a.logsumexp
             )
         if tangent:
-            a, t = kept.rows(tangent.rows), kept.rows(tangent.behind)
+            a, t = kept.rows(*tangent.rows), kept.rows(*tangent.behind)
             qkv = (*a.qkv.chunk(3, 1), *t.qkv.chunk(3, 1))
             self.ops.attention_jvp(*qkv, a.logsumexp, *self._heads(tangent), out=t.context)
 
     def _attend_backward(self, kept: Activations, d: Cotangents, blocks: list[Block]) -> None:
         for block in blocks:
-            a, g = kept.rows(block.rows), d.rows(block.rows)
+            a, g = kept.rows(*block.rows), d.rows(*block.rows)
             saved = (*a.qkv.chunk(3, 1), a.context, a.logsumexp)
             self.ops.attention_backward(g.context, *saved, *self._heads(block), out=g.qkv)
 
     def _add_norm1(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:
         w = self.weights
         if primal:
-            a = kept.rows(primal.rows)
+            a = kept.rows(*primal.rows)
             self.ops.layernorm_forward(
                 a.attended, w.attention_out_bias, a.x, w.norm1, w.shift1,
                 self.config.layer_norm_eps, *self._hidden(primal, self.site1),
                 out=a.y, low=a.y_low, mean=a.mean1, rstd=a.rstd1,
             )  # fmt: skip
         if tangent:
-            a, t = kept.rows(tangent.rows), kept.rows(tangent.behind)
+            a, t = kept.rows(*tangent.rows), kept.rows(*tangent.behind)
             self.ops.layernorm_jvp(
                 t.attended, t.x, a.attended, w.attention_out_bias, a.x, w.norm1, a.mean1, a.rstd1,
                 *self._hidden(tangent, self.site1), out=t.y, low=t.y_low,
@@ -149,7 +150,7 @@ class Layer:
     ) -> None:
         w, found = self.weights, []
         for block in blocks:
-            a, g = kept.rows(block.rows), d.rows(block.rows)
+            a, g = kept.rows(*block.rows), d.rows(*block.rows)
             found.append(
                 self.ops.layernorm_backward(
                     g.hidden, g.product, a.attended, w.attention_out_bias, a.x, w.norm1, a.mean1,
@@ -163,17 +164,17 @@ class Layer:
     def _gelu(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:
         bias = self.weights.inner_bias
         if primal:
-            a = kept.rows(primal.rows)
+            a = kept.rows(*primal.rows)
             self.ops.gelu_forward(a.inner, bias, out=a.activated)
         if tangent:
-            a, t = kept.rows(tangent.rows), kept.rows(tangent.behind)
+            a, t = kept.rows(*tangent.rows), kept.rows(*tangent.behind)
             self.ops.gelu_jvp(t.inner, a.inner, bias, out=t.activated)
 
     def _gelu_backward(
         self, kept: Activations, d: Cotangents, blocks: list[Block], gradients: LayerWeights | None
     ) -> None:
-        rows = slice(blocks[0].rows.start, blocks[-1].rows.stop)
-        a, g = kept.rows(rows), d.rows(rows)
+        rows = span_of(blocks)
+        a, g = kept.rows(*rows), d.rows(*rows)
         need = gradients is not None
         bias = self.ops.gelu_backward(g.wide, a.inner, self.weights.inner_bias, need, out=g.wide)
         if need:
@@ -184,7 +185,7 @@ class Layer:
     ) -> None:
         w = self.weights
         if primal:
-            a, n = kept.rows(primal.rows), following.rows(primal.rows)
+            a, n = kept.rows(*primal.rows), following.rows(*primal.rows)
             self.ops.layernorm_forward(
                 a.output, w.outer_bias, a.y, w.norm2, w.shift2,
                 self.config.layer_norm_eps, *self._hidden(primal, self.site2),
@@ -192,9 +193,9 @@ class Layer:
             )  # fmt: skip
         if tangent:
             a, t, n = (
-                kept.rows(tangent.rows),
-                kept.rows(tangent.behind),
-                following.rows(tangent.behind),
+                kept.rows(*tangent.rows),
+                kept.rows(*tangent.behind),
+                following.rows(*tangent.behind),
             )
             self.ops.layernorm_jvp(
                 t.output, t.y, a.output, w.outer_bias, a.y, w.norm2, a.mean2, a.rstd2,
@@ -206,7 +207,7 @@ class Layer:
     ) -> None:
         w, found = self.weights, []
         for block in blocks:
-            a, g = kept.rows(block.rows), d.rows(block.rows)
+            a, g = kept.rows(*block.rows), d.rows(*block.rows)
             found.append(
                 self.ops.layernorm_backward(
                     g.hidden, g.product, a.output, w.outer_bias, a.y, w.norm2, a.mean2, a.rstd2,
@@ -228,10 +229,15 @@ class Layer:
         return block.stream.hidden(config.hidden_size, config.hidden_dropout_prob, site)
 
 
-def _span(primal: Block | None, tangent: Block | None) -> slice:
+def span_of(blocks: list[Block]) -> tuple[int, int]:
+    """The rows of adjacent blocks."""
+    return blocks[0].rows[0], blocks[-1].rows[1]
+
+
+def _span(primal: Block | None, tangent: Block | None) -> tuple[int, int]:
     """The rows that go through the products."""
     first = primal.rows if primal else tangent.behind
-    return slice(first.start, tangent.behind.stop if tangent else first.stop)
+    return first[0], (tangent.behind if tangent else first)[1]
 
 
 def _put(found: list[tuple[Tensor, ...]], *buffers: Tensor) -> None:

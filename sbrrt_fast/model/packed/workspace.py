@@ -9,9 +9,31 @@ from torch import Tensor
 
 from sbrrt_fast.model.config import BertConfig
 
+ROW_STEP = 32  # products take whole multiples: libraries prepare a kernel for every new size
+
+
+def products(start: int, stop: int) -> tuple[int, int]:
+    """The rows that a product over ``start ... stop`` computes: a few more, which nobody reads."""
+    return start, start + -(-(stop - start) // ROW_STEP) * ROW_STEP
+
+
+class RowViews:
+    """Mixin: views of some rows of all tensors, made once."""
+
+    def rows(self, start: int, stop: int):
+        """The same record over rows ``start ... stop``."""
+        views = self.__dict__.setdefault("_views", {})
+        if (start, stop) not in views:
+            tensors = (getattr(self, f.name)[start:stop] for f in fields(self))
+            views[start, stop] = type(self)(*tensors)
+        return views[start, stop]
+
+    def forget_views(self) -> None:
+        self.__dict__.pop("_views", None)
+
 
 @dataclass
-class Activations:
+class Activations(RowViews):
     """What one layer keeps, R rows each; H hidden, F intermediate, A heads.
 
     Attributes:
@@ -40,13 +62,9 @@ class Activations:
     mean2: Tensor
     rstd2: Tensor
 
-    def rows(self, rows: slice) -> Activations:
-        """Views of some rows."""
-        return Activations(*(getattr(self, f.name)[rows] for f in fields(self)))
-
 
 @dataclass
-class Cotangents:
+class Cotangents(RowViews):
     """Gradients on their way back, one layer at a time.
 
     Attributes:
@@ -61,10 +79,6 @@ class Cotangents:
     context: Tensor
     wide: Tensor
     qkv: Tensor
-
-    def rows(self, rows: slice) -> Cotangents:
-        """Views of some rows."""
-        return Cotangents(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 class Workspace:
@@ -84,25 +98,28 @@ class Workspace:
     def layers(self, num_rows: int) -> list[Activations]:
         """The layers' activations and, last, those that hold the last layer's result in ``x``."""
         num_layers = self.config.num_hidden_layers
+        _, num_rows = products(0, num_rows + ROW_STEP)
         if num_rows > self.capacity:
             self.capacity = max(num_rows, self.capacity * 5 // 4)
             self._kept = [self._allocate() for _ in range(num_layers + 1 if self.keep else 1)]
-        kept = [activations.rows(slice(0, num_rows)) for activations in self._kept]
-        return kept if self.keep else kept * (num_layers + 1)
+        for activations in self._kept:
+            activations.forget_views()
+        return self._kept if self.keep else self._kept * (num_layers + 1)
 
-    def cotangents(self, num_rows: int) -> Cotangents:
-        """Gradients for as many rows, after ``layers`` has made room."""
+    def cotangents(self) -> Cotangents:
+        """Gradients for as many rows as ``layers`` has made room for."""
         if self._cotangents is None or len(self._cotangents.hidden) < self.capacity:
             hidden, inner = self.config.hidden_size, self.config.intermediate_size
             self._cotangents = Cotangents(
-                hidden=self._empty(torch.float32, hidden),
-                product=self._empty(self.dtype, hidden),
-                narrow=self._empty(self.dtype, hidden),
-                context=self._empty(self.dtype, hidden),
-                wide=self._empty(self.dtype, inner),
-                qkv=self._empty(self.dtype, 3 * hidden),
+                hidden=self._zeros(torch.float32, hidden),
+                product=self._zeros(self.dtype, hidden),
+                narrow=self._zeros(self.dtype, hidden),
+                context=self._zeros(self.dtype, hidden),
+                wide=self._zeros(self.dtype, inner),
+                qkv=self._zeros(self.dtype, 3 * hidden),
             )
-        return self._cotangents.rows(slice(0, num_rows))
+        self._cotangents.forget_views()
+        return self._cotangents
 
     @property
     def num_bytes(self) -> int:
@@ -117,26 +134,27 @@ class Workspace:
     def _allocate(self) -> Activations:
         hidden, heads = self.config.hidden_size, self.config.num_attention_heads
         inner = self.config.intermediate_size
-        x, y = self._empty(torch.float32, hidden), self._empty(torch.float32, hidden)
+        x, y = self._zeros(torch.float32, hidden), self._zeros(torch.float32, hidden)
         is_low = self.dtype != torch.float32
-        low = [self._empty(self.dtype, hidden) for _ in range(2)] if is_low else [x, y]
+        low = [self._zeros(self.dtype, hidden) for _ in range(2)] if is_low else [x, y]
         return Activations(
             x=x,
             x_low=low[0],
-            qkv=self._empty(self.dtype, 3 * hidden),
-            context=self._empty(self.dtype, hidden),
-            logsumexp=self._empty(torch.float32, heads),
-            attended=self._empty(self.dtype, hidden),
+            qkv=self._zeros(self.dtype, 3 * hidden),
+            context=self._zeros(self.dtype, hidden),
+            logsumexp=self._zeros(torch.float32, heads),
+            attended=self._zeros(self.dtype, hidden),
             y=y,
             y_low=low[1],
-            mean1=self._empty(torch.float32),
-            rstd1=self._empty(torch.float32),
-            inner=self._empty(self.dtype, inner),
-            activated=self._empty(self.dtype, inner),
-            output=self._empty(self.dtype, hidden),
-            mean2=self._empty(torch.float32),
-            rstd2=self._empty(torch.float32),
+            mean1=self._zeros(torch.float32),
+            rstd1=self._zeros(torch.float32),
+            inner=self._zeros(self.dtype, inner),
+            activated=self._zeros(self.dtype, inner),
+            output=self._zeros(self.dtype, hidden),
+            mean2=self._zeros(torch.float32),
+            rstd2=self._zeros(torch.float32),
         )
 
-    def _empty(self, dtype: torch.dtype, *width: int) -> Tensor:
-        return torch.empty(self.capacity, *width, dtype=dtype, device=self.device)
+    def _zeros(self, dtype: torch.dtype, *width: int) -> Tensor:
+        # Zeros: rows that only round a product up meet zeros in the backward and must be finite.
+        return torch.zeros(self.capacity, *width, dtype=dtype, device=self.device)
