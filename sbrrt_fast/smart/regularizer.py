@@ -61,6 +61,8 @@ class SmartRegularizer:
             ``weight`` is for the caller to apply.
         divergence: ``SYMMETRIC_KL`` or ``SQUARED``.
         backend: implementation of the ascent step.
+        clean_fn: the model as it gave the clean logits, where ``model_fn`` has other dropout masks;
+            the tangent of the ascent is its.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -72,8 +74,10 @@ class SmartRegularizer:
         config: SmartConfig | None = None,
         divergence: Divergence = SYMMETRIC_KL,
         backend: str = "auto",
+        clean_fn: ModelFn | None = None,
     ):
         self.model_fn, self.backend = model_fn, backend
+        self.clean_fn = clean_fn or model_fn
         self.config = resolve(config or SmartConfig())
         self.divergence = divergence
 
@@ -168,7 +172,7 @@ class SmartRegularizer:
         # At unit scale the tangent is far from the dtype's smallest numbers; it is linear in it.
         scale = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
         with torch.no_grad(), _uncached_autocast(embeddings):
-            _, tangent = _jvp(self.model_fn, embeddings.detach(), delta / scale)
+            _, tangent = _jvp(self.clean_fn, embeddings.detach(), delta / scale)
             cotangent = self.divergence.fisher(logits.detach(), tangent) / logits.shape[0]
         return scale * self._pull_back(embeddings, logits, cotangent)
 
@@ -181,7 +185,7 @@ class SmartRegularizer:
                 )[0]
         with torch.enable_grad(), input_gradients_only():
             point = embeddings.detach().requires_grad_()
-            outputs = self.model_fn(point)
+            outputs = self.clean_fn(point)
             return torch.autograd.grad(outputs, point, cotangent.to(outputs.dtype))[0]
 
     def _finite(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
@@ -194,7 +198,7 @@ class SmartRegularizer:
     def _divergence(self, embeddings: Tensor, logits: Tensor, delta: Tensor, branch: str) -> Tensor:
         """l_s of the perturbed against the clean output, per example."""
         if branch == "linear":
-            _, change = _jvp(self.model_fn, embeddings, delta)
+            _, change = _jvp(self.clean_fn, embeddings, delta)
             return self.divergence.delta(logits, change)
         return self.divergence(self.model_fn(embeddings + delta), logits)
 

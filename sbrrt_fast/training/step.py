@@ -146,6 +146,7 @@ class SbrrtStep:
             self.smart,
             divergence_of(self.model.tasks[batch.name], self.config.backend),
             self.config.backend,
+            lambda x: self.model.logits(batch.name, x, tokens, stream),
         )
         mask = tokens.is_real
         if not self.smart.perturb_special:
