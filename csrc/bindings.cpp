@@ -16,6 +16,10 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, Tensor(e!)[] low_precision, "
         "Tensor(f!)[] ema_low_precision, Tensor learning_rate, float[] weight_decay, float beta1, "
         "float beta2, float eps, Tensor clip_factor, Tensor step, float ema_beta) -> ()");
+  m.def("adamw_ema_rows_(Tensor(a!) param, Tensor grad, Tensor rows, Tensor(b!) touched, "
+        "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) ema, Tensor learning_rate, "
+        "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
+        "Tensor step, float ema_beta) -> ()");
   m.def("attention_forward(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
         "int max_positions) -> (Tensor out, Tensor logsumexp)");

@@ -23,6 +23,7 @@ from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.layer import Block
+from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.ops.explicit import explicit_ops, explicit_why_not
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import Divergence, divergence_of
@@ -63,13 +64,17 @@ class FastStep(SbrrtStep):
         if teacher is not None:
             self.momentum = PackedEncoder(teacher.module.encoder, ops, dtype, trains=False)
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
-        self._found: dict[int, Tensor] = {}
+        self._found: dict[int, Tensor | RowGradient] = {}
         assert isinstance(self.update, FusedUpdate), "the written-out step has a fused update"
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         self._differentiate([batch], rng)
-        named = self.model.named_parameters()
-        return {name: self._found[id(p)].float() for name, p in named if id(p) in self._found}
+        found = {n: (p, self._found.get(id(p))) for n, p in self.model.named_parameters()}
+        return {
+            name: g.dense(p) if isinstance(g, RowGradient) else g.float().clone()
+            for name, (p, g) in found.items()
+            if g is not None
+        }
 
     def _differentiate(
         self, batches: list[TaskBatch], rng: Tensor, report: bool = False
@@ -203,10 +208,7 @@ class FastStep(SbrrtStep):
         if len(pooled) == 2:
             at_input = at_input[: len(at_input) // 2] + at_input[len(at_input) // 2 :]
         self._found |= self.student.gradients.by_parameter
-        tables = self.student.embed_backward(at_input, heads.stream, *statistics)
-        self._found |= {
-            id(p): g for p, g in zip(self.student.embedding_parameters, tables, strict=True)
-        }
+        self._found |= self.student.embed_backward(at_input, heads.stream, *statistics)
 
     def _blocks(self, stream: DropoutStream, num_passes: int) -> list[Block]:
         """The rows of the backward: as one where the passes share their masks."""

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, clip_factor, gradient_norm, native_reason
+from sbrrt_fast.ops.adamw_ema import (
+    RowGradient,
+    adamw_ema_,
+    adamw_ema_rows_,
+    clip_factor,
+    gradient_norm,
+    native_reason,
+)
 from sbrrt_fast.smart.bregman import Teacher, beta_at
 from sbrrt_fast.training.optimizer import clip_gradients
 
@@ -53,10 +60,15 @@ class TorchUpdate:
 
 
 Copies = Mapping[int, Tensor]
+Gradients = Mapping[int, Tensor | RowGradient]
 
 
 class FusedUpdate(TorchUpdate):
     """The same update by one op over all tensors."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._touched: dict[int, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
@@ -64,12 +76,16 @@ class FusedUpdate(TorchUpdate):
 
     @torch.no_grad()
     def apply(
-        self, step: int, gradients: Copies, copies: Copies = _NOTHING, averages: Copies = _NOTHING
+        self,
+        step: int,
+        gradients: Gradients,
+        copies: Copies = _NOTHING,
+        averages: Copies = _NOTHING,
     ) -> Tensor:
         """The update with gradients that are not the parameters' ``grad``.
 
         Args:
-            gradients: float32 or bfloat16, by id of the parameter.
+            gradients: float32 or bfloat16, or of some rows, by id of the parameter.
             copies, averages: bfloat16 copies of parameters and of their teacher's averages to be
                 written in the same pass, by id of the parameter.
         """
@@ -77,13 +93,16 @@ class FusedUpdate(TorchUpdate):
         factor = clip_factor(norm, self.clip_norm)
         beta = 1.0 if self.teacher is None else beta_at(step, self.num_steps, self.teacher.config)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        for members in self._alike(gradients):
-            self._update(members, gradients, factor, teacher, beta, copies, averages)
+        for (_, dtype), members in self._alike(gradients).items():
+            if dtype is None:
+                self._update_rows(members, gradients, factor, teacher, beta)
+            else:
+                self._update(members, gradients, factor, teacher, beta, copies, averages)
         self._move_idle(gradients, teacher, beta)
         return norm
 
-    def _alike(self, gradients: Copies) -> list[list]:
-        """Parameters whose gradients are of one dtype and that were updated equally often.
+    def _alike(self, gradients: Gradients) -> dict[tuple, list]:
+        """Parameters by how often they were updated and their gradient's dtype, None for rows.
 
         A head's are only updated in its task's turns.
         """
@@ -97,14 +116,44 @@ class FusedUpdate(TorchUpdate):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
-            key = (state["step"].item(), gradient.dtype)
+            dtype = None if isinstance(gradient, RowGradient) else gradient.dtype
+            key = (state["step"].item(), dtype)
             groups.setdefault(key, []).append((parameter, group, state))
-        return list(groups.values())
+        return groups
+
+    def _update_rows(
+        self, members: list, gradients: Gradients, factor: Tensor, teacher: Copies, beta: float
+    ) -> None:
+        for parameter, group, state in members:
+            adamw_ema_rows_(
+                parameter,
+                gradients[id(parameter)],
+                self._touched_rows(parameter, state),
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                learning_rate=torch.tensor(group["lr"], dtype=torch.float64),
+                weight_decay=group["weight_decay"],
+                clip_factor=factor,
+                step=state["step"],
+                betas=group["betas"],
+                eps=group["eps"],
+                ema=teacher.get(id(parameter)),
+                ema_beta=beta,
+            )
+
+    def _touched_rows(self, parameter: Tensor, state: dict) -> Tensor:
+        """Which rows of a table have moments; looked up anew where the state was replaced."""
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        known, touched = self._touched.get(id(parameter), (None, None))
+        if known is not moments[0]:
+            touched = ((moments[0] != 0) | (moments[1] != 0)).any(dim=1)
+            self._touched[id(parameter)] = moments[0], touched
+        return touched
 
     def _update(
         self,
         members: list,
-        gradients: Copies,
+        gradients: Gradients,
         factor: Tensor,
         teacher: Copies,
         beta: float,
@@ -112,6 +161,8 @@ class FusedUpdate(TorchUpdate):
         averages: Copies,
     ) -> None:
         params, groups, states = zip(*members, strict=True)
+        for parameter in params:
+            self._touched.pop(id(parameter), None)
         adamw_ema_(
             params,
             [gradients[id(p)] for p in params],
@@ -129,7 +180,7 @@ class FusedUpdate(TorchUpdate):
             ema_low_precision=_entries(averages, params, torch.bfloat16),
         )
 
-    def _move_idle(self, gradients: Copies, teacher: Copies, beta: float) -> None:
+    def _move_idle(self, gradients: Gradients, teacher: Copies, beta: float) -> None:
         """The teacher follows parameters without a gradient too, which have not moved."""
         idle = [p for p, _ in self.members if id(p) not in gradients and id(p) in teacher]
         if idle:
@@ -142,9 +193,10 @@ def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> l
     return [tensors.get(id(p), empty) for p in params] if tensors else []
 
 
-def _norm_of(gradients: list[Tensor]) -> Tensor:
+def _norm_of(found: list[Tensor | RowGradient]) -> Tensor:
     """The 2-norm of all together, in one pass per dtype."""
-    dtypes = {g.dtype for g in gradients}
+    gradients = [g.values if isinstance(g, RowGradient) else g for g in found]
+    dtypes = sorted({g.dtype for g in gradients}, key=str)
     norms = [gradient_norm([g for g in gradients if g.dtype == dtype]) for dtype in dtypes]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 

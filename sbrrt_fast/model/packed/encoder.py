@@ -13,6 +13,7 @@ from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.packed.layer import Block, Layer, span_of
 from sbrrt_fast.model.packed.weights import EncoderGradients, EncoderWeights
 from sbrrt_fast.model.packed.workspace import Workspace, products
+from sbrrt_fast.ops.adamw_ema import RowGradient
 
 
 class PackedEncoder:
@@ -48,25 +49,34 @@ class PackedEncoder:
             *self._tokens(stream), norm.weight, norm.bias, norm.eps, *self._embedding_site(stream)
         )
 
-    @property
-    def embedding_parameters(self) -> list[nn.Parameter]:
-        """In the order of ``embed_backward``."""
-        tables = self.encoder.embeddings
-        return [
-            tables.word_embeddings.weight,
-            tables.position_embeddings.weight,
-            tables.token_type_embeddings.weight,
-            tables.LayerNorm.weight,
-            tables.LayerNorm.bias,
-        ]
+    def embed_backward(
+        self, grad: Tensor, stream: DropoutStream, mean: Tensor, rstd: Tensor
+    ) -> dict[int, Tensor | RowGradient]:
+        """Gradients by id of the parameter; the word table's only for the words that occur.
 
-    def embed_backward(self, grad: Tensor, stream: DropoutStream, mean: Tensor, rstd: Tensor):
-        """Gradients of the three tables, the weight and the shift."""
-        weight = self.encoder.embeddings.LayerNorm.weight
-        site = self._embedding_site(stream)
-        return self.ops.embed_backward(
-            grad, *self._tokens(stream), weight, mean, rstd, *site, [True] * 5
-        )
+        Args:
+            grad: float32 [num_tokens, hidden]; mean, rstd: what ``embed`` returned.
+        """
+        tables, (ids, positions, types, words, *others) = self._tables, self._tokens(stream)
+        rows, compact = torch.unique(ids, return_inverse=True)
+        word, *found = self.ops.embed_backward(
+            grad, compact, positions, types, words.detach()[rows], *others,
+            tables[3], mean, rstd, *self._embedding_site(stream), [True] * 5,
+        )  # fmt: skip
+        gradients = [RowGradient(rows, word), *found]
+        return {id(p): g for p, g in zip(tables, gradients, strict=True)}
+
+    @property
+    def _tables(self) -> list[nn.Parameter]:
+        """In the order of the op's gradients."""
+        layer = self.encoder.embeddings
+        return [
+            layer.word_embeddings.weight,
+            layer.position_embeddings.weight,
+            layer.token_type_embeddings.weight,
+            layer.LayerNorm.weight,
+            layer.LayerNorm.bias,
+        ]
 
     def put(self, rows: tuple[int, int], x: Tensor) -> None:
         """Sets the first layer's input in some rows."""
@@ -99,15 +109,8 @@ class PackedEncoder:
         return d.hidden + d.product
 
     def _tokens(self, stream: DropoutStream) -> tuple[Tensor, ...]:
-        batch, tables = stream.batch, self.encoder.embeddings
-        return (
-            batch.input_ids,
-            batch.positions,
-            batch.token_types,
-            tables.word_embeddings.weight,
-            tables.position_embeddings.weight,
-            tables.token_type_embeddings.weight,
-        )
+        batch = stream.batch
+        return batch.input_ids, batch.positions, batch.token_types, *self._tables[:3]
 
     def _embedding_site(self, stream: DropoutStream) -> tuple:
         config = self.config
