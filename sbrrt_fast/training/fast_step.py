@@ -67,6 +67,18 @@ class FastStep(SbrrtStep):
         self._found: dict[int, Tensor | RowGradient] = {}
         assert isinstance(self.update, FusedUpdate), "the written-out step has a fused update"
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that the step itself holds, beyond weights and optimiser state."""
+        spaces = [e.workspace.num_bytes for e in (self.student, self.momentum) if e]
+        copies = [
+            copy.nbytes
+            for encoder in (self.student, self.momentum)
+            if encoder
+            for copy in encoder.weights.copies.values()
+        ]
+        buffers = [g.nbytes for g in self.student.gradients.by_parameter.values()]
+        return {"activations": sum(spaces), "copies": sum(copies), "gradients": sum(buffers)}
+
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         self._differentiate([batch], rng)
         found = {n: (p, self._found.get(id(p))) for n, p in self.model.named_parameters()}
@@ -93,26 +105,34 @@ class FastStep(SbrrtStep):
         stream, student = heads.stream, self.student
         perturbs, num_tokens = self.smart.weight > 0, stream.batch.num_tokens
         student.begin(num_tokens * (2 if perturbs else 1))
-        embeddings, *statistics = student.embed(stream)
         terms: list[dict[str, Tensor]] = [{} for _ in batches]
-        adversarial, smart = None, None
+        adversarial, smart, targets, clock = None, None, None, self.clock
+        with clock("clean"):
+            embeddings, *statistics = student.embed(stream)
+            if perturbs:
+                adversary = self._adversary(batches, heads, embeddings)
+                clean = adversary.clean_pass(stream.normal(embeddings.shape[-1]))
+            else:
+                student.put((0, num_tokens), embeddings)
+                hidden = student.advance(Block(stream))[:num_tokens]
+                with torch.enable_grad():
+                    clean = heads(hidden)
         if perturbs:
-            adversary = self._adversary(batches, heads, embeddings)
-            clean = adversary.clean_pass(stream.normal(embeddings.shape[-1]))
-            adversary.ascend()
+            with clock("ascent"):
+                adversary.ascend()
             if report:
-                self._report(adversary, terms)
-            adversarial, smart, shown = adversary.adversarial_pass()
+                with clock("report"):
+                    self._report(adversary, terms)
+            with clock("adversarial"):
+                adversarial, smart, shown = adversary.adversarial_pass()
             _add(terms, "smart", shown)
-        else:
-            student.put((0, num_tokens), embeddings)
-            hidden = student.advance(Block(stream))[:num_tokens]
+        if self.momentum:
+            with clock("teacher"):
+                targets = self._teach(heads)
+        with clock("backward"):
             with torch.enable_grad():
-                clean = heads(hidden)
-        targets = self._teach(heads) if self.momentum else None
-        with torch.enable_grad():
-            total = self._losses(batches, clean, smart, targets, terms)
-        self._backward(total, clean, adversarial, heads, statistics)
+                total = self._losses(batches, clean, smart, targets, terms)
+            self._backward(total, clean, adversarial, heads, statistics)
         return {
             f"{batch.name}/{name}": value.detach()
             for batch, found in zip(batches, terms, strict=True)
@@ -240,7 +260,9 @@ class FastStep(SbrrtStep):
             followers = self.teacher.averages_by_parameter()
             copies = self.momentum.weights.copies
             averages = {i: copies[id(e)] for i, e in followers.items() if id(e) in copies}
-        norm = self.update.apply(step, self._found, self.student.weights.copies, averages)
+        copies = self.student.weights.copies
+        with self.clock("optimiser"):
+            norm = self.update.apply(step, self._found, copies, averages)
         self.student.weights.mark_fresh()
         if self.momentum:
             self.momentum.weights.mark_fresh()

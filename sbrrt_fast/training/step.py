@@ -21,6 +21,7 @@ from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import SmartRegularizer
 from sbrrt_fast.training.optimizer import set_learning_rate
+from sbrrt_fast.training.profile import NoClock, StageClock
 from sbrrt_fast.training.update import build_update
 
 CLEAN_PASS, ADVERSARIAL_PASS, TEACHER_PASS = 0, 1, 2
@@ -61,6 +62,7 @@ class SbrrtStep:
         self.model, self.teacher, self.optimizer, self.config = model, teacher, optimizer, config
         self.smart = resolve(config.smart)
         self.device = next(model.parameters()).device
+        self.clock: StageClock | NoClock = NoClock()
         self.is_joint = config.round.update == "joint"
         self.num_steps = num_rounds * (1 if self.is_joint else len(config.tasks))
         model.encoder.set_backend(config.backend)
@@ -92,6 +94,10 @@ class SbrrtStep:
             terms["gradient_norm"] = self._update(index * len(groups) + position + 1)
         return terms
 
+    def memory(self) -> dict[str, int]:
+        """Bytes that the step itself holds between rounds: autograd's are freed."""
+        return {}
+
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch's loss by parameter name, without an update."""
         self._differentiate([batch], rng)
@@ -106,8 +112,10 @@ class SbrrtStep:
         """Adds the batches' gradients to the parameters'; returns their loss terms."""
         terms: dict[str, Tensor] = {}
         for batch in batches:
-            found = self.losses(batch, rng, report)
-            found["total"].backward()
+            with self.clock("losses"):
+                found = self.losses(batch, rng, report)
+            with self.clock("backward"):
+                found["total"].backward()
             terms |= {f"{batch.name}/{name}": value.detach() for name, value in found.items()}
         return terms
 
@@ -172,7 +180,8 @@ class SbrrtStep:
     def _update(self, step: int) -> Tensor:
         """Clips, steps the optimiser and the teacher; ``step`` counts from 1."""
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
-        norm = self.update(step)
+        with self.clock("optimiser"):
+            norm = self.update(step)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
