@@ -170,7 +170,7 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
 
 def native_reason(params: Sequence[Tensor]) -> str | None:
     """Why the native op cannot update these parameters, or None."""
-    return _extension.extension_error or _cpu_why_not(params, params)
+    return _adamw.missing(_adamw.implementations[0]) or _cpu_why_not(params, params)
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

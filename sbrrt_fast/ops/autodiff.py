@@ -45,6 +45,15 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether forward mode or a torch.func transform looks at an op of these tensors.
+
+    Only then does a Function need ``setup_context`` and ``jvp``. Without them ``apply`` is several
+    times cheaper, as torch inspects the signature of ``forward`` at every call that has them.
+    """
+    return torch._C._are_functorch_transforms_active() or any(map(has_tangent, tensors))
+
+
 def tangent_is_differentiated(x: Tensor) -> bool:
     """True for a dual tensor while autograd records."""
     return torch.is_grad_enabled() and has_tangent(x)
