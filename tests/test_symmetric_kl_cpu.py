@@ -129,6 +129,36 @@ def test_second_derivatives_are_the_reference_s():
         expected = second
 
 
+def test_torch_func_transforms():
+    w, d = inputs(SAMPLES["batch of 8"], 0.5)
+    value, tangent = torch.func.jvp(native, (w, d), (d, w))
+    assert torch.equal(value, native(w, d))
+    assert torch.equal(tangent, float_tangent(native, [w, d], [d, w]))
+    expected = gradients(native, [w, d], torch.ones(8))
+    # These record a graph of the backward pass, which then is the reference's.
+    found = torch.func.grad(lambda w, d: native(w, d).sum(), argnums=(0, 1))(w, d)
+    pulled = torch.func.vjp(native, w, d)[1](torch.ones(8))
+    for a, b, c in zip(found, pulled, expected, strict=True):
+        assert torch.allclose(a, c, rtol=1e-4, atol=1e-6)
+        assert torch.equal(a, b)
+
+
+def test_without_a_graph_no_function_is_made(monkeypatch):
+    """autograd.Function costs several times the op."""
+    w, d = inputs(SAMPLES["batch of 8"], 0.5)
+    expected = native(w, d)
+
+    def refuse(*args):
+        raise AssertionError("a Function where autograd records nothing")
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", refuse)
+    assert torch.equal(native(w, d), expected)
+    with torch.no_grad():
+        assert torch.equal(native(w.requires_grad_(), d), expected)
+    with pytest.raises(AssertionError, match="a Function where"), torch.enable_grad():
+        native(w, d)
+
+
 def test_gradient_of_one_argument_alone():
     w, d = inputs(SAMPLES["batch of 8"], 0.5)
     d.requires_grad_()
