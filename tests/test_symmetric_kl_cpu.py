@@ -129,19 +129,34 @@ def test_second_derivatives_are_the_reference_s():
         expected = second
 
 
-def test_torch_func_transforms():
+def test_torch_func_forward_mode():
     w, d = inputs(SAMPLES["batch of 8"], 0.5)
     with torch.no_grad():
         value, tangent = torch.func.jvp(native, (w, d), (d, w))
     assert torch.equal(value, native(w, d))
     assert torch.equal(tangent, float_tangent(native, [w, d], [d, w]))
-    expected = gradients(native, [w, d], torch.ones(8))
-    # These record a graph of the backward pass, which then is the reference's.
-    found = torch.func.grad(lambda w, d: native(w, d).sum(), argnums=(0, 1))(w, d)
-    pulled = torch.func.vjp(native, w, d)[1](torch.ones(8))
-    for a, b, c in zip(found, pulled, expected, strict=True):
-        assert torch.allclose(a, c, rtol=1e-4, atol=1e-6)
-        assert torch.equal(a, b)
+
+
+def test_other_torch_func_transforms_run_on_the_reference():
+    w, d = inputs(SAMPLES["batch of 8"], 0.5)
+
+    def transforms(backend):
+        def function(w, d):
+            return symmetric_kl_delta(w, d, backend=backend)
+
+        def loss(w, d):
+            return function(w, d).sum()
+
+        with torch.no_grad():
+            batched = torch.vmap(lambda w, d: function(w[None], d[None])[0])(w, d)
+        pulled_back = torch.func.vjp(function, w, d)[1](torch.ones(8))
+        gradient, hessian = torch.func.grad(loss, 1)(w, d), torch.func.hessian(loss, 1)(w, d)
+        return batched, *pulled_back, gradient, hessian
+
+    for found, expected in zip(transforms("auto"), transforms("reference"), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(BackendError, match=r"torch\.func's vmap and gradients"):
+        transforms("cpu")
 
 
 def test_without_a_graph_no_function_is_made(monkeypatch):

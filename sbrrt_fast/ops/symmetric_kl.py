@@ -20,7 +20,11 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
-from sbrrt_fast.ops.autodiff import is_transformed, tangent_is_differentiated
+from sbrrt_fast.ops.autodiff import (
+    is_batched_or_nested,
+    is_transformed,
+    tangent_is_differentiated,
+)
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.why_not import NATIVE_DTYPES
 
@@ -68,7 +72,7 @@ class _Function(torch.autograd.Function):
 
 
 class _TransformedFunction(_Function):
-    """The same for torch.func, and with its tangent: the gradient times the inputs' tangents."""
+    """The same in forward mode; its tangent is the gradient times the inputs' tangents."""
 
     @staticmethod
     def forward(logits, delta):
@@ -129,6 +133,8 @@ def _cpu_why_not(logits: Tensor, other: Tensor) -> str | None:
             return f"{str(x.dtype)[6:]} runs on the reference"
         if tangent_is_differentiated(x):
             return "a tangent is itself being differentiated"
+    if is_batched_or_nested(logits, other):
+        return "torch.func's vmap and gradients run on the reference"
     if logits.shape != other.shape:
         return f"shapes {tuple(logits.shape)} and {tuple(other.shape)} run on the reference"
     return None
