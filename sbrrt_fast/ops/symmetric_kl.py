@@ -135,9 +135,13 @@ def _cpu_why_not(logits: Tensor, other: Tensor) -> str | None:
             return "a tangent is itself being differentiated"
     if is_batched_or_nested(logits, other):
         return "torch.func's vmap and gradients run on the reference"
-    if logits.shape != other.shape:
-        return f"shapes {tuple(logits.shape)} and {tuple(other.shape)} run on the reference"
     return None
+
+
+def _check_shapes(op: str, name: str, logits: Tensor, other: Tensor) -> None:
+    if logits.shape != other.shape:
+        shapes = f"{tuple(logits.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"{op}: logits and {name} must have one shape, got {shapes}")
 
 
 def _fisher_why_not(logits: Tensor, tangent: Tensor) -> str | None:
@@ -168,8 +172,10 @@ def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "referen
         [...], >= 0, of the promoted dtype, at least float32.
 
     Raises:
+        ValueError: the shapes differ.
         BackendError: the named backend cannot run these inputs.
     """
+    _check_shapes("symmetric_kl", "delta", logits, delta)
     return _delta(logits, delta, backend=backend)
 
 
@@ -213,7 +219,12 @@ def symmetric_kl_fisher(logits: Tensor, tangent: Tensor, *, backend: str = "refe
 
     Returns:
         the same shape, at least float32.
+
+    Raises:
+        ValueError: the shapes differ.
+        BackendError: the named backend cannot run these inputs.
     """
+    _check_shapes("symmetric_kl_fisher", "tangent", logits, tangent)
     return _fisher(logits, tangent, backend=backend)
 
 
