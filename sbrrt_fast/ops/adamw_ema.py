@@ -69,7 +69,7 @@ def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _gradients_why_not(grads: Sequence[Tensor]) -> str | None:
-    devices = {g.device.type for g in grads} - {"cpu"}
+    devices = {device.type for device in {g.device for g in grads}} - {"cpu"}
     if devices:
         return f"gradients are on {', '.join(sorted(devices))}, not cpu"
     dtypes = {g.dtype for g in grads}
