@@ -1,6 +1,7 @@
 """What choosing an implementation costs per call, beside torch's smallest op.
 
-Each op's arguments are those that its public function hands to ``Op.choose``.
+Each op's arguments are those that its public function hands to ``Op.choose``. The two Functions do
+nothing: what remains is what torch does around them.
 """
 
 from __future__ import annotations
@@ -83,3 +84,27 @@ def test_smallest_torch_op(benchmark):
     x = torch.randn(8, 5)
     benchmark.group = "choice"
     benchmark(torch.add, x, x)
+
+
+class Plain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x.detach()
+
+
+class WithSetupContext(torch.autograd.Function):
+    @staticmethod
+    def forward(x, y):
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+
+@pytest.mark.parametrize("function", [Plain, WithSetupContext])
+def test_function(benchmark, function):
+    x, y = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
+    benchmark.group = "choice"
+    benchmark(function.apply, x, y)

@@ -1,8 +1,8 @@
 """The choice of implementation: each one says why it can not take these inputs.
 
 ``backend="auto"`` takes the first implementation without a reason; a named one that has a reason
-raises ``BackendError`` with it. The choice is a pure function of device, dtype and shape; it takes
-about as long as the smallest torch op (``docs/architecture.md``), so nothing is cached.
+raises ``BackendError`` with it. The choice is a pure function of device, dtype and shape, made at
+every call; it costs a few microseconds (``docs/architecture.md``), most of them for reading these.
 """
 
 from __future__ import annotations
