@@ -70,7 +70,7 @@ struct DenseInputs {
 
   DenseInputs(const at::Tensor& x_, const at::Tensor& bias_)
       : x(with_dense_rows(x_)),
-        bias(padded_copy(bias_)),
+        bias(padded_floats(bias_)),
         view{x.size(1), const_rows(x), bias.const_data_ptr<float>()} {}
 };
 

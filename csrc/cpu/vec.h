@@ -146,6 +146,18 @@ inline void vec_store(at::BFloat16* p, Vec x) { *p = at::BFloat16(x); }
 
 #endif
 
+// x rounded to float: the compiler must not fuse a product x with an addition that follows.
+inline Vec vec_rounded(Vec x) {
+#if defined(SBRRT_LANES_AVX512)
+  __asm__("" : "+v"(x));
+#elif defined(SBRRT_LANES_AVX2)
+  __asm__("" : "+x"(x));
+#else
+  __asm__("" : "+m"(x));
+#endif
+  return x;
+}
+
 // Sum and maximum of the lanes, always in the same order.
 #if defined(SBRRT_LANES_AVX512) || defined(SBRRT_LANES_AVX2)
 
@@ -177,6 +189,36 @@ inline float vec_sum(Vec x) { return x; }
 inline float vec_largest(Vec x) { return x; }
 
 #endif
+
+// A running sum of many Vecs. Where a Vec is one float it is a double: a float would collect the
+// rounding of a whole row, sixteen times what a lane of the widest Vec collects.
+#if defined(SBRRT_LANES_AVX512) || defined(SBRRT_LANES_AVX2)
+
+using VecTotal = Vec;
+
+inline VecTotal total_zero() { return vec_set(0.0f); }
+inline VecTotal total_add(VecTotal total, Vec x) { return total + x; }
+inline VecTotal total_fma(VecTotal total, Vec a, Vec b) { return vec_fma(a, b, total); }
+inline float total_sum(VecTotal total) { return vec_sum(total); }
+
+#else
+
+using VecTotal = double;
+
+inline VecTotal total_zero() { return 0.0; }
+inline VecTotal total_add(VecTotal total, Vec x) { return total + x; }
+inline VecTotal total_fma(VecTotal total, Vec a, Vec b) {
+  return total + static_cast<double>(a) * static_cast<double>(b);
+}
+inline float total_sum(VecTotal total) { return static_cast<float>(total); }
+
+#endif
+
+// Fetches a Vec's place that is soon stored to, so that the store need not wait for memory.
+template <typename T>
+inline void vec_prefetch(const T* p) {
+  if constexpr (kVecSize > 1) __builtin_prefetch(p);
+}
 
 // The first `count` elements at p, then zeros; nothing behind them is read.
 template <typename T>
