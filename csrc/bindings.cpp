@@ -77,6 +77,15 @@ std::string compiler() {
 #endif
 }
 
+// pybind11 would show an at::Error with its C++ stack, as a RuntimeError.
+std::string instruction_set() {
+  try {
+    return sbrrt::isa_name(sbrrt::cpu_isa(sbrrt::Isa::avx512_bf16));
+  } catch (const c10::Error& error) {
+    throw py::value_error(error.what_without_backtrace());
+  }
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = compiler();
@@ -88,7 +97,7 @@ py::dict build_info() {
 #endif
   info["cuda"] = py::none();
   info["cuda_reason"] = "this version of sbrrt_fast has no CUDA sources";
-  info["cpu_capability"] = sbrrt::isa_name(sbrrt::cpu_isa());
+  info["cpu_capability"] = instruction_set();
   return info;
 }
 

@@ -2,20 +2,25 @@
 // own, so results do not depend on the number of threads.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/attention_checks.h"
 #include "common/dropout.h"
 #include "cpu/attention_problem.h"
 
+#define SBRRT_KERNEL_UP_TO_BF16
 #define SBRRT_KERNEL "cpu/attention_kernel.h"
 #include "cpu/each_isa.h"
 
@@ -27,8 +32,11 @@ constexpr int64_t kGrain = 8192;  // units of `pair_cost`; well above the cost o
 template <typename Matrices>
 void run_pair(const AttentionProblem& problem, const Matrices& matrices, const AttentionPair& pair,
               AttentionScratch& scratch) {
-  switch (cpu_isa()) {
+  switch (cpu_isa(Isa::avx512_bf16)) {
 #if defined(SBRRT_X86)
+#if defined(SBRRT_AVX512_BF16)
+    case Isa::avx512_bf16: return avx512_bf16::run_pair(problem, matrices, pair, scratch);
+#endif
     case Isa::avx512: return avx512::run_pair(problem, matrices, pair, scratch);
     case Isa::avx2: return avx2::run_pair(problem, matrices, pair, scratch);
 #endif
@@ -122,6 +130,19 @@ at::Tensor empty_like_query(const at::Tensor& query) {
   return at::empty(query.sizes(), query.options());
 }
 
+// Three tensors like query in one piece of memory, each with a storage of its own. malloc returns
+// large pieces to the system when the space at its end exceeds twice the largest, and three pieces
+// that die together would: the next backward pass then spends as long on page faults as on its work.
+std::array<at::Tensor, 3> empty_gradients(const at::Tensor& query) {
+  const int64_t bytes = query.numel() * query.element_size(), step = (bytes + 63) / 64 * 64;
+  const at::Tensor memory = at::empty({3 * step}, query.options().dtype(at::kByte));
+  auto* data = static_cast<char*>(memory.mutable_data_ptr());
+  const auto part = [&](int i) {
+    return at::from_blob(data + i * step, query.sizes(), [memory](void*) {}, query.options());
+  };
+  return {part(0), part(1), part(2)};
+}
+
 // Calls body with a value of query's element type.
 template <typename Body>
 void with_element_type(const at::Tensor& query, Body body) {
@@ -170,18 +191,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
   check_logsumexp(op, logsumexp, a);
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const at::Tensor dq = empty_like_query(query), dk = empty_like_query(query),
-                   dv = empty_like_query(query);
+  const std::array<at::Tensor, 3> grads = empty_gradients(query);
   const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
                    g = with_dense_rows(grad), sums = logsumexp.contiguous();
   with_element_type(query, [&](auto element) {
     using T = decltype(element);
     run(a, problem, sequences,
         AttentionBackward<T>{read<T>(g), read<T>(q), read<T>(k), read<T>(v),
-                             sums.const_data_ptr<float>(), written<T>(dq), written<T>(dk),
-                             written<T>(dv)});
+                             sums.const_data_ptr<float>(), written<T>(grads[0]),
+                             written<T>(grads[1]), written<T>(grads[2])});
   });
-  return {dq, dk, dv};
+  return {grads[0], grads[1], grads[2]};
 }
 
 at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,

@@ -49,6 +49,11 @@ inline Vec vec_load(const at::BFloat16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+#if defined(SBRRT_LANES_AVX512_BF16)
+inline void vec_store(at::BFloat16* p, Vec x) {  // denormals become zero
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+}
+#else
 inline void vec_store(at::BFloat16* p, Vec x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -58,6 +63,7 @@ inline void vec_store(at::BFloat16* p, Vec x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(round, 16)));
 }
+#endif
 
 // maskz: GCC 12 warns of an uninitialised value in its own unmasked intrinsics.
 inline __m256 vec_lower(Vec x) { return _mm512_maskz_extractf32x8_ps(0xFF, x, 0); }
