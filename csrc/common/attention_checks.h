@@ -86,4 +86,20 @@ inline void check_attention_tensor(const char* op, const char* argument, const a
   check_device(op, argument, tensor, a.query.device().type());
 }
 
+// A result that goes into the caller's memory: rows may lie anywhere.
+inline void check_attention_written(const char* op, const char* argument, const at::Tensor& tensor,
+                                    const AttentionArguments& a) {
+  check_attention_tensor(op, argument, tensor, a);
+  TORCH_CHECK_VALUE(tensor.sym_stride(1) == 1, "sbrrt::", op, ": ", argument,
+                    " is written and needs dense rows, got strides ", tensor.sym_strides());
+}
+
+inline void check_logsumexp_written(const char* op, const at::Tensor& logsumexp,
+                                    const AttentionArguments& a) {
+  check_logsumexp(op, logsumexp, a);
+  TORCH_CHECK_VALUE(logsumexp.is_contiguous(), "sbrrt::", op,
+                    ": logsumexp is written and must be contiguous, got strides ",
+                    logsumexp.sym_strides());
+}
+
 }  // namespace sbrrt

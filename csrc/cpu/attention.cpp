@@ -152,19 +152,20 @@ void with_element_type(const at::Tensor& query, Body body) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> attention_forward_cpu(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
+void attention_forward_into_cpu(const at::Tensor& query, const at::Tensor& key,
+                                const at::Tensor& value, const at::Tensor& cu_seqlens,
+                                int64_t max_length, int64_t num_heads, double p,
+                                const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                                int64_t max_positions, const at::Tensor& out,
+                                const at::Tensor& logsumexp) {
   constexpr auto op = "attention_forward";
   const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
                              p,     rng, site,  rows,       max_positions};
   check_attention(op, a, at::kCPU);
+  check_attention_written(op, "out", out, a);
+  check_logsumexp_written(op, logsumexp, a);
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const at::Tensor out = empty_like_query(query);
-  const at::Tensor logsumexp =
-      at::empty({query.size(0), num_heads}, query.options().dtype(at::kFloat));
   const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value);
   with_element_type(query, [&](auto element) {
     using T = decltype(element);
@@ -172,16 +173,34 @@ std::tuple<at::Tensor, at::Tensor> attention_forward_cpu(
         AttentionForward<T>{read<T>(q), read<T>(k), read<T>(v), written<T>(out),
                             logsumexp.mutable_data_ptr<float>()});
   });
+}
+
+std::tuple<at::Tensor, at::Tensor> attention_forward_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
+  check_attention("attention_forward",
+                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
+                   max_positions},
+                  at::kCPU);
+  const at::Tensor out = empty_like_query(query);
+  const at::Tensor logsumexp =
+      at::empty({query.size(0), num_heads}, query.options().dtype(at::kFloat));
+  attention_forward_into_cpu(query, key, value, cu_seqlens, max_length, num_heads, p, rng, site,
+                             rows, max_positions, out, logsumexp);
   return {out, logsumexp};
 }
 
 // `out` serves implementations that cannot hold a row of probabilities; here the row is at hand,
 // and its own sum is more exact than one with a rounded result.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
-    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
-    const at::Tensor& rows, int64_t max_positions) {
+void attention_backward_into_cpu(const at::Tensor& grad, const at::Tensor& query,
+                                 const at::Tensor& key, const at::Tensor& value,
+                                 const at::Tensor& out, const at::Tensor& logsumexp,
+                                 const at::Tensor& cu_seqlens, int64_t max_length,
+                                 int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
+                                 const at::Tensor& rows, int64_t max_positions,
+                                 const at::Tensor& dquery, const at::Tensor& dkey,
+                                 const at::Tensor& dvalue) {
   constexpr auto op = "attention_backward";
   const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
                              p,     rng, site,  rows,       max_positions};
@@ -189,28 +208,44 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
   check_attention_tensor(op, "grad", grad, a);
   check_attention_tensor(op, "out", out, a);
   check_logsumexp(op, logsumexp, a);
+  check_attention_written(op, "dquery", dquery, a);
+  check_attention_written(op, "dkey", dkey, a);
+  check_attention_written(op, "dvalue", dvalue, a);
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const std::array<at::Tensor, 3> grads = empty_gradients(query);
   const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
                    g = with_dense_rows(grad), sums = logsumexp.contiguous();
   with_element_type(query, [&](auto element) {
     using T = decltype(element);
     run(a, problem, sequences,
         AttentionBackward<T>{read<T>(g), read<T>(q), read<T>(k), read<T>(v),
-                             sums.const_data_ptr<float>(), written<T>(grads[0]),
-                             written<T>(grads[1]), written<T>(grads[2])});
+                             sums.const_data_ptr<float>(), written<T>(dquery), written<T>(dkey),
+                             written<T>(dvalue)});
   });
-  return {grads[0], grads[1], grads[2]};
 }
 
-at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,
-                             const at::Tensor& value, const at::Tensor& query_tangent,
-                             const at::Tensor& key_tangent, const at::Tensor& value_tangent,
-                             const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
-                             int64_t max_length, int64_t num_heads, double p,
-                             const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                             int64_t max_positions) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
+    const at::Tensor& rows, int64_t max_positions) {
+  check_attention("attention_backward",
+                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
+                   max_positions},
+                  at::kCPU);
+  const auto [dquery, dkey, dvalue] = empty_gradients(query);
+  attention_backward_into_cpu(grad, query, key, value, out, logsumexp, cu_seqlens, max_length,
+                              num_heads, p, rng, site, rows, max_positions, dquery, dkey, dvalue);
+  return {dquery, dkey, dvalue};
+}
+
+void attention_jvp_into_cpu(const at::Tensor& query, const at::Tensor& key,
+                            const at::Tensor& value, const at::Tensor& query_tangent,
+                            const at::Tensor& key_tangent, const at::Tensor& value_tangent,
+                            const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+                            int64_t max_length, int64_t num_heads, double p,
+                            const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                            int64_t max_positions, const at::Tensor& out) {
   constexpr auto op = "attention_jvp";
   const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
                              p,     rng, site,  rows,       max_positions};
@@ -219,9 +254,9 @@ at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,
   check_attention_tensor(op, "key_tangent", key_tangent, a);
   check_attention_tensor(op, "value_tangent", value_tangent, a);
   check_logsumexp(op, logsumexp, a);
+  check_attention_written(op, "out", out, a);
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const at::Tensor out = empty_like_query(query);
   const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
                    tq = with_dense_rows(query_tangent), tk = with_dense_rows(key_tangent),
                    tv = with_dense_rows(value_tangent), sums = logsumexp.contiguous();
@@ -231,6 +266,22 @@ at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,
         AttentionTangent<T>{read<T>(q), read<T>(k), read<T>(v), read<T>(tq), read<T>(tk),
                             read<T>(tv), sums.const_data_ptr<float>(), written<T>(out)});
   });
+}
+
+at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,
+                             const at::Tensor& value, const at::Tensor& query_tangent,
+                             const at::Tensor& key_tangent, const at::Tensor& value_tangent,
+                             const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+                             int64_t max_length, int64_t num_heads, double p,
+                             const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                             int64_t max_positions) {
+  check_attention("attention_jvp",
+                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
+                   max_positions},
+                  at::kCPU);
+  const at::Tensor out = empty_like_query(query);
+  attention_jvp_into_cpu(query, key, value, query_tangent, key_tangent, value_tangent, logsumexp,
+                         cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions, out);
   return out;
 }
 
@@ -238,6 +289,9 @@ TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
   m.impl("attention_forward", &attention_forward_cpu);
   m.impl("attention_backward", &attention_backward_cpu);
   m.impl("attention_jvp", &attention_jvp_cpu);
+  m.impl("attention_forward_into", &attention_forward_into_cpu);
+  m.impl("attention_backward_into", &attention_backward_into_cpu);
+  m.impl("attention_jvp_into", &attention_jvp_into_cpu);
 }
 
 }  // namespace sbrrt

@@ -40,7 +40,7 @@ class LayerNormBuffers {
   static constexpr int64_t kWordPadding = 160;  // dropout_words_capacity(n) <= n + this
 
  private:
-  static constexpr int kNumRows = 6;
+  static constexpr int kNumRows = 7;
   int64_t padded_;
   AlignedArray<float> floats_;
   AlignedArray<uint32_t> words_;

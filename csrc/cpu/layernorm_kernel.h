@@ -81,6 +81,7 @@ inline void forward_group(const ResidualInputs& in, const LayerNormParameters& p
                    Standard(out.mean[row], out.rstd[row]), y};
     run_pass(pass, 0, stop);
     finish_row(out.y, row, in.width, y);
+    if (out.low.data) finish_row(out.low, row, in.width, y);
   }
 }
 
@@ -159,8 +160,21 @@ struct GradientPass {
   }
 };
 
+// grad + product of a row, from the buffers 3 and 6.
+inline const float* read_change(const ResidualChange& change, int64_t row, int64_t width,
+                                LayerNormBuffers& buffers) {
+  const float* grad = read_row(change.grad, row, width, buffers.row(3));
+  if (!change.product.data) return grad;
+  const float* product = read_row(change.product, row, width, buffers.row(6));
+  float* sum = buffers.row(3);
+  for (int64_t j = 0; j < width; j += kVecSize) {
+    vec_store(sum + j, vec_load(grad + j) + vec_load(product + j));
+  }
+  return sum;
+}
+
 template <bool kDrops, bool kSums, typename X>
-inline void backward_rows_of(const ConstRows& change, const ForwardInputs& in,
+inline void backward_rows_of(const ResidualChange& change, const ForwardInputs& in,
                              const ResidualGradients& out, const LayerNormSums& sums,
                              LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   const ResidualInputs& inputs = in.residual;
@@ -170,7 +184,7 @@ inline void backward_rows_of(const ConstRows& change, const ForwardInputs& in,
     const float mean = in.statistics.mean[row], rstd = in.statistics.rstd[row];
     DropoutRun run = row_run(inputs.dropout, row, buffers.words());
     const ResidualRow<kDrops, X> residual(inputs, row, run.words(), buffers);
-    const float* dy = read_row(change, row, width, buffers.row(3));
+    const float* dy = read_change(change, row, width, buffers);
     X* dx = open_row<X>(out.dx, row, width, buffers.row(4));
     float* dresidual = begin_row(out.dresidual, row, width, buffers.row(5));
     StandardPass<kDrops, kSums, X> pass{
@@ -188,7 +202,7 @@ inline void backward_rows_of(const ConstRows& change, const ForwardInputs& in,
 }
 
 template <bool kDrops, typename X>
-inline void backward_block(const ConstRows& dy, const ForwardInputs& in,
+inline void backward_block(const ResidualChange& dy, const ForwardInputs& in,
                            const ResidualGradients& out, const LayerNormSums& sums,
                            LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   if (sums.weight == nullptr) {
@@ -199,7 +213,7 @@ inline void backward_block(const ConstRows& dy, const ForwardInputs& in,
 }
 
 // The sums are null where they are not wanted, else written for this block of rows.
-inline void layernorm_backward(const ConstRows& dy, const ForwardInputs& in,
+inline void layernorm_backward(const ResidualChange& dy, const ForwardInputs& in,
                                const ResidualGradients& out, const LayerNormSums& sums,
                                LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   const ResidualInputs& residual = in.residual;
@@ -252,7 +266,8 @@ struct OutputTangentPass {
 
 template <bool kDrops>
 inline void jvp_rows_of(const ConstRows& tx, const ConstRows& tresidual, const ForwardInputs& in,
-                        const Rows& out, LayerNormBuffers& buffers, int64_t begin, int64_t end) {
+                        const Rows& out, const Rows& low, LayerNormBuffers& buffers,
+                        int64_t begin, int64_t end) {
   const ResidualInputs& inputs = in.residual;
   const int64_t width = inputs.width, stop = whole_vecs(width);
   float *standard = buffers.row(2), *t = buffers.row(2 + kRowsPerGroup);
@@ -272,14 +287,15 @@ inline void jvp_rows_of(const ConstRows& tx, const ConstRows& tresidual, const F
                               Projection(ProjectionMeans(pass.totals, width), rstd), ty};
     run_pass(tangent, 0, stop);
     finish_row(out, row, width, ty);
+    if (low.data) finish_row(low, row, width, ty);
   }
 }
 
 inline void layernorm_jvp(const ConstRows& tx, const ConstRows& tresidual,
-                          const ForwardInputs& in, const Rows& out, LayerNormBuffers& buffers,
-                          int64_t begin, int64_t end) {
+                          const ForwardInputs& in, const Rows& out, const Rows& low,
+                          LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   const auto run = in.residual.dropout.drops ? jvp_rows_of<true> : jvp_rows_of<false>;
-  run(tx, tresidual, in, out, buffers, begin, end);
+  run(tx, tresidual, in, out, low, buffers, begin, end);
 }
 
 }  // namespace sbrrt::SBRRT_ISA

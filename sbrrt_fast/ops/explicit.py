@@ -22,32 +22,27 @@ class NativeOps:
 
     def attention_forward(self, *args, out: Tensor, logsumexp: Tensor) -> None:
         """(query, key, value [R, H], cu_seqlens, max_length, A, p, rng, site, rows, positions)."""
-        context, sums = torch.ops.sbrrt.attention_forward.default(*args)
-        out.copy_(context)
-        logsumexp.copy_(sums)
+        torch.ops.sbrrt.attention_forward_into.default(*args, out, logsumexp)
 
     def attention_jvp(self, *args, out: Tensor) -> None:
         """(query, key, value, their tangents, logsumexp, geometry and dropout as above)."""
-        out.copy_(torch.ops.sbrrt.attention_jvp.default(*args))
+        torch.ops.sbrrt.attention_jvp_into.default(*args, out)
 
     def attention_backward(self, *args, out: Tensor) -> None:
         """(grad, query, key, value, context, logsumexp, ...) -> d qkv [R, 3H]."""
-        parts = torch.ops.sbrrt.attention_backward.default(*args)
-        for to, part in zip(out.chunk(3, 1), parts, strict=True):
-            to.copy_(part)
+        torch.ops.sbrrt.attention_backward_into.default(*args, *out.chunk(3, 1))
 
     def layernorm_forward(
         self, *args, out: Tensor, low: Tensor, mean: Tensor, rstd: Tensor
     ) -> None:
         """(x low, bias, residual, weight, shift, eps, p, rng, site, offsets)."""
-        y, found_mean, found_rstd = torch.ops.sbrrt.dropout_add_layernorm_forward.default(*args)
-        _store(y, out, low)
-        mean.copy_(found_mean)
-        rstd.copy_(found_rstd)
+        torch.ops.sbrrt.dropout_add_layernorm_forward_into.default(
+            *args, out, _copy_of(low), mean, rstd
+        )
 
     def layernorm_jvp(self, *args, out: Tensor, low: Tensor) -> None:
         """(x tangent, residual tangent, x, bias, residual, weight, mean, rstd, dropout)."""
-        _store(torch.ops.sbrrt.dropout_add_layernorm_jvp.default(*args), out, low)
+        torch.ops.sbrrt.dropout_add_layernorm_jvp_into.default(*args, out, _copy_of(low))
 
     def layernorm_backward(
         self, grad: Tensor, product: Tensor | None, *args, hidden: Tensor, low: Tensor
@@ -57,13 +52,9 @@ class NativeOps:
         Returns:
             gradients [H] of bias, weight and shift, empty where they are not needed.
         """
-        grad = grad if product is None else grad + product
-        dx, dresidual, *weights = torch.ops.sbrrt.dropout_add_layernorm_backward.default(
-            grad, *args
+        return torch.ops.sbrrt.dropout_add_layernorm_backward_into.default(
+            grad, product, *args, low, hidden
         )
-        low.copy_(dx)
-        hidden.copy_(dresidual)
-        return tuple(weights)
 
     def gelu_forward(self, x: Tensor, bias: Tensor, *, out: Tensor) -> None:
         """x [R, F]."""
@@ -90,10 +81,9 @@ class NativeOps:
         return torch.ops.sbrrt.embed_backward.default(*args)
 
 
-def _store(value: Tensor, out: Tensor, low: Tensor) -> None:
-    out.copy_(value)
-    if low.dtype != out.dtype:
-        low.copy_(value)
+def _copy_of(low: Tensor) -> Tensor | None:
+    """The copy to be written; in float32 there is none beside the result itself."""
+    return None if low.dtype == torch.float32 else low
 
 
 def explicit_ops(backend: str, device: torch.device) -> NativeOps | None:
