@@ -69,7 +69,7 @@ def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _gradients_why_not(grads: Sequence[Tensor]) -> str | None:
-    devices = {g.device.type for g in grads} - {"cpu"}
+    devices = {device.type for device in {g.device for g in grads}} - {"cpu"}
     if devices:
         return f"gradients are on {', '.join(sorted(devices))}, not cpu"
     dtypes = {g.dtype for g in grads}
@@ -170,7 +170,7 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
 
 def native_reason(params: Sequence[Tensor]) -> str | None:
     """Why the native op cannot update these parameters, or None."""
-    return _extension.extension_error or _cpu_why_not(params, params)
+    return _adamw.missing(_adamw.implementations[0]) or _cpu_why_not(params, params)
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
