@@ -55,13 +55,17 @@ inline void vec_store(at::BFloat16* p, Vec x) {  // denormals become zero
 }
 #else
 inline void vec_store(at::BFloat16* p, Vec x) {
+  alignas(64) static constexpr uint16_t kUpperHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15,
+                                                            17, 19, 21, 23, 25, 27, 29, 31};
   const __m512i bits = _mm512_castps_si512(x);
-  const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i round = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  __m512i round = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  round = _mm512_mask_add_epi32(round, is_odd, round, _mm512_set1_epi32(1));
   round = _mm512_mask_mov_epi32(round, is_nan, _mm512_set1_epi32(0x7fc00000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(round, 16)));
+  const __m512i halves =
+      _mm512_maskz_permutexvar_epi16(0xFFFF, _mm512_load_si512(kUpperHalves), round);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
 }
 #endif
 
