@@ -39,7 +39,7 @@ inline void check_attention_heads(const char* op, const at::Tensor& query, int64
 inline void check_attention_batch(const char* op, const AttentionArguments& a) {
   check_tensor(op, "cu_seqlens", a.cu_seqlens, at::kInt, "[num_sequences + 1]",
                a.cu_seqlens.defined() && a.cu_seqlens.dim() == 1 && a.cu_seqlens.sym_size(0) >= 1);
-  check_tensor(op, "rows", a.rows, at::kLong, "[num_sequences]",
+  check_tensor(op, "rows", a.rows, at::kLong, "[num_sequences], one less than cu_seqlens",
                a.rows.defined() && a.rows.dim() == 1 &&
                    a.rows.sym_size(0) + 1 == a.cu_seqlens.sym_size(0));
   TORCH_CHECK_VALUE(a.max_length >= 0 && a.max_length <= kMaxAttentionLength, "sbrrt::", op,

@@ -66,9 +66,9 @@ constexpr std::array<Tile, kTileRows> tiles(std::integer_sequence<int, kIndex...
   return {&multiply_tile<kIndex + 1, kVectors>...};
 }
 
-// c [rows, kVectors vectors] = a [rows, depth] b [depth, kVectors vectors] + (add ? c : 0); depth is
-// at most kDepth. Tiles share the rows evenly: a small one is too few independent sums to keep the
-// processor busy.
+// c [rows, kVectors vectors] = a [rows, depth] b [depth, kVectors vectors] + (add ? c : 0), for a
+// depth of at most kDepth. Tiles share the rows evenly: a small one is too few independent sums to
+// keep the processor busy.
 template <int kVectors>
 void multiply_panel(Factor a, const float* b, int64_t b_stride, int rows, int depth, float* c,
                     int64_t c_stride, bool add) {
@@ -117,8 +117,8 @@ void multiply_columns(Factor a, const float* b, int64_t stride, int rows, int co
   }
 }
 
-// (a0, b0, a1, b1, ...): the lower and the upper half of it. A pair of bfloat16 in a lane: the floats
-// of its first and of its second element.
+// interleave: (a0, b0, a1, b1, ...), its lower and its upper half. first, second_of_pair: of each
+// lane's two bfloat16, as float.
 #if defined(SBRRT_LANES_AVX512)
 inline void interleave(Vec a, Vec b, Vec& lower, Vec& upper) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -218,7 +218,8 @@ template <int kWidth, typename T>
 const float* pack_columns(RowView<const T> rows, int num_rows, int stride, Buffer<float>& buffer) {
   float* packed = buffer.of(kWidth * stride);
   for (int i = 0; i < num_rows; ++i) {
-    for (int j = 0; j < kWidth; ++j) packed[j * stride + i] = vec_load(rows.data + i * rows.stride + j);
+    const T* row = rows.data + i * rows.stride;
+    for (int j = 0; j < kWidth; ++j) packed[j * stride + i] = vec_load(row + j);
   }
   return packed;
 }

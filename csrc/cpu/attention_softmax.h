@@ -68,7 +68,8 @@ inline Vec logarithm(Vec x) {
   return vec_fma(n, vec_set(kLn2), y + y) + (x - x);
 }
 
-// The random words of a block's probabilities: of keys 4 b + c, from words + c plane on, [b][query].
+// The random words of a block's probabilities: those of keys 4 b + c lie at words + c plane, as
+// [b][query].
 struct DropoutWords {
   const uint32_t* words = nullptr;
   int plane = 0, num_queries = 0;
@@ -189,7 +190,7 @@ struct Scales {
 };
 
 // scores -> M P kept, their gradients G = dO V^T -> P (M G - D) kept sigma with D the sum over keys
-// of P M G, relative to the first key's M G: with one key the gradient is zero, not a rounding error.
+// of P M G, relative to the first key's M G: with one key the gradient is zero, no rounding error.
 template <bool kDropout>
 void differentiate(float* scores, float* grads, const float* logsumexp, const Scales& scales,
                    const Queries& queries) {

@@ -49,8 +49,9 @@ inline void philox_words(const uint64_t* blocks, int num_blocks, const PhiloxStr
     const PhiloxGroup group(blocks + start, stream);
     SBRRT_UNROLL
     for (int u = 0; u < kPhiloxUnroll; ++u) {
-      store_interleaved(words + 4 * (start + u * kNumLanes), join(group.word[0][u], group.word[1][u]),
-                        join(group.word[2][u], group.word[3][u]));
+      const Lanes low = join(group.word[0][u], group.word[1][u]);
+      const Lanes high = join(group.word[2][u], group.word[3][u]);
+      store_interleaved(words + 4 * (start + u * kNumLanes), low, high);
     }
   }
 }

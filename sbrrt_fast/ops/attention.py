@@ -90,7 +90,7 @@ def packed_attention_reference(
 
     key_mask = torch.arange(max_length, device=device) < lengths[:, None]
     factors = None
-    if p > 0:
+    if p > 0 and max_length > 0:
         places = (num_heads, max_length, max_positions, rng, site)
         factors = _factors(rows, places, p, value.dtype)
     out = attention_reference(pad(query), pad(key), pad(value), key_mask, factors)
@@ -150,7 +150,7 @@ class _Transformed(_Traced):
 
 
 class _Eager(torch.autograd.Function):
-    """The same in the older style, without the 90 us that torch takes to bind a call's arguments."""
+    """The same in the older style, which spares the 30 us of binding a call's arguments."""
 
     @staticmethod
     def forward(ctx, *inputs):
