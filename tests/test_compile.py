@@ -230,7 +230,36 @@ def native_calls() -> dict[str, tuple]:
             case.tangent()
         update(*update_arguments())
     detach = partial(tree_map_only, Tensor, Tensor.detach)
-    return {name: detach(arguments) for name, arguments in calls.seen}
+    found = {name: detach(arguments) for name, arguments in calls.seen}
+    return found | into_calls(found) | {"adamw_ema_rows_": rows_arguments()}
+
+
+def into_calls(found: dict[str, tuple]) -> dict[str, tuple]:
+    """The ops that write into memory of the caller's, from calls of those that return theirs."""
+
+    def results(name: str) -> list[Tensor]:
+        values = getattr(torch.ops.sbrrt, name).default(*found[name])
+        return list(values) if isinstance(values, tuple) else [values]
+
+    calls = {}
+    for name in ("attention_forward", "attention_backward", "attention_jvp"):
+        calls[f"{name}_into"] = (*found[name], *results(name))
+    norm = "dropout_add_layernorm"
+    y, mean, rstd = results(f"{norm}_forward")
+    calls[f"{norm}_forward_into"] = (*found[f"{norm}_forward"], y, y.bfloat16(), mean, rstd)
+    calls[f"{norm}_jvp_into"] = (*found[f"{norm}_jvp"], *results(f"{norm}_jvp"), y.bfloat16())
+    grad, *others = found[f"{norm}_backward"]
+    outs = results(f"{norm}_backward")[:2]
+    calls[f"{norm}_backward_into"] = (grad, torch.randn_like(grad), *others, *outs)
+    return calls
+
+
+def rows_arguments() -> tuple:
+    """Of ``adamw_ema_rows_``."""
+    table = [torch.rand(31, 5) for _ in range(4)]
+    touched, rows = torch.zeros(31, dtype=torch.bool), torch.tensor([2, 7])
+    numbers = torch.tensor(1e-3), 0.1, 0.9, 0.999, 1e-8, torch.tensor(1.0), torch.tensor(1), 0.9
+    return table[0], torch.rand(2, 5), rows, touched, *table[1:], *numbers
 
 
 def test_opcheck_of_every_schema():

@@ -145,8 +145,9 @@ def test_a_wrong_argument_is_named():
             call(op, a)
             wrong.append((op, name, a[name], "answered"))
         except NotImplementedError as error:  # torch itself has no sparse kernel to call
-            assert a[name].layout == torch.sparse_coo
-            assert f"sbrrt::attention_{op}" in str(error)
+            is_torch_s = a[name].layout == torch.sparse_coo and f"attention_{op}" in str(error)
+            if not is_torch_s:
+                wrong.append((op, name, a[name], str(error)))
         except (TypeError, ValueError) as error:
             if not is_named(str(error), op, name):
                 wrong.append((op, name, a[name], str(error)))
