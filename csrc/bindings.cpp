@@ -1,5 +1,5 @@
 // The whole native surface: the schemas of the ops, and a Python module that tells how it was
-// built. Implementations register themselves in cpu/ and meta.cpp.
+// built. Implementations register themselves in cpu/, autograd/ and meta.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -8,6 +8,7 @@
 #include <array>
 #include <string>
 
+#include "autograd/only_inputs.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
 
@@ -46,6 +47,9 @@ TORCH_LIBRARY(sbrrt, m) {
   m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads) "
         "-> (Tensor, Tensor)");
   m.def("bias_gelu_jvp(Tensor x_tangent, Tensor x, Tensor bias) -> Tensor");
+  // The differentiable op; its autograd (autograd/) calls the forward and backward below.
+  m.def("dropout_add_layernorm(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
+        "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) -> Tensor");
   m.def("dropout_add_layernorm_forward(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
         "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) "
         "-> (Tensor out, Tensor mean, Tensor rstd)");
@@ -138,6 +142,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Compiler, torch version built against, threads, CUDA (None, with cuda_reason) and the "
         "CPU capability chosen on this machine.");
+  m.def("input_gradients_only", [] { return sbrrt::input_gradients_only.load(); },
+        "Whether backward passes leave out the gradients of weights.");
+  m.def("set_input_gradients_only",
+        [](bool is_set) { return sbrrt::input_gradients_only.exchange(is_set); },
+        py::arg("is_set"), "Sets it, for the whole process; returns what it was.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"),
         "One Philox4x32-10 block: four 32-bit words from four counter words and two key words.");
 }
