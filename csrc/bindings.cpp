@@ -21,6 +21,9 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) ema, Tensor learning_rate, "
         "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
         "Tensor step, float ema_beta) -> ()");
+  // The differentiable ops have no suffix; their autograd (autograd/) calls the others.
+  m.def("attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, int max_length, "
+        "int num_heads, float p, Tensor rng, int site, Tensor rows, int max_positions) -> Tensor");
   m.def("attention_forward(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
         "int max_positions) -> (Tensor out, Tensor logsumexp)");
@@ -43,11 +46,11 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor key_tangent, Tensor value_tangent, Tensor logsumexp, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
         "int max_positions) -> Tensor");
+  m.def("bias_gelu(Tensor x, Tensor bias) -> Tensor");
   m.def("bias_gelu_forward(Tensor x, Tensor bias) -> Tensor");
   m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads) "
         "-> (Tensor, Tensor)");
   m.def("bias_gelu_jvp(Tensor x_tangent, Tensor x, Tensor bias) -> Tensor");
-  // The differentiable op; its autograd (autograd/) calls the forward and backward below.
   m.def("dropout_add_layernorm(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
         "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) -> Tensor");
   m.def("dropout_add_layernorm_forward(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
@@ -73,6 +76,9 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor rng, int site, Tensor offsets, Tensor(a!) out, Tensor(b!)? low) -> ()");
   m.def("dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, "
         "ScalarType dtype) -> Tensor");
+  m.def("embed(Tensor ids, Tensor positions, Tensor types, Tensor word, Tensor position, "
+        "Tensor type, Tensor weight, Tensor shift, float eps, float p, Tensor rng, int site, "
+        "Tensor offsets) -> Tensor");
   m.def("embed_forward(Tensor ids, Tensor positions, Tensor types, Tensor word, Tensor position, "
         "Tensor type, Tensor weight, Tensor shift, float eps, float p, Tensor rng, int site, "
         "Tensor offsets) -> (Tensor out, Tensor mean, Tensor rstd)");
