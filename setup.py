@@ -123,7 +123,7 @@ setup(
     ext_modules=[
         CppExtension(
             "sbrrt_fast._C",
-            sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")),
+            sorted(glob("csrc/*.cpp") + glob("csrc/autograd/*.cpp") + glob("csrc/cpu/*.cpp")),
             include_dirs=[str(Path("csrc").resolve())],
             depends=sorted(glob("csrc/**/*.h", recursive=True)),
             extra_compile_args=compile_flags(),

@@ -1,5 +1,5 @@
 // The whole native surface: the schemas of the ops, and a Python module that tells how it was
-// built. Implementations register themselves in cpu/ and meta.cpp.
+// built. Implementations register themselves in cpu/, autograd/ and meta.cpp.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -8,6 +8,7 @@
 #include <array>
 #include <string>
 
+#include "autograd/only_inputs.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
 
@@ -20,6 +21,9 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) ema, Tensor learning_rate, "
         "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
         "Tensor step, float ema_beta) -> ()");
+  // The differentiable ops have no suffix; their autograd (autograd/) calls the others.
+  m.def("attention(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, int max_length, "
+        "int num_heads, float p, Tensor rng, int site, Tensor rows, int max_positions) -> Tensor");
   m.def("attention_forward(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
         "int max_positions) -> (Tensor out, Tensor logsumexp)");
@@ -42,6 +46,7 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor key_tangent, Tensor value_tangent, Tensor logsumexp, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
         "int max_positions) -> Tensor");
+  m.def("bias_gelu(Tensor x, Tensor bias) -> Tensor");
   m.def("bias_gelu_forward(Tensor x, Tensor bias) -> Tensor");
   m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads) "
         "-> (Tensor, Tensor)");
@@ -51,6 +56,8 @@ TORCH_LIBRARY(sbrrt, m) {
   m.def("bias_gelu_backward_into(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads, "
         "Tensor(a!) dx) -> Tensor");
   m.def("bias_gelu_jvp_into(Tensor x_tangent, Tensor x, Tensor bias, Tensor(a!) out) -> ()");
+  m.def("dropout_add_layernorm(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
+        "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) -> Tensor");
   m.def("dropout_add_layernorm_forward(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
         "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) "
         "-> (Tensor out, Tensor mean, Tensor rstd)");
@@ -74,6 +81,9 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor rng, int site, Tensor offsets, Tensor(a!) out, Tensor(b!)? low) -> ()");
   m.def("dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, "
         "ScalarType dtype) -> Tensor");
+  m.def("embed(Tensor ids, Tensor positions, Tensor types, Tensor word, Tensor position, "
+        "Tensor type, Tensor weight, Tensor shift, float eps, float p, Tensor rng, int site, "
+        "Tensor offsets) -> Tensor");
   m.def("embed_forward(Tensor ids, Tensor positions, Tensor types, Tensor word, Tensor position, "
         "Tensor type, Tensor weight, Tensor shift, float eps, float p, Tensor rng, int site, "
         "Tensor offsets) -> (Tensor out, Tensor mean, Tensor rstd)");
@@ -145,6 +155,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Compiler, torch version built against, threads, CUDA (None, with cuda_reason) and the "
         "CPU capability chosen on this machine.");
+  m.def("input_gradients_only", [] { return sbrrt::input_gradients_only.load(); },
+        "Whether backward passes leave out the gradients of weights.");
+  m.def("set_input_gradients_only",
+        [](bool is_set) { return sbrrt::input_gradients_only.exchange(is_set); },
+        py::arg("is_set"), "Sets it, for the whole process; returns what it was.");
   m.def("philox4x32", &philox4x32, py::arg("counter"), py::arg("key"),
         "One Philox4x32-10 block: four 32-bit words from four counter words and two key words.");
 }

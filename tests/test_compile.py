@@ -163,6 +163,7 @@ CASES = {
     "symmetric_kl": symmetric_kl_case,
     "symmetric_kl_fisher": fisher_case,
 }
+NODES = ("attention", "bias_gelu", "dropout_add_layernorm", "embed")  # run as their forward ops
 cases = pytest.mark.parametrize("name", CASES)
 
 
@@ -231,7 +232,8 @@ def native_calls() -> dict[str, tuple]:
         update(*update_arguments())
     detach = partial(tree_map_only, Tensor, Tensor.detach)
     found = {name: detach(arguments) for name, arguments in calls.seen}
-    return found | into_calls(found) | {"adamw_ema_rows_": rows_arguments()}
+    nodes = {name: found[f"{name}_forward"] for name in NODES}
+    return found | nodes | into_calls(found) | {"adamw_ema_rows_": rows_arguments()}
 
 
 def into_calls(found: dict[str, tuple]) -> dict[str, tuple]:

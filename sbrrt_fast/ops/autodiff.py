@@ -4,8 +4,9 @@ torch's fused softmax and LayerNorm have forward-mode derivatives that cannot th
 differentiated: softmax's raises, LayerNorm's silently drops the terms through its statistics.
 SMART's linear branch differentiates J delta, so there the definition is written out.
 
-torch does not tell a custom function that ``autograd.grad(..., inputs=...)`` wants no gradient of
-the weights, so SMART's ascent says it with ``input_gradients_only``.
+torch does not tell a Python function that ``autograd.grad(..., inputs=...)`` wants no gradient of
+the weights, so SMART's ascent says it with ``input_gradients_only``. The extension holds that flag,
+since most backward passes are C++ nodes (``csrc/autograd``).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_only_inputs = False
+from sbrrt_fast import _extension
 
 
 @contextmanager
@@ -27,17 +28,25 @@ def input_gradients_only() -> Iterator[None]:
     Weights then get no gradient at all from those ops: ask ``torch.autograd.grad`` for activations
     alone. The native ops obey; the references leave it to autograd, which follows ``inputs``.
     """
-    global _only_inputs
-    before, _only_inputs = _only_inputs, True
+    native = _extension.extension
+    if native is None:  # there are no native ops
+        yield
+        return
+    before = native.set_input_gradients_only(True)
     try:
         yield
     finally:
-        _only_inputs = before
+        native.set_input_gradients_only(before)
 
 
 def needs_weight_gradients(ctx, *weights: int) -> bool:
-    """Whether a Function's backward must compute gradients of the inputs numbered ``weights``."""
-    return not _only_inputs and any(ctx.needs_input_grad[i] for i in weights)
+    """Whether a Function's backward must compute gradients of the inputs numbered ``weights``.
+
+    A compiled graph serves calls inside and outside ``input_gradients_only``, so it has them all.
+    """
+    if not torch.compiler.is_compiling() and _extension.extension.input_gradients_only():
+        return False
+    return any(ctx.needs_input_grad[i] for i in weights)
 
 
 def has_tangent(x: Tensor) -> bool:

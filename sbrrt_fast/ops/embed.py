@@ -47,7 +47,7 @@ def embed_reference(
 
 
 class _Function(torch.autograd.Function):
-    """The C++ op under autograd; tokens have no derivative, so there is no tangent."""
+    """The C++ op under autograd for torch.compile and torch.func; tokens have no derivative."""
 
     @staticmethod
     def forward(ids, positions, types, word, position, type_, weight, shift, eps, *dropout):
@@ -72,25 +72,10 @@ class _Function(torch.autograd.Function):
         return None, None, None, *found, None, None, None, None, None
 
 
-class _Eager(torch.autograd.Function):
-    """The same in the older style, which spares a call the inspection of its signature."""
-
-    @staticmethod
-    def forward(ctx, *args):
-        y, mean, rstd = torch.ops.sbrrt.embed_forward(*args)
-        *tensors, _, _, ctx.p, rng, ctx.site, offsets = args
-        ctx.save_for_backward(*tensors, mean, rstd, rng, offsets)
-        return y
-
-    backward = staticmethod(_Function.backward)
-
-
 def _run_cpu(*args) -> Tensor:
     if torch.compiler.is_compiling() or is_transformed():
         return _Function.apply(*args)[0]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in args[3:8]):
-        return _Eager.apply(*args)
-    return torch.ops.sbrrt.embed_forward(*args)[0]
+    return torch.ops.sbrrt.embed(*args)
 
 
 def _cpu_why_not(ids, positions, types, word, position, type_, weight, shift, *_) -> str | None:

@@ -23,7 +23,7 @@ def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 
 class _Function(torch.autograd.Function):
-    """The C++ op under autograd; without a tangent, so that torch.compile can trace it."""
+    """The C++ op under autograd for torch.compile to trace; without a tangent."""
 
     @staticmethod
     def forward(x, bias):
@@ -39,17 +39,6 @@ class _Function(torch.autograd.Function):
         needed = needs_weight_gradients(ctx, 1)
         dx, dbias = torch.ops.sbrrt.bias_gelu_backward(grad, *ctx.saved_tensors, needed)
         return dx, dbias if needed else None
-
-
-class _Eager(torch.autograd.Function):
-    """The same in the older style, which spares a call the inspection of its signature."""
-
-    @staticmethod
-    def forward(ctx, x, bias):
-        ctx.save_for_backward(x, bias)
-        return torch.ops.sbrrt.bias_gelu_forward(x, bias)
-
-    backward = staticmethod(_Function.backward)
 
 
 class _Transformed(_Function):
@@ -70,9 +59,7 @@ def _run_cpu(x: Tensor, bias: Tensor) -> Tensor:
         return _Function.apply(x, bias)
     if is_transformed(x):
         return _Transformed.apply(x, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
-        return _Eager.apply(x, bias)
-    return torch.ops.sbrrt.bias_gelu_forward(x, bias)
+    return torch.ops.sbrrt.bias_gelu(x, bias)
 
 
 def _cpu_why_not(x: Tensor, bias: Tensor) -> str | None:

@@ -64,7 +64,7 @@ def layernorm_reference(x: Tensor, weight: Tensor, shift: Tensor, eps: float) ->
 
 
 class _Function(torch.autograd.Function):
-    """The C++ op under autograd; without a tangent, so that torch.compile can trace it."""
+    """The C++ op under autograd for torch.compile to trace; without a tangent."""
 
     @staticmethod
     def forward(x, bias, residual, weight, shift, eps, p, rng, site, offsets):
@@ -89,21 +89,6 @@ class _Function(torch.autograd.Function):
         )
         dbias, dweight, dshift = weights if needed else (None, None, None)
         return dx, dbias, dresidual, dweight, dshift, None, None, None, None, None
-
-
-class _Eager(torch.autograd.Function):
-    """The same in the older style, which spares a call the inspection of its signature."""
-
-    @staticmethod
-    def forward(ctx, x, bias, residual, weight, shift, eps, p, rng, site, offsets):
-        y, mean, rstd = torch.ops.sbrrt.dropout_add_layernorm_forward(
-            x, bias, residual, weight, shift, eps, p, rng, site, offsets
-        )
-        ctx.p, ctx.site = p, site
-        ctx.save_for_backward(x, bias, residual, weight, mean, rstd, rng, offsets)
-        return y
-
-    backward = staticmethod(_Function.backward)
 
 
 class _Transformed(_Function):
@@ -131,9 +116,7 @@ def _run_cpu(*args) -> Tensor:
         return _Function.apply(*args)[0]
     if is_transformed(args[0], args[2]):
         return _Transformed.apply(*args)[0]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in args[:5]):
-        return _Eager.apply(*args)
-    return torch.ops.sbrrt.dropout_add_layernorm_forward(*args)[0]
+    return torch.ops.sbrrt.dropout_add_layernorm(*args)
 
 
 def _cpu_why_not(x, bias, residual, weight, shift, *_) -> str | None:
