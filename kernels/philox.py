@@ -1,0 +1,94 @@
+"""Philox4x32-10 by logical element index: the random words behind dropout and noise.
+
+Element e, 64 bits, has word e % 4 of block e // 4; a block's four words come from the counter
+(block low, block high, site, step) under the key (seed low, seed high), 32 bits each. Whoever needs
+a block's four words together pays a quarter per word: ``block_words`` where indices start at a
+multiple of 4, ``element_words`` anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+
+def dropout_numbers(p: float) -> tuple[int, float]:
+    """(threshold, scale): words below the first are dropped, the others scaled by the second."""
+    return math.floor(p * 2**32), 1.0 / (1.0 - p)
+
+
+@triton.jit
+def load_stream(p_rng, site):
+    """What a block number leaves open of the counter and the key: (seed, site, step).
+
+    p_rng points at int64 (seed, step); site is an integer below 2^32.
+    """
+    return tl.load(p_rng), site.to(tl.uint32), tl.load(p_rng + 1).to(tl.uint32)
+
+
+@triton.jit
+def _philox(i_block, stream):
+    """int64 block numbers [...] -> four uint32 [...]."""
+    low = i_block.to(tl.uint32)
+    high = (i_block >> 32).to(tl.uint32)
+    return tl.philox(stream[0], low, high, stream[1], stream[2])
+
+
+@triton.jit
+def element_words(i_element, stream):
+    """int64 elements [...] -> their words, uint32 [...]."""
+    w0, w1, w2, w3 = _philox(i_element >> 2, stream)
+    i_word = (i_element & 3).to(tl.int32)
+    return tl.where(i_word < 2, tl.where(i_word == 0, w0, w1), tl.where(i_word == 2, w2, w3))
+
+
+@triton.jit
+def block_words(i_block, stream):
+    """int64 blocks [m, n] -> the words of their elements in order, uint32 [m, 4 n]."""
+    w0, w1, w2, w3 = _philox(i_block, stream)
+    b_words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(b_words, (i_block.shape[0], i_block.shape[1] * 4))
+
+
+@triton.jit
+def row_words(i_first, WIDTH: tl.constexpr, stream, ALIGNED: tl.constexpr):
+    """Words of the elements i_first[i] + j, uint32 [m, WIDTH].
+
+    i_first is int64 [m], multiples of 4 if ALIGNED; WIDTH is a power of 2, at least 4.
+    """
+    if ALIGNED:
+        return block_words((i_first >> 2)[:, None] + tl.arange(0, WIDTH // 4)[None, :], stream)
+    else:
+        return element_words(i_first[:, None] + tl.arange(0, WIDTH)[None, :], stream)
+
+
+@triton.jit
+def kept(b_words, threshold):
+    """Which words dropout keeps, bool; ``threshold`` is the first of ``dropout_numbers``."""
+    return b_words >= threshold.to(tl.uint32)
+
+
+@triton.jit
+def dropout_factors(b_words, threshold, scale):
+    """0 where dropped and ``scale`` where kept, float32."""
+    return tl.where(kept(b_words, threshold), scale, 0.0)
+
+
+@triton.jit
+def _normal_pair(w_radius, w_angle):
+    """Box-Muller on two words, in float64 as the reference: two float32."""
+    radius = tl.sqrt(-2.0 * tl.log((w_radius.to(tl.float64) + 1.0) * 2.0**-32))
+    angle = w_angle.to(tl.float64) * (2.0 * 3.141592653589793 * 2.0**-32)
+    return (radius * tl.cos(angle)).to(tl.float32), (radius * tl.sin(angle)).to(tl.float32)
+
+
+@triton.jit
+def block_normals(i_block, stream):
+    """int64 blocks [m, n] -> standard normal draws of their elements, float32 [m, 4 n]."""
+    w0, w1, w2, w3 = _philox(i_block, stream)
+    n0, n1 = _normal_pair(w0, w1)
+    n2, n3 = _normal_pair(w2, w3)
+    b_normals = tl.join(tl.join(n0, n2), tl.join(n1, n3))
+    return tl.reshape(b_normals, (i_block.shape[0], i_block.shape[1] * 4))
