@@ -1,0 +1,294 @@
+"""LN(residual + dropout(x + bias)), its backward and its tangent; docs/math/layernorm.md."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import dense_rows
+from .launch import launch
+from .philox import dropout_numbers, load_stream
+from .row_checks import (
+    check_epsilon,
+    check_floats,
+    check_row_dropout,
+    check_rows,
+    check_statistics,
+)
+from .rows import (
+    column_sums,
+    load_float,
+    row_factors,
+    row_launch,
+    rows_per_program,
+)
+
+
+@triton.jit
+def normalize(b_s, m, width, eps):
+    """(mean, rstd, standardised row) of a row that is 0 where ``m`` is False."""
+    mean = tl.sum(b_s, axis=0) / width
+    b_centred = tl.where(m, b_s - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(b_centred * b_centred, axis=0) / width + eps)
+    return mean, rstd, b_centred * rstd
+
+
+@triton.jit
+def project(b_g, b_z, rstd, width):
+    """rstd (g - mean(g) - z mean(g z)): LayerNorm's derivative, its own adjoint."""
+    mean = tl.sum(b_g, axis=0) / width
+    product = tl.sum(b_g * b_z, axis=0) / width
+    return rstd * (b_g - mean - b_z * product)
+
+
+@triton.jit
+def standardize(b_s, m, mean, rstd):
+    """The standardised row, from its statistics."""
+    return tl.where(m, (b_s - mean) * rstd, 0.0)
+
+
+@triton.jit
+def _residual_sum(p_x, p_bias, p_residual, b_factor, o, m):
+    """residual + M (x + bias) of a row, float32 [BLOCK]; p_x and p_residual are at the row."""
+    b_x = load_float(p_x, o, m) + load_float(p_bias, o, m)
+    return load_float(p_residual, o, m) + b_factor * b_x
+
+
+@triton.jit(do_not_specialize=["site", "threshold"])
+def _forward_kernel(
+    p_x,  # [num_rows, width], rows x_stride apart
+    p_bias,  # [width]
+    p_residual,  # [num_rows, width], rows residual_stride apart
+    p_weight,  # [width]
+    p_shift,  # [width]
+    p_offsets,  # int64 [num_rows]
+    p_rng,  # int64 [2]
+    p_out,  # [num_rows, width]
+    p_mean,  # float32 [num_rows]
+    p_rstd,  # float32 [num_rows]
+    x_stride,
+    residual_stride,
+    width,
+    eps,
+    site,
+    threshold,
+    scale,
+    BLOCK: tl.constexpr,
+    DROPS: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)
+    m = o < width
+    stream = load_stream(p_rng, site)
+    b_factor = row_factors(p_offsets + i_row, stream, threshold, scale, BLOCK, DROPS)
+    p_row = (p_x + i_row * x_stride, p_bias, p_residual + i_row * residual_stride)
+    b_s = _residual_sum(*p_row, b_factor, o, m)
+    mean, rstd, b_z = normalize(b_s, m, width, eps)
+    b_out = b_z * load_float(p_weight, o, m) + load_float(p_shift, o, m)
+    tl.store(p_out + i_row * width + o, b_out, mask=m)
+    tl.store(p_mean + i_row, mean)
+    tl.store(p_rstd + i_row, rstd)
+
+
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program", "site", "threshold"])
+def _backward_kernel(
+    p_grad,  # [num_rows, width], rows grad_stride apart
+    p_x,  # [num_rows, width], rows x_stride apart
+    p_bias,  # [width]
+    p_residual,  # [num_rows, width], rows residual_stride apart
+    p_weight,  # [width]
+    p_mean,  # float32 [num_rows]
+    p_rstd,  # float32 [num_rows]
+    p_offsets,  # int64 [num_rows]
+    p_rng,  # int64 [2]
+    p_dx,  # [num_rows, width]
+    p_dresidual,  # [num_rows, width]
+    p_partial,  # float32 [num_programs, 3, width]: each program's dweight, dshift, dbias
+    grad_stride,
+    x_stride,
+    residual_stride,
+    num_rows,
+    rows_per_program,
+    width,
+    site,
+    threshold,
+    scale,
+    BLOCK: tl.constexpr,
+    DROPS: tl.constexpr,
+    SUMS: tl.constexpr,
+):
+    i_program = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)
+    m = o < width
+    stream = load_stream(p_rng, site)
+    b_weight = load_float(p_weight, o, m)
+    b_dweight = tl.zeros((BLOCK,), tl.float32)
+    b_dshift = tl.zeros((BLOCK,), tl.float32)
+    b_dbias = tl.zeros((BLOCK,), tl.float32)
+    i_first = i_program * rows_per_program
+    for i_row in range(i_first, tl.minimum(i_first + rows_per_program, num_rows)):
+        b_factor = row_factors(p_offsets + i_row, stream, threshold, scale, BLOCK, DROPS)
+        p_row = (p_x + i_row * x_stride, p_bias, p_residual + i_row * residual_stride)
+        rstd = tl.load(p_rstd + i_row)
+        b_z = standardize(_residual_sum(*p_row, b_factor, o, m), m, tl.load(p_mean + i_row), rstd)
+        b_grad = load_float(p_grad + i_row * grad_stride, o, m)
+        b_ds = project(b_grad * b_weight, b_z, rstd, width)
+        b_dx = b_factor * b_ds
+        tl.store(p_dresidual + i_row * width + o, b_ds, mask=m)
+        tl.store(p_dx + i_row * width + o, b_dx, mask=m)
+        if SUMS:
+            b_dweight += b_grad * b_z
+            b_dshift += b_grad
+            b_dbias += b_dx
+    if SUMS:
+        p_sums = p_partial + i_program * 3 * width + o
+        tl.store(p_sums, b_dweight, mask=m)
+        tl.store(p_sums + width, b_dshift, mask=m)
+        tl.store(p_sums + 2 * width, b_dbias, mask=m)
+
+
+@triton.jit(do_not_specialize=["site", "threshold"])
+def _jvp_kernel(
+    p_tx,  # [num_rows, width], rows tx_stride apart
+    p_tresidual,  # [num_rows, width], rows tresidual_stride apart
+    p_x,  # [num_rows, width], rows x_stride apart
+    p_bias,  # [width]
+    p_residual,  # [num_rows, width], rows residual_stride apart
+    p_weight,  # [width]
+    p_mean,  # float32 [num_rows]
+    p_rstd,  # float32 [num_rows]
+    p_offsets,  # int64 [num_rows]
+    p_rng,  # int64 [2]
+    p_out,  # [num_rows, width]
+    tx_stride,
+    tresidual_stride,
+    x_stride,
+    residual_stride,
+    width,
+    site,
+    threshold,
+    scale,
+    BLOCK: tl.constexpr,
+    DROPS: tl.constexpr,
+):
+    i_row = tl.program_id(0).to(tl.int64)
+    o = tl.arange(0, BLOCK)
+    m = o < width
+    stream = load_stream(p_rng, site)
+    b_factor = row_factors(p_offsets + i_row, stream, threshold, scale, BLOCK, DROPS)
+    p_row = (p_x + i_row * x_stride, p_bias, p_residual + i_row * residual_stride)
+    rstd = tl.load(p_rstd + i_row)
+    b_z = standardize(_residual_sum(*p_row, b_factor, o, m), m, tl.load(p_mean + i_row), rstd)
+    b_tx = load_float(p_tx + i_row * tx_stride, o, m)
+    b_ts = load_float(p_tresidual + i_row * tresidual_stride, o, m) + b_factor * b_tx
+    b_out = load_float(p_weight, o, m) * project(b_ts, b_z, rstd, width)
+    tl.store(p_out + i_row * width + o, b_out, mask=m)
+
+
+def forward(
+    x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, shift: Tensor, eps: float, p: float,
+    rng: Tensor, site: int, offsets: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(out of the residual's dtype, mean, rstd) for x and residual [num_rows, width]."""
+    op = "dropout_add_layernorm_forward"
+    num_rows, width = _check(op, x, bias, residual, weight, p, rng, site, offsets)
+    check_floats(op, x.device, shift=(shift, (width,)))
+    check_epsilon(op, eps)
+    x, residual = dense_rows(x), dense_rows(residual)
+    out = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
+    mean, rstd = (torch.empty(num_rows, dtype=torch.float32, device=x.device) for _ in range(2))
+    launch(
+        _forward_kernel, (num_rows,),
+        x, bias.contiguous(), residual, weight.contiguous(), shift.contiguous(),
+        offsets.contiguous(), rng.contiguous(), out, mean, rstd, x.stride(0),
+        residual.stride(0), width, eps, site, *dropout_numbers(p), DROPS=p > 0,
+        **row_launch(width),
+    )  # fmt: skip
+    return out, mean, rstd
+
+
+def backward(
+    grad: Tensor, x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, mean: Tensor,
+    rstd: Tensor, p: float, rng: Tensor, site: int, offsets: Tensor, need_weight_grads: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dx, dresidual, dbias, dweight, dshift); the last three empty where they are not needed."""
+    op = "dropout_add_layernorm_backward"
+    num_rows, width = _check(op, x, bias, residual, weight, p, rng, site, offsets)
+    check_floats(op, x.device, grad=(grad, (num_rows, width)))
+    check_statistics(op, x.device, num_rows, mean=mean, rstd=rstd)
+    grad, x, residual = dense_rows(grad), dense_rows(x), dense_rows(residual)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dresidual = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
+    rows = rows_per_program(num_rows) if need_weight_grads else 1
+    num_programs = triton.cdiv(num_rows, rows)
+    partial = mean.new_empty(num_programs if need_weight_grads else 0, 3, width)
+    launch(
+        _backward_kernel, (num_programs,),
+        grad, x, bias.contiguous(), residual, weight.contiguous(), mean.contiguous(),
+        rstd.contiguous(), offsets.contiguous(), rng.contiguous(), dx, dresidual, partial,
+        grad.stride(0), x.stride(0), residual.stride(0), num_rows, rows, width, site,
+        *dropout_numbers(p), DROPS=p > 0, SUMS=need_weight_grads, **row_launch(width),
+    )  # fmt: skip
+    if not need_weight_grads:
+        return dx, dresidual, bias.new_empty(0), weight.new_empty(0), weight.new_empty(0)
+    dweight, dshift, dbias = column_sums(partial)
+    return dx, dresidual, dbias.to(bias.dtype), dweight.to(weight.dtype), dshift.to(weight.dtype)
+
+
+def jvp(
+    x_tangent: Tensor, residual_tangent: Tensor, x: Tensor, bias: Tensor, residual: Tensor,
+    weight: Tensor, mean: Tensor, rstd: Tensor, p: float, rng: Tensor, site: int, offsets: Tensor,
+) -> Tensor:  # fmt: skip
+    """The tangent of out along those of x and residual, of the residual's dtype."""
+    op = "dropout_add_layernorm_jvp"
+    num_rows, width = _check(op, x, bias, residual, weight, p, rng, site, offsets)
+    shape = (num_rows, width)
+    tangents = {"x_tangent": (x_tangent, shape), "residual_tangent": (residual_tangent, shape)}
+    check_floats(op, x.device, **tangents)
+    check_statistics(op, x.device, num_rows, mean=mean, rstd=rstd)
+    rows = [dense_rows(t) for t in (x_tangent, residual_tangent, x, residual)]
+    tx, tresidual, x, residual = rows
+    out = torch.empty(shape, dtype=residual.dtype, device=x.device)
+    launch(
+        _jvp_kernel, (num_rows,),
+        tx, tresidual, x, bias.contiguous(), residual, weight.contiguous(), mean.contiguous(),
+        rstd.contiguous(), offsets.contiguous(), rng.contiguous(), out,
+        *(t.stride(0) for t in rows), width, site, *dropout_numbers(p), DROPS=p > 0,
+        **row_launch(width),
+    )  # fmt: skip
+    return out
+
+
+def _check(
+    op: str, x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, p: float, rng: Tensor,
+    site: int, offsets: Tensor,
+) -> tuple[int, int]:  # fmt: skip
+    """(rows, width) after the checks that all three have in common."""
+    num_rows, width = check_rows(op, "x", x)
+    check_floats(
+        op, x.device, bias=(bias, (width,)), residual=(residual, (num_rows, width)),
+        weight=(weight, (width,)),
+    )  # fmt: skip
+    check_row_dropout(op, p, rng, site, offsets, num_rows, x.device)
+    return num_rows, width
+
+
+def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """See the package's docstring."""
+    dtypes = torch.float32, torch.bfloat16
+    for width, dtype, p in itertools.product((384, 768, 1024), dtypes, (0.0, 0.1)):
+        x = torch.empty(8, width, dtype=dtype, device="meta")
+        residual, vector = x.float(), x.new_empty(width, dtype=torch.float32)
+        offsets, rng = (x.new_empty(n, dtype=torch.int64) for n in (8, 2))
+        name, dropout = f"{width} {str(dtype)[6:]} p={p}", (p, rng, 5, offsets)
+        row, statistics = (x, vector, residual, vector), (residual[:, 0], residual[:, 0], *dropout)
+        yield f"forward {name}", partial(forward, *row, vector, 1e-12, *dropout)
+        yield f"backward {name}", partial(backward, residual, *row, *statistics, True)
+        yield f"inputs {name}", partial(backward, residual, *row, *statistics, False)
+        yield f"jvp {name}", partial(jvp, x, residual, *row, *statistics)
