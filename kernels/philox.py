@@ -77,7 +77,7 @@ def dropout_factors(b_words, threshold, scale):
 
 
 @triton.jit
-def _normal_pair(w_radius, w_angle):
+def normal_pair(w_radius, w_angle):
     """Box-Muller on two words, in float64 as the reference: two float32."""
     radius = tl.sqrt(-2.0 * tl.log((w_radius.to(tl.float64) + 1.0) * 2.0**-32))
     angle = w_angle.to(tl.float64) * (2.0 * 3.141592653589793 * 2.0**-32)
@@ -88,7 +88,18 @@ def _normal_pair(w_radius, w_angle):
 def block_normals(i_block, stream):
     """int64 blocks [m, n] -> standard normal draws of their elements, float32 [m, 4 n]."""
     w0, w1, w2, w3 = _philox(i_block, stream)
-    n0, n1 = _normal_pair(w0, w1)
-    n2, n3 = _normal_pair(w2, w3)
+    n0, n1 = normal_pair(w0, w1)
+    n2, n3 = normal_pair(w2, w3)
     b_normals = tl.join(tl.join(n0, n2), tl.join(n1, n3))
     return tl.reshape(b_normals, (i_block.shape[0], i_block.shape[1] * 4))
+
+
+@triton.jit
+def row_normals(i_first, WIDTH: tl.constexpr, stream, ALIGNED: tl.constexpr):
+    """Standard normal draws of pairs of a row's words, float32 [m, WIDTH]; see ``row_words``."""
+    if ALIGNED:
+        return block_normals((i_first >> 2)[:, None] + tl.arange(0, WIDTH // 4)[None, :], stream)
+    else:
+        i_even = i_first[:, None] + 2 * tl.arange(0, WIDTH // 2)[None, :]
+        n0, n1 = normal_pair(element_words(i_even, stream), element_words(i_even + 1, stream))
+        return tl.reshape(tl.join(n0, n1), (i_first.shape[0], WIDTH))
