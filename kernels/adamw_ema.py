@@ -18,7 +18,15 @@ from torch import Tensor
 
 from .adamw_checks import LISTS, check_gradients, check_lists, check_no_overlap, check_numbers
 from .launch import launch
-from .tensor_table import addresses, device_table, load_piece, pieces, tensor_at
+from .tensor_table import (
+    addresses,
+    device_table,
+    load_piece,
+    load_tile,
+    pieces,
+    store_tile,
+    tensor_at,
+)
 
 # A program updates four tiles, which share the float64 arithmetic of the step's corrections; eight
 # elements a thread are two 16-byte accesses to each of up to seven tensors.
@@ -51,9 +59,79 @@ def _lerp(b_from, b_to, weight, rest):
     return tl.where(weight < 0.5, near, b_to - rest * (b_to - b_from))
 
 
+@triton.jit
+def _adamw_tile(state, numbers, clip, decays, o, i_end, WHOLE: tl.constexpr):
+    """Updates elements ``o`` of a parameter and its moments; returns the new parameter.
+
+    state: pointers to the parameter, its moments and its gradient; numbers: ``_corrections``;
+    decays: 1 - beta1, 1 - beta2, beta2, eps.
+    """
+    p_param, p_mean, p_square, p_grad = state
+    b_grad = load_tile(p_grad, o, i_end, WHOLE) * clip
+    b_mean = load_tile(p_mean, o, i_end, WHOLE)
+    b_mean += decays[0] * (b_grad - b_mean)
+    b_square = decays[2] * load_tile(p_square, o, i_end, WHOLE) + decays[1] * b_grad * b_grad
+    b_step = b_mean / (tl.sqrt(b_square) * numbers[2] + decays[3])
+    b_param = load_tile(p_param, o, i_end, WHOLE) * numbers[0] - numbers[1] * b_step
+    store_tile(p_mean, o, i_end, b_mean, WHOLE)
+    store_tile(p_square, o, i_end, b_square, WHOLE)
+    store_tile(p_param, o, i_end, b_param, WHOLE)
+    return b_param
+
+
+@triton.jit
+def _store_copy(p_address, o, i_end, b_value, ALIGNED: tl.constexpr, WHOLE: tl.constexpr):
+    """Into the bfloat16 tensor whose address is there, if it is not 0."""
+    if tl.load(p_address) != 0:
+        store_tile(tensor_at(p_address, tl.bfloat16, ALIGNED), o, i_end, b_value, WHOLE)
+
+
+@triton.jit
+def _average_tile(
+    p_address,
+    p_copy_address,
+    average,
+    b_param,
+    o,
+    i_end,
+    HAS_COPIES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Moves the average whose address is there, if it is not 0; average: 1 - beta, beta."""
+    if tl.load(p_address) != 0:
+        p_ema = tensor_at(p_address, tl.float32, ALIGNED)
+        b_ema = _lerp(load_tile(p_ema, o, i_end, WHOLE), b_param, average[0], average[1])
+        store_tile(p_ema, o, i_end, b_ema, WHOLE)
+        if HAS_COPIES:
+            _store_copy(p_copy_address, o, i_end, b_ema, ALIGNED, WHOLE)
+
+
+@triton.jit
+def _update_tile(
+    state,
+    others,
+    numbers,
+    o,
+    i_end,
+    HAS_EMA: tl.constexpr,
+    HAS_COPIES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Elements ``o`` of one tensor; others: places of the addresses of average and both copies,
+    numbers: corrections, clip factor, decays of the moments and weights of the average."""
+    b_param = _adamw_tile(state, numbers[0], numbers[1], numbers[2], o, i_end, WHOLE)
+    if HAS_COPIES:
+        _store_copy(others[1], o, i_end, b_param, ALIGNED, WHOLE)
+    if HAS_EMA:
+        place = (others[0], others[2], numbers[3])
+        _average_tile(*place, b_param, o, i_end, HAS_COPIES, ALIGNED, WHOLE)
+
+
 @triton.jit(do_not_specialize=["num_tensors", "rate_stride"])
 def _update_kernel(
-    p_addresses,  # int64 [7, num_tensors]: params, exp_avg, exp_avg_sq, grads, ema, copies of both
+    p_addresses,  # int64 [7, num_tensors], of the tensors of each list of LISTS
     p_pieces,  # int64 [num_pieces, 3]
     p_constants,  # float64 [num_tensors + 2]: weight decays, log beta1, log beta2
     p_rates,  # float32 or float64, rate_stride apart
@@ -75,44 +153,22 @@ def _update_kernel(
 ):
     i_tensor, i_begin, i_end = load_piece(p_pieces, tl.program_id(0).to(tl.int64))
     p_rate = p_rates + i_tensor * rate_stride
-    numbers = _corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
-    clip = tl.load(p_clip)
+    corrections = _corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
+    decays = (new_mean, new_square, old_square, eps)
+    numbers = (corrections, tl.load(p_clip), decays, (ema_new, ema_old))
     p_address = p_addresses + i_tensor
     p_param = tensor_at(p_address, tl.float32, ALIGNED)
     p_mean = tensor_at(p_address + num_tensors, tl.float32, ALIGNED)
     p_square = tensor_at(p_address + 2 * num_tensors, tl.float32, ALIGNED)
     p_grad = tensor_at(p_address + 3 * num_tensors, GRAD, ALIGNED)
+    p_ema, p_copy = p_address + 4 * num_tensors, p_address + 5 * num_tensors
+    tensors = ((p_param, p_mean, p_square, p_grad), (p_ema, p_copy, p_copy + num_tensors))
     for i_first in range(i_begin, i_end, BLOCK):
         o = i_first + tl.arange(0, BLOCK)
-        m = o < i_end
-        b_grad = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32) * clip
-        b_mean = tl.load(p_mean + o, mask=m, other=0.0)
-        b_mean += new_mean * (b_grad - b_mean)
-        b_square = old_square * tl.load(p_square + o, mask=m, other=0.0)
-        b_square += new_square * b_grad * b_grad
-        b_root = tl.sqrt(b_square) * numbers[2] + eps
-        b_param = tl.load(p_param + o, mask=m, other=0.0) * numbers[0]
-        b_param -= numbers[1] * (b_mean / b_root)
-        tl.store(p_param + o, b_param, mask=m)
-        tl.store(p_mean + o, b_mean, mask=m)
-        tl.store(p_square + o, b_square, mask=m)
-        if HAS_COPIES:
-            _store_copy(p_address + 5 * num_tensors, o, b_param, i_end, ALIGNED)
-        if HAS_EMA:
-            p_ema = tensor_at(p_address + 4 * num_tensors, tl.float32, ALIGNED)
-            m_ema = o < tl.where(tl.load(p_address + 4 * num_tensors) != 0, i_end, 0)
-            b_ema = tl.load(p_ema + o, mask=m_ema, other=0.0)
-            b_ema = _lerp(b_ema, b_param, ema_new, ema_old)
-            tl.store(p_ema + o, b_ema, mask=m_ema)
-            if HAS_COPIES:
-                _store_copy(p_address + 6 * num_tensors, o, b_ema, i_end, ALIGNED)
-
-
-@triton.jit
-def _store_copy(p_address, o, b_value, i_end, ALIGNED: tl.constexpr):
-    """Into the bfloat16 tensor whose address is there, if it is not 0."""
-    p_copy = tensor_at(p_address, tl.bfloat16, ALIGNED)
-    tl.store(p_copy + o, b_value, mask=o < tl.where(tl.load(p_address) != 0, i_end, 0))
+        if i_first + BLOCK <= i_end:
+            _update_tile(*tensors, numbers, o, i_end, HAS_EMA, HAS_COPIES, ALIGNED, True)
+        else:
+            _update_tile(*tensors, numbers, o, i_end, HAS_EMA, HAS_COPIES, ALIGNED, False)
 
 
 @triton.jit
@@ -130,7 +186,10 @@ def _square_sums_kernel(
     total = tl.zeros((), tl.float64)
     for i_first in range(i_begin, i_end, BLOCK):
         o = i_first + tl.arange(0, BLOCK)
-        b_grad = tl.load(p_grad + o, mask=o < i_end, other=0.0).to(tl.float32)
+        if i_first + BLOCK <= i_end:
+            b_grad = load_tile(p_grad, o, i_end, True)
+        else:
+            b_grad = load_tile(p_grad, o, i_end, False)
         total += tl.sum(b_grad * b_grad, axis=0).to(tl.float64)
     tl.store(p_sums + i_piece, total)
 

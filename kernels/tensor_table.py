@@ -42,9 +42,9 @@ def pieces(sizes: tuple[int, ...], piece_size: int, device: torch.device) -> Ten
 
 @triton.jit
 def load_piece(p_pieces, i_piece):
-    """(tensor, first element, end)."""
+    """(tensor, first element, end); pieces begin at multiples of their size."""
     p_piece = p_pieces + i_piece * 3
-    return tl.load(p_piece), tl.load(p_piece + 1), tl.load(p_piece + 2)
+    return tl.load(p_piece), tl.multiple_of(tl.load(p_piece + 1), 16), tl.load(p_piece + 2)
 
 
 @triton.jit
@@ -54,3 +54,21 @@ def tensor_at(p_address, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     if ALIGNED:
         p_tensor = tl.multiple_of(p_tensor, 16)
     return p_tensor
+
+
+@triton.jit
+def load_tile(p_tensor, o, i_end, WHOLE: tl.constexpr):
+    """Elements ``o`` as float32, 0 from i_end on; a WHOLE tile needs no mask, which would keep
+    accesses from being 16 bytes wide where the end is not a multiple of 4."""
+    if WHOLE:
+        return tl.load(p_tensor + o).to(tl.float32)
+    else:
+        return tl.load(p_tensor + o, mask=o < i_end, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tile(p_tensor, o, i_end, b_value, WHOLE: tl.constexpr):
+    if WHOLE:
+        tl.store(p_tensor + o, b_value)
+    else:
+        tl.store(p_tensor + o, b_value, mask=o < i_end)
