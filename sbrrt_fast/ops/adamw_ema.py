@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.triton_ops import with_triton
 
 
 def adamw_ema_reference(
@@ -88,7 +90,8 @@ def _cpu_why_not(params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> st
 
 _adamw = Op(
     "adamw_ema_",
-    [
+    with_triton(
+        triton_smart.ADAMW_EMA,
         Implementation(
             "cpu",
             lambda *args: torch.ops.sbrrt.adamw_ema_(*args),
@@ -96,11 +99,12 @@ _adamw = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", adamw_ema_reference, lambda *args: None, never),
-    ],
+    ),
 )
 _norm = Op(
     "gradient_norm",
-    [
+    with_triton(
+        triton_smart.GRADIENT_NORM,
         Implementation(
             "cpu",
             lambda grads: torch.ops.sbrrt.gradient_norm(grads),
@@ -108,7 +112,7 @@ _norm = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", gradient_norm_reference, lambda grads: None, never),
-    ],
+    ),
 )
 
 
@@ -144,7 +148,7 @@ def adamw_ema_(
         ema: averages, float32; ema_beta: their momentum in this update.
         low_precision, ema_low_precision: bfloat16 copies of parameters and averages.
             These three lists may be empty; an entry without elements leaves its parameter out.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit its parameter; nothing
