@@ -39,13 +39,15 @@ def forward_loop_kernel(
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
-    o_query = tl.program_id(1) * BLOCK_QUERY + tl.arange(0, BLOCK_QUERY)
+    i_query = tl.program_id(1) * BLOCK_QUERY
+    if i_query >= place[3]:
+        return
+    o_query = i_query + tl.arange(0, BLOCK_QUERY)
     b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
     b_max = tl.full((BLOCK_QUERY,), float("-inf"), tl.float32)
     b_sum = tl.zeros((BLOCK_QUERY,), tl.float32)
     b_out = tl.zeros((BLOCK_QUERY, HEAD_DIM), tl.float32)
-    num_keys = tl.where(tl.program_id(1) * BLOCK_QUERY < place[3], place[3], 0)
-    for i_key in range(0, num_keys, BLOCK_KEY):
+    for i_key in range(0, place[3], BLOCK_KEY):
         o_key = i_key + tl.arange(0, BLOCK_KEY)
         b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
         b_scores = scores(b_query, b_key, o_key < place[3], HEAD_DIM)
@@ -82,7 +84,10 @@ def backward_query_loop_kernel(
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
-    o_query = tl.program_id(1) * BLOCK_QUERY + tl.arange(0, BLOCK_QUERY)
+    i_query = tl.program_id(1) * BLOCK_QUERY
+    if i_query >= place[3]:
+        return
+    o_query = i_query + tl.arange(0, BLOCK_QUERY)
     b_grad = load_rows(p_grad, grad_stride, place, o_query, HEAD_DIM)
     b_out = load_rows(p_out, out_stride, place, o_query, HEAD_DIM)
     b_mean = tl.sum(b_grad.to(tl.float32) * b_out.to(tl.float32), axis=1)
@@ -90,8 +95,7 @@ def backward_query_loop_kernel(
     b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
     b_shift = load_numbers(p_logsumexp, num_heads, place, o_query) * LOG2E
     b_query_grad = tl.zeros((BLOCK_QUERY, HEAD_DIM), tl.float32)
-    num_keys = tl.where(tl.program_id(1) * BLOCK_QUERY < place[3], place[3], 0)
-    for i_key in range(0, num_keys, BLOCK_KEY):
+    for i_key in range(0, place[3], BLOCK_KEY):
         o_key = i_key + tl.arange(0, BLOCK_KEY)
         b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
         b_value = load_rows(p_value, value_stride, place, o_key, HEAD_DIM)
@@ -126,13 +130,14 @@ def backward_key_loop_kernel(
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
     i_key = tl.program_id(1) * BLOCK_KEY
+    if i_key >= place[3]:
+        return
     o_key = i_key + tl.arange(0, BLOCK_KEY)
     b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
     b_value = load_rows(p_value, value_stride, place, o_key, HEAD_DIM)
     b_key_grad = tl.zeros((BLOCK_KEY, HEAD_DIM), tl.float32)
     b_value_grad = tl.zeros((BLOCK_KEY, HEAD_DIM), tl.float32)
-    num_queries = tl.where(i_key < place[3], place[3], 0)
-    for i_query in range(0, num_queries, BLOCK_QUERY):
+    for i_query in range(0, place[3], BLOCK_QUERY):
         o_query = i_query + tl.arange(0, BLOCK_QUERY)
         b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
         b_grad = load_rows(p_grad, grad_stride, place, o_query, HEAD_DIM)
@@ -172,15 +177,17 @@ def jvp_loop_kernel(
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
-    o_query = tl.program_id(1) * BLOCK_QUERY + tl.arange(0, BLOCK_QUERY)
+    i_query = tl.program_id(1) * BLOCK_QUERY
+    if i_query >= place[3]:
+        return
+    o_query = i_query + tl.arange(0, BLOCK_QUERY)
     b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
     b_query_tangent = load_rows(p_query_tangent, query_tangent_stride, place, o_query, HEAD_DIM)
     b_shift = load_numbers(p_logsumexp, num_heads, place, o_query) * LOG2E
     b_mean = tl.zeros((BLOCK_QUERY,), tl.float32)
     b_plain = tl.zeros((BLOCK_QUERY, HEAD_DIM), tl.float32)
     b_out = tl.zeros((BLOCK_QUERY, HEAD_DIM), tl.float32)
-    num_keys = tl.where(tl.program_id(1) * BLOCK_QUERY < place[3], place[3], 0)
-    for i_key in range(0, num_keys, BLOCK_KEY):
+    for i_key in range(0, place[3], BLOCK_KEY):
         o_key = i_key + tl.arange(0, BLOCK_KEY)
         b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
         b_key_tangent = load_rows(p_key_tangent, key_tangent_stride, place, o_key, HEAD_DIM)

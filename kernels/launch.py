@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import interpreter
+
+interpreter.mend()
 _records: list[Launch] | None = None
 
 

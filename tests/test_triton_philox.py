@@ -134,7 +134,7 @@ def test_what_the_ops_refuse():
         philox_bits(offsets, 0, rng, 0, backend="triton")
     with pytest.raises(ValueError, match=r"site must be in \[0, 2\^32\), got -1"):
         dropout_mask(offsets, 4, 0.1, rng, -1, backend="triton")
-    with pytest.raises(TypeError, match="rng must have dtype torch.int64"):
+    with pytest.raises(TypeError, match=r"rng must have dtype torch\.int64"):
         dropout_mask(offsets, 4, 0.1, rng.float(), 1, backend="triton")
 
 

@@ -77,6 +77,8 @@ def triton_reason(*, differentiable: dict[str, Tensor], constant: dict[str, Tens
             return reason
         if tensor.dtype not in TRITON_DTYPES:
             return f"{name} is {str(tensor.dtype)[6:]}, which runs on the reference"
+        if INTERPRETED and tensor.dtype is torch.bfloat16:
+            return f"{name} is bfloat16, which Triton's interpreter truncates where a GPU rounds"
     for name, tensor in differentiable.items():
         if tangent_is_differentiated(tensor):
             return f"the tangent of {name} is itself being differentiated"
