@@ -14,6 +14,7 @@ Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -172,9 +173,18 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     return _norm(grads, backend=backend) if grads else torch.zeros(())
 
 
-def native_reason(params: Sequence[Tensor]) -> str | None:
-    """Why the native op cannot update these parameters, or None."""
-    return _extension.extension_error or _cpu_why_not(params, params)
+def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None:
+    """Why no fused op of this backend can update these parameters, or None."""
+    fused = takewhile(
+        lambda i: backend != "auto" or i.backend != "reference", _adamw.implementations
+    )
+    reasons = {
+        i.backend: i.missing() or i.why_not(params, params)
+        for i in fused
+        if backend in ("auto", i.backend)
+    }
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return None if None in reasons.values() else told
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.autodiff import needs_weight_gradients
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How an op is differentiated.
+def differentiable(
+    name: str,
+    backward: Callable,
+    jvp: Callable | None = None,
+    *,
+    weights: tuple[int, ...] = (),
+    higher: Callable | None = None,
+) -> Callable[..., Tensor]:
+    """An op ``triton_ops.ops.<name>`` with its derivatives: (*inputs) -> out.
 
-    Attributes:
-        forward: (*inputs) -> out, or (out, *kept) with what the derivatives need.
+    The op returns out, or (out, *kept) with what the derivatives need. Under torch.compile its
+    backward is registered with it, so that a graph has the op itself; else a Function runs, which
+    also knows the forward mode.
+
+    Args:
         backward: (grad, inputs, kept, needs) -> a gradient per input, None where there is none;
             needs[i] says whether input i wants one.
         jvp: (tangents, inputs, kept) -> the tangent of out, or None without a forward mode; a
@@ -27,59 +35,59 @@ class Rule:
         higher: (grad, inputs) -> the gradients with their graph, for derivatives of higher order;
             None forbids them.
     """
+    function = _function_of(name, backward, weights, higher)
+    if jvp is not None:
+        function = _with_tangent(function, jvp)
+    triton_ops.register_backward(name, function.backward, _keep)
 
-    forward: Callable
-    backward: Callable[..., Sequence[Tensor | None]]
-    jvp: Callable[..., Tensor] | None = None
-    weights: tuple[int, ...] = ()
-    higher: Callable[..., Sequence[Tensor | None]] | None = None
-
-    def __call__(self, *inputs) -> Tensor:
-        """out, differentiable."""
-        with_tangent = self.jvp is not None and not torch.compiler.is_compiling()
-        result = self._functions[with_tangent].apply(*inputs)
+    def run(*inputs) -> Tensor:
+        if torch.compiler.is_compiling():
+            result = getattr(triton_ops.ops, name)(*inputs)
+        else:
+            result = function.apply(*inputs)
         return result[0] if isinstance(result, tuple) else result
 
-    @cached_property
-    def _functions(self) -> tuple[type, type]:
-        """Without a tangent, which torch.compile cannot trace, and with one."""
-        plain = _function_of(self)
-        return plain, _with_tangent(plain, self)
+    return run
 
 
-def _function_of(rule: Rule) -> type[torch.autograd.Function]:
+def _keep(ctx, inputs: tuple, output) -> None:
+    ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+    kept = output[1:] if isinstance(output, tuple) else ()
+    ctx.save_for_backward(*(inputs[i] for i in ctx.places), *kept)
+
+
+def _function_of(name: str, backward_, weights, higher) -> type[torch.autograd.Function]:
+    @once_differentiable
+    def gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, kept = _restored(ctx)
+        needs = list(ctx.needs_input_grad)
+        for i in weights:
+            needs[i] = needs_weight_gradients(ctx, i)
+        return tuple(backward_(grad, inputs, kept, needs))
+
     class TritonFunction(torch.autograd.Function):
         @staticmethod
         def forward(*inputs):
-            return rule.forward(*inputs)
+            return getattr(triton_ops.ops, name)(*inputs)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            kept = output[1:] if isinstance(output, tuple) else ()
-            ctx.mark_non_differentiable(*kept)
-            ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
-            ctx.places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
-            ctx.save_for_backward(*(inputs[i] for i in ctx.places), *kept)
+            ctx.mark_non_differentiable(*(output[1:] if isinstance(output, tuple) else ()))
+            _keep(ctx, inputs, output)
 
         @staticmethod
         def backward(ctx, grad, *_):
-            if rule.higher is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-                return _gradients(ctx, grad, rule)
-            return tuple(rule.higher(grad, _restored(ctx)[0]))
+            if higher is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return gradients(ctx, grad)
+            return tuple(higher(grad, _restored(ctx)[0]))
 
     return TritonFunction
 
 
-@once_differentiable
-def _gradients(ctx, grad: Tensor, rule: Rule) -> tuple[Tensor | None, ...]:
-    inputs, kept = _restored(ctx)
-    needs = list(ctx.needs_input_grad)
-    for i in rule.weights:
-        needs[i] = needs_weight_gradients(ctx, i)
-    return tuple(rule.backward(grad, inputs, kept, needs))
+def _with_tangent(plain, jvp_) -> type[torch.autograd.Function]:
+    """The same with its forward-mode derivative."""
 
-
-def _with_tangent(plain: type, rule: Rule) -> type[torch.autograd.Function]:
     class TritonFunctionWithTangent(plain):
         @staticmethod
         def setup_context(ctx, inputs, output):
@@ -89,7 +97,7 @@ def _with_tangent(plain: type, rule: Rule) -> type[torch.autograd.Function]:
         @staticmethod
         def jvp(ctx, *tangents):
             inputs, kept = _restored(ctx)
-            tangent = rule.jvp(tangents, inputs, kept)
+            tangent = jvp_(tangents, inputs, kept)
             return (tangent, *(None for _ in kept)) if kept else tangent
 
     return TritonFunctionWithTangent

@@ -46,14 +46,26 @@ def define(schema: str, module: str, function: str, fake: Callable) -> None:
     torch.library.register_fake(f"sbrrt_triton::{name}", fake, lib=_library)
 
 
+def register_backward(name: str, backward: Callable, keep: Callable) -> None:
+    """The derivative of an op for torch.compile; see torch.library.register_autograd."""
+    torch.library.register_autograd(
+        f"sbrrt_triton::{name}", backward, setup_context=keep, lib=_library
+    )
+
+
 @cache
 def _host_function(module: str, function: str) -> Callable:
     return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
 
 
-@cache
+@torch.compiler.assume_constant_result  # it imports, which torch.compile cannot trace
 def missing() -> str | None:
     """Why no Triton kernel can run on this machine, or None."""
+    return _missing()
+
+
+@cache
+def _missing() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; `pip install triton` (Linux)"
     if not INTERPRETED and not torch.cuda.is_available():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.dispatch import Implementation
-from sbrrt_fast.ops.triton_autograd import Rule
+from sbrrt_fast.ops.triton_autograd import differentiable
 
 MAX_WIDTH = 8192  # of kernels.rows, which needs Triton
 _ops = triton_ops.ops
@@ -84,8 +84,8 @@ def _layernorm_why_not(x, bias, residual, weight, shift, *_) -> str | None:
 
 LAYERNORM = Implementation(
     "triton",
-    Rule(
-        lambda *inputs: _ops.dropout_add_layernorm_forward(*inputs),
+    differentiable(
+        "dropout_add_layernorm_forward",
         _layernorm_backward,
         _layernorm_jvp,
         weights=(1, 3, 4),
@@ -123,8 +123,8 @@ def _gelu_backward(grad, inputs, kept, needs):
 
 GELU = Implementation(
     "triton",
-    Rule(
-        lambda x, bias: _ops.bias_gelu_forward(x, bias),
+    differentiable(
+        "bias_gelu_forward",
         _gelu_backward,
         lambda tangents, inputs, kept: _ops.bias_gelu_jvp(tangents[0], *inputs),
         weights=(1,),
@@ -175,8 +175,8 @@ def _embed_why_not(ids, positions, types, word, position, type_, weight, shift, 
 
 EMBED = Implementation(
     "triton",
-    Rule(
-        lambda *inputs: _ops.embed_forward(*inputs),
+    differentiable(
+        "embed_forward",
         _embed_backward,
         weights=(3, 4, 5, 6, 7),
     ),

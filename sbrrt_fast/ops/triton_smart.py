@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.dispatch import Implementation
-from sbrrt_fast.ops.triton_autograd import Rule
+from sbrrt_fast.ops.triton_autograd import differentiable
 
 MAX_CLASSES = 4096  # of kernels.symmetric_kl, which needs Triton
 _ops = triton_ops.ops
@@ -59,8 +59,8 @@ def _kl_why_not(logits: Tensor, other: Tensor) -> str | None:
 
 def symmetric_kl(higher: Callable) -> Implementation:
     """higher: (grad, logits, delta) -> both gradients with their graph, by the reference."""
-    rule = Rule(
-        lambda logits, delta: _ops.symmetric_kl_forward(logits, delta),
+    run_rows = differentiable(
+        "symmetric_kl_forward",
         _kl_backward,
         _kl_jvp,
         higher=lambda grad, inputs: higher(grad, *inputs),
@@ -68,7 +68,7 @@ def symmetric_kl(higher: Callable) -> Implementation:
 
     def run(logits: Tensor, delta: Tensor) -> Tensor:
         rows = (x.reshape(-1, logits.shape[-1]) for x in (logits, delta))
-        return rule(*rows).view(logits.shape[:-1])
+        return run_rows(*rows).view(logits.shape[:-1])
 
     return Implementation("triton", run, _kl_why_not, triton_ops.missing)
 

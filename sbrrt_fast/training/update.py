@@ -48,10 +48,12 @@ class TorchUpdate:
 class FusedUpdate(TorchUpdate):
     """The same update by one op over all tensors."""
 
+    backend = "auto"
+
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
         active = [(p, group) for p, group in self.members if p.grad is not None]
-        norm = gradient_norm([p.grad for p, _ in active])
+        norm = gradient_norm([p.grad for p, _ in active], backend=self.backend)
         factor = clip_factor(norm, self.clip_norm)
         beta = 1.0 if self.teacher is None else beta_at(step, self.num_steps, self.teacher.config)
         averages = {} if self.teacher is None else self.teacher.averages_by_parameter()
@@ -75,20 +77,23 @@ class FusedUpdate(TorchUpdate):
 
     def _update(self, members: list, factor: Tensor, averages: dict, beta: float) -> None:
         params, groups, states = zip(*members, strict=True)
-        empty = params[0].new_empty(0)
+        empty, device = params[0].new_empty(0), params[0].device
         adamw_ema_(
             params,
             [p.grad for p in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            learning_rate=torch.tensor([g["lr"] for g in groups], dtype=torch.float64),
+            learning_rate=torch.tensor(
+                [g["lr"] for g in groups], dtype=torch.float64, device=device
+            ),
             weight_decay=[g["weight_decay"] for g in groups],
             clip_factor=factor,
-            step=states[0]["step"],
+            step=states[0]["step"].to(device, non_blocking=True),
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
             ema=[averages.get(id(p), empty) for p in params] if averages else (),
             ema_beta=beta,
+            backend=self.backend,
         )
 
     def _move_idle(self, averages: dict[int, Tensor], beta: float) -> None:
@@ -108,11 +113,13 @@ def build_update(
     """The fused update where it can run, torch's for ``reference`` or where it cannot.
 
     Raises:
-        BackendError: ``cpu`` is asked for and cannot run, with the reason.
+        BackendError: ``cpu`` or ``triton`` is asked for and cannot run, with the reason.
     """
     parameters: list[nn.Parameter] = [p for g in optimizer.param_groups for p in g["params"]]
-    reason = native_reason(parameters)
-    if backend == "cpu" and reason is not None:
-        raise BackendError(f"adamw_ema_ cannot run here (cpu: {reason})")
-    fused = backend in ("auto", "cpu") and reason is None
-    return (FusedUpdate if fused else TorchUpdate)(optimizer, teacher, clip_norm, num_steps)
+    reason = native_reason(parameters, backend)
+    if backend not in ("auto", "reference") and reason is not None:
+        raise BackendError(f"adamw_ema_ cannot run here ({reason})")
+    fused = backend != "reference" and reason is None
+    update = (FusedUpdate if fused else TorchUpdate)(optimizer, teacher, clip_norm, num_steps)
+    update.backend = backend
+    return update
