@@ -32,8 +32,10 @@ from .rows import (
     column_sums,
     load_float,
     row_factors,
-    row_launch,
-    rows_per_program,
+    row_tile,
+    store_sum,
+    tile_rows,
+    tiles_per_program,
 )
 
 # Gathered gradients per tile of a table's sum. Most words occur once or twice, but all tokens
@@ -42,26 +44,26 @@ SUM = {"TOKENS": 32, "COLUMNS": 128}
 
 
 @triton.jit
-def _table_row(p_table, p_index, i_token, num_rows, width, o, m):
-    """The table's row that a token reads, float32 [BLOCK]; NaN where there is no such row."""
-    i_row = tl.load(p_index + i_token)
-    num_read = tl.where((i_row >= 0) & (i_row < num_rows), width, 0)
-    b_row = load_float(p_table + i_row * width, o, o < num_read)
+def _table_rows(table, o_token, o, m, num_tokens, width):
+    """The rows that tokens read, float32 [ROWS, BLOCK]; NaN where the table has no such row.
+
+    table: pointer to it, pointer to the tokens' indices, number of its rows.
+    """
+    i_row = tl.load(table[1] + o_token, mask=o_token < num_tokens, other=-1)
+    num_read = tl.where((i_row >= 0) & (i_row < table[2]), width, 0)
+    b_row = load_float(table[0], i_row * width + o, o < num_read)
     return tl.where(m & (o >= num_read), float("nan"), b_row)
 
 
 @triton.jit
-def _embedding_sum(word, position, type_, i_token, width, o, m):
-    """word + position + type of a token, float32 [BLOCK].
-
-    Each table is (pointer to it, pointer to the tokens' indices, number of its rows).
-    """
-    b_s = _table_row(word[0], word[1], i_token, word[2], width, o, m)
-    b_s += _table_row(position[0], position[1], i_token, position[2], width, o, m)
-    return b_s + _table_row(type_[0], type_[1], i_token, type_[2], width, o, m)
+def _embedding_sum(word, position, type_, o_token, o, m, num_tokens, width):
+    """word + position + type, float32 [ROWS, BLOCK]."""
+    b_s = _table_rows(word, o_token, o, m, num_tokens, width)
+    b_s += _table_rows(position, o_token, o, m, num_tokens, width)
+    return b_s + _table_rows(type_, o_token, o, m, num_tokens, width)
 
 
-@triton.jit(do_not_specialize=["site", "threshold"])
+@triton.jit(do_not_specialize=["num_tokens", "site", "threshold"])
 def _forward_kernel(
     p_word,  # [num_words, width]
     p_ids,  # int64 [num_tokens]
@@ -79,29 +81,31 @@ def _forward_kernel(
     num_words,
     num_positions,
     num_types,
+    num_tokens,
     width,
     eps,
     site,
     threshold,
     scale,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
-    i_token = tl.program_id(0).to(tl.int64)
-    o = tl.arange(0, BLOCK)
-    m = o < width
+    i_tile = tl.program_id(0).to(tl.int64)
+    o_token, o, m = tile_rows(i_tile, num_tokens, width, ROWS, BLOCK)
     word, position = (p_word, p_ids, num_words), (p_position, p_positions, num_positions)
-    b_s = _embedding_sum(word, position, (p_type, p_types, num_types), i_token, width, o, m)
+    tables = (word, position, (p_type, p_types, num_types))
+    dropout = (load_stream(p_rng, site), threshold, scale)
+    b_factor = row_factors(p_offsets, o_token, num_tokens, dropout, BLOCK, DROPS)
+    b_s = _embedding_sum(*tables, o_token, o, m, num_tokens, width)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
-    b_out = b_z * load_float(p_weight, o, m) + load_float(p_shift, o, m)
-    stream = load_stream(p_rng, site)
-    b_out *= row_factors(p_offsets + i_token, stream, threshold, scale, BLOCK, DROPS)
-    tl.store(p_out + i_token * width + o, b_out, mask=m)
-    tl.store(p_mean + i_token, mean)
-    tl.store(p_rstd + i_token, rstd)
+    b_out = b_z * load_float(p_weight, o, o < width) + load_float(p_shift, o, o < width)
+    tl.store(p_out + o_token * width + o, b_out * b_factor, mask=m)
+    tl.store(p_mean + o_token, mean, mask=o_token < num_tokens)
+    tl.store(p_rstd + o_token, rstd, mask=o_token < num_tokens)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "rows_per_program", "site", "threshold"])
+@triton.jit(do_not_specialize=["num_tokens", "num_tiles", "site", "threshold"])
 def _backward_kernel(
     p_grad,  # [num_tokens, width], rows grad_stride apart
     p_word,  # [num_words, width]
@@ -122,37 +126,33 @@ def _backward_kernel(
     num_positions,
     num_types,
     num_tokens,
-    rows_per_program,
+    num_tiles,  # of each program
     width,
     site,
     threshold,
     scale,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
     i_program = tl.program_id(0).to(tl.int64)
-    o = tl.arange(0, BLOCK)
-    m = o < width
-    stream = load_stream(p_rng, site)
     word, position = (p_word, p_ids, num_words), (p_position, p_positions, num_positions)
-    type_ = (p_type, p_types, num_types)
-    b_weight = load_float(p_weight, o, m)
-    b_dweight = tl.zeros((BLOCK,), tl.float32)
-    b_dshift = tl.zeros((BLOCK,), tl.float32)
-    i_first = i_program * rows_per_program
-    for i_token in range(i_first, tl.minimum(i_first + rows_per_program, num_tokens)):
-        b_grad = load_float(p_grad + i_token * grad_stride, o, m)
-        b_grad *= row_factors(p_offsets + i_token, stream, threshold, scale, BLOCK, DROPS)
-        rstd = tl.load(p_rstd + i_token)
-        b_s = _embedding_sum(word, position, type_, i_token, width, o, m)
-        b_z = standardize(b_s, m, tl.load(p_mean + i_token), rstd)
-        b_ds = project(b_grad * b_weight, b_z, rstd, width)
-        tl.store(p_ds + i_token * width + o, b_ds, mask=m)
+    tables = (word, position, (p_type, p_types, num_types))
+    dropout = (load_stream(p_rng, site), threshold, scale)
+    b_dweight = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_dshift = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i_tile in range(i_program * num_tiles, (i_program + 1) * num_tiles):
+        o_token, o, m = tile_rows(i_tile, num_tokens, width, ROWS, BLOCK)
+        b_factor = row_factors(p_offsets, o_token, num_tokens, dropout, BLOCK, DROPS)
+        b_s = _embedding_sum(*tables, o_token, o, m, num_tokens, width)
+        b_z, rstd = standardize(b_s, p_mean, p_rstd, o_token, m, num_tokens)
+        b_grad = load_float(p_grad, o_token * grad_stride + o, m) * b_factor
+        b_ds = project(b_grad * load_float(p_weight, o, o < width), b_z, rstd, width)
+        tl.store(p_ds + o_token * width + o, b_ds, mask=m)
         b_dweight += b_grad * b_z
         b_dshift += b_grad
-    p_sums = p_partial + i_program * 2 * width + o
-    tl.store(p_sums, b_dweight, mask=m)
-    tl.store(p_sums + width, b_dshift, mask=m)
+    store_sum(p_partial + i_program * 2 * width, b_dweight, width)
+    store_sum(p_partial + i_program * 2 * width + width, b_dshift, width)
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -231,11 +231,12 @@ def forward(
     check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
     out = torch.empty(num_tokens, width, dtype=word.dtype, device=device)
     mean, rstd = (torch.empty(num_tokens, dtype=torch.float32, device=device) for _ in range(2))
+    tile = row_tile(width)
     launch(
-        _forward_kernel, (num_tokens,),
-        *tables.pointers(), weight.contiguous(), shift.contiguous(), offsets.contiguous(),
-        rng.contiguous(), out, mean, rstd, *tables.sizes(), width, eps, site,
-        *dropout_numbers(p), DROPS=p > 0, **row_launch(width),
+        _forward_kernel, (triton.cdiv(num_tokens, tile["ROWS"]),), *tables.pointers(),
+        weight.contiguous(), shift.contiguous(), offsets.contiguous(), rng.contiguous(), out, mean,
+        rstd, *tables.sizes(), num_tokens, width, eps, site, *dropout_numbers(p), DROPS=p > 0,
+        **tile,
     )  # fmt: skip
     return out, mean, rstd
 
@@ -251,15 +252,15 @@ def backward(
     check_floats(op, device, grad=(grad, (num_tokens, width)))
     check_statistics(op, device, num_tokens, mean=mean, rstd=rstd)
     check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
-    grad, rows = dense_rows(grad), rows_per_program(num_tokens)
+    grad, tile = dense_rows(grad), row_tile(width)
+    num_tiles = tiles_per_program(num_tokens, tile["ROWS"])
     ds = torch.empty(num_tokens, width, dtype=torch.float32, device=device)
-    partial = mean.new_empty(triton.cdiv(num_tokens, rows), 2, width)
+    partial = mean.new_empty(triton.cdiv(num_tokens, num_tiles * tile["ROWS"]), 2, width)
     launch(
-        _backward_kernel, (partial.shape[0],),
-        grad, *tables.pointers(), weight.contiguous(), mean.contiguous(), rstd.contiguous(),
-        offsets.contiguous(), rng.contiguous(), ds, partial, grad.stride(0), *tables.sizes(),
-        num_tokens, rows, width, site, *dropout_numbers(p), DROPS=p > 0,
-        **row_launch(width),
+        _backward_kernel, (partial.shape[0],), grad, *tables.pointers(), weight.contiguous(),
+        mean.contiguous(), rstd.contiguous(), offsets.contiguous(), rng.contiguous(), ds, partial,
+        grad.stride(0), *tables.sizes(), num_tokens, num_tiles, width, site, *dropout_numbers(p),
+        DROPS=p > 0, **tile,
     )  # fmt: skip
     indices = (ids, word), (positions, position), (types, type_)
     found = [

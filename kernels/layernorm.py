@@ -25,42 +25,64 @@ from .rows import (
     column_sums,
     load_float,
     row_factors,
-    row_launch,
-    rows_per_program,
+    row_tile,
+    store_sum,
+    tile_rows,
+    tiles_per_program,
 )
 
 
 @triton.jit
 def normalize(b_s, m, width, eps):
-    """(mean, rstd, standardised row) of a row that is 0 where ``m`` is False."""
-    mean = tl.sum(b_s, axis=0) / width
+    """(mean, rstd, standardised rows) of rows that are 0 where ``m`` is False."""
+    mean = tl.sum(b_s, axis=1, keep_dims=True) / width
     b_centred = tl.where(m, b_s - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(b_centred * b_centred, axis=0) / width + eps)
+    rstd = tl.rsqrt(tl.sum(b_centred * b_centred, axis=1, keep_dims=True) / width + eps)
     return mean, rstd, b_centred * rstd
+
+
+@triton.jit
+def standardize(b_s, p_mean, p_rstd, o_row, m, num_rows):
+    """(standardised rows, rstd) from the rows' statistics."""
+    mean = load_float(p_mean, o_row, o_row < num_rows)
+    rstd = load_float(p_rstd, o_row, o_row < num_rows)
+    return tl.where(m, (b_s - mean) * rstd, 0.0), rstd
 
 
 @triton.jit
 def project(b_g, b_z, rstd, width):
     """rstd (g - mean(g) - z mean(g z)): LayerNorm's derivative, its own adjoint."""
-    mean = tl.sum(b_g, axis=0) / width
-    product = tl.sum(b_g * b_z, axis=0) / width
+    mean = tl.sum(b_g, axis=1, keep_dims=True) / width
+    product = tl.sum(b_g * b_z, axis=1, keep_dims=True) / width
     return rstd * (b_g - mean - b_z * product)
 
 
 @triton.jit
-def standardize(b_s, m, mean, rstd):
-    """The standardised row, from its statistics."""
-    return tl.where(m, (b_s - mean) * rstd, 0.0)
+def _residual_tile(
+    x,
+    p_bias,
+    residual,
+    p_offsets,
+    dropout,
+    i_tile,
+    num_rows,
+    width,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DROPS: tl.constexpr,
+):
+    """A tile's rows, features, mask, dropout's factors M and residual + M (x + bias).
+
+    x and residual are (pointer, stride); dropout is (stream, threshold, scale).
+    """
+    o_row, o, m = tile_rows(i_tile, num_rows, width, ROWS, BLOCK)
+    b_factor = row_factors(p_offsets, o_row, num_rows, dropout, BLOCK, DROPS)
+    b_x = load_float(x[0], o_row * x[1] + o, m) + load_float(p_bias, o, o < width)
+    b_s = load_float(residual[0], o_row * residual[1] + o, m) + b_factor * b_x
+    return o_row, o, m, b_factor, b_s
 
 
-@triton.jit
-def _residual_sum(p_x, p_bias, p_residual, b_factor, o, m):
-    """residual + M (x + bias) of a row, float32 [BLOCK]; p_x and p_residual are at the row."""
-    b_x = load_float(p_x, o, m) + load_float(p_bias, o, m)
-    return load_float(p_residual, o, m) + b_factor * b_x
-
-
-@triton.jit(do_not_specialize=["site", "threshold"])
+@triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
 def _forward_kernel(
     p_x,  # [num_rows, width], rows x_stride apart
     p_bias,  # [width]
@@ -74,29 +96,28 @@ def _forward_kernel(
     p_rstd,  # float32 [num_rows]
     x_stride,
     residual_stride,
+    num_rows,
     width,
     eps,
     site,
     threshold,
     scale,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
-    i_row = tl.program_id(0).to(tl.int64)
-    o = tl.arange(0, BLOCK)
-    m = o < width
-    stream = load_stream(p_rng, site)
-    b_factor = row_factors(p_offsets + i_row, stream, threshold, scale, BLOCK, DROPS)
-    p_row = (p_x + i_row * x_stride, p_bias, p_residual + i_row * residual_stride)
-    b_s = _residual_sum(*p_row, b_factor, o, m)
+    dropout = (load_stream(p_rng, site), threshold, scale)
+    sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
+    place = (tl.program_id(0).to(tl.int64), num_rows, width)
+    o_row, o, m, _, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
-    b_out = b_z * load_float(p_weight, o, m) + load_float(p_shift, o, m)
-    tl.store(p_out + i_row * width + o, b_out, mask=m)
-    tl.store(p_mean + i_row, mean)
-    tl.store(p_rstd + i_row, rstd)
+    b_out = b_z * load_float(p_weight, o, o < width) + load_float(p_shift, o, o < width)
+    tl.store(p_out + o_row * width + o, b_out, mask=m)
+    tl.store(p_mean + o_row, mean, mask=o_row < num_rows)
+    tl.store(p_rstd + o_row, rstd, mask=o_row < num_rows)
 
 
-@triton.jit(do_not_specialize=["num_rows", "rows_per_program", "site", "threshold"])
+@triton.jit(do_not_specialize=["num_rows", "num_tiles", "site", "threshold"])
 def _backward_kernel(
     p_grad,  # [num_rows, width], rows grad_stride apart
     p_x,  # [num_rows, width], rows x_stride apart
@@ -114,46 +135,43 @@ def _backward_kernel(
     x_stride,
     residual_stride,
     num_rows,
-    rows_per_program,
+    num_tiles,  # of each program
     width,
     site,
     threshold,
     scale,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
     SUMS: tl.constexpr,
 ):
     i_program = tl.program_id(0).to(tl.int64)
-    o = tl.arange(0, BLOCK)
-    m = o < width
-    stream = load_stream(p_rng, site)
-    b_weight = load_float(p_weight, o, m)
-    b_dweight = tl.zeros((BLOCK,), tl.float32)
-    b_dshift = tl.zeros((BLOCK,), tl.float32)
-    b_dbias = tl.zeros((BLOCK,), tl.float32)
-    i_first = i_program * rows_per_program
-    for i_row in range(i_first, tl.minimum(i_first + rows_per_program, num_rows)):
-        b_factor = row_factors(p_offsets + i_row, stream, threshold, scale, BLOCK, DROPS)
-        p_row = (p_x + i_row * x_stride, p_bias, p_residual + i_row * residual_stride)
-        rstd = tl.load(p_rstd + i_row)
-        b_z = standardize(_residual_sum(*p_row, b_factor, o, m), m, tl.load(p_mean + i_row), rstd)
-        b_grad = load_float(p_grad + i_row * grad_stride, o, m)
-        b_ds = project(b_grad * b_weight, b_z, rstd, width)
+    dropout = (load_stream(p_rng, site), threshold, scale)
+    sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
+    b_dweight = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_dshift = tl.zeros((ROWS, BLOCK), tl.float32)
+    b_dbias = tl.zeros((ROWS, BLOCK), tl.float32)
+    for i_tile in range(i_program * num_tiles, (i_program + 1) * num_tiles):
+        place = (i_tile, num_rows, width)
+        o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
+        b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, num_rows)
+        b_grad = load_float(p_grad, o_row * grad_stride + o, m)
+        b_ds = project(b_grad * load_float(p_weight, o, o < width), b_z, rstd, width)
         b_dx = b_factor * b_ds
-        tl.store(p_dresidual + i_row * width + o, b_ds, mask=m)
-        tl.store(p_dx + i_row * width + o, b_dx, mask=m)
+        tl.store(p_dresidual + o_row * width + o, b_ds, mask=m)
+        tl.store(p_dx + o_row * width + o, b_dx, mask=m)
         if SUMS:
             b_dweight += b_grad * b_z
             b_dshift += b_grad
-            b_dbias += b_dx
+            b_dbias += tl.where(m, b_dx, 0.0)
     if SUMS:
-        p_sums = p_partial + i_program * 3 * width + o
-        tl.store(p_sums, b_dweight, mask=m)
-        tl.store(p_sums + width, b_dshift, mask=m)
-        tl.store(p_sums + 2 * width, b_dbias, mask=m)
+        p_sums = p_partial + i_program * 3 * width
+        store_sum(p_sums, b_dweight, width)
+        store_sum(p_sums + width, b_dshift, width)
+        store_sum(p_sums + 2 * width, b_dbias, width)
 
 
-@triton.jit(do_not_specialize=["site", "threshold"])
+@triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
 def _jvp_kernel(
     p_tx,  # [num_rows, width], rows tx_stride apart
     p_tresidual,  # [num_rows, width], rows tresidual_stride apart
@@ -170,25 +188,24 @@ def _jvp_kernel(
     tresidual_stride,
     x_stride,
     residual_stride,
+    num_rows,
     width,
     site,
     threshold,
     scale,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
-    i_row = tl.program_id(0).to(tl.int64)
-    o = tl.arange(0, BLOCK)
-    m = o < width
-    stream = load_stream(p_rng, site)
-    b_factor = row_factors(p_offsets + i_row, stream, threshold, scale, BLOCK, DROPS)
-    p_row = (p_x + i_row * x_stride, p_bias, p_residual + i_row * residual_stride)
-    rstd = tl.load(p_rstd + i_row)
-    b_z = standardize(_residual_sum(*p_row, b_factor, o, m), m, tl.load(p_mean + i_row), rstd)
-    b_tx = load_float(p_tx + i_row * tx_stride, o, m)
-    b_ts = load_float(p_tresidual + i_row * tresidual_stride, o, m) + b_factor * b_tx
-    b_out = load_float(p_weight, o, m) * project(b_ts, b_z, rstd, width)
-    tl.store(p_out + i_row * width + o, b_out, mask=m)
+    dropout = (load_stream(p_rng, site), threshold, scale)
+    sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
+    place = (tl.program_id(0).to(tl.int64), num_rows, width)
+    o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
+    b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, num_rows)
+    b_ts = b_factor * load_float(p_tx, o_row * tx_stride + o, m)
+    b_ts += load_float(p_tresidual, o_row * tresidual_stride + o, m)
+    b_out = load_float(p_weight, o, o < width) * project(b_ts, b_z, rstd, width)
+    tl.store(p_out + o_row * width + o, b_out, mask=m)
 
 
 def forward(
@@ -203,12 +220,12 @@ def forward(
     x, residual = dense_rows(x), dense_rows(residual)
     out = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
     mean, rstd = (torch.empty(num_rows, dtype=torch.float32, device=x.device) for _ in range(2))
+    tile = row_tile(width)
     launch(
-        _forward_kernel, (num_rows,),
-        x, bias.contiguous(), residual, weight.contiguous(), shift.contiguous(),
-        offsets.contiguous(), rng.contiguous(), out, mean, rstd, x.stride(0),
-        residual.stride(0), width, eps, site, *dropout_numbers(p), DROPS=p > 0,
-        **row_launch(width),
+        _forward_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), x, bias.contiguous(), residual,
+        weight.contiguous(), shift.contiguous(), offsets.contiguous(), rng.contiguous(), out, mean,
+        rstd, x.stride(0), residual.stride(0), num_rows, width, eps, site, *dropout_numbers(p),
+        DROPS=p > 0, **tile,
     )  # fmt: skip
     return out, mean, rstd
 
@@ -225,15 +242,16 @@ def backward(
     grad, x, residual = dense_rows(grad), dense_rows(x), dense_rows(residual)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dresidual = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
-    rows = rows_per_program(num_rows) if need_weight_grads else 1
-    num_programs = triton.cdiv(num_rows, rows)
+    tile = row_tile(width)
+    num_tiles = tiles_per_program(num_rows, tile["ROWS"]) if need_weight_grads else 1
+    num_programs = triton.cdiv(num_rows, num_tiles * tile["ROWS"])
     partial = mean.new_empty(num_programs if need_weight_grads else 0, 3, width)
     launch(
-        _backward_kernel, (num_programs,),
-        grad, x, bias.contiguous(), residual, weight.contiguous(), mean.contiguous(),
-        rstd.contiguous(), offsets.contiguous(), rng.contiguous(), dx, dresidual, partial,
-        grad.stride(0), x.stride(0), residual.stride(0), num_rows, rows, width, site,
-        *dropout_numbers(p), DROPS=p > 0, SUMS=need_weight_grads, **row_launch(width),
+        _backward_kernel, (num_programs,), grad, x, bias.contiguous(), residual,
+        weight.contiguous(), mean.contiguous(), rstd.contiguous(), offsets.contiguous(),
+        rng.contiguous(), dx, dresidual, partial, grad.stride(0), x.stride(0), residual.stride(0),
+        num_rows, num_tiles, width, site, *dropout_numbers(p), DROPS=p > 0, SUMS=need_weight_grads,
+        **tile,
     )  # fmt: skip
     if not need_weight_grads:
         return dx, dresidual, bias.new_empty(0), weight.new_empty(0), weight.new_empty(0)
@@ -255,12 +273,12 @@ def jvp(
     rows = [dense_rows(t) for t in (x_tangent, residual_tangent, x, residual)]
     tx, tresidual, x, residual = rows
     out = torch.empty(shape, dtype=residual.dtype, device=x.device)
+    tile = row_tile(width)
     launch(
-        _jvp_kernel, (num_rows,),
-        tx, tresidual, x, bias.contiguous(), residual, weight.contiguous(), mean.contiguous(),
-        rstd.contiguous(), offsets.contiguous(), rng.contiguous(), out,
-        *(t.stride(0) for t in rows), width, site, *dropout_numbers(p), DROPS=p > 0,
-        **row_launch(width),
+        _jvp_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), tx, tresidual, x, bias.contiguous(),
+        residual, weight.contiguous(), mean.contiguous(), rstd.contiguous(), offsets.contiguous(),
+        rng.contiguous(), out, *(t.stride(0) for t in rows), num_rows, width, site,
+        *dropout_numbers(p), DROPS=p > 0, **tile,
     )  # fmt: skip
     return out
 

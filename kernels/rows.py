@@ -8,51 +8,72 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .philox import block_words, dropout_factors, element_words
+from .philox import dropout_factors, row_words
 
 MAX_WIDTH = 8192  # a row is held in registers: 16 elements a thread at 16 warps
 
 SUM_ROWS, SUM_COLUMNS = 32, 64  # partial sums per tile: two full 128-byte lines of float32 a row
 
 
-def row_launch(width: int) -> dict[str, int]:
-    """BLOCK, the smallest power of 2 that holds a row, and num_warps.
+def row_tile(width: int) -> dict[str, int]:
+    """ROWS and BLOCK, a row or several narrow ones, and num_warps.
 
-    Eight elements a thread: a 16-byte load of bfloat16, two of float32, two Philox blocks.
+    Eight elements a thread: a 16-byte load of bfloat16, two of float32, two Philox blocks. Several
+    rows of 384 features in a program would share loads of the weights, but Triton then goes through
+    shared memory between every two of its layouts (13 barriers for 3, by the assembly).
     """
     block = max(triton.next_power_of_2(width), 16)
-    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
+    rows = max(1, 512 // block)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // 256, 1), 16)}
 
 
-def rows_per_program(num_rows: int) -> int:
-    """Rows that one program adds up before it stores a partial sum.
+def tiles_per_program(num_rows: int, rows: int) -> int:
+    """Tiles of so many rows that one program adds up before it stores a partial sum.
 
-    At four rows the partial sums are 30 % of the rows' own bytes and mostly stay in L2; from 2,048
-    rows on there are 512 programs, a few for each multiprocessor. Depends on nothing but the number
-    of rows, so the order of the sums is the same on every device.
+    With four rows the partial sums are 30 % of the rows' own bytes and mostly stay in L2; from
+    2,048 rows on there are 512 programs, a few for each multiprocessor. Depends on nothing but the
+    shape, so the order of the sums is the same on every device.
     """
-    return max(4, triton.cdiv(num_rows, 512))
+    return max(triton.cdiv(4, rows), triton.cdiv(num_rows, 512 * rows))
 
 
 @triton.jit
-def row_factors(p_offset, stream, threshold, scale, BLOCK: tl.constexpr, DROPS: tl.constexpr):
-    """Dropout's factors of a row, float32 [BLOCK]; p_offset points at its first element's index."""
+def tile_rows(i_tile, num_rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows [ROWS, 1], features [1, BLOCK], mask of both) of a tile."""
+    o_row = i_tile * ROWS + tl.arange(0, ROWS)[:, None]
+    o = tl.arange(0, BLOCK)[None, :]
+    return o_row, o, (o_row < num_rows) & (o < width)
+
+
+@triton.jit
+def row_factors(p_offsets, o_row, num_rows, dropout, BLOCK: tl.constexpr, DROPS: tl.constexpr):
+    """Dropout's factors, float32 [ROWS, BLOCK]; dropout is (stream, threshold, scale).
+
+    p_offsets points at the index of each row's first element.
+    """
     if DROPS:
-        i_first = tl.load(p_offset)
-        if i_first % 4 == 0:
-            i_block = (i_first >> 2) + tl.arange(0, BLOCK // 4)[None, :]
-            b_words = tl.reshape(block_words(i_block, stream), (BLOCK,))
+        i_first = tl.reshape(o_row, (o_row.shape[0],))
+        i_first = tl.load(p_offsets + i_first, mask=i_first < num_rows, other=0)
+        if tl.max(i_first % 4, axis=0) == 0:
+            b_words = row_words(i_first, BLOCK, dropout[0], True)
         else:
-            b_words = element_words(i_first + tl.arange(0, BLOCK), stream)
-        return dropout_factors(b_words, threshold, scale)
+            b_words = row_words(i_first, BLOCK, dropout[0], False)
+        return dropout_factors(b_words, dropout[1], dropout[2])
     else:
-        return tl.full((BLOCK,), 1.0, tl.float32)
+        return tl.full((o_row.shape[0], BLOCK), 1.0, tl.float32)
 
 
 @triton.jit
-def load_float(p_row, o, m):
-    """Elements ``o`` of a row as float32, 0 where ``m`` is False."""
-    return tl.load(p_row + o, mask=m, other=0.0).to(tl.float32)
+def load_float(p, o, m):
+    """Elements ``o`` as float32, 0 where ``m`` is False."""
+    return tl.load(p + o, mask=m, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_sum(p_sum, b_rows, width):
+    """The sum over the rows of [ROWS, BLOCK], into [width]."""
+    o = tl.arange(0, b_rows.shape[1])
+    tl.store(p_sum + o, tl.sum(b_rows, axis=0), mask=o < width)
 
 
 @triton.jit(do_not_specialize=["num_partial"])

@@ -23,7 +23,7 @@ from torch import Tensor
 from .checks import check_tensor, dense_rows
 from .launch import launch
 from .row_checks import check_floats, check_indices, check_rows
-from .rows import load_float, row_launch
+from .rows import load_float, row_tile
 
 TOKENS = 1024  # sizes combined at a time; a usual batch has about 650 tokens
 _varying = ["num_tokens"]
@@ -201,7 +201,7 @@ def smart_ascend(
     options = _options(step_size, normalize_gradient, projection, radius, norm, level)
     delta, gradient, mask = dense_rows(delta), dense_rows(gradient), mask.contiguous()
     out = torch.empty(num_tokens, width, dtype=delta.dtype, device=delta.device)
-    strides, tile = (delta.stride(0), gradient.stride(0)), row_launch(width)
+    strides, tile = (delta.stride(0), gradient.stride(0)), _tile(width)
     step_size = 1.0 if math.isinf(step_size) else step_size
     if level == "token":
         arguments = delta, gradient, mask, out, *strides, width, step_size, radius
@@ -219,6 +219,12 @@ def smart_ascend(
         constants = {**options, "MEASURES": measures, "TOKENS": TOKENS, **tile}
         launch(_sequence_kernel, (num_tokens,), *arguments, **constants)
     return out
+
+
+def _tile(width: int) -> dict[str, int]:
+    """A row per program: BLOCK, and num_warps for eight elements a thread."""
+    block = row_tile(width)["BLOCK"]
+    return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
 
 
 def _check(delta: Tensor, gradient: Tensor, mask: Tensor, sequence: Tensor) -> tuple[int, int]:

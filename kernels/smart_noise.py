@@ -15,30 +15,37 @@ from .launch import launch
 from .philox import load_stream, row_normals
 from .row_checks import check_indices
 
-# One Philox block a thread at four warps: its float64 logarithm, sine and cosine take most of the
-# registers that a thread has.
-COLUMNS, NUM_WARPS = 512, 4
+
+def _tile(width: int) -> dict[str, int]:
+    """ROWS, COLUMNS and num_warps: one Philox block a thread, whose float64 logarithm, sine and
+    cosine are enough for its registers. 768 columns are three tiles of two rows.
+    """
+    columns = min(256, triton.next_power_of_2(width))
+    return {"ROWS": 512 // columns, "COLUMNS": columns, "num_warps": 4}
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["num_rows", "site"])
 def _noise_kernel(
     p_offsets,  # int64 [num_rows]
     p_rng,  # int64 [2]
     p_out,  # float32 [num_rows, width]
+    num_rows,
     width,
     site,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    i_row = tl.program_id(0).to(tl.int64)
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     i_column = tl.program_id(1) * COLUMNS
-    i_first = tl.load(p_offsets + i_row) + i_column + tl.zeros((1,), tl.int64)
+    i_first = tl.load(p_offsets + o_row, mask=o_row < num_rows, other=0) + i_column
     stream = load_stream(p_rng, site)
     if tl.max(i_first % 4, axis=0) == 0:
         b_out = row_normals(i_first, COLUMNS, stream, True)
     else:
         b_out = row_normals(i_first, COLUMNS, stream, False)
     o = i_column + tl.arange(0, COLUMNS)[None, :]
-    tl.store(p_out + i_row * width + o, b_out, mask=o < width)
+    m = (o_row < num_rows)[:, None] & (o < width)
+    tl.store(p_out + o_row[:, None] * width + o, b_out, mask=m)
 
 
 def smart_noise(offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
@@ -49,9 +56,10 @@ def smart_noise(offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
     if width < 4 or width % 4:
         raise ValueError(f"{op}: width must be a positive multiple of 4, got {width}")
     out = torch.empty(offsets.shape[0], width, dtype=torch.float32, device=offsets.device)
-    grid = (offsets.shape[0], triton.cdiv(width, COLUMNS))
-    arguments = offsets.contiguous(), rng.contiguous(), out, width, site
-    launch(_noise_kernel, grid, *arguments, COLUMNS=COLUMNS, num_warps=NUM_WARPS)
+    tile = _tile(width)
+    grid = triton.cdiv(out.shape[0], tile["ROWS"]), triton.cdiv(width, tile["COLUMNS"])
+    arguments = offsets.contiguous(), rng.contiguous(), out, out.shape[0], width, site
+    launch(_noise_kernel, grid, *arguments, **tile)
     return out
 
 
