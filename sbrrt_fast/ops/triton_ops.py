@@ -51,9 +51,16 @@ def _host_function(module: str, function: str) -> Callable:
     return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
 
 
-@cache
 def missing() -> str | None:
     """Why no Triton kernel can run on this machine, or None."""
+    return _missing()
+
+
+missing._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without its import
+
+
+@cache
+def _missing() -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; `pip install triton` (Linux)"
     if not INTERPRETED and not torch.cuda.is_available():
