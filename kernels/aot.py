@@ -23,8 +23,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-os.environ.pop("TRITON_INTERPRET", None)  # interpreted functions cannot be compiled
-
 import torch
 import triton
 from torch import Tensor
@@ -209,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     parser.add_argument("--json", type=Path, help="also write the table there")
     arguments = parser.parse_args(argv)
+    os.environ.pop("TRITON_INTERPRET", None)  # before kernels are imported: they are compiled here
     rows = compile_all(arguments.only, arguments.arch, arguments.match, arguments.jobs)
     print(table(rows))
     if arguments.json:

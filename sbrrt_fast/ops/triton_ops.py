@@ -58,10 +58,12 @@ def _host_function(module: str, function: str) -> Callable:
     return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
 
 
-@torch.compiler.assume_constant_result  # it imports, which torch.compile cannot trace
 def missing() -> str | None:
     """Why no Triton kernel can run on this machine, or None."""
     return _missing()
+
+
+missing._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without its import
 
 
 @cache
