@@ -266,7 +266,7 @@ def backward(
     found = [
         _table_gradient(ds, *pair, needed) for pair, needed in zip(indices, needs[:3], strict=True)
     ]
-    sums = column_sums(partial).to(weight.dtype) if any(needs[3:]) else None
+    sums = column_sums(partial, weight, weight) if any(needs[3:]) else None
     return (*found, *(sums[i] if needs[3 + i] else weight.new_empty(0) for i in range(2)))
 
 

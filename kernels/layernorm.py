@@ -255,8 +255,8 @@ def backward(
     )  # fmt: skip
     if not need_weight_grads:
         return dx, dresidual, bias.new_empty(0), weight.new_empty(0), weight.new_empty(0)
-    dweight, dshift, dbias = column_sums(partial)
-    return dx, dresidual, dbias.to(bias.dtype), dweight.to(weight.dtype), dshift.to(weight.dtype)
+    dweight, dshift, dbias = column_sums(partial, weight, weight, bias)
+    return dx, dresidual, dbias, dweight, dshift
 
 
 def jvp(

@@ -79,7 +79,9 @@ def store_sum(p_sum, b_rows, width):
 @triton.jit(do_not_specialize=["num_partial"])
 def _column_sums_kernel(
     p_partial,  # float32 [num_partial, num_sums, width]
-    p_out,  # float32 [num_sums, width]
+    p_first,  # [width], as the next two; those beyond num_sums are not written
+    p_second,
+    p_third,
     num_partial,
     num_sums,
     width,
@@ -95,14 +97,23 @@ def _column_sums_kernel(
         o = (o_row.to(tl.int64) * num_sums + i_sum)[:, None] * width + o_column[None, :]
         m = (o_row < num_partial)[:, None] & m_column[None, :]
         b_total += tl.sum(tl.load(p_partial + o, mask=m, other=0.0), axis=0)
-    tl.store(p_out + i_sum * width + o_column, b_total, mask=m_column)
+    if i_sum == 0:
+        tl.store(p_first + o_column, b_total, mask=m_column)
+    elif i_sum == 1:
+        tl.store(p_second + o_column, b_total, mask=m_column)
+    else:
+        tl.store(p_third + o_column, b_total, mask=m_column)
 
 
-def column_sums(partial: Tensor) -> Tensor:
-    """Sums of float32 [num_partial, num_sums, width] over its first dimension, in its order."""
+def column_sums(partial: Tensor, *like: Tensor) -> list[Tensor]:
+    """Sums over the first dimension of float32 [num_partial, num_sums <= 3, width], in its order.
+
+    Each is a tensor [width] of the dtype of its entry in ``like``.
+    """
     num_partial, num_sums, width = partial.shape
-    out = torch.empty(num_sums, width, dtype=torch.float32, device=partial.device)
+    out = [torch.empty(width, dtype=x.dtype, device=partial.device) for x in like]
+    three = (out * 3)[:3]
     grid = (num_sums, triton.cdiv(width, SUM_COLUMNS))
     numbers = num_partial, num_sums, width
-    launch(_column_sums_kernel, grid, partial, out, *numbers, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS)
+    launch(_column_sums_kernel, grid, partial, *three, *numbers, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS)
     return out
