@@ -45,7 +45,9 @@ def config(tmp_path_factory) -> RunConfig:
         smart=SmartConfig(weight=1.0, radius=0.1),
         bregman=BregmanConfig(weight=0.8),
         round=RoundConfig(batch_size=2),
-        log=LogConfig(every=1, gain=False, state_every=0, tensorboard=False),
+        log=LogConfig(
+            every=1, gain=False, state_every=0, tensorboard=False, evaluate_every=NUM_ROUNDS
+        ),
     )
 
 
