@@ -38,6 +38,13 @@ class Batch:
     rows: Tensor  # int64 [num_sequences]
     max_positions: int
 
+    @property
+    def is_unaligned(self) -> bool:
+        return self.p > 0 and self.max_positions % 4 != 0
+
+    def blocks(self, direction: str, query: Tensor) -> Blocks | None:
+        return choose(direction, self.max_length, query.dtype, self.is_unaligned)
+
     def launch(self, kernel, matrices: list, others: list, blocks: Blocks, block: int) -> None:
         """Launches with a program per (sequence, head) and ``block`` rows of the longest sequence.
 
@@ -45,15 +52,14 @@ class Batch:
             matrices: [num_tokens, hidden] with dense rows, whose strides the kernel takes.
             others: the pointers between these and the batch's.
         """
-        num_blocks = 1 if blocks.is_tile else triton.cdiv(self.max_length, block)
-        grid = self.rows.shape[0] * self.num_heads, num_blocks
+        grid = self.rows.shape[0] * self.num_heads, triton.cdiv(self.max_length, block)
         batch = self.cu_seqlens.contiguous(), self.rows.contiguous(), self.rng.contiguous()
         strides = [matrix.stride(0) for matrix in matrices]
         numbers = self.num_heads, self.max_positions, self.site, *dropout_numbers(self.p)
         constants = {
             "HEAD_DIM": matrices[0].shape[1] // self.num_heads,
             "DROPOUT": self.p > 0,
-            "ALIGNED": self.p > 0 and self.max_positions % 4 == 0,
+            "ALIGNED": not self.is_unaligned,
         }
         arguments = *matrices, *others, *batch, *strides, *numbers
         launch(kernel, grid, *arguments, **constants, **blocks.constants())
@@ -69,7 +75,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, *batch) -> tuple[Tensor, 
     _check("attention_forward", {"query": query, "key": key, "value": value}, batch)
     out = _empty_like(query)
     logsumexp = query.new_empty((query.shape[0], batch.num_heads), dtype=torch.float32)
-    blocks = choose("forward", batch.max_length, query.dtype)
+    blocks = batch.blocks("forward", query)
     kernel = attention_loop.forward_loop_kernel
     if blocks.is_tile:
         kernel = attention_tile.forward_tile_kernel
@@ -92,9 +98,9 @@ def backward(
     _check_logsumexp("attention_backward", logsumexp, query, batch)
     matrices = [dense_rows(x) for x in (grad, query, key, value, out)]
     grads, logsumexp = [_empty_like(query) for _ in range(3)], logsumexp.contiguous()
-    if blocks := choose("backward", batch.max_length, query.dtype):
-        others = [logsumexp, *grads]
-        batch.launch(attention_tile.backward_tile_kernel, matrices[:4], others, blocks, 0)
+    if blocks := batch.blocks("backward", query):
+        kernel, others = attention_tile.backward_tile_kernel, [logsumexp, *grads]
+        batch.launch(kernel, matrices[:4], others, blocks, blocks.query)
     else:
         _backward_loop(matrices, logsumexp, grads, batch)
     return tuple(grads)
@@ -102,11 +108,10 @@ def backward(
 
 def _backward_loop(matrices: list, logsumexp: Tensor, grads: list, batch: Batch) -> None:
     """The gradient of the queries, then that of keys and values; the first leaves its row means."""
-    mean, dtype = torch.empty_like(logsumexp), matrices[0].dtype
-    blocks = choose("backward_query", batch.max_length, dtype)
+    mean, blocks = torch.empty_like(logsumexp), batch.blocks("backward_query", matrices[0])
     kernel = attention_loop.backward_query_loop_kernel
     batch.launch(kernel, matrices, [logsumexp, mean, grads[0]], blocks, blocks.query)
-    blocks = choose("backward_key", batch.max_length, dtype)
+    blocks = batch.blocks("backward_key", matrices[0])
     kernel = attention_loop.backward_key_loop_kernel
     batch.launch(kernel, matrices[:4], [logsumexp, mean, *grads[1:]], blocks, blocks.key)
 
@@ -131,7 +136,7 @@ def jvp(
     matrices |= {"key_tangent": key_tangent, "value_tangent": value_tangent}
     _check("attention_jvp", matrices, batch)
     _check_logsumexp("attention_jvp", logsumexp, query, batch)
-    out, blocks = _empty_like(query), choose("jvp", batch.max_length, query.dtype)
+    out, blocks = _empty_like(query), batch.blocks("jvp", query)
     kernel = attention_tile.jvp_tile_kernel if blocks.is_tile else attention_loop.jvp_loop_kernel
     dense = [dense_rows(x) for x in matrices.values()]
     batch.launch(kernel, dense, [logsumexp.contiguous(), out], blocks, blocks.query)

@@ -1,7 +1,8 @@
-"""Attention where one tile holds a whole (sequence, head): no running softmax, nothing to combine.
+"""Attention where a tile holds all keys of a (sequence, head): no running softmax.
 
-Mathematics: docs/math/attention.md. A tile has the row of probabilities at hand, so it divides them
-by their sum once more and sums over them exactly.
+Forward may split the queries among programs; backward and tangent hold all of them, so nothing is
+combined. With the row of probabilities at hand, they are divided by their sum once more and summed
+over exactly. Mathematics: docs/math/attention.md.
 """
 
 from __future__ import annotations
@@ -33,26 +34,30 @@ def forward_tile_kernel(
     query_stride, key_stride, value_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
-    o_row = tl.arange(0, BLOCK)
-    b_query = load_rows(p_query, query_stride, place, o_row, HEAD_DIM)
-    b_key = load_rows(p_key, key_stride, place, o_row, HEAD_DIM)
-    b_value = load_rows(p_value, value_stride, place, o_row, HEAD_DIM)
-    b_scores = scores(b_query, b_key, o_row < place[3], HEAD_DIM)
+    i_query = tl.program_id(1) * BLOCK_QUERY
+    if i_query >= place[3]:
+        return
+    o_query, o_key = i_query + tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_KEY)
+    b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
+    b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
+    b_value = load_rows(p_value, value_stride, place, o_key, HEAD_DIM)
+    b_scores = scores(b_query, b_key, o_key < place[3], HEAD_DIM)
     b_max = tl.max(b_scores, axis=1)
     b_prob = tl.exp2(b_scores - b_max[:, None])
     b_sum = tl.sum(b_prob, axis=1)
-    store_numbers(p_logsumexp, (b_max + tl.log2(b_sum)) / LOG2E, num_heads, place, o_row)
+    store_numbers(p_logsumexp, (b_max + tl.log2(b_sum)) / LOG2E, num_heads, place, o_query)
     if DROPOUT:
         dropout = p_rows, p_rng, site, threshold, num_heads, max_positions
-        m_kept = kept_probabilities(dropout, place, o_row, 0, BLOCK, ALIGNED)
+        m_kept = kept_probabilities(dropout, place, o_query, 0, BLOCK_KEY, ALIGNED)
         b_prob = tl.where(m_kept, b_prob, 0.0)
     b_out = product(b_prob.to(b_value.dtype), b_value) * (scale / b_sum)[:, None]
-    store_rows(p_out, b_out, num_heads, place, o_row, HEAD_DIM)
+    store_rows(p_out, b_out, num_heads, place, o_query, HEAD_DIM)
 
 
 @triton.jit
@@ -74,33 +79,34 @@ def backward_tile_kernel(
     grad_stride, query_stride, key_stride, value_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
-    o_row = tl.arange(0, BLOCK)
-    b_grad = load_rows(p_grad, grad_stride, place, o_row, HEAD_DIM)
-    b_query = load_rows(p_query, query_stride, place, o_row, HEAD_DIM)
-    b_key = load_rows(p_key, key_stride, place, o_row, HEAD_DIM)
-    b_value = load_rows(p_value, value_stride, place, o_row, HEAD_DIM)
-    b_logsumexp = load_numbers(p_logsumexp, num_heads, place, o_row)
-    b_prob = _probabilities(b_query, b_key, b_logsumexp, o_row < place[3], HEAD_DIM)
+    o_query, o_key = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_KEY)
+    b_grad = load_rows(p_grad, grad_stride, place, o_query, HEAD_DIM)
+    b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
+    b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
+    b_logsumexp = load_numbers(p_logsumexp, num_heads, place, o_query)
+    b_prob = _probabilities(b_query, b_key, b_logsumexp, o_key < place[3], HEAD_DIM)
+    b_value = load_rows(p_value, value_stride, place, o_key, HEAD_DIM)
     b_prob_grad = product(b_grad, tl.trans(b_value))
     b_dropped = b_prob
     if DROPOUT:
         dropout = p_rows, p_rng, site, threshold, num_heads, max_positions
-        m_kept = kept_probabilities(dropout, place, o_row, 0, BLOCK, ALIGNED)
+        m_kept = kept_probabilities(dropout, place, o_query, 0, BLOCK_KEY, ALIGNED)
         b_dropped = tl.where(m_kept, b_prob * scale, 0.0)
         b_prob_grad = tl.where(m_kept, b_prob_grad * scale, 0.0)
     b_value_grad = product(tl.trans(b_dropped.to(b_grad.dtype)), b_grad)
-    store_rows(p_value_grad, b_value_grad, num_heads, place, o_row, HEAD_DIM)
+    store_rows(p_value_grad, b_value_grad, num_heads, place, o_key, HEAD_DIM)
     b_mean = tl.sum(b_prob * b_prob_grad, axis=1)
     b_score_grad = (b_prob * (b_prob_grad - b_mean[:, None])).to(b_key.dtype)
     b_query_grad = product(b_score_grad, b_key) * HEAD_DIM**-0.5
-    store_rows(p_query_grad, b_query_grad, num_heads, place, o_row, HEAD_DIM)
+    store_rows(p_query_grad, b_query_grad, num_heads, place, o_query, HEAD_DIM)
     b_key_grad = product(tl.trans(b_score_grad), b_query) * HEAD_DIM**-0.5
-    store_rows(p_key_grad, b_key_grad, num_heads, place, o_row, HEAD_DIM)
+    store_rows(p_key_grad, b_key_grad, num_heads, place, o_key, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site"])
@@ -116,27 +122,28 @@ def jvp_tile_kernel(
     query_tangent_stride, key_tangent_stride, value_tangent_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
     place = locate(p_cu_seqlens, num_heads)
-    o_row = tl.arange(0, BLOCK)
-    b_query = load_rows(p_query, query_stride, place, o_row, HEAD_DIM)
-    b_key = load_rows(p_key, key_stride, place, o_row, HEAD_DIM)
-    b_query_tangent = load_rows(p_query_tangent, query_tangent_stride, place, o_row, HEAD_DIM)
-    b_key_tangent = load_rows(p_key_tangent, key_tangent_stride, place, o_row, HEAD_DIM)
-    b_logsumexp = load_numbers(p_logsumexp, num_heads, place, o_row)
-    b_prob = _probabilities(b_query, b_key, b_logsumexp, o_row < place[3], HEAD_DIM)
+    o_query, o_key = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_KEY)
+    b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
+    b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
+    b_query_tangent = load_rows(p_query_tangent, query_tangent_stride, place, o_query, HEAD_DIM)
+    b_key_tangent = load_rows(p_key_tangent, key_tangent_stride, place, o_key, HEAD_DIM)
+    b_logsumexp = load_numbers(p_logsumexp, num_heads, place, o_query)
+    b_prob = _probabilities(b_query, b_key, b_logsumexp, o_key < place[3], HEAD_DIM)
     b_tangent = product(b_query_tangent, tl.trans(b_key))
     b_tangent = (b_tangent + product(b_query, tl.trans(b_key_tangent))) * HEAD_DIM**-0.5
     b_tangent -= tl.sum(b_prob * b_tangent, axis=1)[:, None]
     if DROPOUT:
         dropout = p_rows, p_rng, site, threshold, num_heads, max_positions
-        m_kept = kept_probabilities(dropout, place, o_row, 0, BLOCK, ALIGNED)
+        m_kept = kept_probabilities(dropout, place, o_query, 0, BLOCK_KEY, ALIGNED)
         b_prob = tl.where(m_kept, b_prob * scale, 0.0)
-    b_value = load_rows(p_value, value_stride, place, o_row, HEAD_DIM)
-    b_value_tangent = load_rows(p_value_tangent, value_tangent_stride, place, o_row, HEAD_DIM)
+    b_value = load_rows(p_value, value_stride, place, o_key, HEAD_DIM)
+    b_value_tangent = load_rows(p_value_tangent, value_tangent_stride, place, o_key, HEAD_DIM)
     b_out = product((b_prob * b_tangent).to(b_value.dtype), b_value)
     b_out += product(b_prob.to(b_value.dtype), b_value_tangent)
-    store_rows(p_out, b_out, num_heads, place, o_row, HEAD_DIM)
+    store_rows(p_out, b_out, num_heads, place, o_query, HEAD_DIM)

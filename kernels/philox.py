@@ -48,31 +48,52 @@ def _philox(i_block, stream):
 
 
 @triton.jit
+def _pick(i_word, w0, w1, w2, w3):
+    """Word number i_word of four."""
+    return tl.where(i_word < 2, tl.where(i_word == 0, w0, w1), tl.where(i_word == 2, w2, w3))
+
+
+@triton.jit
 def element_words(i_element, stream):
     """int64 elements [...] -> their words, uint32 [...]."""
     w0, w1, w2, w3 = _philox(i_element >> 2, stream)
-    i_word = (i_element & 3).to(tl.int32)
-    return tl.where(i_word < 2, tl.where(i_word == 0, w0, w1), tl.where(i_word == 2, w2, w3))
+    return _pick((i_element & 3).to(tl.int32), w0, w1, w2, w3)
+
+
+@triton.jit
+def _in_order(w0, w1, w2, w3):
+    """Four words of each block, [m, n], as one row: [m, 4 n]."""
+    b_words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return tl.reshape(b_words, (w0.shape[0], w0.shape[1] * 4))
 
 
 @triton.jit
 def block_words(i_block, stream):
     """int64 blocks [m, n] -> the words of their elements in order, uint32 [m, 4 n]."""
     w0, w1, w2, w3 = _philox(i_block, stream)
-    b_words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(b_words, (i_block.shape[0], i_block.shape[1] * 4))
+    return _in_order(w0, w1, w2, w3)
 
 
 @triton.jit
 def row_words(i_first, WIDTH: tl.constexpr, stream, ALIGNED: tl.constexpr):
     """Words of the elements i_first[i] + j, uint32 [m, WIDTH].
 
-    i_first is int64 [m], multiples of 4 if ALIGNED; WIDTH is a power of 2, at least 4.
+    i_first is int64 [m], multiples of 4 if ALIGNED; else four neighbours lie in two blocks. WIDTH
+    is a power of 2, at least 4.
     """
+    i_block = (i_first >> 2)[:, None] + tl.arange(0, WIDTH // 4)[None, :]
     if ALIGNED:
-        return block_words((i_first >> 2)[:, None] + tl.arange(0, WIDTH // 4)[None, :], stream)
+        return block_words(i_block, stream)
     else:
-        return element_words(i_first[:, None] + tl.arange(0, WIDTH)[None, :], stream)
+        i_word = (i_first & 3).to(tl.int32)[:, None]
+        w0, w1, w2, w3 = _philox(i_block, stream)
+        w4, w5, w6, _ = _philox(i_block + 1, stream)
+        return _in_order(
+            _pick(i_word, w0, w1, w2, w3),
+            _pick(i_word, w1, w2, w3, w4),
+            _pick(i_word, w2, w3, w4, w5),
+            _pick(i_word, w3, w4, w5, w6),
+        )
 
 
 @triton.jit

@@ -38,8 +38,8 @@ SAMPLES = {
     "one token without dropout": ([1], 1, 64, F16, 0.0, 512, "dense"),
     "primes": ([2, 13, 31, 7], 3, 32, F32, 0.1, 67, "dense"),
     "primes in fp16": ([3, 17, 37, 5], 2, 64, F16, 0.1, 61, "dense"),
-    "whole tiles": ([16, 4, 8], 1, 64, F32, 0.0, 512, "dense"),
-    "whole tile of 64": ([64, 63], 1, 32, F32, 0.1, 512, "dense"),
+    "whole tiles": ([16, 32, 8], 1, 64, F32, 0.0, 512, "dense"),
+    "whole tile of 64": ([64, 63], 1, 32, F16, 0.1, 512, "dense"),
     "tile of 128": ([128, 3, 101], 1, 32, F16, 0.1, 512, "dense"),
     "many sequences": ([1 + (7 * i) % 23 for i in range(25)], 1, 32, F16, 0.1, 512, "dense"),
     "loop in fp32": ([67, 0, 5], 1, 64, F32, 0.1, 67, "dense"),
@@ -114,7 +114,7 @@ def test_logsumexp(name):
 
 
 # a tile, a loop over blocks that end within the sequence, at its end and just before it
-MASKS = [(29, 64), (29, 61), (64, 64), (97, 97), (96, 512), (65, 67)]
+MASKS = [(29, 64), (29, 61), (32, 64), (97, 97), (96, 512), (65, 67)]
 
 
 def drawn_mask(length: int, max_positions: int, **change) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,7 +153,7 @@ def test_masks_are_those_of_dropout_mask(length, max_positions):
     ids=str,
 )
 def test_another_mask_is_told_apart(change):
-    assert not torch.equal(*drawn_mask(65, 67, **change))
+    assert not torch.equal(*drawn_mask(31, 67, **change))
 
 
 @triton.jit
@@ -168,7 +168,7 @@ def _flip_last_of_block(
 
 @interpreted
 @pytest.mark.parametrize(
-    ("length", "module", "num_blocks"), [(64, attention_tile, 1), (96, attention_loop, 3)]
+    ("length", "module", "num_blocks"), [(32, attention_tile, 1), (96, attention_loop, 3)]
 )
 def test_a_planted_bug_at_the_edge_of_a_block_is_caught(length, module, num_blocks, monkeypatch):
     monkeypatch.setattr(module, "kept_probabilities", _flip_last_of_block)
@@ -336,15 +336,27 @@ def test_bad_argument(argument, value, error, message):
     assert not launches
 
 
-@pytest.mark.parametrize("dtype", [F32, F16, BF16])
-@pytest.mark.parametrize("direction", ["forward", "backward", "jvp"])
-def test_the_smallest_tile_that_holds_the_longest_sequence(direction, dtype):
+@pytest.mark.parametrize(
+    ("direction", "dtype", "unaligned", "longest"),
+    [
+        ("forward", BF16, False, 128),
+        ("backward", F16, False, 128),
+        ("jvp", BF16, False, 64),
+        ("forward", F16, True, 64),
+        ("backward", BF16, True, 64),
+        ("forward", F32, False, 32),
+        ("backward", F32, True, 32),
+        ("jvp", F32, False, 32),
+    ],
+)
+def test_the_smallest_tile_that_holds_the_longest_sequence(direction, dtype, unaligned, longest):
     for length in range(513):
-        blocks = choose(direction, length, dtype)
-        if blocks is not None and blocks.is_tile:
-            assert blocks.query == min(t for t in TILES if t >= length)
+        blocks = choose(direction, length, dtype, unaligned)
+        if length <= longest:
+            assert blocks.is_tile and blocks.key == min(tile for tile in TILES if tile >= length)
+            assert blocks.query == blocks.key or (direction, blocks.key) == ("forward", 128)
         else:
-            assert length > (64 if dtype is F32 else 128)
+            assert blocks is None if direction == "backward" else not blocks.is_tile
 
 
 def test_a_batch_of_other_sizes_compiles_nothing():
