@@ -83,7 +83,7 @@ def compare(inputs, options):
 @every_option
 def test_every_option_equals_the_reference(options):
     for radius in (1e-5, 0.5, 30.0):
-        compare(tensors(SAMPLES["prime sizes"]), {**options, "radius": radius})
+        compare(tensors(([2, 3, 5], 37, "dense")), {**options, "radius": radius})
 
 
 @samples
@@ -123,13 +123,11 @@ def test_gradients_of_any_size_keep_their_direction(scale):
         torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=0.02 * tolerance)
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_a_zero_gradient_projects_the_old_perturbation(level):
-    delta, _, mask, sequence, number = tensors(SAMPLES["prime sizes"])
+def test_a_zero_gradient_projects_the_old_perturbation():
+    delta, _, mask, sequence, number = tensors(SAMPLES["an empty sequence"])
     inputs = delta, torch.zeros_like(delta), mask, sequence, number
     for options in OPTIONS:
-        if options["level"] == level:
-            compare(inputs, {**options, "radius": 0.05})
+        compare(inputs, {**options, "radius": 0.05})
 
 
 def many_tokens(count: int):
