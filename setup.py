@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,14 +14,22 @@ from pathlib import Path
 
 from setuptools import setup
 
+HOW = (
+    "`pip install torch setuptools wheel ninja pybind11`, then `pip install --no-build-isolation .`"
+)
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
 except ImportError as error:
     raise SystemExit(
         f"sbrrt_fast: building needs torch >= 2.11 in this Python ({sys.executable}), and importing"
-        f" it failed: {error}. Do `pip install torch setuptools wheel ninja pybind11`, then"
-        " `pip install --no-build-isolation .`"
+        f" it failed: {error}. Do {HOW}"
     ) from None
+if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 11):
+    raise SystemExit(
+        f"sbrrt_fast: building needs torch >= 2.11, and this Python ({sys.executable}) has"
+        f" {torch.__version__}. Do {HOW.replace('install', 'install --upgrade', 1)}"
+    )
+from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
 
 # Answers whether the compiler is new enough for torch's headers, and whose OpenMP it speaks.
 PROBE = """
@@ -62,6 +71,13 @@ def check_headers() -> None:
         )
 
 
+def first_error(stderr: str) -> str:
+    """What a compiler complains of first, without the place."""
+    lines = stderr.strip().splitlines() or ["it failed without a message"]
+    line = next((line for line in lines if "error: " in line), lines[0])
+    return re.sub(r"^.*?error: (#error )?", "", line).strip('"')
+
+
 def check_compiler() -> None:
     """Exit with one sentence unless the C++ compiler can compile C++20."""
     command = compiler_command()
@@ -76,7 +92,7 @@ def check_compiler() -> None:
         else:
             if result.returncode == 0:
                 return
-            reason = next(iter(result.stderr.strip().splitlines()), "it failed without a message")
+            reason = first_error(result.stderr)
     raise SystemExit(
         f"sbrrt_fast: the C++ compiler `{shlex.join(command)}` cannot be used: {reason}. Install"
         " g++ >= 11 or clang >= 14 (Debian, Ubuntu: `apt-get install g++`), or name one in CXX."

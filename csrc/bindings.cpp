@@ -16,12 +16,28 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, Tensor(e!)[] low_precision, "
         "Tensor(f!)[] ema_low_precision, Tensor learning_rate, float[] weight_decay, float beta1, "
         "float beta2, float eps, Tensor clip_factor, Tensor step, float ema_beta) -> ()");
+  m.def("adamw_ema_rows_(Tensor(a!) param, Tensor grad, Tensor rows, Tensor(b!) touched, "
+        "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) ema, Tensor learning_rate, "
+        "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
+        "Tensor step, float ema_beta) -> ()");
   m.def("attention_forward(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
         "int max_positions) -> (Tensor out, Tensor logsumexp)");
   m.def("attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor out, "
         "Tensor logsumexp, Tensor cu_seqlens, int max_length, int num_heads, float p, Tensor rng, "
         "int site, Tensor rows, int max_positions) -> (Tensor, Tensor, Tensor)");
+  // The same into memory of the caller's; d query, key and value may be the parts of one [T, 3H].
+  m.def("attention_forward_into(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens, "
+        "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
+        "int max_positions, Tensor(a!) out, Tensor(b!) logsumexp) -> ()");
+  m.def("attention_backward_into(Tensor grad, Tensor query, Tensor key, Tensor value, "
+        "Tensor out, Tensor logsumexp, Tensor cu_seqlens, int max_length, int num_heads, float p, "
+        "Tensor rng, int site, Tensor rows, int max_positions, Tensor(a!) dquery, "
+        "Tensor(b!) dkey, Tensor(c!) dvalue) -> ()");
+  m.def("attention_jvp_into(Tensor query, Tensor key, Tensor value, Tensor query_tangent, "
+        "Tensor key_tangent, Tensor value_tangent, Tensor logsumexp, Tensor cu_seqlens, "
+        "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
+        "int max_positions, Tensor(a!) out) -> ()");
   m.def("attention_jvp(Tensor query, Tensor key, Tensor value, Tensor query_tangent, "
         "Tensor key_tangent, Tensor value_tangent, Tensor logsumexp, Tensor cu_seqlens, "
         "int max_length, int num_heads, float p, Tensor rng, int site, Tensor rows, "
@@ -39,6 +55,18 @@ TORCH_LIBRARY(sbrrt, m) {
   m.def("dropout_add_layernorm_jvp(Tensor x_tangent, Tensor residual_tangent, Tensor x, "
         "Tensor bias, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, float p, "
         "Tensor rng, int site, Tensor offsets) -> Tensor");
+  // The same into memory of the caller's, with a bfloat16 copy of y, and with a second summand of
+  // the gradient (a matrix product's result).
+  m.def("dropout_add_layernorm_forward_into(Tensor x, Tensor bias, Tensor residual, "
+        "Tensor weight, Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets, "
+        "Tensor(a!) out, Tensor(b!)? low, Tensor(c!) mean, Tensor(d!) rstd) -> ()");
+  m.def("dropout_add_layernorm_backward_into(Tensor grad, Tensor? product, Tensor x, "
+        "Tensor bias, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, float p, "
+        "Tensor rng, int site, Tensor offsets, bool need_weight_grads, Tensor(b!) dx, "
+        "Tensor(c!) dresidual) -> (Tensor, Tensor, Tensor)");
+  m.def("dropout_add_layernorm_jvp_into(Tensor x_tangent, Tensor residual_tangent, Tensor x, "
+        "Tensor bias, Tensor residual, Tensor weight, Tensor mean, Tensor rstd, float p, "
+        "Tensor rng, int site, Tensor offsets, Tensor(a!) out, Tensor(b!)? low) -> ()");
   m.def("dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, "
         "ScalarType dtype) -> Tensor");
   m.def("embed_forward(Tensor ids, Tensor positions, Tensor types, Tensor word, Tensor position, "
@@ -73,6 +101,15 @@ std::string compiler() {
 #endif
 }
 
+// pybind11 would show an at::Error with its C++ stack, as a RuntimeError.
+std::string instruction_set() {
+  try {
+    return sbrrt::isa_name(sbrrt::cpu_isa(sbrrt::Isa::avx512_bf16));
+  } catch (const c10::Error& error) {
+    throw py::value_error(error.what_without_backtrace());
+  }
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = compiler();
@@ -84,7 +121,7 @@ py::dict build_info() {
 #endif
   info["cuda"] = py::none();
   info["cuda_reason"] = "this version of sbrrt_fast has no CUDA sources";
-  info["cpu_capability"] = sbrrt::isa_name(sbrrt::cpu_isa());
+  info["cpu_capability"] = instruction_set();
   return info;
 }
 

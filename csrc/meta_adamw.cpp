@@ -19,6 +19,18 @@ void adamw_ema_meta(at::TensorList params, at::TensorList grads, at::TensorList 
                       ema_beta);
 }
 
+void adamw_ema_rows_meta(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& rows,
+                         const at::Tensor& touched, const at::Tensor& exp_avg,
+                         const at::Tensor& exp_avg_sq, const at::Tensor& ema,
+                         const at::Tensor& learning_rate, double weight_decay, double beta1,
+                         double beta2, double eps, const at::Tensor& clip_factor,
+                         const at::Tensor& step, double ema_beta) {
+  const AdamwLists lists{param, param, exp_avg, exp_avg_sq, ema, {}, {}, at::kMeta};
+  check_adamw_rows(lists, grad, rows, touched);
+  check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
+                      ema_beta);
+}
+
 at::Tensor gradient_norm_meta(at::TensorList grads) {
   check_gradients(grads, at::kMeta);
   return at::empty({}, at::dtype(at::kFloat).device(at::kMeta));
@@ -28,6 +40,7 @@ at::Tensor gradient_norm_meta(at::TensorList grads) {
 
 TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("adamw_ema_", &adamw_ema_meta);
+  m.impl("adamw_ema_rows_", &adamw_ema_rows_meta);
   m.impl("gradient_norm", &gradient_norm_meta);
 }
 

@@ -62,12 +62,56 @@ at::Tensor jvp_meta(const at::Tensor& query, const at::Tensor& key, const at::Te
   return empty_like_query(query);
 }
 
+void forward_into_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                       const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads,
+                       double p, const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                       int64_t max_positions, const at::Tensor& out, const at::Tensor& logsumexp) {
+  forward_meta(query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
+               max_positions);
+  const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
+                                     p,     rng, site,  rows,       max_positions};
+  check_attention_written("attention_forward", "out", out, arguments);
+  check_logsumexp_written("attention_forward", logsumexp, arguments);
+}
+
+void backward_into_meta(const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
+                        const at::Tensor& value, const at::Tensor& out,
+                        const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+                        int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng,
+                        int64_t site, const at::Tensor& rows, int64_t max_positions,
+                        const at::Tensor& dquery, const at::Tensor& dkey,
+                        const at::Tensor& dvalue) {
+  backward_meta(grad, query, key, value, out, logsumexp, cu_seqlens, max_length, num_heads, p, rng,
+                site, rows, max_positions);
+  const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
+                                     p,     rng, site,  rows,       max_positions};
+  check_attention_written("attention_backward", "dquery", dquery, arguments);
+  check_attention_written("attention_backward", "dkey", dkey, arguments);
+  check_attention_written("attention_backward", "dvalue", dvalue, arguments);
+}
+
+void jvp_into_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                   const at::Tensor& query_tangent, const at::Tensor& key_tangent,
+                   const at::Tensor& value_tangent, const at::Tensor& logsumexp,
+                   const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+                   const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                   int64_t max_positions, const at::Tensor& out) {
+  jvp_meta(query, key, value, query_tangent, key_tangent, value_tangent, logsumexp, cu_seqlens,
+           max_length, num_heads, p, rng, site, rows, max_positions);
+  const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
+                                     p,     rng, site,  rows,       max_positions};
+  check_attention_written("attention_jvp", "out", out, arguments);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("attention_forward", &forward_meta);
   m.impl("attention_backward", &backward_meta);
   m.impl("attention_jvp", &jvp_meta);
+  m.impl("attention_forward_into", &forward_into_meta);
+  m.impl("attention_backward_into", &backward_into_meta);
+  m.impl("attention_jvp_into", &jvp_into_meta);
 }
 
 }  // namespace sbrrt

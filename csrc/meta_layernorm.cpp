@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "common/layernorm_checks.h"
@@ -50,12 +51,53 @@ at::Tensor jvp_meta(const at::Tensor& x_tangent, const at::Tensor& residual_tang
   return empty_as(residual);
 }
 
+void forward_into_meta(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& residual,
+                       const at::Tensor& weight, const at::Tensor& shift, double eps, double p,
+                       const at::Tensor& rng, int64_t site, const at::Tensor& offsets,
+                       const at::Tensor& out, const std::optional<at::Tensor>& low,
+                       const at::Tensor& mean, const at::Tensor& rstd) {
+  constexpr auto op = "dropout_add_layernorm_forward_into";
+  check_layernorm_forward(op, {x, bias, residual, weight}, shift, eps, {p, rng, site, offsets},
+                          at::kMeta);
+  check_layernorm_outputs(op, out, low, residual, at::kMeta);
+  check_layernorm_statistics(op, mean, rstd, x.sym_size(0), at::kMeta);
+  check_dense_statistics(op, mean, rstd);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_into_meta(
+    const at::Tensor& grad, const std::optional<at::Tensor>& product, const at::Tensor& x,
+    const at::Tensor& bias, const at::Tensor& residual, const at::Tensor& weight,
+    const at::Tensor& mean, const at::Tensor& rstd, double p, const at::Tensor& rng, int64_t site,
+    const at::Tensor& offsets, bool need_weight_grads, const at::Tensor& dx,
+    const at::Tensor& dresidual) {
+  constexpr auto op = "dropout_add_layernorm_backward_into";
+  const ResidualTensors tensors{x, bias, residual, weight};
+  check_layernorm_backward(op, grad, tensors, mean, rstd, {p, rng, site, offsets}, at::kMeta);
+  check_layernorm_gradients(op, product, dx, dresidual, tensors, at::kMeta);
+  return {empty_parameter(bias, need_weight_grads), empty_parameter(weight, need_weight_grads),
+          empty_parameter(weight, need_weight_grads)};
+}
+
+void jvp_into_meta(const at::Tensor& x_tangent, const at::Tensor& residual_tangent,
+                   const at::Tensor& x, const at::Tensor& bias, const at::Tensor& residual,
+                   const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& rstd,
+                   double p, const at::Tensor& rng, int64_t site, const at::Tensor& offsets,
+                   const at::Tensor& out, const std::optional<at::Tensor>& low) {
+  constexpr auto op = "dropout_add_layernorm_jvp_into";
+  check_layernorm_jvp(op, x_tangent, residual_tangent, {x, bias, residual, weight}, mean, rstd,
+                      {p, rng, site, offsets}, at::kMeta);
+  check_layernorm_outputs(op, out, low, residual, at::kMeta);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("dropout_add_layernorm_forward", &forward_meta);
   m.impl("dropout_add_layernorm_backward", &backward_meta);
   m.impl("dropout_add_layernorm_jvp", &jvp_meta);
+  m.impl("dropout_add_layernorm_forward_into", &forward_into_meta);
+  m.impl("dropout_add_layernorm_backward_into", &backward_into_meta);
+  m.impl("dropout_add_layernorm_jvp_into", &jvp_into_meta);
 }
 
 }  // namespace sbrrt

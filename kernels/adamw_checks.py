@@ -65,6 +65,30 @@ def _check_averages(ema: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
             raise ValueError(f"{OP}: ema_low_precision[{i}] needs ema[{i}]")
 
 
+def check_rows(
+    param: Tensor, grad: Tensor, rows: Tensor, touched: Tensor, state: Mapping[str, Tensor]
+) -> None:
+    """A table [num_rows, width] with its moments and average, and a gradient of some rows."""
+    op, device = "adamw_ema_rows_", param.device
+    check_tensor(op, "param", param, torch.float32, tuple(param.shape), device)
+    if param.dim() != 2:
+        raise ValueError(f"{op}: param must have two dimensions, got {list(param.shape)}")
+    num_rows, width = param.shape
+    check_tensor(op, "rows", rows, torch.int64, (rows.numel(),), device)
+    check_tensor(op, "grad", grad, torch.float32, (rows.numel(), width), device)
+    check_tensor(op, "touched", touched, torch.bool, (num_rows,), device)
+    for name, x in state.items():
+        if name != "ema" or x.numel():
+            check_tensor(op, name, x, torch.float32, (num_rows, width), device)
+    written = {"param": param, "touched": touched, **state}
+    for name, x in written.items():
+        if not x.is_contiguous():
+            raise ValueError(f"{op}: {name} is written in place and must be contiguous")
+    check_no_overlap(
+        [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in written.values() if x.numel()]
+    )
+
+
 def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
     """All of one dtype that the kernels compute with, and on one device."""
     for i, grad in enumerate(grads):

@@ -41,7 +41,7 @@ TRITON_TYPES = {
 
 
 @triton.jit
-def _corrections(p_constants, p_rate, p_step, i_tensor, num_tensors):
+def corrections(p_constants, p_rate, p_step, i_tensor, num_tensors):
     """float32 (1 - rate * decay, rate / (1 - beta1^step), 1 / sqrt(1 - beta2^step)) of a tensor."""
     step, rate = tl.load(p_step).to(tl.float64), tl.load(p_rate).to(tl.float64)
     decay = tl.load(p_constants + i_tensor)
@@ -53,26 +53,35 @@ def _corrections(p_constants, p_rate, p_step, i_tensor, num_tensors):
 
 
 @triton.jit
-def _lerp(b_from, b_to, weight, rest):
+def lerp(b_from, b_to, weight, rest):
     """From one to the other; exact at both ends, as torch.lerp is. rest = 1 - weight."""
     near = b_from + weight * (b_to - b_from)
     return tl.where(weight < 0.5, near, b_to - rest * (b_to - b_from))
 
 
 @triton.jit
+def moved(b_param, b_mean, b_square, b_grad, numbers, decays):
+    """(parameter, its moments) after a step, of the gradient times the clip factor.
+
+    numbers: ``corrections``; decays: 1 - beta1, 1 - beta2, beta2, eps.
+    """
+    b_mean += decays[0] * (b_grad - b_mean)
+    b_square = decays[2] * b_square + decays[1] * b_grad * b_grad
+    b_step = b_mean / (tl.sqrt(b_square) * numbers[2] + decays[3])
+    return b_param * numbers[0] - numbers[1] * b_step, b_mean, b_square
+
+
+@triton.jit
 def _adamw_tile(state, numbers, clip, decays, o, i_end, WHOLE: tl.constexpr):
     """Updates elements ``o`` of a parameter and its moments; returns the new parameter.
 
-    state: pointers to the parameter, its moments and its gradient; numbers: ``_corrections``;
-    decays: 1 - beta1, 1 - beta2, beta2, eps.
+    state: pointers to the parameter, its moments and its gradient.
     """
     p_param, p_mean, p_square, p_grad = state
     b_grad = load_tile(p_grad, o, i_end, WHOLE) * clip
-    b_mean = load_tile(p_mean, o, i_end, WHOLE)
-    b_mean += decays[0] * (b_grad - b_mean)
-    b_square = decays[2] * load_tile(p_square, o, i_end, WHOLE) + decays[1] * b_grad * b_grad
-    b_step = b_mean / (tl.sqrt(b_square) * numbers[2] + decays[3])
-    b_param = load_tile(p_param, o, i_end, WHOLE) * numbers[0] - numbers[1] * b_step
+    b_mean, b_square = load_tile(p_mean, o, i_end, WHOLE), load_tile(p_square, o, i_end, WHOLE)
+    b_param = load_tile(p_param, o, i_end, WHOLE)
+    b_param, b_mean, b_square = moved(b_param, b_mean, b_square, b_grad, numbers, decays)
     store_tile(p_mean, o, i_end, b_mean, WHOLE)
     store_tile(p_square, o, i_end, b_square, WHOLE)
     store_tile(p_param, o, i_end, b_param, WHOLE)
@@ -101,7 +110,7 @@ def _average_tile(
     """Moves the average whose address is there, if it is not 0; average: 1 - beta, beta."""
     if tl.load(p_address) != 0:
         p_ema = tensor_at(p_address, tl.float32, ALIGNED)
-        b_ema = _lerp(load_tile(p_ema, o, i_end, WHOLE), b_param, average[0], average[1])
+        b_ema = lerp(load_tile(p_ema, o, i_end, WHOLE), b_param, average[0], average[1])
         store_tile(p_ema, o, i_end, b_ema, WHOLE)
         if HAS_COPIES:
             _store_copy(p_copy_address, o, i_end, b_ema, ALIGNED, WHOLE)
@@ -153,9 +162,9 @@ def _update_kernel(
 ):
     i_tensor, i_begin, i_end = load_piece(p_pieces, tl.program_id(0).to(tl.int64))
     p_rate = p_rates + i_tensor * rate_stride
-    corrections = _corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
+    of_tensor = corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
     decays = (new_mean, new_square, old_square, eps)
-    numbers = (corrections, tl.load(p_clip), decays, (ema_new, ema_old))
+    numbers = (of_tensor, tl.load(p_clip), decays, (ema_new, ema_old))
     p_address = p_addresses + i_tensor
     p_param = tensor_at(p_address, tl.float32, ALIGNED)
     p_mean = tensor_at(p_address + num_tensors, tl.float32, ALIGNED)
@@ -225,8 +234,7 @@ def adamw_ema_(
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
     table, parts = _tables(places, tuple(p.numel() for p in params), device)
-    logarithms = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
-    constants = device_table((*weight_decay, *logarithms), torch.float64, device)
+    constants = constants_of(weight_decay, (beta1, beta2), device)
     launch(
         _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, len(params),
         learning_rate.stride(0) if learning_rate.dim() else 0, 1 - beta1, 1 - beta2, beta2, eps,
@@ -236,6 +244,14 @@ def adamw_ema_(
     )  # fmt: skip
     written = [x for name, xs in lists.items() if LISTS[name][2] for x in xs]
     torch.autograd.graph.increment_version(written)
+
+
+def constants_of(
+    weight_decay: Sequence[float], betas: tuple[float, float], device: torch.device
+) -> Tensor:
+    """float64 [number of decays + 2], as ``corrections`` reads them."""
+    logarithms = (math.log(beta) if beta else -math.inf for beta in betas)
+    return device_table((*weight_decay, *logarithms), torch.float64, device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -3,6 +3,7 @@
 Attributes:
     extension: the module ``sbrrt_fast._C``, or None where it cannot be used.
     extension_error: why it cannot be used, and what to do; None where it can.
+    INSTALL: how to install it.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from types import ModuleType
 
 import torch
 
-_INSTALL = "`pip install --no-build-isolation .` in the source folder"
+INSTALL = "`pip install --no-build-isolation .` in the source folder"
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
     if importlib.util.find_spec("sbrrt_fast._C") is None:
-        return None, f"the C++ ops are not built; run {_INSTALL}"
+        return None, f"the C++ ops are not built; run {INSTALL}"
     try:
         return importlib.import_module("sbrrt_fast._C"), None
     except ImportError as error:
         reason = str(error).strip()
     return None, (
         f"the C++ ops do not load with torch {torch.__version__}, perhaps because they were built"
-        f" with another version ({reason}); rebuild them: {_INSTALL}"
+        f" with another version ({reason}); rebuild them: {INSTALL}"
     )
 
 

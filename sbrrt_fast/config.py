@@ -171,6 +171,7 @@ class RunConfig:
         backbone: short for ``model.backbone``.
         resume: continue the run in ``output`` from its last state.
         overwrite: replace a run that ``output`` holds already.
+        profile: print at the end where a round's time and memory went, against the floor.
         tasks: the tasks, in round order.
     """
 
@@ -188,6 +189,7 @@ class RunConfig:
     backbone: str | None = None
     resume: bool = False
     overwrite: bool = False
+    profile: bool = False
     tasks: dict[str, TaskConfig] = field(
         default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
     )

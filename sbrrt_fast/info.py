@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from sbrrt_fast import _extension
+from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.ops.registry import OPS
 
 _PACKAGES = ("numpy", "tokenizers", "safetensors")
@@ -64,7 +65,10 @@ def extension_state() -> dict:
     extension, reason = _extension.extension, _extension.extension_error
     if extension is None:
         return {"loaded": False, "reason": reason, "path": None, "build": None}
-    build = extension.build_info()
+    try:
+        build = extension.build_info()
+    except ValueError as error:  # of SBRRT_CPU_ISA
+        raise ConfigError(str(error)) from None
     return {"loaded": True, "reason": None, "path": extension.__file__, "build": build}
 
 

@@ -82,11 +82,22 @@ def torch_adamw(params, weight_decay, rates, **options):
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, **options)
 
 
+def assert_equal_within_1e_6(ours, theirs):
+    """1e-6 of each tensor's largest entry."""
+    for mine, other in zip(ours, theirs, strict=True):
+        if other.numel():
+            assert (mine - other).abs().max() <= 1e-6 * other.abs().max()
+
+
 @samples
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_steps_equal_torch(shapes, fused, backend):
-    """20 steps with clipping, a rate per tensor and per step, and a changing momentum."""
+    """20 steps with clipping, a rate per tensor and per step, and a changing momentum.
+
+    Both take the same clip factor: torch's own norm is a sum in float32 whose rounding changes with
+    the number of threads, and a momentum that cancels shows that enlarged.
+    """
     ours = State(shapes)
     stock = [torch.nn.Parameter(p.clone()) for p in ours.params]
     averages = [p.detach().clone() for p in stock]
@@ -95,24 +106,22 @@ def test_many_steps_equal_torch(shapes, fused, backend):
     optimizer = torch_adamw(stock, decay, rates, fused=fused)
     for step in range(1, 21):
         grads = ours.grads(scale=10.0 ** (step % 5 - 2))
+        factor = clip_factor(gradient_norm(grads, backend=backend), 1.0)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate / step
         for p, g in zip(stock, grads, strict=True):
-            p.grad = g.clone()
-        torch.nn.utils.clip_grad_norm_(stock, 1.0)
+            p.grad = g * factor
         optimizer.step()
         beta = 0.9 + 0.09 * (step % 2)
         torch._foreach_lerp_(averages, [p.detach() for p in stock], 1 - beta)
-        factor = clip_factor(gradient_norm(grads, backend=backend), 1.0)
         rate = torch.tensor(rates, dtype=torch.float64) / step
         changes = {"learning_rate": rate, "weight_decay": decay, "ema_beta": beta}
         ours.update(grads, step, backend, clip_factor=factor, **changes)
-    for mine, theirs in zip(ours.params + ours.ema, [*stock, *averages], strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+    assert_equal_within_1e_6(ours.params + ours.ema, [*stock, *averages])
     for i, p in enumerate(stock):
         state = optimizer.state[p]
         for mine, theirs in ((ours.exp_avg, "exp_avg"), (ours.exp_avg_sq, "exp_avg_sq")):
-            assert torch.allclose(mine[i], state[theirs], rtol=1e-5, atol=1e-9)
+            assert torch.allclose(mine[i], state[theirs], rtol=1e-6, atol=0)
 
 
 @samples
@@ -244,6 +253,17 @@ def test_clip_factor_is_torch_s(max_norm):
     if max_norm > 0:
         torch.nn.utils.clip_grad_norm_([p], max_norm)
     assert torch.allclose(factor * grad, p.grad, rtol=1e-6)
+
+
+@samples
+@pytest.mark.parametrize("max_norm", [0.5, 1e9])
+def test_clip_factor_equals_float64(shapes, max_norm):
+    grads = State(shapes).grads()
+    norm = torch.cat([g.double().reshape(-1) for g in grads]).norm()
+    expected = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    factor = clip_factor(gradient_norm(grads), max_norm)
+    assert factor.dtype == torch.float32
+    assert torch.allclose(factor.double(), expected, rtol=3e-7, atol=0)
 
 
 def test_same_bits_for_any_number_of_threads_and_again():

@@ -176,6 +176,12 @@ def test_other_instruction_sets(capability, name):
     assert run_with_capability("tests.test_attention", capability) == name
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="no AVX-512 here")
+def test_without_the_bfloat16_instructions(monkeypatch):
+    monkeypatch.setenv("SBRRT_CPU_ISA", "avx512")
+    assert run_with_capability("tests.test_attention", "avx512") == "AVX-512"
+
+
 @samples
 def test_packed_reference_equals_the_definition(sample):
     case = Case(sample)

@@ -129,6 +129,52 @@ def test_second_derivatives_are_the_reference_s():
         expected = second
 
 
+def test_torch_func_forward_mode():
+    w, d = inputs(SAMPLES["batch of 8"], 0.5)
+    with torch.no_grad():
+        value, tangent = torch.func.jvp(native, (w, d), (d, w))
+    assert torch.equal(value, native(w, d))
+    assert torch.equal(tangent, float_tangent(native, [w, d], [d, w]))
+
+
+def test_other_torch_func_transforms_run_on_the_reference():
+    w, d = inputs(SAMPLES["batch of 8"], 0.5)
+
+    def transforms(backend):
+        def function(w, d):
+            return symmetric_kl_delta(w, d, backend=backend)
+
+        def loss(w, d):
+            return function(w, d).sum()
+
+        with torch.no_grad():
+            batched = torch.vmap(lambda w, d: function(w[None], d[None])[0])(w, d)
+        pulled_back = torch.func.vjp(function, w, d)[1](torch.ones(8))
+        gradient, hessian = torch.func.grad(loss, 1)(w, d), torch.func.hessian(loss, 1)(w, d)
+        return batched, *pulled_back, gradient, hessian
+
+    for found, expected in zip(transforms("auto"), transforms("reference"), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(BackendError, match=r"torch\.func's vmap and gradients"):
+        transforms("cpu")
+
+
+def test_without_a_graph_no_function_is_made(monkeypatch):
+    """autograd.Function costs several times the op."""
+    w, d = inputs(SAMPLES["batch of 8"], 0.5)
+    expected = native(w, d)
+
+    def refuse(*args):
+        raise AssertionError("a Function where autograd records nothing")
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", refuse)
+    assert torch.equal(native(w, d), expected)
+    with torch.no_grad():
+        assert torch.equal(native(w.requires_grad_(), d), expected)
+    with pytest.raises(AssertionError, match="a Function where"), torch.enable_grad():
+        native(w, d)
+
+
 def test_gradient_of_one_argument_alone():
     w, d = inputs(SAMPLES["batch of 8"], 0.5)
     d.requires_grad_()
@@ -178,10 +224,18 @@ def test_named_backend_gives_its_reason():
     w, d = inputs(SAMPLES["batch of 8"])
     with pytest.raises(BackendError, match="float64 runs on the reference"):
         native(w.double(), d)
-    with pytest.raises(BackendError, match=r"shapes \(8, 5\) and \(1, 5\) run on the reference"):
-        native(w, d[:1])
     with pytest.raises(BackendError, match="the product's own derivative"):
         symmetric_kl_fisher(w, d.requires_grad_(), backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_shapes_that_differ(backend):
+    w, d = inputs(SAMPLES["batch of 8"])
+    shapes = r"must have one shape, got \(8, 5\) and \(1, 5\)"
+    with pytest.raises(ValueError, match=f"symmetric_kl: logits and delta {shapes}"):
+        symmetric_kl_delta(w, d[:1], backend=backend)
+    with pytest.raises(ValueError, match=f"symmetric_kl_fisher: logits and tangent {shapes}"):
+        symmetric_kl_fisher(w, d[:1], backend=backend)
 
 
 BAD = [

@@ -39,7 +39,7 @@ inline void check_attention_heads(const char* op, const at::Tensor& query, int64
 inline void check_attention_batch(const char* op, const AttentionArguments& a) {
   check_tensor(op, "cu_seqlens", a.cu_seqlens, at::kInt, "[num_sequences + 1]",
                a.cu_seqlens.defined() && a.cu_seqlens.dim() == 1 && a.cu_seqlens.sym_size(0) >= 1);
-  check_tensor(op, "rows", a.rows, at::kLong, "[num_sequences]",
+  check_tensor(op, "rows", a.rows, at::kLong, "[num_sequences], one less than cu_seqlens",
                a.rows.defined() && a.rows.dim() == 1 &&
                    a.rows.sym_size(0) + 1 == a.cu_seqlens.sym_size(0));
   TORCH_CHECK_VALUE(a.max_length >= 0 && a.max_length <= kMaxAttentionLength, "sbrrt::", op,
@@ -84,6 +84,22 @@ inline void check_attention_tensor(const char* op, const char* argument, const a
                                    const AttentionArguments& a) {
   check_like_query(op, argument, tensor, a.query);
   check_device(op, argument, tensor, a.query.device().type());
+}
+
+// A result that goes into the caller's memory: rows may lie anywhere.
+inline void check_attention_written(const char* op, const char* argument, const at::Tensor& tensor,
+                                    const AttentionArguments& a) {
+  check_attention_tensor(op, argument, tensor, a);
+  TORCH_CHECK_VALUE(tensor.sym_stride(1) == 1, "sbrrt::", op, ": ", argument,
+                    " is written and needs dense rows, got strides ", tensor.sym_strides());
+}
+
+inline void check_logsumexp_written(const char* op, const at::Tensor& logsumexp,
+                                    const AttentionArguments& a) {
+  check_logsumexp(op, logsumexp, a);
+  TORCH_CHECK_VALUE(logsumexp.is_contiguous(), "sbrrt::", op,
+                    ": logsumexp is written and must be contiguous, got strides ",
+                    logsumexp.sym_strides());
 }
 
 }  // namespace sbrrt

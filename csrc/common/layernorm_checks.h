@@ -2,6 +2,8 @@
 // rng and offsets.
 #pragma once
 
+#include <optional>
+
 #include "common/row_checks.h"
 
 namespace sbrrt {
@@ -61,6 +63,40 @@ inline void check_layernorm_jvp(const char* op, const at::Tensor& x_tangent,
   check_rows(op, "x_tangent", x_tangent, num_rows, width, device);
   check_rows(op, "residual_tangent", residual_tangent, num_rows, width, device);
   check_layernorm_statistics(op, mean, rstd, num_rows, device);
+}
+
+// A tensor that is written: as residual, with dense rows.
+inline void check_written_rows(const char* op, const char* argument, const at::Tensor& tensor,
+                               const at::Tensor& like, at::ScalarType dtype,
+                               at::DeviceType device) {
+  check_rows(op, argument, tensor, like.sym_size(0), like.sym_size(1), device);
+  check_tensor(op, argument, tensor, dtype, "like its input", true);
+  TORCH_CHECK_VALUE(tensor.sym_stride(1) == 1 || tensor.sym_size(1) == 1, "sbrrt::", op, ": ",
+                    argument, " is written and needs dense rows, got strides ",
+                    tensor.sym_strides());
+}
+
+inline void check_layernorm_outputs(const char* op, const at::Tensor& out,
+                                    const std::optional<at::Tensor>& low,
+                                    const at::Tensor& residual, at::DeviceType device) {
+  check_written_rows(op, "out", out, residual, residual.scalar_type(), device);
+  if (low) check_written_rows(op, "low", *low, residual, at::kBFloat16, device);
+}
+
+inline void check_dense_statistics(const char* op, const at::Tensor& mean,
+                                   const at::Tensor& rstd) {
+  TORCH_CHECK_VALUE(mean.is_contiguous() && rstd.is_contiguous(), "sbrrt::", op,
+                    ": mean and rstd are written and must be contiguous");
+}
+
+inline void check_layernorm_gradients(const char* op, const std::optional<at::Tensor>& product,
+                                      const at::Tensor& dx, const at::Tensor& dresidual,
+                                      const ResidualTensors& t, at::DeviceType device) {
+  check_written_rows(op, "dx", dx, t.x, t.x.scalar_type(), device);
+  check_written_rows(op, "dresidual", dresidual, t.residual, t.residual.scalar_type(), device);
+  if (product) {
+    check_rows(op, "product", *product, t.x.sym_size(0), t.x.sym_size(1), device);
+  }
 }
 
 }  // namespace sbrrt

@@ -31,6 +31,14 @@ struct AdamwNumbers {
   float ema_new, ema_old;        // 1 - ema_beta, ema_beta
 };
 
+// The rows of a table that have a gradient.
+struct AdamwRows {
+  const int64_t* rows;  // [count], ascending
+  int64_t count, width;
+  const float* grad;  // [count, width]
+  bool* touched;      // [number of rows of the table]: whether a row's moments are not all zero
+};
+
 }  // namespace
 }  // namespace sbrrt
 
@@ -71,6 +79,17 @@ void adamw_piece(const AdamwTensor& t, const AdamwNumbers& n, const Grad* grad, 
   }
 }
 
+void adamw_row_idle(const AdamwTensor& t, const AdamwNumbers& n, bool touched, int64_t begin,
+                    int64_t end) {
+  switch (cpu_isa()) {
+#if defined(SBRRT_X86)
+    case Isa::avx512: return avx512::adamw_row_idle(t, n, touched, begin, end);
+    case Isa::avx2: return avx2::adamw_row_idle(t, n, touched, begin, end);
+#endif
+    default: return plain::adamw_row_idle(t, n, touched, begin, end);
+  }
+}
+
 template <typename T>
 double gradient_sum(const T* p, int64_t count) {
   switch (cpu_isa()) {
@@ -86,6 +105,16 @@ std::vector<at::Tensor> dense(at::TensorList tensors) {
   std::vector<at::Tensor> result;
   for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
   return result;
+}
+
+void check_ascending(const at::Tensor& rows, int64_t num_rows) {
+  const at::Tensor dense = rows.contiguous();
+  const int64_t* data = dense.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows.size(0); ++i) {
+    TORCH_CHECK_VALUE(data[i] >= 0 && data[i] < num_rows && (i == 0 || data[i] > data[i - 1]),
+                      "sbrrt::adamw_ema_rows_: rows must ascend within the table's ", num_rows,
+                      " rows, got rows[", i, "] = ", data[i]);
+  }
 }
 
 using Lists = std::initializer_list<std::pair<const char*, at::TensorList>>;
@@ -154,6 +183,35 @@ std::vector<AdamwTensor> tensors_of(const AdamwLists& lists, const at::Tensor& l
   return tensors;
 }
 
+AdamwNumbers numbers_of(double clip_factor, double beta1, double beta2, double eps, double step,
+                        double ema_beta) {
+  return {static_cast<float>(clip_factor),
+          static_cast<float>(1 - beta1),
+          static_cast<float>(1 - beta2),
+          static_cast<float>(beta2),
+          static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, step))),
+          static_cast<float>(eps),
+          static_cast<float>(1 - ema_beta),
+          static_cast<float>(ema_beta)};
+}
+
+// Table rows first ... last - 1, of which some have a gradient.
+void update_rows(const AdamwTensor& t, const AdamwNumbers& n, const AdamwRows& r, int64_t first,
+                 int64_t last) {
+  const int64_t* next = std::lower_bound(r.rows, r.rows + r.count, first);
+  for (int64_t row = first; row < last; ++row) {
+    const int64_t begin = row * r.width, end = begin + r.width;
+    if (next != r.rows + r.count && *next == row) {
+      const float* grad = r.grad + (next - r.rows) * r.width;
+      adamw_piece(t, n, grad - begin, begin, end);
+      r.touched[row] = true;
+      ++next;
+    } else {
+      adamw_row_idle(t, n, r.touched[row], begin, end);
+    }
+  }
+}
+
 template <typename Grad>
 void update(const std::vector<Piece>& pieces, const std::vector<AdamwTensor>& tensors,
             const std::vector<at::Tensor>& grads, const AdamwNumbers& numbers) {
@@ -201,19 +259,44 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
                       {"ema_low_precision", ema_low_precision}};
   check_no_overlap(written);
   if (params.empty()) return;
-  const AdamwNumbers numbers{static_cast<float>(number(clip_factor, 0)),
-                             static_cast<float>(1 - beta1),
-                             static_cast<float>(1 - beta2),
-                             static_cast<float>(beta2),
-                             static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, count))),
-                             static_cast<float>(eps),
-                             static_cast<float>(1 - ema_beta),
-                             static_cast<float>(ema_beta)};
+  const AdamwNumbers numbers =
+      numbers_of(number(clip_factor, 0), beta1, beta2, eps, count, ema_beta);
   const auto tensors =
       tensors_of(lists, learning_rate, weight_decay, 1 - std::pow(beta1, count));
   const bool is_float = grads[0].scalar_type() == at::kFloat;
   (is_float ? update<float> : update<at::BFloat16>)(pieces_of(params), tensors, dense(grads),
                                                     numbers);
+  count_change(written);
+}
+
+void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& rows,
+                        const at::Tensor& touched, const at::Tensor& exp_avg,
+                        const at::Tensor& exp_avg_sq, const at::Tensor& ema,
+                        const at::Tensor& learning_rate, double weight_decay, double beta1,
+                        double beta2, double eps, const at::Tensor& clip_factor,
+                        const at::Tensor& step, double ema_beta) {
+  const AdamwLists lists{param, param, exp_avg, exp_avg_sq, ema, {}, {}, at::kCPU};
+  check_adamw_rows(lists, grad, rows, touched);
+  check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
+                      ema_beta);
+  check_ascending(rows, param.size(0));
+  const double count = number(step, 0), rate = number(learning_rate, 0);
+  TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_rows_: step counts from 1, got ", count);
+  TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_rows_: learning_rate must be >= 0, got ", rate);
+  const Lists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
+                      {"exp_avg_sq", exp_avg_sq}, {"ema", ema}};
+  check_no_overlap(written);
+  const AdamwNumbers numbers =
+      numbers_of(number(clip_factor, 0), beta1, beta2, eps, count, ema_beta);
+  const AdamwTensor tensor =
+      tensor_of(lists, 0, rate, weight_decay, 1 - std::pow(beta1, count));
+  const at::Tensor dense_grad = grad.contiguous(), dense_rows = rows.contiguous();
+  const AdamwRows view{dense_rows.const_data_ptr<int64_t>(), rows.size(0), param.size(1),
+                       dense_grad.const_data_ptr<float>(), touched.mutable_data_ptr<bool>()};
+  const int64_t grain = std::max<int64_t>(1, kPieceSize / std::max<int64_t>(1, param.size(1)));
+  at::parallel_for(0, param.size(0), grain, [&](int64_t begin, int64_t end) {
+    update_rows(tensor, numbers, view, begin, end);
+  });
   count_change(written);
 }
 
@@ -234,6 +317,7 @@ at::Tensor gradient_norm_cpu(at::TensorList grads) {
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
   m.impl("adamw_ema_", &adamw_ema_cpu);
+  m.impl("adamw_ema_rows_", &adamw_ema_rows_cpu);
   m.impl("gradient_norm", &gradient_norm_cpu);
 }
 

@@ -89,6 +89,29 @@ inline void check_adamw_lists(const AdamwLists& lists) {
   }
 }
 
+// A table [num_rows, width] of which some rows have a gradient; `lists` names the table as its own
+// gradient, which has the right shape.
+inline void check_adamw_rows(const AdamwLists& lists, const at::Tensor& grad,
+                             const at::Tensor& rows, const at::Tensor& touched) {
+  constexpr auto op = "adamw_ema_rows_";
+  check_adamw_lists(lists);
+  const at::Tensor& param = lists.params[0];
+  TORCH_CHECK_VALUE(param.dim() == 2, "sbrrt::adamw_ema_rows_: param must have two dimensions, got ",
+                    describe(param));
+  check_tensor(op, "rows", rows, at::kLong, "[number of rows]", rows.dim() == 1);
+  check_tensor(op, "grad", grad, at::kFloat, "[number of rows, width]",
+               grad.dim() == 2 && grad.sym_size(0) == rows.sym_size(0) &&
+                   grad.sym_size(1) == param.sym_size(1));
+  check_tensor(op, "touched", touched, at::kBool, "[rows of the table]",
+               touched.dim() == 1 && touched.sym_size(0) == param.sym_size(0));
+  for (const auto& [name, tensor] : {std::pair<const char*, const at::Tensor&>{"rows", rows},
+                                     {"grad", grad}, {"touched", touched}}) {
+    check_device(op, name, tensor, lists.device);
+  }
+  TORCH_CHECK_VALUE(touched.is_contiguous(),
+                    "sbrrt::adamw_ema_rows_: touched is written in place and must be contiguous");
+}
+
 inline void check_adamw_numbers(const AdamwLists& lists, const at::Tensor& learning_rate,
                                 at::ArrayRef<double> weight_decay, double beta1, double beta2,
                                 double eps, const at::Tensor& clip_factor, const at::Tensor& step,

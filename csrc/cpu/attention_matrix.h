@@ -4,11 +4,13 @@
 
 namespace sbrrt::SBRRT_ISA {
 
-constexpr int kTileRows = 4;
+// A tile's sums stay in registers: 24 of 32, 12 of 16.
 #if defined(SBRRT_LANES_AVX512)
-constexpr int kTileVectors = 4;  // 16 sums, of 32 registers
+constexpr int kTileRows = 8, kTileVectors = 3;
+#elif defined(SBRRT_LANES_AVX2)
+constexpr int kTileRows = 6, kTileVectors = 2;
 #else
-constexpr int kTileVectors = 2;  // 8 sums, of 16 registers
+constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -57,37 +59,57 @@ void multiply_tile(Factor a, const float* b, int64_t b_stride, int depth, float*
   }
 }
 
+using Tile = void (*)(Factor, const float*, int64_t, int, float*, int64_t, bool);
+
+template <int kVectors, int... kIndex>
+constexpr std::array<Tile, kTileRows> tiles(std::integer_sequence<int, kIndex...>) {
+  return {&multiply_tile<kIndex + 1, kVectors>...};
+}
+
+// c [rows, kVectors vectors] = a [rows, depth] b [depth, kVectors vectors] + (add ? c : 0), for a
+// depth of at most kDepth. Tiles share the rows evenly: a small one is too few independent sums to
+// keep the processor busy.
 template <int kVectors>
-void multiply_columns(Factor a, const float* b, int64_t b_stride, int rows, int depth, float* c,
-                      int64_t c_stride, bool add) {
-  // Two independent operations per cycle, each taking four: at least eight sums in flight.
-  constexpr int kMany = kVectors == 1 ? 2 * kTileRows : kTileRows;
-  for (int i = 0; i < rows;) {
-    const Factor part{a.data + i * a.row, a.row, a.column};
-    float* out = c + i * c_stride;
-    if (i + kMany <= rows) {
-      multiply_tile<kMany, kVectors>(part, b, b_stride, depth, out, c_stride, add);
-      i += kMany;
-    } else {
-      multiply_tile<kTileRows, kVectors>(part, b, b_stride, depth, out, c_stride, add);
-      i += kTileRows;
+void multiply_panel(Factor a, const float* b, int64_t b_stride, int rows, int depth, float* c,
+                    int64_t c_stride, bool add) {
+  static constexpr auto kTiles =
+      tiles<kVectors>(std::make_integer_sequence<int, kTileRows>{});
+  const int num_tiles = (rows + kTileRows - 1) / kTileRows;
+  const int least = rows / num_tiles, num_larger = rows % num_tiles;
+  for (int t = 0; t < num_tiles; ++t) {
+    const int tile_rows = least + (t < num_larger);
+    kTiles[tile_rows - 1](a, b, b_stride, depth, c, c_stride, add);
+    a.data += tile_rows * a.row;
+    c += tile_rows * c_stride;
+  }
+}
+
+// c [rows, kWidth] = a [rows, depth] b [depth, kWidth] + (add ? c : 0); the rows of b are dense.
+template <int kWidth>
+void multiply(Factor a, Factor b, int rows, int depth, float* c, int64_t c_stride, bool add) {
+  constexpr int kVectors = 2, kPanel = kVectors * kVecSize;  // at 32 columns AVX-512 has no more
+  for (int k = 0; k < depth; k += kDepth) {
+    const Factor run{a.data + k * a.column, a.row, a.column};
+    for (int j = 0; j < kWidth; j += kPanel) {
+      multiply_panel<kVectors>(run, b.data + k * b.row + j, b.row, rows,
+                               std::min(kDepth, depth - k), c + j, c_stride, add || k > 0);
     }
   }
 }
 
-// One run of at most kDepth terms.
-inline void multiply_run(Factor a, const float* b, int64_t b_stride, int rows, int depth,
-                         int columns, float* c, int64_t c_stride, bool add) {
+// c [rows, columns] = a [rows, kWidth] b [kWidth, columns] + (add ? c : 0), columns being whole
+// vectors; b and c have the same stride.
+template <int kWidth>
+void multiply_columns(Factor a, const float* b, int64_t stride, int rows, int columns, float* c,
+                      bool add = false) {
+  static_assert(kWidth <= kDepth);
   int left = columns / kVecSize;
-  for (int num_tiles = (left + kTileVectors - 1) / kTileVectors; num_tiles > 0; --num_tiles) {
-    const int num_vectors = (left + num_tiles - 1) / num_tiles;
+  for (int num_panels = (left + kTileVectors - 1) / kTileVectors; num_panels > 0; --num_panels) {
+    const int num_vectors = (left + num_panels - 1) / num_panels;
     switch (num_vectors) {
-      case 1: multiply_columns<1>(a, b, b_stride, rows, depth, c, c_stride, add); break;
-      case 2: multiply_columns<2>(a, b, b_stride, rows, depth, c, c_stride, add); break;
-#if defined(SBRRT_LANES_AVX512)
-      case 3: multiply_columns<3>(a, b, b_stride, rows, depth, c, c_stride, add); break;
-      case 4: multiply_columns<4>(a, b, b_stride, rows, depth, c, c_stride, add); break;
-#endif
+      case 1: multiply_panel<1>(a, b, stride, rows, kWidth, c, stride, add); break;
+      case 2: multiply_panel<2>(a, b, stride, rows, kWidth, c, stride, add); break;
+      default: multiply_panel<kTileVectors>(a, b, stride, rows, kWidth, c, stride, add);
     }
     left -= num_vectors;
     b += num_vectors * kVecSize;
@@ -95,17 +117,8 @@ inline void multiply_run(Factor a, const float* b, int64_t b_stride, int rows, i
   }
 }
 
-// c [rows, columns] = a [rows, depth] b [depth, columns] + (add ? c : 0); rows is rounded up to a
-// multiple of kTileRows, for which a and c have room; columns is a multiple of kVecSize.
-inline void multiply(Factor a, const float* b, int64_t b_stride, int rows, int depth, int columns,
-                     float* c, int64_t c_stride, bool add = false) {
-  for (int k = 0; k < depth; k += kDepth) {
-    multiply_run({a.data + k * a.column, a.row, a.column}, b + k * b_stride, b_stride, rows,
-                 std::min(kDepth, depth - k), columns, c, c_stride, add || k > 0);
-  }
-}
-
-// (a0, b0, a1, b1, ...): the lower and the upper half of it.
+// interleave: (a0, b0, a1, b1, ...), its lower and its upper half. first, second_of_pair: of each
+// lane's two bfloat16, as float.
 #if defined(SBRRT_LANES_AVX512)
 inline void interleave(Vec a, Vec b, Vec& lower, Vec& upper) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
@@ -113,15 +126,29 @@ inline void interleave(Vec a, Vec b, Vec& lower, Vec& upper) {
   lower = _mm512_permutex2var_ps(a, first, b);
   upper = _mm512_permutex2var_ps(a, second, b);
 }
+inline Vec first_of_pair(Vec x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 16));
+}
+inline Vec second_of_pair(Vec x) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
 #elif defined(SBRRT_LANES_AVX2)
 inline void interleave(Vec a, Vec b, Vec& lower, Vec& upper) {
   const Vec even = _mm256_unpacklo_ps(a, b), odd = _mm256_unpackhi_ps(a, b);
   lower = _mm256_permute2f128_ps(even, odd, 0x20);
   upper = _mm256_permute2f128_ps(even, odd, 0x31);
 }
-#else
-inline void interleave(Vec, Vec, Vec&, Vec&) {}
+inline Vec first_of_pair(Vec x) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16));
+}
+inline Vec second_of_pair(Vec x) {
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
 #endif
+
+#if defined(SBRRT_LANES_AVX512) || defined(SBRRT_LANES_AVX2)
 
 // Lane j of rows[i] becomes lane i of rows[j]: one perfect shuffle per bit of the lane's number.
 inline void transpose(Vec (&rows)[kVecSize]) {
@@ -137,47 +164,136 @@ inline void transpose(Vec (&rows)[kVecSize]) {
   }
 }
 
-// packed [padded, width] = rows, zeros below num_rows
-template <typename T>
-void pack_rows(RowView<const T> rows, int num_rows, int padded, int width, float* packed) {
-  for (int i = 0; i < num_rows; ++i) {
-    const T* row = rows.data + i * rows.stride;
-    for (int j = 0; j < width; j += kVecSize) {
-      vec_store(packed + i * width + j, vec_load(row + j));
-    }
+// A vector of four-byte lanes from each of kVecSize rows, transposed; zeros below num_rows.
+inline void load_columns(const void* first, int64_t stride_bytes, int num_rows,
+                         Vec (&columns)[kVecSize]) {
+  alignas(64) static constexpr float kZeros[kVecSize] = {};
+  const char* row = static_cast<const char*>(first);
+  SBRRT_UNROLL
+  for (int r = 0; r < kVecSize; ++r) {
+    columns[r] = vec_load(r < num_rows ? reinterpret_cast<const float*>(row) : kZeros);
+    row += stride_bytes;
   }
-  std::fill(packed + num_rows * width, packed + padded * width, 0.f);
+  transpose(columns);
 }
 
-// packed [width, padded] = rows transposed, zeros right of num_rows; padded is a multiple of
-// kVecSize.
-template <typename T>
-void pack_columns(RowView<const T> rows, int num_rows, int padded, int width, float* packed) {
-  for (int i = 0; i < padded; i += kVecSize) {
-    const int count = num_rows - i;
-    for (int j = 0; j < width; j += kVecSize) {
-      Vec tile[kVecSize];
+// packed [kWidth, stride] = rows transposed, zeros right of num_rows up to a whole vector
+template <int kWidth>
+const float* pack_columns(RowView<const float> rows, int num_rows, int stride,
+                          Buffer<float>& buffer) {
+  float* packed = buffer.of(kWidth * stride);
+  for (int i = 0; i < num_rows; i += kVecSize) {
+    for (int j = 0; j < kWidth; j += kVecSize) {
+      Vec columns[kVecSize];
+      load_columns(rows.data + i * rows.stride + j, rows.stride * 4, num_rows - i, columns);
+      SBRRT_UNROLL
+      for (int r = 0; r < kVecSize; ++r) vec_store(packed + (j + r) * stride + i, columns[r]);
+    }
+  }
+  return packed;
+}
+
+template <int kWidth>
+const float* pack_columns(RowView<const at::BFloat16> rows, int num_rows, int stride,
+                          Buffer<float>& buffer) {
+  float* packed = buffer.of(kWidth * stride);
+  for (int i = 0; i < num_rows; i += kVecSize) {
+    for (int j = 0; j < kWidth; j += 2 * kVecSize) {
+      Vec pairs[kVecSize];
+      load_columns(rows.data + i * rows.stride + j, rows.stride * 2, num_rows - i, pairs);
       SBRRT_UNROLL
       for (int r = 0; r < kVecSize; ++r) {
-        tile[r] = r < count ? vec_load(rows.data + (i + r) * rows.stride + j) : vec_set(0.f);
+        float* column = packed + (j + 2 * r) * stride + i;
+        vec_store(column, first_of_pair(pairs[r]));
+        vec_store(column + stride, second_of_pair(pairs[r]));
       }
-      transpose(tile);
-      SBRRT_UNROLL
-      for (int r = 0; r < kVecSize; ++r) vec_store(packed + (j + r) * padded + i, tile[r]);
     }
   }
+  return packed;
 }
 
-// rows [num_rows, width] = scale * packed
-template <typename T>
-void unpack_rows(const float* packed, int num_rows, int width, float scale, RowView<T> rows) {
-  const Vec factor = vec_set(scale);
+#else
+
+template <int kWidth, typename T>
+const float* pack_columns(RowView<const T> rows, int num_rows, int stride, Buffer<float>& buffer) {
+  float* packed = buffer.of(kWidth * stride);
   for (int i = 0; i < num_rows; ++i) {
-    T* row = rows.data + i * rows.stride;
-    for (int j = 0; j < width; j += kVecSize) {
-      vec_store(row + j, vec_load(packed + i * width + j) * factor);
+    const T* row = rows.data + i * rows.stride;
+    for (int j = 0; j < kWidth; ++j) packed[j * stride + i] = vec_load(row + j);
+  }
+  return packed;
+}
+
+#endif
+
+// Floats of this many rows are read and written where they lie; more of them, a constant distance
+// apart, would evict each other from the cache.
+constexpr int kMostInPlace = 128;
+
+// packed [num_rows, kWidth] = rows
+template <int kWidth, typename T>
+Factor pack_rows(RowView<const T> rows, int num_rows, Buffer<float>& buffer) {
+  float* packed = buffer.of(num_rows * kWidth);
+  for (int i = 0; i < num_rows; ++i) {
+    SBRRT_UNROLL
+    for (int j = 0; j < kWidth; j += kVecSize) {
+      vec_store(packed + i * kWidth + j, vec_load(rows.data + i * rows.stride + j));
     }
   }
+  return {packed, kWidth, 1};
 }
+
+// The same without a copy where there need be none.
+template <int kWidth, typename T>
+Factor factor(RowView<const T> rows, int num_rows, Buffer<float>& buffer) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (num_rows <= kMostInPlace) return {rows.data, rows.stride, 1};
+  }
+  return pack_rows<kWidth>(rows, num_rows, buffer);
+}
+
+// A product's result [num_rows, kWidth]: summed in place, or in a buffer and then copied.
+template <int kWidth, typename T>
+class Result {
+ public:
+  Result(RowView<T> rows, int num_rows, Buffer<float>& buffer) : rows_(rows), num_rows_(num_rows) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (num_rows <= kMostInPlace) {
+        sums_ = rows;
+        fetch();
+        return;
+      }
+    }
+    sums_ = {buffer.of(num_rows * kWidth), kWidth};
+  }
+
+  // += a [num_rows, depth] b [depth, kWidth], or = where it is the first.
+  void add(Factor a, Factor b, int depth, bool is_first) const {
+    multiply<kWidth>(a, b, num_rows_, depth, sums_.data, sums_.stride, !is_first);
+  }
+
+  void finish() const {
+    if (static_cast<void*>(sums_.data) == rows_.data) return;
+    for (int i = 0; i < num_rows_; ++i) {
+      SBRRT_UNROLL
+      for (int j = 0; j < kWidth; j += kVecSize) {
+        vec_store(rows_.data + i * rows_.stride + j, vec_load(sums_.data + i * kWidth + j));
+      }
+    }
+  }
+
+ private:
+  // A tile's stores would wait for the memory.
+  void fetch() const {
+    for (int i = 0; i < num_rows_; ++i) {
+      SBRRT_UNROLL
+      for (int j = 0; j < kWidth; j += 16) __builtin_prefetch(rows_.data + i * rows_.stride + j, 1);
+    }
+  }
+
+  RowView<T> rows_;
+  RowView<float> sums_;
+  int num_rows_;
+};
 
 }  // namespace sbrrt::SBRRT_ISA

@@ -83,14 +83,14 @@ class Buffer {
   size_t capacity_ = 0;
 };
 
-// One thread's memory. "Columns" are transposed: [head_dim, padded length].
+// One thread's memory. "Columns" are transposed: [head_dim, queries of a block].
 struct AttentionScratch {
-  Buffer<float> key_columns, value_columns, key_tangent_columns;
-  Buffer<float> queries, keys, values, grads, tangents, value_tangents;
-  Buffer<float> scores, score_grads, row_scales;
+  Buffer<float> query_columns, grad_columns;
+  Buffer<float> queries, keys, values, grads, key_tangents, value_tangents;
+  Buffer<float> scores, score_grads, scales, logsumexp;
   Buffer<float> result, key_result, value_result;
   Buffer<uint64_t> blocks;
-  Buffer<uint32_t> words;
+  Buffer<uint32_t> words, shifted_words;
 };
 
 }  // namespace sbrrt

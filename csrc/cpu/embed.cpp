@@ -1,6 +1,7 @@
 // embed on the CPU: dropout(LN(word[id] + position[p] + type[t])) and its backward.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -8,9 +9,11 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <limits>
+#include <optional>
 #include <tuple>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #include "common/embed_checks.h"
@@ -21,7 +24,7 @@ namespace sbrrt {
 namespace {
 
 struct EmbedInputs {
-  int64_t width;
+  int64_t num_tokens, width;
   const int64_t *ids, *positions, *types;  // [num_tokens]
   ConstRows word, position, type;
   DropoutRows dropout;
@@ -30,6 +33,12 @@ struct EmbedInputs {
 struct EmbedOutputs {
   Rows y;
   float *mean, *rstd;  // [num_tokens]
+};
+
+// Where the gradients of tokens add up that read the same row of a table.
+struct TableSums {
+  float* const* to;      // [num_tokens], the sum a token belongs to: [padded_width(width)]
+  const char* is_first;  // [num_tokens], whether it opens that sum
 };
 
 }  // namespace
@@ -41,23 +50,25 @@ struct EmbedOutputs {
 namespace sbrrt {
 namespace {
 
-constexpr int64_t kGrainRows = 32;   // 12k elements, near 10 us: well above the cost of a fork
-constexpr int64_t kGrainGroups = 64;
+constexpr int64_t kGrainAdditions = 32768;     // near 10 us: well above the cost of a fork
+constexpr int64_t kMinLazyBytes = int64_t{1} << 22;  // from here on zeros are left to the kernel
 
 void forward_rows(const EmbedInputs& in, const LayerNormParameters& parameters,
-                  const EmbedOutputs& out, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(embed_forward, in, parameters, out, begin, end)
+                  const EmbedOutputs& out, LayerNormBuffers& buffers, int64_t begin,
+                  int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(embed_forward, in, parameters, out, buffers, begin, end)
 }
 
 void backward_rows(const ConstRows& dy, const EmbedInputs& in, const float* weight,
                    const LayerNormStatistics& statistics, float* ds, const LayerNormSums& sums,
-                   int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(embed_backward, dy, in, weight, statistics, ds, sums, begin, end)
+                   LayerNormBuffers& buffers, int64_t begin, int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(embed_backward, dy, in, weight, statistics, ds, sums, buffers, begin,
+                           end)
 }
 
-void sum_group(const float* ds, const int64_t* tokens, int64_t count, int64_t width,
-               const Rows& table, int64_t row, float* buffer) {
-  SBRRT_RETURN_ON_THIS_CPU(sum_rows, ds, tokens, count, width, table, row, buffer)
+void sum_columns(const float* ds, int64_t num_tokens, int64_t padded,
+                 const TableSums* tables, int num_tables, int64_t begin, int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(sum_rows, ds, num_tokens, padded, tables, num_tables, begin, end)
 }
 
 void check_index_values(const char* op, const char* argument, const at::Tensor& indices,
@@ -82,68 +93,110 @@ struct DenseInputs {
         word(with_dense_rows(t.word)),
         position(with_dense_rows(t.position)),
         type(with_dense_rows(t.type)),
-        weight(padded_copy(t.weight)),
+        weight(padded_floats(t.weight)),
         offsets(offsets_.contiguous()),
-        view{word.size(1), ids.const_data_ptr<int64_t>(), positions.const_data_ptr<int64_t>(),
-             types.const_data_ptr<int64_t>(), const_rows(word), const_rows(position),
-             const_rows(type), dropout_rows(op, p, rng, site, offsets, word.size(1))} {
+        view{ids.size(0), word.size(1), ids.const_data_ptr<int64_t>(),
+             positions.const_data_ptr<int64_t>(), types.const_data_ptr<int64_t>(),
+             const_rows(word), const_rows(position), const_rows(type),
+             dropout_rows(op, p, rng, site, offsets, word.size(1))} {
     check_index_values(op, "ids", ids, word.size(0));
     check_index_values(op, "positions", positions, position.size(0));
     check_index_values(op, "types", types, type.size(0));
   }
 };
 
-// Tokens by the table row they read; those of one row in their own order.
-struct TokenGroups {
-  std::vector<int64_t> tokens, starts, rows;  // group g: tokens[starts[g] ... starts[g + 1])
+// Zeros in the form of a table. calloc's fresh pages are cleared when they are first touched, and a
+// batch touches few of a vocabulary's rows.
+at::Tensor zeros_like_table(const at::Tensor& table) {
+  const int64_t num_bytes = table.numel() * table.element_size();
+  if (num_bytes < kMinLazyBytes) return at::zeros(table.sizes(), table.options());
+  constexpr uintptr_t kAlignment = 64;
+  void* block = std::calloc(num_bytes + kAlignment, 1);
+  TORCH_CHECK_WITH(OutOfMemoryError, block != nullptr, "sbrrt::embed_backward: no memory for the ",
+                   num_bytes, " bytes of a table's gradient");
+  const auto start = (reinterpret_cast<uintptr_t>(block) + kAlignment - 1) / kAlignment * kAlignment;
+  return at::from_blob(
+      reinterpret_cast<void*>(start), table.sizes(), [block](void*) { std::free(block); },
+      table.options());
+}
+
+// The dense gradient of a table: zeros, and a sum in each row that a token reads. Rows of whole
+// Vecs of floats are summed in place, others next to it.
+class TableGradient {
+ public:
+  TableGradient(const at::Tensor& indices, const at::Tensor& table)
+      : gradient_(zeros_like_table(table)), width_(table.size(1)) {
+    const int64_t padded = padded_width(width_), num_tokens = indices.size(0);
+    const auto* data = indices.const_data_ptr<int64_t>();
+    const bool is_in_place = table.scalar_type() == at::kFloat && width_ == padded;
+    std::vector<int32_t> sum_of_row(table.size(0), -1);
+    is_first_.resize(num_tokens);
+    to_.resize(num_tokens);
+    for (int64_t token = 0; token < num_tokens; ++token) {
+      int32_t& sum = sum_of_row[data[token]];
+      is_first_[token] = sum < 0;
+      if (sum >= 0) continue;
+      sum = static_cast<int32_t>(rows_.size());
+      rows_.push_back(data[token]);
+    }
+    if (!is_in_place) {
+      buffer_.emplace(rows_.size() * padded);
+    }
+    float* start = is_in_place ? gradient_.mutable_data_ptr<float>() : buffer_->get();
+    for (int64_t token = 0; token < num_tokens; ++token) {
+      const int64_t row = data[token];
+      to_[token] = start + (is_in_place ? row : sum_of_row[row]) * padded;
+    }
+  }
+
+  TableSums sums() const { return {to_.data(), is_first_.data()}; }
+
+  // After the sums are made.
+  at::Tensor finish() {
+    if (buffer_.has_value() && !rows_.empty()) {
+      const int64_t num_sums = static_cast<int64_t>(rows_.size()), padded = padded_width(width_);
+      const at::Tensor sums = at::from_blob(buffer_->get(), {num_sums, padded}, at::kFloat);
+      const at::Tensor rows = at::from_blob(rows_.data(), {num_sums}, at::kLong);
+      gradient_.index_copy_(0, rows, sums.narrow(1, 0, width_).to(gradient_.scalar_type()));
+    }
+    return gradient_;
+  }
+
+ private:
+  at::Tensor gradient_;
+  int64_t width_;
+  std::vector<float*> to_;
+  std::vector<char> is_first_;
+  std::vector<int64_t> rows_;  // of the table, in the order of their sums
+  std::optional<AlignedArray<float>> buffer_;  // [rows, padded] where they are not in place
+};
+struct Lookup {
+  const at::Tensor &indices, &table;
 };
 
-TokenGroups group_tokens(const at::Tensor& indices) {
-  const int64_t num_tokens = indices.size(0), *data = indices.const_data_ptr<int64_t>();
-  std::vector<std::pair<int64_t, int64_t>> sorted(num_tokens);  // row, token
-  for (int64_t i = 0; i < num_tokens; ++i) sorted[i] = {data[i], i};
-  std::sort(sorted.begin(), sorted.end());
-  TokenGroups groups;
-  for (int64_t i = 0; i < num_tokens; ++i) {
-    if (i == 0 || sorted[i].first != sorted[i - 1].first) {
-      groups.starts.push_back(i);
-      groups.rows.push_back(sorted[i].first);
-    }
-    groups.tokens.push_back(sorted[i].second);
+// Gradients of the tables from those of the rows that tokens read of them, ds [num_tokens, padded].
+std::array<at::Tensor, 3> table_gradients(const float* ds, const std::array<Lookup, 3>& lookups,
+                                          const std::array<bool, 5>& needs) {
+  std::vector<TableGradient> gradients;
+  std::vector<TableSums> sums;
+  for (size_t i = 0; i < lookups.size(); ++i) {
+    if (needs[i]) gradients.emplace_back(lookups[i].indices, lookups[i].table);
   }
-  groups.starts.push_back(num_tokens);
-  return groups;
-}
-
-// The dense gradient of a table: zeros, and a sum in each row that a token reads.
-at::Tensor table_gradient(const at::Tensor& ds, const at::Tensor& indices, const at::Tensor& table,
-                          bool is_needed) {
-  if (!is_needed) return at::empty({0, table.size(1)}, table.options());
-  const at::Tensor gradient = at::zeros(table.sizes(), table.options());
-  const TokenGroups groups = group_tokens(indices);
-  const int64_t num_groups = static_cast<int64_t>(groups.rows.size()), width = table.size(1);
-  const Rows out = rows(gradient);
-  at::parallel_for(0, num_groups, kGrainGroups, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(padded_width(width));
-    for (int64_t g = begin; g < end; ++g) {
-      const int64_t start = groups.starts[g];
-      sum_group(ds.const_data_ptr<float>(), groups.tokens.data() + start,
-                groups.starts[g + 1] - start, width, out, groups.rows[g], buffer.data());
-    }
+  for (const TableGradient& gradient : gradients) sums.push_back(gradient.sums());
+  const int64_t num_tokens = lookups[0].indices.size(0);
+  const int64_t num_strips = padded_width(lookups[0].table.size(1)) / kRowPadding;
+  const int64_t grain = kGrainAdditions / (num_tokens * kRowPadding + 1) + 1;
+  at::parallel_for(0, num_strips, grain, [&](int64_t begin, int64_t end) {
+    sum_columns(ds, num_tokens, num_strips * kRowPadding, sums.data(),
+                static_cast<int>(sums.size()), begin * kRowPadding, end * kRowPadding);
   });
-  return gradient;
-}
-
-// Sums [num_blocks, 2, padded] in the order of the blocks.
-at::Tensor add_blocks(const at::Tensor& partial) {
-  at::Tensor total = at::zeros({2, partial.size(2)}, partial.options());
-  const int64_t size = total.numel();
-  const float* from = partial.const_data_ptr<float>();
-  float* to = total.mutable_data_ptr<float>();
-  for (int64_t block = 0; block < partial.size(0); ++block, from += size) {
-    for (int64_t j = 0; j < size; ++j) to[j] += from[j];
+  std::array<at::Tensor, 3> results;
+  auto gradient = gradients.begin();
+  for (size_t i = 0; i < lookups.size(); ++i) {
+    const at::Tensor& table = lookups[i].table;
+    results[i] = needs[i] ? (gradient++)->finish() : at::empty({0, table.size(1)}, table.options());
   }
-  return total;
+  return results;
 }
 
 }  // namespace
@@ -159,7 +212,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> embed_forward_cpu(
   check_vector(op, "shift", shift, word.size(1), at::kCPU);
   check_epsilon(op, eps);
   const DenseInputs in(op, tensors, p, rng, site, offsets);
-  const at::Tensor padded_shift = padded_copy(shift);
+  const at::Tensor padded_shift = padded_floats(shift);
   const int64_t num_tokens = ids.size(0);
   const at::Tensor y = at::empty({num_tokens, word.size(1)}, word.options());
   const at::Tensor mean = at::empty({num_tokens}, word.options().dtype(at::kFloat));
@@ -168,8 +221,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> embed_forward_cpu(
                                        padded_shift.const_data_ptr<float>(),
                                        static_cast<float>(eps)};
   const EmbedOutputs out{rows(y), mean.mutable_data_ptr<float>(), rstd.mutable_data_ptr<float>()};
-  at::parallel_for(0, num_tokens, kGrainRows, [&](int64_t begin, int64_t end) {
-    forward_rows(in.view, parameters, out, begin, end);
+  for_each_layernorm_block(num_tokens, word.size(1), [&](auto& buffers, int64_t, int64_t begin,
+                                                         int64_t end) {
+    forward_rows(in.view, parameters, out, buffers, begin, end);
   });
   return {y, mean, rstd};
 }
@@ -186,28 +240,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embed_bac
   const DenseInputs in(op, tensors, p, rng, site, offsets);
   const at::Tensor dense_grad = with_dense_rows(grad);
   const at::Tensor means = mean.contiguous(), rstds = rstd.contiguous();
-  const int64_t num_tokens = ids.size(0), width = word.size(1), padded = padded_width(width);
+  const int64_t num_tokens = ids.size(0), padded = padded_width(word.size(1));
   const int64_t num_blocks = num_layernorm_blocks(num_tokens);
-  const at::Tensor ds = at::empty({num_tokens, padded}, means.options());
-  const at::Tensor partial = at::zeros({num_blocks, 2, padded}, means.options());
-  float* all_sums = partial.mutable_data_ptr<float>();
-  at::parallel_for(0, num_blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      float* sums = all_sums + block * 2 * padded;
-      const int64_t first = block * kLayerNormBlockRows;
-      backward_rows(const_rows(dense_grad), in.view, in.weight.const_data_ptr<float>(),
-                    {means.const_data_ptr<float>(), rstds.const_data_ptr<float>()},
-                    ds.mutable_data_ptr<float>(), {sums, sums + padded, nullptr}, first,
-                    std::min(first + kLayerNormBlockRows, num_tokens));
-    }
+  const AlignedArray<float> ds(num_tokens * padded);
+  const AlignedArray<float> sums(num_blocks * 2 * padded);
+  for_each_layernorm_block(num_tokens, word.size(1), [&](auto& buffers, int64_t block,
+                                                         int64_t begin, int64_t end) {
+    float* s = sums.get() + block * 2 * padded;
+    backward_rows(const_rows(dense_grad), in.view, in.weight.const_data_ptr<float>(),
+                  {means.const_data_ptr<float>(), rstds.const_data_ptr<float>()}, ds.get(),
+                  {s, s + padded, nullptr}, buffers, begin, end);
   });
-  const at::Tensor total = add_blocks(partial);
-  const auto vector = [&](int64_t i, bool is_needed) {
-    return total[i].narrow(0, 0, is_needed ? width : 0).to(weight.scalar_type(), false, true);
+  auto tables = table_gradients(
+      ds.get(), {{{in.ids, word}, {in.positions, position}, {in.types, type}}}, needs);
+  const auto vector = [&](int64_t which, bool is_needed) {
+    return parameter_gradient(sums.get() + which * padded, num_blocks, 2 * padded, weight,
+                              is_needed);
   };
-  return {table_gradient(ds, in.ids, word, needs[0]),
-          table_gradient(ds, in.positions, position, needs[1]),
-          table_gradient(ds, in.types, type, needs[2]), vector(0, needs[3]), vector(1, needs[4])};
+  return {tables[0], tables[1], tables[2], vector(0, needs[3]), vector(1, needs[4])};
 }
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {

@@ -7,87 +7,217 @@
 
 namespace sbrrt::SBRRT_ISA {
 
-inline int64_t embed_words(int64_t width) { return dropout_words_capacity(width); }
+// A row s = word[id] + position[p] + type[t], zero from width on.
+struct EmbeddingRow {
+  const float *word, *position, *type;
 
-// s = word[id] + position[p] + type[t], zero from width on; returns its sum.
-inline Vec embedding_sum(const EmbedInputs& in, int64_t token, LayerNormBuffers& buffers,
-                         float* s) {
-  const float* word = read_row(in.word, in.ids[token], in.width, buffers.row(0));
-  const float* position = read_row(in.position, in.positions[token], in.width, buffers.row(1));
-  const float* type = read_row(in.type, in.types[token], in.width, buffers.row(2));
-  Vec total = vec_set(0.0f);
-  for (int64_t j = 0; j < in.width; j += kVecSize) {
-    const Vec sum = vec_load(word + j) + vec_load(position + j) + vec_load(type + j);
-    total = total + sum;
-    vec_store(s + j, sum);
+  // Takes the buffers 0 to 2.
+  EmbeddingRow(const EmbedInputs& in, int64_t token, LayerNormBuffers& buffers)
+      : word(read_row(in.word, in.ids[token], in.width, buffers.row(0))),
+        position(read_row(in.position, in.positions[token], in.width, buffers.row(1))),
+        type(read_row(in.type, in.types[token], in.width, buffers.row(2))) {}
+
+  Vec sum(int64_t j) const { return vec_load(word + j) + vec_load(position + j) + vec_load(type + j); }
+};
+
+// Fetches a later token's word row: it lies anywhere in a large table, which no processor foresees.
+struct WordPrefetch {
+  const char* row;
+  int64_t element_size;
+
+  WordPrefetch(const EmbedInputs& in, int64_t token)
+      : element_size(in.word.is_bfloat16 ? sizeof(at::BFloat16) : sizeof(float)) {
+    const int64_t id = in.ids[std::min(token, in.num_tokens - 1)];
+    row = static_cast<const char*>(in.word.data) + id * in.word.stride * element_size;
   }
-  return total;
+
+  void fetch(int64_t j) const { vec_prefetch(row + j * element_size); }
+};
+
+struct EmbeddingSumPass {
+  EmbeddingRow row;
+  float* s;
+  StripTotal sum;
+
+  template <int kVecs>
+  void step(int64_t j) {
+    SBRRT_UNROLL
+    for (int u = 0; u < kVecs; ++u) {
+      const Vec value = row.sum(j + u * kVecSize);
+      sum.total[u] = total_add(sum.total[u], value);
+      vec_store(s + j + u * kVecSize, value);
+    }
+  }
+};
+
+// y = M LN(s)
+template <bool kDrops>
+struct DropPass {
+  const float *s, *weight, *shift;
+  Standard standard;
+  RowFactors<kDrops> factors;
+  WordPrefetch next;
+  float* y;
+
+  template <int kVecs>
+  void step(int64_t j) {
+    SBRRT_UNROLL
+    for (int u = 0; u < kVecs; ++u) {
+      const int64_t i = j + u * kVecSize;
+      next.fetch(i);
+      const Vec value = vec_fma(standard(vec_load(s + i)), vec_load(weight + i),
+                                vec_load(shift + i));
+      vec_store(y + i, factors.drop(i, value));
+    }
+  }
+};
+
+template <bool kDrops>
+inline void forward_group(const EmbedInputs& in, const LayerNormParameters& parameters,
+                          const EmbedOutputs& out, LayerNormBuffers& buffers, int64_t begin,
+                          int64_t end) {
+  const int64_t stop = whole_vecs(in.width);
+  for (int64_t token = begin; token < end; ++token) {
+    EmbeddingSumPass pass{{in, token, buffers}, buffers.row(3 + token - begin), {}};
+    run_pass(pass, 0, stop);
+    out.mean[token] = pass.sum.sum() / static_cast<float>(in.width);
+  }
+  for (int64_t token = begin; token < end; ++token) {
+    const float* s = buffers.row(3 + token - begin);
+    out.rstd[token] = row_rstd(s, out.mean[token], in.width, parameters.eps);
+  }
+  for (int64_t token = begin; token < end; ++token) {
+    DropoutRun run = row_run(in.dropout, token, buffers.words());
+    float* y = begin_row(out.y, token, in.width, buffers.row(0));
+    DropPass<kDrops> pass{buffers.row(3 + token - begin),
+                          parameters.weight,
+                          parameters.shift,
+                          Standard(out.mean[token], out.rstd[token]),
+                          {in.dropout, run.words()},
+                          WordPrefetch(in, token + kRowsPerGroup),
+                          y};
+    run_pass_with_words<kDrops>(pass, run, stop);
+    finish_row(out.y, token, in.width, y);
+  }
 }
 
-// to = M from
-inline void drop_row(const DropoutRows& dropout, const uint32_t* words, const float* from,
-                     int64_t width, float* to) {
-  const Vec scale = vec_set(dropout.scale);
-  for (int64_t j = 0; j < width; j += kVecSize) {
-    vec_store(to + j, vec_load(from + j) * vec_keep(words + j, dropout.threshold, scale));
+template <bool kDrops>
+inline void forward_groups(const EmbedInputs& in, const LayerNormParameters& parameters,
+                           const EmbedOutputs& out, LayerNormBuffers& buffers, int64_t begin,
+                           int64_t end) {
+  for (int64_t token = begin; token < end; token += kRowsPerGroup) {
+    forward_group<kDrops>(in, parameters, out, buffers, token,
+                          std::min<int64_t>(token + kRowsPerGroup, end));
   }
 }
 
 inline void embed_forward(const EmbedInputs& in, const LayerNormParameters& parameters,
-                          const EmbedOutputs& out, int64_t begin, int64_t end) {
-  LayerNormBuffers buffers(in.width, embed_words(in.width));
-  float* s = buffers.row(3);
-  for (int64_t token = begin; token < end; ++token) {
-    const Vec total = embedding_sum(in, token, buffers, s);
-    const RowStatistics statistics = centre_row(s, total, in.width, parameters.eps);
-    float* y = begin_row(out.y, token, in.width, buffers.row(4));
-    scale_row(s, statistics.rstd, parameters, in.width, y);
-    if (in.dropout.drops) {
-      drop_row(in.dropout, row_words(in.dropout, token, in.width, buffers.words()), y, in.width,
-               y);
+                          const EmbedOutputs& out, LayerNormBuffers& buffers, int64_t begin,
+                          int64_t end) {
+  const auto run = in.dropout.drops ? forward_groups<true> : forward_groups<false>;
+  run(in, parameters, out, buffers, begin, end);
+}
+
+// Recomputes the standard row, and sums for its projection and over the block's tokens.
+template <bool kDrops>
+struct EmbeddingStandardPass {
+  EmbeddingRow row;
+  RowFactors<kDrops> factors;
+  WordPrefetch next;
+  const float *dy, *weight;
+  Standard standardize;
+  float *standard, *dropped, *dweight, *dshift;
+  ProjectionTotals totals;
+
+  template <int kVecs>
+  void step(int64_t j) {
+    SBRRT_UNROLL
+    for (int u = 0; u < kVecs; ++u) {
+      const int64_t i = j + u * kVecSize;
+      next.fetch(i);
+      const Vec d = factors.drop(i, vec_load(dy + i)), z = standardize(row.sum(i));
+      totals.add(u, vec_rounded(d * vec_load(weight + i)), z);
+      vec_store(standard + i, z);
+      vec_store(dropped + i, d);
+      vec_store(dweight + i, vec_fma(d, z, vec_load(dweight + i)));
+      vec_store(dshift + i, vec_load(dshift + i) + d);
     }
-    finish_row(out.y, token, in.width, y);
-    out.mean[token] = statistics.mean;
-    out.rstd[token] = statistics.rstd;
+  }
+};
+
+// In place: ds = project(d weight)
+struct EmbeddingGradientPass {
+  float* d;
+  const float *standard, *weight;
+  Projection project;
+
+  template <int kVecs>
+  void step(int64_t j) {
+    SBRRT_UNROLL
+    for (int u = 0; u < kVecs; ++u) {
+      const int64_t i = j + u * kVecSize;
+      const Vec g = vec_rounded(vec_load(d + i) * vec_load(weight + i));
+      vec_store(d + i, project(g, vec_load(standard + i)));
+    }
+  }
+};
+
+template <bool kDrops>
+inline void backward_rows_of(const ConstRows& change, const EmbedInputs& in, const float* weight,
+                             const LayerNormStatistics& statistics, float* ds,
+                             const LayerNormSums& sums, LayerNormBuffers& buffers, int64_t begin,
+                             int64_t end) {
+  const int64_t width = in.width, stop = whole_vecs(width);
+  float* standard = buffers.row(3);
+  for (int64_t token = begin; token < end; ++token) {
+    const float mean = statistics.mean[token], rstd = statistics.rstd[token];
+    DropoutRun run = row_run(in.dropout, token, buffers.words());
+    float* d = ds + token * padded_width(width);
+    EmbeddingStandardPass<kDrops> pass{{in, token, buffers},
+                                       {in.dropout, run.words()},
+                                       WordPrefetch(in, token + 1),
+                                       read_row(change, token, width, buffers.row(4)),
+                                       weight,
+                                       Standard(mean, rstd),
+                                       standard,
+                                       d,
+                                       sums.weight,
+                                       sums.shift,
+                                       {}};
+    run_pass_with_words<kDrops>(pass, run, stop);
+    const ProjectionMeans means(pass.totals, width);
+    EmbeddingGradientPass gradient{d, standard, weight, Projection(means, rstd)};
+    run_pass(gradient, 0, stop);
   }
 }
 
 // The gradient of s, [num_tokens, padded_width(width)], and the block's column sums.
 inline void embed_backward(const ConstRows& dy, const EmbedInputs& in, const float* weight,
                            const LayerNormStatistics& statistics, float* ds,
-                           const LayerNormSums& sums, int64_t begin, int64_t end) {
-  LayerNormBuffers buffers(in.width, embed_words(in.width));
-  float *standard = buffers.row(3), *dropped = buffers.row(4), *g = buffers.row(5);
-  for (int64_t token = begin; token < end; ++token) {
-    embedding_sum(in, token, buffers, standard);
-    const Vec mean = vec_set(statistics.mean[token]), rstd = vec_set(statistics.rstd[token]);
-    for (int64_t j = 0; j < in.width; j += kVecSize) {
-      vec_store(standard + j, (vec_load(standard + j) - mean) * rstd);
-    }
-    const uint32_t* words = row_words(in.dropout, token, in.width, buffers.words());
-    const float* d = read_row(dy, token, in.width, buffers.row(6));
-    drop_row(in.dropout, words, d, in.width, dropped);
-    const RowMeans means = weigh_row<true>(dropped, standard, weight, sums, in.width, g);
-    float* out = ds + token * padded_width(in.width);
-    for (int64_t j = 0; j < in.width; j += kVecSize) {
-      vec_store(out + j, project(vec_load(g + j), vec_load(standard + j), means, rstd));
-    }
-  }
+                           const LayerNormSums& sums, LayerNormBuffers& buffers, int64_t begin,
+                           int64_t end) {
+  clear_sums(sums.weight, in.width);
+  clear_sums(sums.shift, in.width);
+  const auto run = in.dropout.drops ? backward_rows_of<true> : backward_rows_of<false>;
+  run(dy, in, weight, statistics, ds, sums, buffers, begin, end);
 }
 
-// Row `row` of the table's gradient: the sum of the rows of ds named by `tokens`, in their order.
-inline void sum_rows(const float* ds, const int64_t* tokens, int64_t count, int64_t width,
-                     const Rows& table, int64_t row, float* buffer) {
-  const int64_t padded = padded_width(width);
-  float* total = begin_row(table, row, width, buffer);
-  for (int64_t i = 0; i < count; ++i) {
-    const float* from = ds + tokens[i] * padded;
-    for (int64_t j = 0; j < width; j += kVecSize) {
-      const Vec d = vec_load(from + j);
-      vec_store(total + j, i == 0 ? d : vec_load(total + j) + d);
+// Columns begin ... end - 1 of each table's sums of the rows ds [num_tokens, padded], token after
+// token, so that they do not depend on how columns are shared out among threads.
+inline void sum_rows(const float* ds, int64_t num_tokens, int64_t padded,
+                     const TableSums* tables, int num_tables, int64_t begin, int64_t end) {
+  for (int64_t token = 0; token < num_tokens; ++token, ds += padded) {
+    for (int i = 0; i < num_tables; ++i) {
+      float* to = tables[i].to[token];
+      if (tables[i].is_first[token]) {
+        for (int64_t j = begin; j < end; j += kVecSize) vec_store(to + j, vec_load(ds + j));
+      } else {
+        for (int64_t j = begin; j < end; j += kVecSize) {
+          vec_store(to + j, vec_load(to + j) + vec_load(ds + j));
+        }
+      }
     }
   }
-  finish_row(table, row, width, total);
 }
 
 }  // namespace sbrrt::SBRRT_ISA

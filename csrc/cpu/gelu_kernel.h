@@ -5,6 +5,49 @@
 
 namespace sbrrt::SBRRT_ISA {
 
+#if defined(SBRRT_LANES_AVX512)
+
+// A function f with f(t) = 1 - f(-t) from the table of f(-a): a register holds half of the pieces'
+// coefficients of one order, and an instruction looks them up for all lanes.
+class TableFunction {
+ public:
+  explicit TableFunction(const GeluTable& table) {
+    for (int k = 0; k <= kGeluDegree; ++k) {
+      lower_[k] = vec_load(table.coefficient[k]);
+      upper_[k] = vec_load(table.coefficient[k] + kVecSize);
+    }
+  }
+
+  Vec operator()(Vec t) const {
+    const Vec shift = vec_set(12582912.0f);  // 1.5 * 2^23: a sum's low bits are the nearest integer
+    const Vec scaled = vec_abs(t) * vec_set(static_cast<float>(kGeluPiecesPerUnit));
+    const Vec size = vec_min(vec_set(kGeluPieces - 1), scaled);  // of a NaN: the second
+    const Vec shifted = size + shift, r = size - (shifted - shift);
+    const __m512i piece = _mm512_castps_si512(shifted);
+    Vec tail = coefficient(kGeluDegree, piece);
+    SBRRT_UNROLL
+    for (int k = kGeluDegree - 1; k >= 0; --k) tail = vec_fma(tail, r, coefficient(k, piece));
+    const __mmask16 is_above = _mm512_cmp_ps_mask(t, vec_set(0.0f), _CMP_GE_OQ);
+    return _mm512_mask_sub_ps(tail, is_above, vec_set(1.0f), tail);
+  }
+
+ private:
+  Vec coefficient(int k, __m512i piece) const {
+    return _mm512_permutex2var_ps(lower_[k], piece, upper_[k]);
+  }
+
+  Vec lower_[kGeluDegree + 1], upper_[kGeluDegree + 1];
+};
+
+struct NormalCdf : TableFunction {
+  NormalCdf() : TableFunction(gelu_cdf_table()) {}
+};
+struct GeluSlope : TableFunction {
+  GeluSlope() : TableFunction(gelu_slope_table()) {}
+};
+
+#else
+
 // The normal distribution's cdf and e^(-t^2 / 2).
 struct NormalValues {
   Vec cdf, bell;
@@ -31,50 +74,73 @@ inline NormalValues normal_values(Vec t) {
   return {vec_where_less(t, vec_set(0.0f), tail, one - tail), bell};
 }
 
-// d gelu / dt = Phi(t) + t phi(t)
-inline Vec gelu_slope(Vec t) {
-  const NormalValues n = normal_values(t);
-  return vec_fma(t * vec_set(0.398942280f), n.bell, n.cdf);
+struct NormalCdf {
+  Vec operator()(Vec t) const { return normal_values(t).cdf; }
+};
+
+struct GeluSlope {
+  Vec operator()(Vec t) const {
+    const NormalValues n = normal_values(t);
+    return vec_fma(t * vec_set(0.398942280f), n.bell, n.cdf);
+  }
+};
+
+#endif
+
+// T is float or, where all rows are whole, bfloat16.
+template <typename T>
+inline void gelu_forward_rows(const GeluInputs& in, const Rows& out, const GeluBuffers& buffers,
+                              int64_t begin, int64_t end) {
+  const NormalCdf cdf;
+  const float* bias = in.bias;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = open_row<T>(in.x, row, in.width, buffers.x);
+    T* y = open_row<T>(out, row, in.width, buffers.out);
+    for (int64_t j = 0; j < in.width; j += kVecSize) {
+      const Vec t = vec_load(x + j) + vec_load(bias + j);
+      vec_store(y + j, t * cdf(t));
+    }
+    close_row(out, row, in.width, y);
+  }
 }
 
 inline void gelu_forward(const GeluInputs& in, const Rows& out, const GeluBuffers& buffers,
                          int64_t begin, int64_t end) {
-  for (int64_t row = begin; row < end; ++row) {
-    const float* x = read_row(in.x, row, in.width, buffers.x);
-    float* y = begin_row(out, row, in.width, buffers.out);
-    for (int64_t j = 0; j < in.width; j += kVecSize) {
-      const Vec t = vec_load(x + j) + vec_load(in.bias + j);
-      vec_store(y + j, t * normal_values(t).cdf);
-    }
-    finish_row(out, row, in.width, y);
-  }
+  const bool is_direct = is_whole_bfloat16(in.x, in.width);
+  const auto run = is_direct ? gelu_forward_rows<at::BFloat16> : gelu_forward_rows<float>;
+  run(in, out, buffers, begin, end);
 }
 
 // out = change * slope, and its column sums.
-template <bool kSums>
+template <typename T, bool kSums>
 inline void gelu_change_rows(const GeluInputs& in, const ConstRows& change, const Rows& out,
                              float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+  const GeluSlope slope;
+  const float* bias = in.bias;
   for (int64_t row = begin; row < end; ++row) {
-    const float* x = read_row(in.x, row, in.width, buffers.x);
-    const float* d = read_row(change, row, in.width, buffers.change);
-    float* y = begin_row(out, row, in.width, buffers.out);
+    const T* x = open_row<T>(in.x, row, in.width, buffers.x);
+    const T* d = open_row<T>(change, row, in.width, buffers.change);
+    T* y = open_row<T>(out, row, in.width, buffers.out);
     for (int64_t j = 0; j < in.width; j += kVecSize) {
-      const Vec value = vec_load(d + j) * gelu_slope(vec_load(x + j) + vec_load(in.bias + j));
+      const Vec value = vec_load(d + j) * slope(vec_load(x + j) + vec_load(bias + j));
       vec_store(y + j, value);
-      if constexpr (kSums) vec_store(sums + j, vec_load(sums + j) + value);
+      if constexpr (kSums) {
+        vec_store(sums + j, row == begin ? value : vec_load(sums + j) + value);
+      }
     }
-    finish_row(out, row, in.width, y);
+    close_row(out, row, in.width, y);
   }
 }
 
-// Backward and tangent; sums [padded_width(width)] may be null.
+// Backward and tangent; sums [padded_width(width)] are null or written.
 inline void gelu_change(const GeluInputs& in, const ConstRows& change, const Rows& out,
                         float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  if (sums != nullptr) {
-    gelu_change_rows<true>(in, change, out, sums, buffers, begin, end);
-  } else {
-    gelu_change_rows<false>(in, change, out, sums, buffers, begin, end);
-  }
+  const bool is_direct = is_whole_bfloat16(in.x, in.width) && change.is_bfloat16;
+  const auto run = is_direct ? sums != nullptr ? gelu_change_rows<at::BFloat16, true>
+                                               : gelu_change_rows<at::BFloat16, false>
+                             : sums != nullptr ? gelu_change_rows<float, true>
+                                               : gelu_change_rows<float, false>;
+  run(in, change, out, sums, buffers, begin, end);
 }
 
 }  // namespace sbrrt::SBRRT_ISA

@@ -2,12 +2,18 @@
 #pragma once
 
 #include <ATen/Version.h>
+#include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SBRRT_X86 1
 #include <immintrin.h>
+#if __has_include(<avx512bf16intrin.h>)  // of g++ >= 10 and clang >= 9
+#define SBRRT_AVX512_BF16 1
+#endif
 #endif
 
 #define SBRRT_PRAGMA(text) _Pragma(#text)
@@ -25,23 +31,54 @@
 
 namespace sbrrt {
 
-enum class Isa { plain, avx2, avx512 };
+// In rising order: each has those before it.
+enum class Isa { plain, avx2, avx512, avx512_bf16 };
 
-// torch's own choice, so that ATEN_CPU_CAPABILITY=default|avx2|avx512 governs both.
-inline Isa cpu_isa() {
-  static const Isa isa = [] {
+inline const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512_bf16: return "AVX-512-bf16";
+    case Isa::avx512: return "AVX-512";
+    case Isa::avx2: return "AVX2";
+    default: return "plain";
+  }
+}
+
+// The most that this processor has within torch's own choice, so that
+// ATEN_CPU_CAPABILITY=default|avx2|avx512 governs both.
+inline Isa available_isa() {
 #if defined(SBRRT_X86)
-    const std::string capability = at::get_cpu_capability();
-    if (capability == "AVX512") return Isa::avx512;
-    if (capability == "AVX2") return Isa::avx2;
+  const std::string capability = at::get_cpu_capability();
+#if defined(SBRRT_AVX512_BF16)
+  if (capability == "AVX512" && __builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
 #endif
-    return Isa::plain;
-  }();
+  if (capability == "AVX512") return Isa::avx512;
+  if (capability == "AVX2") return Isa::avx2;
+#endif
+  return Isa::plain;
+}
+
+// SBRRT_CPU_ISA=plain|avx2|avx512|avx512_bf16 asks for less.
+inline Isa requested_isa() {
+  const Isa available = available_isa();
+  const char* variable = std::getenv("SBRRT_CPU_ISA");
+  if (variable == nullptr || *variable == '\0') return available;
+  const std::string name = variable;
+  const Isa isa = name == "avx512_bf16" ? Isa::avx512_bf16
+                  : name == "avx512"    ? Isa::avx512
+                  : name == "avx2"      ? Isa::avx2
+                                        : Isa::plain;
+  TORCH_CHECK_VALUE(isa != Isa::plain || name == "plain",
+                    "SBRRT_CPU_ISA must be plain, avx2, avx512 or avx512_bf16, got ", name);
+  TORCH_CHECK_VALUE(isa <= available, "SBRRT_CPU_ISA=", name, " is more than this processor and",
+                    " ATEN_CPU_CAPABILITY allow: ", isa_name(available));
   return isa;
 }
 
-inline const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "AVX-512" : isa == Isa::avx2 ? "AVX2" : "plain";
+// The instruction set to run, for a kernel that is compiled up to `most`. The environment is read
+// once.
+inline Isa cpu_isa(Isa most = Isa::avx512) {
+  static const Isa isa = requested_isa();
+  return std::min(isa, most);
 }
 
 }  // namespace sbrrt

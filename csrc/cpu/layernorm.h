@@ -1,8 +1,10 @@
 // What the LayerNorm kernels are given; shared by dropout_add_layernorm and embed.
 #pragma once
 
+#include <ATen/Parallel.h>
+
+#include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "cpu/rows.h"
 
@@ -18,25 +20,30 @@ struct LayerNormStatistics {
   const float *mean, *rstd;  // [num_rows]
 };
 
-// Column sums over a block of rows, [padded_width(width)] each.
+// Column sums over a block of rows, [padded_width(width)] each; bias may be null.
 struct LayerNormSums {
   float *weight, *shift, *bias;
 };
 
+// Rows whose forward passes alternate, so that a row's sums are added up while the next is read.
+constexpr int kRowsPerGroup = 2;
+
 // A thread's rows of floats and a row's random words.
 class LayerNormBuffers {
  public:
-  LayerNormBuffers(int64_t width, int64_t num_words)
-      : padded_(padded_width(width)), floats_(kNumRows * padded_), words_(num_words) {}
+  explicit LayerNormBuffers(int64_t width)
+      : padded_(padded_width(width)), floats_(kNumRows * padded_), words_(padded_ + kWordPadding) {}
 
-  float* row(int i) { return floats_.data() + i * padded_; }
-  uint32_t* words() { return words_.data(); }
+  float* row(int64_t i) { return floats_.get() + i * padded_; }
+  uint32_t* words() { return words_.get(); }
+
+  static constexpr int64_t kWordPadding = 160;  // dropout_words_capacity(n) <= n + this
 
  private:
-  static constexpr int kNumRows = 8;
+  static constexpr int kNumRows = 7;
   int64_t padded_;
-  std::vector<float> floats_;
-  std::vector<uint32_t> words_;
+  AlignedArray<float> floats_;
+  AlignedArray<uint32_t> words_;
 };
 
 // Rows per block of the column sums: fixed, so the sums do not depend on the number of threads.
@@ -44,6 +51,18 @@ constexpr int64_t kLayerNormBlockRows = 32;
 
 inline int64_t num_layernorm_blocks(int64_t num_rows) {
   return (num_rows + kLayerNormBlockRows - 1) / kLayerNormBlockRows;
+}
+
+// Calls run(buffers, block, begin, end) for every block of rows, on all threads.
+template <typename F>
+void for_each_layernorm_block(int64_t num_rows, int64_t width, F run) {
+  at::parallel_for(0, num_layernorm_blocks(num_rows), 1, [&](int64_t first, int64_t last) {
+    LayerNormBuffers buffers(width);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * kLayerNormBlockRows;
+      run(buffers, block, begin, std::min(begin + kLayerNormBlockRows, num_rows));
+    }
+  });
 }
 
 }  // namespace sbrrt

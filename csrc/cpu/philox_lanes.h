@@ -27,6 +27,13 @@ inline void store_interleaved(uint32_t* out, Lanes low, Lanes high) {
   _mm512_storeu_si512(out + 16, _mm512_permutex2var_epi64(low, second, high));
 }
 
+// out[lane] = the low half of a[lane]
+inline void store_low_halves(uint32_t* out, Lanes a) {
+  const Lanes even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      _mm512_castsi512_si256(_mm512_maskz_permutexvar_epi32(0xFF, even, a)));
+}
+
 #elif defined(SBRRT_LANES_AVX2)
 
 constexpr int kNumLanes = 4;
@@ -54,6 +61,12 @@ inline void store_interleaved(uint32_t* out, Lanes low, Lanes high) {
   _mm256_storeu_si256(p + 1, _mm256_permute2x128_si256(even, odd, 0x31));
 }
 
+inline void store_low_halves(uint32_t* out, Lanes a) {
+  const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                   _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(a, even)));
+}
+
 #else
 
 constexpr int kNumLanes = 1;
@@ -74,6 +87,8 @@ inline void store_interleaved(uint32_t* out, Lanes low, Lanes high) {
   out[2] = static_cast<uint32_t>(high);
   out[3] = static_cast<uint32_t>(high >> 32);
 }
+
+inline void store_low_halves(uint32_t* out, Lanes a) { *out = static_cast<uint32_t>(a); }
 
 #endif
 

@@ -8,16 +8,17 @@ namespace sbrrt::SBRRT_ISA {
 constexpr int kPhiloxUnroll = 4;
 constexpr int kPhiloxGroup = kNumLanes * kPhiloxUnroll;
 
-// blocks [num_blocks] -> words [4 * num_blocks]; num_blocks is a multiple of kPhiloxGroup.
-inline void philox_words(const uint64_t* blocks, int num_blocks, const PhiloxStream& stream,
-                         uint32_t* words) {
-  const Lanes multiplier0 = broadcast(kPhiloxMultiplier0);
-  const Lanes multiplier1 = broadcast(kPhiloxMultiplier1);
-  for (int start = 0; start < num_blocks; start += kPhiloxGroup) {
-    Lanes c0[kPhiloxUnroll], c1[kPhiloxUnroll], c2[kPhiloxUnroll], c3[kPhiloxUnroll];
+// The four words of kPhiloxGroup blocks, each in the low half of its lane.
+struct PhiloxGroup {
+  Lanes word[4][kPhiloxUnroll];
+
+  PhiloxGroup(const uint64_t* blocks, const PhiloxStream& stream) {
+    const Lanes multiplier0 = broadcast(kPhiloxMultiplier0);
+    const Lanes multiplier1 = broadcast(kPhiloxMultiplier1);
+    auto& [c0, c1, c2, c3] = word;
     SBRRT_UNROLL
     for (int u = 0; u < kPhiloxUnroll; ++u) {
-      c0[u] = load(blocks + start + u * kNumLanes);
+      c0[u] = load(blocks + u * kNumLanes);
       c1[u] = high_half(c0[u]);
       c2[u] = broadcast(stream.site);
       c3[u] = broadcast(stream.step);
@@ -38,10 +39,34 @@ inline void philox_words(const uint64_t* blocks, int num_blocks, const PhiloxStr
       key.low += kPhiloxWeyl0;
       key.high += kPhiloxWeyl1;
     }
+  }
+};
+
+// blocks [num_blocks] -> words [4 * num_blocks]; num_blocks is a multiple of kPhiloxGroup.
+inline void philox_words(const uint64_t* blocks, int num_blocks, const PhiloxStream& stream,
+                         uint32_t* words) {
+  for (int start = 0; start < num_blocks; start += kPhiloxGroup) {
+    const PhiloxGroup group(blocks + start, stream);
     SBRRT_UNROLL
     for (int u = 0; u < kPhiloxUnroll; ++u) {
-      store_interleaved(words + 4 * (start + u * kNumLanes), join(c0[u], c1[u]),
-                        join(c2[u], c3[u]));
+      const Lanes low = join(group.word[0][u], group.word[1][u]);
+      const Lanes high = join(group.word[2][u], group.word[3][u]);
+      store_interleaved(words + 4 * (start + u * kNumLanes), low, high);
+    }
+  }
+}
+
+// The same by word: words [4, num_blocks].
+inline void philox_planes(const uint64_t* blocks, int num_blocks, const PhiloxStream& stream,
+                          uint32_t* words) {
+  for (int start = 0; start < num_blocks; start += kPhiloxGroup) {
+    const PhiloxGroup group(blocks + start, stream);
+    SBRRT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      SBRRT_UNROLL
+      for (int u = 0; u < kPhiloxUnroll; ++u) {
+        store_low_halves(words + c * num_blocks + start + u * kNumLanes, group.word[c][u]);
+      }
     }
   }
 }

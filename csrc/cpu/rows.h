@@ -2,11 +2,14 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
+#include <new>
 
 #include "common/checks.h"
 #include "common/dropout.h"
@@ -32,6 +35,23 @@ constexpr int64_t kRowPadding = 16;  // widths of buffers, in floats: the widest
 inline int64_t padded_width(int64_t width) {
   return (width + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
+
+// Uninitialised memory that whole Vecs do not straddle cache lines in.
+template <typename T>
+class AlignedArray {
+ public:
+  explicit AlignedArray(int64_t size)
+      : data_(static_cast<T*>(::operator new(size * sizeof(T), kAlignment))) {}
+
+  T* get() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<T[], Free> data_;
+};
 
 // Row n starts `n * stride` elements behind data; its elements lie side by side.
 struct ConstRows {
@@ -60,12 +80,30 @@ inline Rows rows(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.scalar_type() == at::kBFloat16};
 }
 
-// A parameter [width] as float32, with zeros up to padded_width(width).
-inline at::Tensor padded_copy(const at::Tensor& parameter) {
+// A parameter [width] as float32, with zeros up to padded_width(width): itself where it is that.
+inline at::Tensor padded_floats(const at::Tensor& parameter) {
   const int64_t width = parameter.size(0);
+  if (parameter.scalar_type() == at::kFloat && parameter.stride(0) == 1 &&
+      width == padded_width(width)) {
+    return parameter;
+  }
   const at::Tensor copy = at::zeros({padded_width(width)}, parameter.options().dtype(at::kFloat));
   copy.narrow(0, 0, width).copy_(parameter);
   return copy;
+}
+
+// The gradient of a parameter: its sums over blocks of rows, added in the order of the blocks. A
+// block's sums lie `stride` floats behind the one before. Nothing [0] where it is not needed.
+inline at::Tensor parameter_gradient(const float* sums, int64_t num_blocks, int64_t stride,
+                                     const at::Tensor& parameter, bool is_needed) {
+  const int64_t width = is_needed ? parameter.size(0) : 0;
+  const at::Tensor total = at::empty({width}, parameter.options().dtype(at::kFloat));
+  float* to = total.mutable_data_ptr<float>();
+  std::fill_n(to, width, 0.0f);
+  for (int64_t block = 0; block < num_blocks; ++block, sums += stride) {
+    for (int64_t j = 0; j < width; ++j) to[j] += sums[j];
+  }
+  return total.to(parameter.scalar_type());
 }
 
 // Element (n, j) of the rows has the logical index offsets[n] + j.

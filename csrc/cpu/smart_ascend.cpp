@@ -1,6 +1,6 @@
 // smart_ascend on the CPU: groups of tokens are independent, each is done by one thread.
 #include <ATen/Parallel.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -84,6 +84,15 @@ at::Tensor with_dense_rows(const at::Tensor& x) {
   return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous();
 }
 
+// Tokens that may not be perturbed.
+void clear_others(const bool* mask, const at::Tensor& out) {
+  const int64_t num_bytes = out.size(1) * out.element_size();
+  auto* data = static_cast<char*>(out.mutable_data_ptr());
+  for (int64_t i = 0; i < out.size(0); ++i) {
+    if (!mask[i]) std::fill_n(data + i * num_bytes, num_bytes, 0);
+  }
+}
+
 template <typename D, typename G>
 void ascend(const AscendOptions& options, const at::Tensor& delta, const at::Tensor& gradient,
             const Groups& groups, const at::Tensor& out) {
@@ -113,10 +122,11 @@ at::Tensor smart_ascend_cpu(const at::Tensor& delta, const at::Tensor& gradient,
       ascend_options(step_size, normalize_gradient, projection, radius, norm, level);
   const at::Tensor kept = mask.contiguous(), owner = sequence.contiguous();
   check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0), num_sequences);
-  const at::Tensor out = at::zeros(delta.sizes(), delta.options());
+  const at::Tensor out = at::empty(delta.sizes(), delta.options());
   if (out.numel() == 0) return out;
   const Groups groups = groups_of(kept.const_data_ptr<bool>(), owner.const_data_ptr<int64_t>(),
                                   owner.size(0), options.is_sequence);
+  clear_others(kept.const_data_ptr<bool>(), out);
   const at::Tensor from = with_dense_rows(delta), along = with_dense_rows(gradient);
   const bool is_float = delta.scalar_type() == at::kFloat;
   if (gradient.scalar_type() == at::kFloat) {

@@ -21,30 +21,29 @@ namespace {
 constexpr int64_t kGrainClasses = 512;
 constexpr double kSmall = 1.0;  // changes up to this go through expm1 and log1p
 
-// log q of q = softmax(logits).
-void log_softmax(const float* logits, int64_t num_classes, double* log_q) {
+// q = softmax(logits); returns the logits' logsumexp.
+double softmax(const float* logits, int64_t num_classes, double* q) {
   const double largest = *std::max_element(logits, logits + num_classes);
   double sum = 0;
-  for (int64_t j = 0; j < num_classes; ++j) sum += std::exp(logits[j] - largest);
-  const double shift = largest + std::log(sum);
-  for (int64_t j = 0; j < num_classes; ++j) log_q[j] = logits[j] - shift;
+  for (int64_t j = 0; j < num_classes; ++j) sum += q[j] = std::exp(logits[j] - largest);
+  for (int64_t j = 0; j < num_classes; ++j) q[j] /= sum;
+  return largest + std::log(sum);
 }
 
 // One example: q, the log-ratio c = log p - log q and p - q, for p = softmax(logits + delta).
 class KlRow {
  public:
   explicit KlRow(int64_t num_classes)
-      : q(num_classes), log_ratio(num_classes), change(num_classes), log_q_(num_classes) {}
+      : q(num_classes), log_ratio(num_classes), change(num_classes) {}
 
   void read(const float* logits, const float* delta) {
     const auto num_classes = static_cast<int64_t>(q.size());
-    log_softmax(logits, num_classes, log_q_.data());
-    for (int64_t j = 0; j < num_classes; ++j) q[j] = std::exp(log_q_[j]);
-    const double shift = partition_shift(delta);
+    const double partition = softmax(logits, num_classes, q.data());
+    const double shift = partition_shift(logits, partition, delta);
     for (int64_t j = 0; j < num_classes; ++j) {
-      const double c = delta[j] - shift;
+      const double c = delta[j] - shift, log_q = logits[j] - partition;
       log_ratio[j] = c;
-      change[j] = std::abs(c) <= kSmall ? q[j] * std::expm1(c) : std::exp(log_q_[j] + c) - q[j];
+      change[j] = std::abs(c) <= kSmall ? q[j] * std::expm1(c) : std::exp(log_q + c) - q[j];
     }
   }
 
@@ -65,24 +64,21 @@ class KlRow {
 
  private:
   // log sum_j q_j exp(delta_j)
-  double partition_shift(const float* delta) const {
+  double partition_shift(const float* logits, double partition, const float* delta) const {
     if (q.size() == 1) return delta[0];
     double largest_change = 0, largest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (size_t j = 0; j < q.size(); ++j) {
-      largest_change = std::max(largest_change, std::abs(static_cast<double>(delta[j])));
-      largest = std::max(largest, log_q_[j] + delta[j]);
+      const double d = delta[j];
+      largest_change = std::max(largest_change, std::abs(d));
+      largest = std::max(largest, logits[j] - partition + d);
     }
     if (largest_change <= kSmall) {
-      for (size_t j = 0; j < q.size(); ++j) {
-        sum += q[j] * std::expm1(static_cast<double>(delta[j]));
-      }
+      for (size_t j = 0; j < q.size(); ++j) sum += q[j] * std::expm1(static_cast<double>(delta[j]));
       return std::log1p(sum);
     }
-    for (size_t j = 0; j < q.size(); ++j) sum += std::exp(log_q_[j] + delta[j] - largest);
+    for (size_t j = 0; j < q.size(); ++j) sum += std::exp(logits[j] - partition + delta[j] - largest);
     return largest + std::log(sum);
   }
-
-  std::vector<double> log_q_;
 };
 
 template <typename Row>
@@ -156,9 +152,9 @@ at::Tensor symmetric_kl_fisher_cpu(const at::Tensor& logits, const at::Tensor& t
     std::vector<double> q(num_classes);
     for (int64_t i = begin; i < end; ++i) {
       const float* row = t_data + i * num_classes;
-      log_softmax(w_data + i * num_classes, num_classes, q.data());
+      softmax(w_data + i * num_classes, num_classes, q.data());
       double mean = 0;
-      for (int64_t j = 0; j < num_classes; ++j) mean += (q[j] = std::exp(q[j])) * row[j];
+      for (int64_t j = 0; j < num_classes; ++j) mean += q[j] * row[j];
       for (int64_t j = 0; j < num_classes; ++j) {
         result[i * num_classes + j] = static_cast<float>(2 * q[j] * (row[j] - mean));
       }

@@ -49,15 +49,25 @@ inline Vec vec_load(const at::BFloat16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-inline void vec_store(at::BFloat16* p, Vec x) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i round = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  round = _mm512_mask_mov_epi32(round, is_nan, _mm512_set1_epi32(0x7fc00000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(round, 16)));
+#if defined(SBRRT_LANES_AVX512_BF16)
+inline void vec_store(at::BFloat16* p, Vec x) {  // denormals become zero
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
 }
+#else
+inline void vec_store(at::BFloat16* p, Vec x) {
+  alignas(64) static constexpr uint16_t kUpperHalves[32] = {1,  3,  5,  7,  9,  11, 13, 15,
+                                                            17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i bits = _mm512_castps_si512(x);
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  __m512i round = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  round = _mm512_mask_add_epi32(round, is_odd, round, _mm512_set1_epi32(1));
+  round = _mm512_mask_mov_epi32(round, is_nan, _mm512_set1_epi32(0x7fc00000));
+  const __m512i halves =
+      _mm512_maskz_permutexvar_epi16(0xFFFF, _mm512_load_si512(kUpperHalves), round);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
+}
+#endif
 
 // maskz: GCC 12 warns of an uninitialised value in its own unmasked intrinsics.
 inline __m256 vec_lower(Vec x) { return _mm512_maskz_extractf32x8_ps(0xFF, x, 0); }
@@ -146,6 +156,18 @@ inline void vec_store(at::BFloat16* p, Vec x) { *p = at::BFloat16(x); }
 
 #endif
 
+// x rounded to float: the compiler must not fuse a product x with an addition that follows.
+inline Vec vec_rounded(Vec x) {
+#if defined(SBRRT_LANES_AVX512)
+  __asm__("" : "+v"(x));
+#elif defined(SBRRT_LANES_AVX2)
+  __asm__("" : "+x"(x));
+#else
+  __asm__("" : "+m"(x));
+#endif
+  return x;
+}
+
 // Sum and maximum of the lanes, always in the same order.
 #if defined(SBRRT_LANES_AVX512) || defined(SBRRT_LANES_AVX2)
 
@@ -177,6 +199,36 @@ inline float vec_sum(Vec x) { return x; }
 inline float vec_largest(Vec x) { return x; }
 
 #endif
+
+// A running sum of many Vecs. Where a Vec is one float it is a double: a float would collect the
+// rounding of a whole row, sixteen times what a lane of the widest Vec collects.
+#if defined(SBRRT_LANES_AVX512) || defined(SBRRT_LANES_AVX2)
+
+using VecTotal = Vec;
+
+inline VecTotal total_zero() { return vec_set(0.0f); }
+inline VecTotal total_add(VecTotal total, Vec x) { return total + x; }
+inline VecTotal total_fma(VecTotal total, Vec a, Vec b) { return vec_fma(a, b, total); }
+inline float total_sum(VecTotal total) { return vec_sum(total); }
+
+#else
+
+using VecTotal = double;
+
+inline VecTotal total_zero() { return 0.0; }
+inline VecTotal total_add(VecTotal total, Vec x) { return total + x; }
+inline VecTotal total_fma(VecTotal total, Vec a, Vec b) {
+  return total + static_cast<double>(a) * static_cast<double>(b);
+}
+inline float total_sum(VecTotal total) { return static_cast<float>(total); }
+
+#endif
+
+// Fetches a Vec's place that is soon stored to, so that the store need not wait for memory.
+template <typename T>
+inline void vec_prefetch(const T* p) {
+  if constexpr (kVecSize > 1) __builtin_prefetch(p);
+}
 
 // The first `count` elements at p, then zeros; nothing behind them is read.
 template <typename T>

@@ -46,4 +46,33 @@ inline void finish_row(const Rows& rows, int64_t row, int64_t width, const float
   }
 }
 
+// The same for memory of a known dtype: a bfloat16 row that is whole needs no buffer.
+template <typename T>
+inline const T* open_row(const ConstRows& rows, int64_t row, int64_t width, float* buffer) {
+  if constexpr (std::is_same_v<T, float>) {
+    return read_row(rows, row, width, buffer);
+  } else {
+    return static_cast<const T*>(rows.data) + row * rows.stride;
+  }
+}
+
+template <typename T>
+inline T* open_row(const Rows& rows, int64_t row, int64_t width, float* buffer) {
+  if constexpr (std::is_same_v<T, float>) {
+    return begin_row(rows, row, width, buffer);
+  } else {
+    return static_cast<T*>(rows.data) + row * rows.stride;
+  }
+}
+
+template <typename T>
+inline void close_row(const Rows& rows, int64_t row, int64_t width, const T* data) {
+  if constexpr (std::is_same_v<T, float>) finish_row(rows, row, width, data);
+}
+
+// Whether open_row<at::BFloat16> may be used.
+inline bool is_whole_bfloat16(const ConstRows& rows, int64_t width) {
+  return rows.is_bfloat16 && width % kVecSize == 0;
+}
+
 }  // namespace sbrrt::SBRRT_ISA

@@ -76,6 +76,28 @@ class TokenBatch:
         )
 
     @classmethod
+    def concatenate(cls, batches: list[TokenBatch]) -> TokenBatch:
+        """Packed batches one after the other; each sequence keeps its row."""
+        assert all(batch.packed for batch in batches), "only packed batches can be concatenated"
+        if len(batches) == 1:
+            return batches[0]
+        joined = {
+            name: torch.cat([getattr(batch, name) for batch in batches])
+            for name in ("input_ids", "token_types", "positions", "is_real", "is_special", "rows")
+        }
+        sequence, cu_seqlens, first, token = [], [batches[0].cu_seqlens[:1]], 0, 0
+        for batch in batches:
+            sequence.append(batch.sequence + first)
+            cu_seqlens.append(batch.cu_seqlens[1:] + token)
+            first, token = first + batch.num_sequences, token + batch.num_tokens
+        return cls(
+            **joined,
+            sequence=torch.cat(sequence),
+            cu_seqlens=torch.cat(cu_seqlens),
+            max_length=max(batch.max_length for batch in batches),
+        )
+
+    @classmethod
     def from_padded(
         cls, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor
     ) -> TokenBatch:

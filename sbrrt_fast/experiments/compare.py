@@ -129,11 +129,8 @@ def _gradient_differences(a: Trainer, b: Trainer) -> dict[str, GradientDifferenc
 
 
 def _gradients(trainer: Trainer, batch: TaskBatch) -> dict[str, Tensor]:
-    weights = _weights(trainer)
     rng = torch.tensor([trainer.config.seed, 0], device=trainer.device)
-    total = trainer.step.losses(batch, rng)["total"]
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
+    return trainer.step.gradients(batch, rng)
 
 
 def _gradient_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> GradientDifference:

@@ -58,6 +58,10 @@ class DropoutStream:
         """The stream of another pass over the same batch, with masks of its own."""
         return DropoutStream(self.batch, self.rng, self.max_positions, pass_id, self.backend)
 
+    def over(self, batch: TokenBatch) -> DropoutStream:
+        """The same pass over another arrangement of its sequences."""
+        return DropoutStream(batch, self.rng, self.max_positions, self.pass_id, self.backend)
+
     def hidden(self, width: int, p: float, site: int) -> tuple[float, Tensor, int, Tensor]:
         """(p, rng, site, offsets): what an op on rows [num_tokens, width] takes."""
         return p, self.rng, self._site(site), self._hidden_offsets(width)

@@ -59,7 +59,11 @@ class MultiTaskModel(nn.Module):
             pooled = self.encoder.pool(hidden.to(embeddings.dtype), batch)
             p = self.config.hidden_dropout_prob
             factors = stream and stream.pooled_factors(pooled.shape[-1], p, pooled.dtype)
-            return self.heads[task](pooled if factors is None else pooled * factors)
+            return self.head_outputs(task, pooled, factors)
+
+    def head_outputs(self, task: str, pooled: Tensor, factors: Tensor | None) -> Tensor:
+        """A task's outputs from pooled sequences [num_sequences, hidden] and dropout's factors."""
+        return self.heads[task](pooled if factors is None else pooled * factors)
 
     def logits(
         self,

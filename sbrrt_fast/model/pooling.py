@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sbrrt_fast.data.batch import TokenBatch
@@ -20,3 +21,24 @@ def mean_pool(hidden: Tensor, batch: TokenBatch) -> Tensor:
     total = batch.pad(hidden * weight[:, None]).sum(dim=1)
     count = batch.pad(weight).sum(dim=1, keepdim=True)
     return total / count.clamp(min=1.0)
+
+
+def pooling_matrix(batch: TokenBatch, pooling: str) -> Tensor:
+    """Pooling of a packed batch as a matrix, so that its transpose is the way back.
+
+    Args:
+        pooling: ``mean`` over each sequence's tokens, or ``cls`` for the first one.
+
+    Returns:
+        float32 [num_sequences, num_tokens].
+    """
+    matrix = torch.zeros(batch.num_sequences, batch.num_tokens, device=batch.rows.device)
+    starts = batch.cu_seqlens[:-1].to(torch.int64)
+    lengths = batch.cu_seqlens[1:] - starts
+    if pooling == "cls":
+        real = lengths > 0
+        matrix[real, starts[real]] = 1.0
+    else:
+        tokens = torch.arange(batch.num_tokens, device=matrix.device)
+        matrix[batch.sequence, tokens] = 1.0 / lengths[batch.sequence]
+    return matrix

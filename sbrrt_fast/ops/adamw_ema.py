@@ -14,6 +14,7 @@ Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is S
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
@@ -60,6 +61,41 @@ def adamw_ema_reference(
         _copy(low_precision, i, p)
 
 
+@dataclass(frozen=True)
+class RowGradient:
+    """The gradient of a table that is zero in most rows, such as an embedding's.
+
+    Attributes:
+        rows: int64 [num_rows], ascending, each once. values: float32 [num_rows, width].
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def dense(self, table: Tensor) -> Tensor:
+        """The same gradient in the table's shape."""
+        return torch.zeros_like(table).index_copy_(0, self.rows, self.values.to(table.dtype))
+
+
+def adamw_ema_rows_reference(
+    param: Tensor,
+    grad: Tensor,
+    rows: Tensor,
+    touched: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    ema: Tensor,
+    learning_rate: Tensor,
+    weight_decay: float,
+    *numbers,
+) -> None:
+    """See ``adamw_ema_rows_``; any floating dtype."""
+    dense = RowGradient(rows, grad).dense(param)
+    state = ([exp_avg], [exp_avg_sq], [ema] if ema.numel() else [], [], [])
+    adamw_ema_reference([param], [dense], *state, learning_rate, [weight_decay], *numbers)
+    touched[rows] = True
+
+
 def _copy(copies: Sequence[Tensor], index: int, source: Tensor) -> None:
     if len(copies) and copies[index].numel():
         copies[index].copy_(source)
@@ -72,7 +108,7 @@ def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _gradients_why_not(grads: Sequence[Tensor]) -> str | None:
-    devices = {g.device.type for g in grads} - {"cpu"}
+    devices = {device.type for device in {g.device for g in grads}} - {"cpu"}
     if devices:
         return f"gradients are on {', '.join(sorted(devices))}, not cpu"
     dtypes = {g.dtype for g in grads}
@@ -100,6 +136,25 @@ _adamw = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", adamw_ema_reference, lambda *args: None, never),
+    ),
+)
+
+
+def _rows_why_not(param: Tensor, *args) -> str | None:
+    return _cpu_why_not([param], [param])
+
+
+_rows = Op(
+    "adamw_ema_rows_",
+    with_triton(
+        triton_smart.ADAMW_EMA_ROWS,
+        Implementation(
+            "cpu",
+            lambda *args: torch.ops.sbrrt.adamw_ema_rows_(*args),
+            _rows_why_not,
+            lambda: _extension.extension_error,
+        ),
+        Implementation("reference", adamw_ema_rows_reference, lambda *args: None, never),
     ),
 )
 _norm = Op(
@@ -164,6 +219,46 @@ def adamw_ema_(
 
 
 @torch.no_grad()
+def adamw_ema_rows_(
+    param: Tensor,
+    gradient: RowGradient,
+    touched: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    learning_rate: Tensor,
+    weight_decay: float,
+    clip_factor: Tensor,
+    step: Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    ema: Tensor | None = None,
+    ema_beta: float = 1.0,
+    backend: str = "auto",
+) -> None:
+    """``adamw_ema_`` of one table of which a few rows have a gradient: all rows are updated.
+
+    Rows that never had one only decay, so their moments, which are zero, are not read.
+
+    Args:
+        param, exp_avg, exp_avg_sq, ema: float32 [num_rows, width], contiguous, written.
+        gradient: of some rows.
+        touched: bool [num_rows], written: whether a row's moments are not all zero.
+        learning_rate: float32 or float64, one number. The others are as in ``adamw_ema_``.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or does not fit; nothing has been
+            written then.
+        BackendError: the named backend cannot run these inputs.
+    """
+    average = param.new_empty(0) if ema is None else ema
+    _rows(
+        param, gradient.values, gradient.rows, touched, exp_avg, exp_avg_sq, average, learning_rate,
+        weight_decay, *betas, eps, clip_factor, step, ema_beta, backend=backend,
+    )  # fmt: skip
+
+
+@torch.no_grad()
 def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     """The 2-norm of all gradients together, 0-dim, float32 (float64 for float64 gradients).
 
@@ -179,7 +274,7 @@ def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None
         lambda i: backend != "auto" or i.backend != "reference", _adamw.implementations
     )
     reasons = {
-        i.backend: i.missing() or i.why_not(params, params)
+        i.backend: _adamw.missing(i) or i.why_not(params, params)
         for i in fused
         if backend in ("auto", i.backend)
     }
@@ -197,4 +292,4 @@ def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     return (max_norm / (norm + 1e-6)).clamp(max=1.0).to(torch.float32)
 
 
-OPS = (_adamw, _norm)
+OPS = (_adamw, _rows, _norm)

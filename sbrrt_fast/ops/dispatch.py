@@ -1,7 +1,8 @@
 """The choice of implementation: each one says why it can not take these inputs.
 
 ``backend="auto"`` takes the first implementation without a reason; a named one that has a reason
-raises ``BackendError`` with it. The choice is a pure function of device, dtype and shape.
+raises ``BackendError`` with it. The choice is a pure function of device, dtype and shape, made at
+every call; it costs a few microseconds (``docs/architecture.md``), most of them for reading these.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from sbrrt_fast._extension import INSTALL
 from sbrrt_fast.errors import BackendError
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+_DISPATCH_KEYS = {"cuda": "CUDA", "cpu": "CPU"}  # the backends that are ops of the extension
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,17 @@ def never() -> None:
 
 
 class Op:
-    """A named op and its implementations in order of preference."""
+    """A named op and its implementations in order of preference.
+
+    The ``cpu`` and ``cuda`` ones run the extension's op of the same name, or ``<name>_forward``;
+    they are missing where the extension was built without it.
+    """
 
     def __init__(self, name: str, implementations: list[Implementation]):
         self.name = name
         self.implementations = implementations
+        self._candidates = {"auto": implementations} | {i.backend: [i] for i in implementations}
+        self._not_built = {i.backend: _not_built(name, i.backend) for i in implementations}
 
     def choose(self, backend: str, *args, **kwargs) -> Implementation:
         """The implementation that takes these arguments.
@@ -49,25 +60,44 @@ class Op:
         Raises:
             BackendError: the named backend cannot run them, or none can; with each one's reason.
         """
-        candidates = [i for i in self.implementations if backend in ("auto", i.backend)]
-        reasons = []
-        for implementation in candidates:
-            reason = implementation.missing() or implementation.why_not(*args, **kwargs)
-            if reason is None:
+        for implementation in self._candidates.get(backend, ()):
+            if self._why_not(implementation, args, kwargs) is None:
                 return implementation
-            reasons.append(f"{implementation.backend}: {reason}")
-        if not candidates:
-            reasons.append(f"{backend}: there is no such implementation")
-        raise BackendError(f"{self.name} cannot run here ({'; '.join(reasons)})")
+        raise BackendError(f"{self.name} cannot run here ({self._reasons(backend, args, kwargs)})")
 
     def __call__(self, *args, backend: str = "auto", **kwargs):
         return self.choose(backend, *args, **kwargs).run(*args, **kwargs)
 
+    def missing(self, implementation: Implementation) -> str | None:
+        """Why an implementation cannot run on this machine at all, or None."""
+        return implementation.missing() or self._not_built[implementation.backend]
+
     def table(self) -> list[tuple[str, str]]:
         """(backend, "yes" or the reason why not) for every backend there could be."""
-        present = {i.backend: i.missing() for i in self.implementations}
+        present = {i.backend: self.missing(i) for i in self.implementations}
         absent = "not implemented for this op"
         return [(name, present.get(name, absent) or "yes") for name in BACKENDS]
+
+    def _why_not(self, implementation: Implementation, args: tuple, kwargs: dict) -> str | None:
+        return self.missing(implementation) or implementation.why_not(*args, **kwargs)
+
+    def _reasons(self, backend: str, args: tuple, kwargs: dict) -> str:
+        if backend not in self._candidates:
+            return f"{backend}: there is no such implementation"
+        candidates = self._candidates[backend]
+        return "; ".join(f"{i.backend}: {self._why_not(i, args, kwargs)}" for i in candidates)
+
+
+def _not_built(op: str, backend: str) -> str | None:
+    """Why the extension has no such op for a backend, or None."""
+    key = _DISPATCH_KEYS.get(backend)
+    if key is None:
+        return None
+    for name in (op, f"{op}_forward"):
+        has_schema = hasattr(torch.ops.sbrrt, name)
+        if has_schema and torch._C._dispatch_has_kernel_for_dispatch_key(f"sbrrt::{name}", key):
+            return None
+    return f"this build of the C++ ops has no {op} for {key}; reinstall it: {INSTALL}"
 
 
 def reference_only(name: str, run: Callable) -> Op:

@@ -21,9 +21,14 @@ from torch import Tensor
 
 from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_smart
-from sbrrt_fast.ops.autodiff import tangent_is_differentiated
+from sbrrt_fast.ops.autodiff import (
+    is_batched_or_nested,
+    is_transformed,
+    tangent_is_differentiated,
+)
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.triton_ops import with_triton
+from sbrrt_fast.ops.why_not import NATIVE_DTYPES
 
 
 def symmetric_kl_reference(logits: Tensor, delta: Tensor) -> Tensor:
@@ -53,15 +58,12 @@ def _probability_change(log_q: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 class _Function(torch.autograd.Function):
-    """The C++ op under autograd; without a tangent, so that torch.compile can trace it."""
+    """The C++ op under autograd and under torch.compile."""
 
     @staticmethod
-    def forward(logits, delta):
+    def forward(ctx, logits, delta):
+        ctx.save_for_backward(logits, delta)
         return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad):
@@ -71,8 +73,12 @@ class _Function(torch.autograd.Function):
         return torch.ops.sbrrt.symmetric_kl_backward(grad, logits, delta)
 
 
-class _FunctionWithTangent(_Function):
-    """The same with its forward-mode derivative, the gradient times the tangent."""
+class _TransformedFunction(_Function):
+    """The same in forward mode; its tangent is the gradient times the inputs' tangents."""
+
+    @staticmethod
+    def forward(logits, delta):
+        return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -97,13 +103,26 @@ def _differentiable_backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tup
 
 
 def _run_cpu(logits: Tensor, delta: Tensor) -> Tensor:
-    function = _Function if torch.compiler.is_compiling() else _FunctionWithTangent
+    if logits.dim() == 2:
+        return _run_rows(logits, delta)
     shape = logits.shape
-    rows = (x.reshape(-1, shape[-1]) for x in (logits, delta))
-    return function.apply(*rows).view(shape[:-1])
+    return _run_rows(*(x.reshape(-1, shape[-1]) for x in (logits, delta))).view(shape[:-1])
+
+
+def _run_rows(logits: Tensor, delta: Tensor) -> Tensor:
+    """[num_examples, num_classes] -> [num_examples]."""
+    if torch.compiler.is_compiling():
+        return _Function.apply(logits, delta)
+    if is_transformed(logits, delta):
+        return _TransformedFunction.apply(logits, delta)
+    if torch.is_grad_enabled() and (logits.requires_grad or delta.requires_grad):
+        return _Function.apply(logits, delta)
+    return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
 
 
 def _run_cpu_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
+    if logits.dim() == 2:
+        return torch.ops.sbrrt.symmetric_kl_fisher(logits, tangent)
     rows = (x.reshape(-1, logits.shape[-1]) for x in (logits, tangent))
     return torch.ops.sbrrt.symmetric_kl_fisher(*rows).view(logits.shape)
 
@@ -112,13 +131,19 @@ def _cpu_why_not(logits: Tensor, other: Tensor) -> str | None:
     for x in (logits, other):
         if x.device.type != "cpu":
             return f"an input is on {x.device}, not cpu"
-        if x.dtype not in (torch.float32, torch.bfloat16):
+        if x.dtype not in NATIVE_DTYPES:
             return f"{str(x.dtype)[6:]} runs on the reference"
         if tangent_is_differentiated(x):
             return "a tangent is itself being differentiated"
-    if logits.shape != other.shape:
-        return f"shapes {tuple(logits.shape)} and {tuple(other.shape)} run on the reference"
+    if is_batched_or_nested(logits, other):
+        return "torch.func's vmap and gradients run on the reference"
     return None
+
+
+def _check_shapes(op: str, name: str, logits: Tensor, other: Tensor) -> None:
+    if logits.shape != other.shape:
+        shapes = f"{tuple(logits.shape)} and {tuple(other.shape)}"
+        raise ValueError(f"{op}: logits and {name} must have one shape, got {shapes}")
 
 
 def _fisher_why_not(logits: Tensor, tangent: Tensor) -> str | None:
@@ -151,8 +176,10 @@ def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "referen
         [...], >= 0, of the promoted dtype, at least float32.
 
     Raises:
+        ValueError: the shapes differ.
         BackendError: the named backend cannot run these inputs.
     """
+    _check_shapes("symmetric_kl", "delta", logits, delta)
     return _delta(logits, delta, backend=backend)
 
 
@@ -200,7 +227,12 @@ def symmetric_kl_fisher(logits: Tensor, tangent: Tensor, *, backend: str = "refe
 
     Returns:
         the same shape, at least float32.
+
+    Raises:
+        ValueError: the shapes differ.
+        BackendError: the named backend cannot run these inputs.
     """
+    _check_shapes("symmetric_kl_fisher", "tangent", logits, tangent)
     return _fisher(logits, tangent, backend=backend)
 
 

@@ -143,6 +143,15 @@ triton_ops.define(
     lambda *args: None,
 )
 triton_ops.define(
+    "adamw_ema_rows_(Tensor(a!) param, Tensor grad, Tensor rows, Tensor(b!) touched, "
+    "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) ema, Tensor learning_rate, "
+    "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
+    "Tensor step, float ema_beta) -> ()",
+    "adamw_rows",
+    "adamw_ema_rows_",
+    lambda *args: None,
+)
+triton_ops.define(
     "gradient_norm(Tensor[] grads) -> Tensor",
     "adamw_ema",
     "gradient_norm",
@@ -166,6 +175,12 @@ def adamw_why_not(params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> s
 
 ADAMW_EMA = Implementation(
     "triton", lambda *args: _ops.adamw_ema_(*args), adamw_why_not, triton_ops.missing
+)
+ADAMW_EMA_ROWS = Implementation(
+    "triton",
+    lambda *args: _ops.adamw_ema_rows_(*args),
+    lambda param, grad, *args: adamw_why_not([param], [grad]),
+    triton_ops.missing,
 )
 GRADIENT_NORM = Implementation(
     "triton", lambda grads: _ops.gradient_norm(grads), _norm_why_not, triton_ops.missing

@@ -17,11 +17,12 @@ def cpu_reason(*, differentiable: dict[str, Tensor], constant: dict[str, Tensor]
         differentiable: by name, those in which the op has a forward-mode derivative.
         constant: by name, those in which it has none.
     """
-    for name, tensor in (differentiable | constant).items():
-        if tensor.device.type != "cpu":
-            return f"{name} is on {tensor.device}, not cpu"
-        if tensor.dtype not in NATIVE_DTYPES:
-            return f"{name} is {_bare(tensor.dtype)}, which runs on the reference"
+    for tensors in (differentiable, constant):
+        for name, tensor in tensors.items():
+            if tensor.device.type != "cpu":
+                return f"{name} is on {tensor.device}, not cpu"
+            if tensor.dtype not in NATIVE_DTYPES:
+                return f"{name} is {_bare(tensor.dtype)}, which runs on the reference"
     for name, tensor in differentiable.items():
         if tangent_is_differentiated(tensor):
             return f"the tangent of {name} is itself being differentiated"

@@ -61,6 +61,8 @@ class SmartRegularizer:
             ``weight`` is for the caller to apply.
         divergence: ``SYMMETRIC_KL`` or ``SQUARED``.
         backend: implementation of the ascent step.
+        clean_fn: the model as it gave the clean logits, where ``model_fn`` has other dropout masks;
+            the tangent of the ascent is its.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -72,8 +74,10 @@ class SmartRegularizer:
         config: SmartConfig | None = None,
         divergence: Divergence = SYMMETRIC_KL,
         backend: str = "auto",
+        clean_fn: ModelFn | None = None,
     ):
         self.model_fn, self.backend = model_fn, backend
+        self.clean_fn = clean_fn or model_fn
         self.config = resolve(config or SmartConfig())
         self.divergence = divergence
 
@@ -104,10 +108,10 @@ class SmartRegularizer:
         """
         groups = _groups(embeddings, mask, sequence)
         eps = torch.finfo(_compute_dtype(embeddings)).eps
-        self._check_resolution(eps)
+        check_resolution(self.config, eps)
         noise = torch.randn_like(embeddings) if noise is None else noise.to(embeddings.dtype)
         delta = self._ascend(embeddings, logits, noise, mask, groups)
-        branch = self._branch(eps)
+        branch = branch_of(self.config, eps)
         loss = self._divergence(embeddings, logits, delta, branch).mean()
         return SmartOutput(loss, delta, branch)
 
@@ -126,18 +130,12 @@ class SmartRegularizer:
 
         Near 1 the perturbation is random noise. Arguments as in the call; a scalar.
         """
-        rows, num_sequences = _groups(embeddings, mask, sequence)
-        config, width = self.config, embeddings.shape[-1]
+        groups, width = _groups(embeddings, mask, sequence), embeddings.shape[-1]
         noise = torch.randn_like(embeddings) if noise is None else noise
         direction = (noise * mask[..., None]).reshape(-1, width).to(embeddings.dtype)
-        norms = [
-            group_norm(x, rows, num_sequences, config.norm, config.level)
-            for x in (delta.reshape(-1, width), direction)
-        ]
-        tiny = torch.finfo(embeddings.dtype).tiny
-        random = (direction * (norms[0] / norms[1].clamp(min=tiny))).view_as(delta)
-        eps = torch.finfo(_compute_dtype(embeddings)).eps
-        branch = "linear" if config.radius < GAIN_RESOLUTION * eps else "forward"
+        random = random_direction(direction, delta.reshape(-1, width), *groups, self.config)
+        random = random.view_as(delta)
+        branch = gain_branch_of(self.config, torch.finfo(_compute_dtype(embeddings)).eps)
         with _uncached_autocast(embeddings):
             found, chance = (
                 self._divergence(embeddings, logits, d.to(embeddings.dtype), branch).mean()
@@ -174,7 +172,7 @@ class SmartRegularizer:
         # At unit scale the tangent is far from the dtype's smallest numbers; it is linear in it.
         scale = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
         with torch.no_grad(), _uncached_autocast(embeddings):
-            _, tangent = _jvp(self.model_fn, embeddings.detach(), delta / scale)
+            _, tangent = _jvp(self.clean_fn, embeddings.detach(), delta / scale)
             cotangent = self.divergence.fisher(logits.detach(), tangent) / logits.shape[0]
         return scale * self._pull_back(embeddings, logits, cotangent)
 
@@ -187,7 +185,7 @@ class SmartRegularizer:
                 )[0]
         with torch.enable_grad(), input_gradients_only():
             point = embeddings.detach().requires_grad_()
-            outputs = self.model_fn(point)
+            outputs = self.clean_fn(point)
             return torch.autograd.grad(outputs, point, cotangent.to(outputs.dtype))[0]
 
     def _finite(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
@@ -200,30 +198,48 @@ class SmartRegularizer:
     def _divergence(self, embeddings: Tensor, logits: Tensor, delta: Tensor, branch: str) -> Tensor:
         """l_s of the perturbed against the clean output, per example."""
         if branch == "linear":
-            _, change = _jvp(self.model_fn, embeddings, delta)
+            _, change = _jvp(self.clean_fn, embeddings, delta)
             return self.divergence.delta(logits, change)
         return self.divergence(self.model_fn(embeddings + delta), logits)
 
-    def _branch(self, eps: float) -> str:
-        config = self.config
-        if config.branch == "auto":
-            return "linear" if config.radius < BRANCH_RESOLUTION * eps else "forward"
-        return config.branch
 
-    def _check_resolution(self, eps: float) -> None:
-        config = self.config
-        if config.gradient == "finite" and config.sigma < FINITE_RESOLUTION * eps:
-            raise ConfigError(
-                f"smart.gradient 'finite' with smart.sigma {config.sigma:g} is below what this "
-                f"precision resolves (eps {eps:.1e}): its gradient would be rounding noise; "
-                "use gradient 'tangent', precision fp32 or a larger sigma"
-            )
-        if config.branch == "forward" and config.radius < BRANCH_RESOLUTION * eps:
-            raise ConfigError(
-                f"smart.branch 'forward' with smart.radius {config.radius:g} is below what this "
-                f"precision resolves (eps {eps:.1e}): R_s would be rounding noise; "
-                "use branch 'linear' or 'auto', or precision fp32"
-            )
+def branch_of(config: SmartConfig, eps: float) -> str:
+    """``forward`` or ``linear``: how R_s is evaluated where the model computes with this eps."""
+    if config.branch == "auto":
+        return "linear" if config.radius < BRANCH_RESOLUTION * eps else "forward"
+    return config.branch
+
+
+def gain_branch_of(config: SmartConfig, eps: float) -> str:
+    """The same for the adversarial gain, whose random direction has a far smaller R_s."""
+    return "linear" if config.radius < GAIN_RESOLUTION * eps else "forward"
+
+
+def check_resolution(config: SmartConfig, eps: float) -> None:
+    """ConfigError if the setting asks for differences below a precision's eps."""
+    if config.gradient == "finite" and config.sigma < FINITE_RESOLUTION * eps:
+        raise ConfigError(
+            f"smart.gradient 'finite' with smart.sigma {config.sigma:g} is below what this "
+            f"precision resolves (eps {eps:.1e}): its gradient would be rounding noise; "
+            "use gradient 'tangent', precision fp32 or a larger sigma"
+        )
+    if config.branch == "forward" and config.radius < BRANCH_RESOLUTION * eps:
+        raise ConfigError(
+            f"smart.branch 'forward' with smart.radius {config.radius:g} is below what this "
+            f"precision resolves (eps {eps:.1e}): R_s would be rounding noise; "
+            "use branch 'linear' or 'auto', or precision fp32"
+        )
+
+
+def random_direction(
+    direction: Tensor, delta: Tensor, sequence: Tensor, num_sequences: int, config: SmartConfig
+) -> Tensor:
+    """``direction`` [num_tokens, hidden] scaled to the perturbation's norms, group by group."""
+    norms = [
+        group_norm(x, sequence, num_sequences, config.norm, config.level)
+        for x in (delta, direction)
+    ]
+    return direction * (norms[0] / norms[1].clamp(min=torch.finfo(direction.dtype).tiny))
 
 
 def _jvp(model_fn: ModelFn, point: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,9 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
-from sbrrt_fast.smart.regularizer import SmartOutput, SmartRegularizer
+from sbrrt_fast.smart.regularizer import SmartRegularizer
 from sbrrt_fast.training.optimizer import set_learning_rate
+from sbrrt_fast.training.profile import NoClock, StageClock
 from sbrrt_fast.training.update import build_update
 
 CLEAN_PASS, ADVERSARIAL_PASS, TEACHER_PASS = 0, 1, 2
@@ -61,6 +62,7 @@ class SbrrtStep:
         self.model, self.teacher, self.optimizer, self.config = model, teacher, optimizer, config
         self.smart = resolve(config.smart)
         self.device = next(model.parameters()).device
+        self.clock: StageClock | NoClock = NoClock()
         self.is_joint = config.round.update == "joint"
         self.num_steps = num_rounds * (1 if self.is_joint else len(config.tasks))
         model.encoder.set_backend(config.backend)
@@ -85,15 +87,36 @@ class SbrrtStep:
             drawn twice in a round gives the values of its last batch.
         """
         rng = torch.tensor([self.config.seed, index], device=self.device)
+        groups = [batches] if self.is_joint else [[batch] for batch in batches]
         terms: dict[str, Tensor] = {}
-        for position, batch in enumerate(batches):
-            found = self.losses(batch, rng, report)
-            found["total"].backward()
+        for position, group in enumerate(groups):
+            terms |= self._differentiate(group, rng, report)
+            terms["gradient_norm"] = self._update(index * len(groups) + position + 1)
+        return terms
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the step itself holds between rounds: autograd's are freed."""
+        return {}
+
+    def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
+        """Gradients of one batch's loss by parameter name, without an update."""
+        self._differentiate([batch], rng)
+        named = self.model.named_parameters()
+        found = {name: p.grad for name, p in named if p.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def _differentiate(
+        self, batches: list[TaskBatch], rng: Tensor, report: bool = False
+    ) -> dict[str, Tensor]:
+        """Adds the batches' gradients to the parameters'; returns their loss terms."""
+        terms: dict[str, Tensor] = {}
+        for batch in batches:
+            with self.clock("losses"):
+                found = self.losses(batch, rng, report)
+            with self.clock("backward"):
+                found["total"].backward()
             terms |= {f"{batch.name}/{name}": value.detach() for name, value in found.items()}
-            if not self.is_joint:
-                terms["gradient_norm"] = self._update(index * len(batches) + position + 1)
-        if self.is_joint:
-            terms["gradient_norm"] = self._update(index + 1)
         return terms
 
     def losses(self, batch: TaskBatch, rng: Tensor, report: bool = False) -> dict[str, Tensor]:
@@ -131,6 +154,7 @@ class SbrrtStep:
             self.smart,
             divergence_of(self.model.tasks[batch.name], self.config.backend),
             self.config.backend,
+            lambda x: self.model.logits(batch.name, x, tokens, stream),
         )
         mask = tokens.is_real
         if not self.smart.perturb_special:
@@ -140,7 +164,7 @@ class SbrrtStep:
         terms = {"smart": smart.loss}
         if report:
             noise = stream.normal(width, RANDOM_DIRECTION_SITE)
-            terms["perturbation"] = _root_mean_square(smart, mask)
+            terms["perturbation"] = root_mean_square(smart.delta, mask)
             terms["gain"] = regularizer.gain(
                 embeddings.detach(), logits.detach(), delta=smart.delta, noise=noise, **place
             )
@@ -156,12 +180,13 @@ class SbrrtStep:
     def _update(self, step: int) -> Tensor:
         """Clips, steps the optimiser and the teacher; ``step`` counts from 1."""
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
-        norm = self.update(step)
+        with self.clock("optimiser"):
+            norm = self.update(step)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
 
-def _root_mean_square(smart: SmartOutput, mask: Tensor) -> Tensor:
-    """Of the perturbation, over the coordinates of tokens that may be perturbed."""
-    total = smart.delta.double().square().sum()
-    return (total / (mask.sum() * smart.delta.shape[-1]).clamp(min=1)).sqrt()
+def root_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
+    """Of a perturbation [num_tokens, hidden], over the coordinates of tokens in ``mask``."""
+    total = delta.double().square().sum()
+    return (total / (mask.sum() * delta.shape[-1]).clamp(min=1)).sqrt()

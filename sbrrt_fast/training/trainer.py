@@ -27,12 +27,16 @@ from sbrrt_fast.training.checkpoint import (
     save_state,
 )
 from sbrrt_fast.training.evaluate import evaluate
+from sbrrt_fast.training.fast_step import build_step
+from sbrrt_fast.training.floor import measure_ceilings, round_cost
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
+from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
+from sbrrt_fast.training.profile import report as profile_report
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.scores import flatten_scores, format_scores
-from sbrrt_fast.training.step import SbrrtStep, TaskBatch
+from sbrrt_fast.training.step import TaskBatch
 
 STATE, BEST, LAST = "state", "best", "last"
 
@@ -64,7 +68,13 @@ class Trainer:
         self.order = RoundRobin(sizes, config.round, config.seed, self.num_rounds)
         self.teacher = Teacher(self.model, config.bregman) if config.bregman.weight > 0 else None
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optimizer)
-        self.step = SbrrtStep(self.model, self.teacher, self.optimizer, config, self.num_rounds)
+        self.step = build_step(
+            self.model, self.teacher, self.optimizer, config, self.num_rounds, log
+        )
+        self.clock: StageClock | NoClock = NoClock()
+        if config.profile:
+            self.step.clock = self.clock = StageClock(self.device)
+        self.num_tokens = 0
         self.cursor = self.order.start()
         self.best: dict = {"overall": -float("inf"), "round": 0}
         self.seconds = 0.0
@@ -77,6 +87,8 @@ class Trainer:
         save_config(_portable(self.config), self.config.output / "config.yaml")
         with RunLogger(self.config.output, self.config.log, resumed) as logger:
             self._train(logger)
+            if self.config.profile:
+                self._tell_profile()
             metrics = self._final_metrics()
             logger.write_final(metrics)
         shutil.rmtree(self.config.output / STATE, ignore_errors=True)
@@ -120,8 +132,23 @@ class Trainer:
         interval.start()
         batches, after = self.order.next_round(self.cursor)
         report = self.config.log.gain and self._is_logged(after.round)
-        interval.add(self.step.round(self.assemble(batches), self.cursor.round, report))
+        with self.clock("data"):
+            assembled = self.assemble(batches)
+        interval.add(self.step.round(assembled, self.cursor.round, report))
         self.cursor = after
+        if self.config.profile:
+            self.clock.end_round()
+            self.num_tokens += sum(batch.tokens.num_tokens for batch in assembled)
+
+    def _tell_profile(self) -> None:
+        """Where the rounds of this run went, against the floor."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        mean = self.num_tokens / max(len(self.clock.rounds), 1)
+        cost = round_cost(self.model.config, self.config, mean, trained)
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        memory = {"peak": peak_bytes(self.device)} | self.step.memory()
+        for line in profile_report(self.clock, cost, measure_ceilings(self.device, dtype), memory):
+            self.log(line)
 
     def assemble(self, batches: Batches) -> list[TaskBatch]:
         """The round's batches on the device, with rows numbered through the round."""

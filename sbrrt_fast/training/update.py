@@ -7,13 +7,24 @@ torch.optim.AdamW, so a saved run does not depend on which of them made it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, clip_factor, gradient_norm, native_reason
+from sbrrt_fast.ops.adamw_ema import (
+    RowGradient,
+    adamw_ema_,
+    adamw_ema_rows_,
+    clip_factor,
+    gradient_norm,
+    native_reason,
+)
 from sbrrt_fast.smart.bregman import Teacher, beta_at
 from sbrrt_fast.training.optimizer import clip_gradients
+
+_NOTHING: Mapping[int, Tensor] = {}
 
 
 class TorchUpdate:
@@ -37,7 +48,10 @@ class TorchUpdate:
         self.members = [(p, group) for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, step: int) -> Tensor:
-        """Update number ``step``, from 1; returns the gradients' norm before clipping."""
+        """Update number ``step``, from 1; returns the gradients' norm before clipping.
+
+        Gradients are the parameters' ``grad``; a parameter without one stays as it is.
+        """
         norm = clip_gradients([p for p, _ in self.members], self.clip_norm)
         self.optimizer.step()
         if self.teacher is not None:
@@ -45,42 +59,120 @@ class TorchUpdate:
         return norm
 
 
+Copies = Mapping[int, Tensor]
+Gradients = Mapping[int, Tensor | RowGradient]
+
+
 class FusedUpdate(TorchUpdate):
     """The same update by one op over all tensors."""
 
     backend = "auto"
 
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._touched: dict[int, tuple[Tensor, Tensor]] = {}
+
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
-        active = [(p, group) for p, group in self.members if p.grad is not None]
-        norm = gradient_norm([p.grad for p, _ in active], backend=self.backend)
+        return self.apply(step, {id(p): p.grad for p, _ in self.members if p.grad is not None})
+
+    @torch.no_grad()
+    def apply(
+        self,
+        step: int,
+        gradients: Gradients,
+        copies: Copies = _NOTHING,
+        averages: Copies = _NOTHING,
+    ) -> Tensor:
+        """The update with gradients that are not the parameters' ``grad``.
+
+        Args:
+            gradients: float32 or bfloat16, or of some rows, by id of the parameter.
+            copies, averages: bfloat16 copies of parameters and of their teacher's averages to be
+                written in the same pass, by id of the parameter.
+        """
+        found = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
+        norm = _norm_of(found, self.backend)
         factor = clip_factor(norm, self.clip_norm)
         beta = 1.0 if self.teacher is None else beta_at(step, self.num_steps, self.teacher.config)
-        averages = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        for members in self._by_count(active):
-            self._update(members, factor, averages, beta)
-        self._move_idle(averages, beta)
+        teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
+        for (_, dtype), members in self._alike(gradients).items():
+            if dtype is None:
+                self._update_rows(members, gradients, factor, teacher, beta)
+            else:
+                self._update(members, gradients, factor, teacher, beta, copies, averages)
+        self._move_idle(gradients, teacher, beta)
         return norm
 
-    def _by_count(self, active: list) -> list[list]:
-        """Parameters that were updated equally often; a head's are only in its task's turns."""
-        groups: dict[float, list] = {}
-        for parameter, group in active:
+    def _alike(self, gradients: Gradients) -> dict[tuple, list]:
+        """Parameters by how often they were updated and their gradient's dtype, None for rows.
+
+        A head's are only updated in its task's turns.
+        """
+        groups: dict[tuple, list] = {}
+        for parameter, group in self.members:
+            if (gradient := gradients.get(id(parameter))) is None:
+                continue
             state = self.optimizer.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
             state["step"] += 1
-            groups.setdefault(state["step"].item(), []).append((parameter, group, state))
-        return list(groups.values())
+            dtype = None if isinstance(gradient, RowGradient) else gradient.dtype
+            key = (state["step"].item(), dtype)
+            groups.setdefault(key, []).append((parameter, group, state))
+        return groups
 
-    def _update(self, members: list, factor: Tensor, averages: dict, beta: float) -> None:
+    def _update_rows(
+        self, members: list, gradients: Gradients, factor: Tensor, teacher: Copies, beta: float
+    ) -> None:
+        for parameter, group, state in members:
+            adamw_ema_rows_(
+                parameter,
+                gradients[id(parameter)],
+                self._touched_rows(parameter, state),
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                learning_rate=torch.tensor(
+                    group["lr"], dtype=torch.float64, device=parameter.device
+                ),
+                weight_decay=group["weight_decay"],
+                clip_factor=factor,
+                step=state["step"].to(parameter.device, non_blocking=True),
+                betas=group["betas"],
+                eps=group["eps"],
+                ema=teacher.get(id(parameter)),
+                ema_beta=beta,
+                backend=self.backend,
+            )
+
+    def _touched_rows(self, parameter: Tensor, state: dict) -> Tensor:
+        """Which rows of a table have moments; looked up anew where the state was replaced."""
+        moments = state["exp_avg"], state["exp_avg_sq"]
+        known, touched = self._touched.get(id(parameter), (None, None))
+        if known is not moments[0]:
+            touched = ((moments[0] != 0) | (moments[1] != 0)).any(dim=1)
+            self._touched[id(parameter)] = moments[0], touched
+        return touched
+
+    def _update(
+        self,
+        members: list,
+        gradients: Gradients,
+        factor: Tensor,
+        teacher: Copies,
+        beta: float,
+        copies: Copies,
+        averages: Copies,
+    ) -> None:
         params, groups, states = zip(*members, strict=True)
-        empty, device = params[0].new_empty(0), params[0].device
+        device = params[0].device
+        for parameter in params:
+            self._touched.pop(id(parameter), None)
         adamw_ema_(
             params,
-            [p.grad for p in params],
+            [gradients[id(p)] for p in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             learning_rate=torch.tensor(
@@ -91,16 +183,33 @@ class FusedUpdate(TorchUpdate):
             step=states[0]["step"].to(device, non_blocking=True),
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
-            ema=[averages.get(id(p), empty) for p in params] if averages else (),
+            ema=_entries(teacher, params, torch.float32),
             ema_beta=beta,
+            low_precision=_entries(copies, params, torch.bfloat16),
+            ema_low_precision=_entries(averages, params, torch.bfloat16),
             backend=self.backend,
         )
 
-    def _move_idle(self, averages: dict[int, Tensor], beta: float) -> None:
+    def _move_idle(self, gradients: Gradients, teacher: Copies, beta: float) -> None:
         """The teacher follows parameters without a gradient too, which have not moved."""
-        idle = [p for p, _ in self.members if p.grad is None and id(p) in averages]
+        idle = [p for p, _ in self.members if id(p) not in gradients and id(p) in teacher]
         if idle:
-            torch._foreach_lerp_([averages[id(p)] for p in idle], idle, 1.0 - beta)
+            torch._foreach_lerp_([teacher[id(p)] for p in idle], idle, 1.0 - beta)
+
+
+def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each parameter's, or an empty tensor; an empty list if there are none at all."""
+    empty = params[0].new_empty(0, dtype=dtype)
+    return [tensors.get(id(p), empty) for p in params] if tensors else []
+
+
+def _norm_of(found: list[Tensor | RowGradient], backend: str) -> Tensor:
+    """The 2-norm of all together, in one pass per dtype."""
+    gradients = [g.values if isinstance(g, RowGradient) else g for g in found]
+    dtypes = sorted({g.dtype for g in gradients}, key=str)
+    alike = ([g for g in gradients if g.dtype == dtype] for dtype in dtypes)
+    norms = [gradient_norm(group, backend=backend) for group in alike]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def build_update(

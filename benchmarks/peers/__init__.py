@@ -1,0 +1,1 @@
+"""What users of other libraries would write for the same work."""

@@ -1,0 +1,141 @@
+"""An encoder's weights as the written-out passes multiply with them, and their gradients.
+
+Query, key and value are one matrix. In bf16 the matrices are copies that the optimiser's pass
+refreshes; in fp32 they are the parameters' own memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from sbrrt_fast.model.bert import BertLayer, MiniBert
+
+
+@dataclass
+class LayerWeights:
+    """One layer's weights, or the gradients of them; H hidden, F intermediate.
+
+    Attributes:
+        qkv [3H, H], attention_out [H, H], inner [F, H], outer [H, F], qkv_bias [3H]: of the
+            compute dtype. Products are x W^T, as in nn.Linear.
+        attention_out_bias [H], inner_bias [F], outer_bias [H], norm1, shift1, norm2, shift2 [H]:
+            float32.
+    """
+
+    qkv: Tensor
+    qkv_bias: Tensor
+    attention_out: Tensor
+    attention_out_bias: Tensor
+    norm1: Tensor
+    shift1: Tensor
+    inner: Tensor
+    inner_bias: Tensor
+    outer: Tensor
+    outer_bias: Tensor
+    norm2: Tensor
+    shift2: Tensor
+
+
+def layer_parameters(layer: BertLayer) -> dict[str, list[nn.Parameter]]:
+    """The parameters behind each field of ``LayerWeights``; the fused ones have three."""
+    attention = layer.attention.self
+    projections = (attention.query, attention.key, attention.value)
+    first, second = layer.attention.output, layer.output
+    inner = layer.intermediate.dense
+    return {
+        "qkv": [p.weight for p in projections],
+        "qkv_bias": [p.bias for p in projections],
+        "attention_out": [first.dense.weight],
+        "attention_out_bias": [first.dense.bias],
+        "norm1": [first.LayerNorm.weight],
+        "shift1": [first.LayerNorm.bias],
+        "inner": [inner.weight],
+        "inner_bias": [inner.bias],
+        "outer": [second.dense.weight],
+        "outer_bias": [second.dense.bias],
+        "norm2": [second.LayerNorm.weight],
+        "shift2": [second.LayerNorm.bias],
+    }
+
+
+MATRICES = frozenset({"qkv", "attention_out", "inner", "outer"})
+MULTIPLIED = MATRICES | {"qkv_bias"}
+
+
+class EncoderWeights:
+    """The weights of all layers in a compute dtype.
+
+    In float32 query, key and value of a layer are moved into one piece of memory, which their
+    parameters then view; everything else is the parameters themselves.
+
+    Args:
+        encoder: whose weights. dtype: float32 or bfloat16.
+    """
+
+    def __init__(self, encoder: MiniBert, dtype: torch.dtype):
+        self.dtype = dtype
+        self.parameters = [layer_parameters(layer) for layer in encoder.encoder.layer]
+        self.copies: dict[int, Tensor] = {}  # by id of the parameter, of the compute dtype
+        self.layers = [self._layer(parameters) for parameters in self.parameters]
+        self._sources = [
+            (p, self.copies[id(p)])
+            for parameters in self.parameters
+            for members in parameters.values()
+            for p in members
+            if id(p) in self.copies
+        ]
+        self._versions: list[int] = []
+        self.refresh()
+
+    @torch.no_grad()
+    def _layer(self, parameters: dict[str, list[nn.Parameter]]) -> LayerWeights:
+        return LayerWeights(
+            **{name: self._field(name, members) for name, members in parameters.items()}
+        )
+
+    def _field(self, name: str, members: list[nn.Parameter]) -> Tensor:
+        is_copy = name in MULTIPLIED and self.dtype != members[0].dtype
+        if not is_copy and len(members) == 1:
+            return members[0].detach()
+        fused = torch.cat([p.detach() for p in members]).to(self.dtype)
+        for p, part in zip(members, fused.chunk(len(members)), strict=True):
+            if is_copy:
+                self.copies[id(p)] = part
+            else:
+                p.data = part
+        return fused
+
+    def refresh(self) -> None:
+        """Copies weights that something else than the optimiser's pass has changed."""
+        versions = [p._version for p, _ in self._sources]
+        if versions != self._versions:
+            with torch.no_grad():
+                for p, copy in self._sources:
+                    copy.copy_(p)
+            self._versions = versions
+
+    def mark_fresh(self) -> None:
+        """The optimiser's pass has just written the copies."""
+        self._versions = [p._version for p, _ in self._sources]
+
+
+class EncoderGradients:
+    """Buffers for the gradients of all layers: of matrices in the compute dtype, else float32."""
+
+    def __init__(self, weights: EncoderWeights):
+        self.layers = [
+            LayerWeights(**{f.name: _gradient(f.name, getattr(w, f.name)) for f in fields(w)})
+            for w in weights.layers
+        ]
+        self.by_parameter: dict[int, Tensor] = {}
+        for buffers, parameters in zip(self.layers, weights.parameters, strict=True):
+            for name, members in parameters.items():
+                parts = getattr(buffers, name).chunk(len(members))
+                self.by_parameter |= {id(p): g for p, g in zip(members, parts, strict=True)}
+
+
+def _gradient(name: str, weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=None if name in MATRICES else torch.float32)

@@ -1,0 +1,299 @@
+"""One SBRRT round with the encoder's passes written out.
+
+For a task's batch, or all of the round's at once (``joint``):
+
+    clean forward with the tangent beside it -> ascent gradient by a pull-back over the clean
+    activations -> adversarial forward -> teacher -> one backward over clean and adversarial rows
+    -> one pass of the optimiser over all tensors
+
+What the numbers mean, and the loss, is ``training.step``'s, which is the reference of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
+from sbrrt_fast.model.heads import task_loss
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.model.packed.encoder import PackedEncoder
+from sbrrt_fast.model.packed.layer import Block
+from sbrrt_fast.ops.adamw_ema import RowGradient
+from sbrrt_fast.ops.explicit import explicit_ops, explicit_why_not
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.smart.divergence import Divergence, divergence_of
+from sbrrt_fast.smart.regularizer import check_resolution
+from sbrrt_fast.training.adversary import Adversary
+from sbrrt_fast.training.head_pass import HeadOutputs, HeadPass
+from sbrrt_fast.training.optimizer import set_learning_rate
+from sbrrt_fast.training.step import (
+    ADVERSARIAL_PASS,
+    CLEAN_PASS,
+    TEACHER_PASS,
+    SbrrtStep,
+    TaskBatch,
+    root_mean_square,
+)
+from sbrrt_fast.training.update import FusedUpdate
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class FastStep(SbrrtStep):
+    """The same step as ``SbrrtStep``, several times faster; arguments and results are its."""
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        teacher: Teacher | None,
+        optimizer: torch.optim.Optimizer,
+        config: RunConfig,
+        num_rounds: int,
+    ):
+        super().__init__(model, teacher, optimizer, config, num_rounds)
+        if self.smart.weight > 0:
+            check_resolution(self.smart, torch.finfo(DTYPES[config.precision]).eps)
+        ops, dtype = explicit_ops(config.backend, self.device), DTYPES[config.precision]
+        self.student = PackedEncoder(model.encoder, ops, dtype)
+        self.momentum = None
+        if teacher is not None:
+            self.momentum = PackedEncoder(teacher.module.encoder, ops, dtype, trains=False)
+        self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
+        self._found: dict[int, Tensor | RowGradient] = {}
+        assert isinstance(self.update, FusedUpdate), "the written-out step has a fused update"
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the step itself holds, beyond weights and optimiser state."""
+        spaces = [e.workspace.num_bytes for e in (self.student, self.momentum) if e]
+        copies = [
+            copy.nbytes
+            for encoder in (self.student, self.momentum)
+            if encoder
+            for copy in encoder.weights.copies.values()
+        ]
+        buffers = [g.nbytes for g in self.student.gradients.by_parameter.values()]
+        return {"activations": sum(spaces), "copies": sum(copies), "gradients": sum(buffers)}
+
+    def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
+        self._differentiate([batch], rng)
+        found = {n: (p, self._found.get(id(p))) for n, p in self.model.named_parameters()}
+        return {
+            name: g.dense(p) if isinstance(g, RowGradient) else g.float().clone()
+            for name, (p, g) in found.items()
+            if g is not None
+        }
+
+    def _differentiate(
+        self, batches: list[TaskBatch], rng: Tensor, report: bool = False
+    ) -> dict[str, Tensor]:
+        """Leaves the batches' gradients in ``_found``; returns their loss terms."""
+        tokens = TokenBatch.concatenate([batch.tokens for batch in batches])
+        max_positions, backend = self.model.config.max_position_embeddings, self.config.backend
+        stream = DropoutStream(tokens, rng, max_positions, CLEAN_PASS, backend)
+        counts = [batch.tokens.num_sequences for batch in batches]
+        heads = HeadPass(self.model, [batch.name for batch in batches], counts, stream)
+        self._refresh()
+        with torch.no_grad():
+            return self._passes(batches, heads, report)
+
+    def _passes(self, batches: list[TaskBatch], heads: HeadPass, report: bool) -> dict[str, Tensor]:
+        stream, student = heads.stream, self.student
+        perturbs, num_tokens = self.smart.weight > 0, stream.batch.num_tokens
+        student.begin(num_tokens * (2 if perturbs else 1))
+        terms: list[dict[str, Tensor]] = [{} for _ in batches]
+        adversarial, smart, targets, clock = None, None, None, self.clock
+        with clock("clean"):
+            embeddings, *statistics = student.embed(stream)
+            if perturbs:
+                adversary = self._adversary(batches, heads, embeddings)
+                clean = adversary.clean_pass(stream.normal(embeddings.shape[-1]))
+            else:
+                student.put((0, num_tokens), embeddings)
+                hidden = student.advance(Block(stream))[:num_tokens]
+                with torch.enable_grad():
+                    clean = heads(hidden)
+        if perturbs:
+            with clock("ascent"):
+                adversary.ascend()
+            if report:
+                with clock("report"):
+                    self._report(adversary, terms)
+            with clock("adversarial"):
+                adversarial, smart, shown = adversary.adversarial_pass()
+            _add(terms, "smart", shown)
+        if self.momentum:
+            with clock("teacher"):
+                targets = self._teach(heads)
+        with clock("backward"):
+            with torch.enable_grad():
+                total = self._losses(batches, clean, smart, targets, terms)
+            self._backward(total, clean, adversarial, heads, statistics)
+        return {
+            f"{batch.name}/{name}": value.detach()
+            for batch, found in zip(batches, terms, strict=True)
+            for name, value in found.items()
+        }
+
+    def _adversary(
+        self, batches: list[TaskBatch], heads: HeadPass, embeddings: Tensor
+    ) -> Adversary:
+        stream, mask = heads.stream, heads.stream.batch.is_real
+        if not self.smart.perturb_special:
+            mask = mask & ~stream.batch.is_special
+        other = stream if self.smart.shared_dropout else stream.fork(ADVERSARIAL_PASS)
+        divergences = [self._divergence(batch.name) for batch in batches]
+        return Adversary(
+            self.student, heads, self.smart, divergences, other, embeddings, mask,
+            self.config.backend,
+        )  # fmt: skip
+
+    def _divergence(self, name: str) -> Divergence:
+        return divergence_of(self.model.tasks[name], self.config.backend)
+
+    def _report(self, adversary: Adversary, terms: list[dict[str, Tensor]]) -> None:
+        """The size of the perturbation, and its gain over a random one."""
+        batch, delta = adversary.heads.stream.batch, adversary.delta
+        noise = adversary.heads.stream.normal(delta.shape[-1], RANDOM_DIRECTION_SITE)
+        _add(terms, "gain", adversary.gain(noise))
+        first = 0
+        for found, count in zip(terms, adversary.heads.counts, strict=True):
+            rows = (batch.sequence >= first) & (batch.sequence < first + count)
+            found["perturbation"] = root_mean_square(delta[rows], adversary.mask[rows])
+            first += count
+
+    def _teach(self, heads: HeadPass) -> list[Tensor]:
+        """The teacher's class logits, per batch."""
+        stream = heads.stream
+        if not self.smart.shared_dropout:
+            heads = heads.on(stream.fork(TEACHER_PASS))
+        stream = heads.stream
+        num_tokens = stream.batch.num_tokens
+        self.momentum.begin(num_tokens)
+        embeddings, *_ = self.momentum.embed(stream)
+        self.momentum.put((0, num_tokens), embeddings)
+        hidden = self.momentum.advance(Block(stream))[:num_tokens]
+        return heads(hidden, self.teacher.module).logits
+
+    def _losses(
+        self,
+        batches: list[TaskBatch],
+        clean: HeadOutputs,
+        smart: list[Tensor] | None,
+        targets: list[Tensor] | None,
+        terms: list[dict[str, Tensor]],
+    ) -> Tensor:
+        """The summed loss with its graph; the terms of each batch go into ``terms``."""
+        summed = 0.0
+        for i, batch in enumerate(batches):
+            task, found = self.model.tasks[batch.name], terms[i]
+            found["loss"] = total = task_loss(task, clean.outputs[i], batch.labels)
+            shown = total.detach()
+            if smart is not None:
+                total = total + self.smart.weight * smart[i]
+                shown = shown + self.smart.weight * found["smart"].detach()
+            if targets is not None:
+                divergence = self._divergence(batch.name)
+                found["bregman"] = bregman = divergence(clean.logits[i], targets[i]).mean()
+                total = total + self.config.bregman.weight * bregman
+                shown = shown + self.config.bregman.weight * bregman.detach()
+            found["total"] = task.weight * shown
+            summed = summed + task.weight * total
+        return summed
+
+    def _backward(
+        self,
+        total: Tensor,
+        clean: HeadOutputs,
+        adversarial: HeadOutputs | None,
+        heads: HeadPass,
+        statistics: list[Tensor],
+    ) -> None:
+        """Gradients of everything that trains, into ``_found``."""
+        pooled = [clean.pooled] if adversarial is None else [clean.pooled, adversarial.pooled]
+        weights = self._head_weights(heads.names)
+        grads = torch.autograd.grad(total, [*pooled, *weights], allow_unused=True)
+        self._found = {
+            id(p): g for p, g in zip(weights, grads[len(pooled) :], strict=True) if g is not None
+        }
+        if not self.trains_encoder:
+            return
+        grad = torch.cat([heads.spread(g) for g in grads[: len(pooled)]])
+        blocks = self._blocks(heads.stream, len(pooled))
+        at_input = self.student.backward(grad, blocks)
+        if len(pooled) == 2:
+            at_input = at_input[: len(at_input) // 2] + at_input[len(at_input) // 2 :]
+        self._found |= self.student.gradients.by_parameter
+        self._found |= self.student.embed_backward(at_input, heads.stream, *statistics)
+
+    def _blocks(self, stream: DropoutStream, num_passes: int) -> list[Block]:
+        """The rows of the backward: as one where the passes share their masks."""
+        if num_passes == 1:
+            return [Block(stream)]
+        num_tokens = stream.batch.num_tokens
+        if not self.smart.shared_dropout:
+            return [Block(stream), Block(stream.fork(ADVERSARIAL_PASS), num_tokens)]
+        both = TokenBatch.concatenate([stream.batch, stream.batch])
+        return [Block(stream.over(both))]
+
+    def _head_weights(self, names: list[str]) -> list[Tensor]:
+        modules = [self.model.heads[name] for name in names]
+        if self.model.encoder.pooler is not None:
+            modules.append(self.model.encoder.pooler)
+        found = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
+        return list(found.values())
+
+    def _refresh(self) -> None:
+        """Weight copies follow what something else than the step has changed."""
+        self.student.weights.refresh()
+        if self.momentum:
+            self.momentum.weights.refresh()
+
+    def _update(self, step: int) -> Tensor:
+        set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
+        averages = {}
+        if self.momentum:
+            followers = self.teacher.averages_by_parameter()
+            copies = self.momentum.weights.copies
+            averages = {i: copies[id(e)] for i, e in followers.items() if id(e) in copies}
+        copies = self.student.weights.copies
+        with self.clock("optimiser"):
+            norm = self.update.apply(step, self._found, copies, averages)
+        self.student.weights.mark_fresh()
+        if self.momentum:
+            self.momentum.weights.mark_fresh()
+        return norm
+
+
+def _add(terms: list[dict[str, Tensor]], name: str, values: list[Tensor]) -> None:
+    for found, value in zip(terms, values, strict=True):
+        found[name] = value
+
+
+def fast_why_not(config: RunConfig, device: torch.device) -> str | None:
+    """Why a run cannot take the written-out step, or None."""
+    if config.backend == "reference":
+        return "backend 'reference' was asked for"
+    if config.layout != "packed":
+        return f"layout '{config.layout}' has padding"
+    return explicit_why_not(config.backend, device)
+
+
+def build_step(
+    model: MultiTaskModel,
+    teacher: Teacher | None,
+    optimizer: torch.optim.AdamW,
+    config: RunConfig,
+    num_rounds: int,
+    log: Callable[[str], object] = print,
+) -> SbrrtStep:
+    """The written-out step where it can run, else the one under autograd; says why."""
+    reason = fast_why_not(config, next(model.parameters()).device)
+    if reason is not None and config.backend != "reference":
+        log(f"the step runs under autograd, which is slower: {reason}")
+    step = FastStep if reason is None else SbrrtStep
+    return step(model, teacher, optimizer, config, num_rounds)

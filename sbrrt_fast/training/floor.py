@@ -1,0 +1,94 @@
+"""The least a round can cost: operations over the machine's rate, bytes over its bandwidth.
+
+A forward over one token multiplies it with every matrix of the encoder, 2 operations per weight.
+An SBRRT round takes nine such forward-equivalents: clean 1, tangent 1, ascent 1 (input gradients
+alone), adversarial 1, teacher 1, and a backward of 2 over the rows of two passes. The optimiser
+reads and writes every parameter, both moments and the average, reads the gradient and writes the
+low-precision copies.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.model.config import BertConfig
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the machine does at best: operations and bytes per second."""
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class RoundCost:
+    """Operations and bytes that a round cannot do without, by stage.
+
+    Attributes:
+        num_tokens: real tokens of a round. flops, bytes: by stage.
+    """
+
+    num_tokens: float
+    flops: dict[str, float]
+    bytes: dict[str, float]
+
+    def seconds(self, ceilings: Ceilings) -> dict[str, float]:
+        """The floor by stage."""
+        found = {name: flops / ceilings.flops for name, flops in self.flops.items()}
+        for name, count in self.bytes.items():
+            found[name] = max(found.get(name, 0.0), count / ceilings.bytes)
+        return found
+
+
+def round_cost(
+    model: BertConfig, config: RunConfig, num_tokens: float, num_parameters: int
+) -> RoundCost:
+    """Of a run's rounds.
+
+    Args:
+        num_tokens: of one round, over all its tasks. num_parameters: that are trained.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    weights = model.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
+    forward = 2.0 * weights * num_tokens
+    perturbs, teaches = config.smart.weight > 0, config.bregman.weight > 0
+    steps = config.smart.num_steps or 1
+    flops = {"clean": forward * (2 if perturbs else 1), "backward": 2 * forward}
+    if perturbs:
+        flops |= {"ascent": forward * (2 * steps - 1), "adversarial": forward}
+        flops["backward"] *= 2
+    if teaches:
+        flops["teacher"] = forward
+    low = config.precision == "bf16"
+    moved = 24 + (2 if low else 4) + (2 if low else 0) + (8 + (2 if low else 0)) * teaches
+    updates = 1 if config.round.update == "joint" else len(config.tasks)
+    return RoundCost(num_tokens, flops, {"optimiser": float(moved * num_parameters * updates)})
+
+
+def measure_ceilings(
+    device: torch.device, dtype: torch.dtype, rows: int = 1024, repeats: int = 7
+) -> Ceilings:
+    """The best matrix product and copy of a few, in well under a second."""
+    a, b = (torch.randn(rows, 1024, device=device).to(dtype) for _ in range(2))
+    product = _fastest(lambda: a @ b.t(), device, repeats)
+    source = torch.randn(1 << 26, device=device)
+    target = torch.empty_like(source)
+    copied = _fastest(lambda: target.copy_(source), device, repeats)
+    return Ceilings(2.0 * rows * rows * 1024 / product, 2.0 * source.nbytes / copied)
+
+
+def _fastest(call, device: torch.device, repeats: int) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,114 @@
+"""Calls of SMART's and the optimiser's ops with wrong arguments: an answer or an error by name."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sbrrt_fast._extension import extension, extension_error
+from tests.op_checks import RNG, SITE, odd_tensor
+
+assert extension is not None, extension_error
+ops = torch.ops.sbrrt
+NUMBERS = [0, 1, -1, 3, 0.1, 1.0, -0.5, 2**62, 2**63 - 1, -(2**63), 1e300, math.nan, math.inf]
+WORDS = ["ball", "normalize", "inf", "2", "token", "sequence", "", "Ball", "x" * 1000]
+
+
+def logits_and_delta():
+    return [torch.randn(8, 5), torch.randn(8, 5)]
+
+
+def ascent():
+    tensors = torch.randn(2, 12, 16)
+    mask, sequence = torch.arange(12) % 3 > 0, torch.arange(12) // 5
+    return [*tensors, mask, sequence, 3, 0.1, True, "ball", 0.1, "2", "sequence"]
+
+
+def update():
+    """Two parameters with averages and copies of both."""
+    lists = [[torch.rand(4, 5), torch.rand(5)] for _ in range(5)]
+    copies = [[x.bfloat16() for x in lists[0]] for _ in range(2)]
+    rate, clip, step = torch.tensor([1e-3, 1e-4]), torch.tensor(0.5), torch.tensor(3)
+    return [*lists, *copies, rate, [0.1, 0.0], 0.9, 0.999, 1e-8, clip, step, 0.95]
+
+
+# schema -> good arguments, calls
+OPS: dict[str, tuple[Callable[[], list], int]] = {
+    "symmetric_kl_forward": (logits_and_delta, 400),
+    "symmetric_kl_backward": (lambda: [torch.ones(8), *logits_and_delta()], 500),
+    "symmetric_kl_fisher": (logits_and_delta, 300),
+    "smart_ascend": (ascent, 700),
+    "smart_noise": (lambda: [torch.arange(5) * 8, 8, RNG, SITE], 400),
+    "adamw_ema_": (update, 700),
+    "gradient_norm": (lambda: [[torch.rand(4, 5), torch.rand(5)]], 300),
+}
+
+
+def spoilt(draw: random.Random, value: object) -> object:
+    """Something else in an argument's place; often of the same type."""
+    if isinstance(value, list):
+        items = [*value]
+        change = draw.randrange(4)
+        if change == 0:
+            return items[:-1]
+        if change == 1:
+            return items + items[:1]
+        position = draw.randrange(len(items))
+        items[position] = spoilt(draw, items[position])
+        return items
+    if isinstance(value, torch.Tensor):
+        return like(draw, value) if draw.random() < 0.6 else odd_tensor(draw)
+    if isinstance(value, str):
+        return draw.choice(WORDS)
+    return draw.choice([*NUMBERS, None, "x", True])
+
+
+def like(draw: random.Random, x: torch.Tensor) -> torch.Tensor:
+    """A tensor that differs from x in one respect."""
+    choices = [
+        lambda: x.to(draw.choice([torch.float64, torch.float16, torch.int32, torch.bfloat16])),
+        lambda: x[:-1] if x.dim() else x[None],
+        lambda: x[None],
+        lambda: x[..., :0] if x.dim() else x,
+        lambda: x.to("meta"),
+        lambda: x.to_sparse() if x.dim() else x,
+        lambda: torch.full_like(x, draw.choice([-1, 0, 100])),
+        lambda: x.new_zeros(()).expand(x.shape),
+        lambda: x.t() if x.dim() == 2 else x.flip(0) if x.dim() else x,
+        lambda: x.repeat_interleave(2, -1)[..., ::2] if x.dim() else x,
+    ]
+    return draw.choice(choices)()
+
+
+def error_of(op: Callable, arguments: list) -> Exception | None:
+    """What a call raises."""
+    try:
+        op(*arguments)
+    except Exception as error:
+        return error
+    return None
+
+
+def is_named(error: Exception, op: str) -> bool:
+    """Whether an error is of a kind that users expect, and says whose it is."""
+    return isinstance(error, (TypeError, ValueError, RuntimeError)) and f"sbrrt::{op}" in str(error)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_wrong_arguments_raise_by_name(name):
+    good, num_calls = OPS[name]
+    op, draw, num_answers = getattr(ops, name), random.Random(name), 0
+    op(*good())
+    for _ in range(num_calls):
+        arguments = good()
+        count = min(len(arguments), draw.choice([1, 1, 2]))
+        for position in draw.sample(range(len(arguments)), count):
+            arguments[position] = spoilt(draw, arguments[position])
+        error = error_of(op, arguments)
+        assert error is None or is_named(error, name), (arguments, error)
+        num_answers += error is None
+    assert num_calls / 50 < num_answers < num_calls * 0.9
