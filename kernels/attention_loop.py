@@ -22,7 +22,7 @@ from .attention_parts import (
 )
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def forward_loop_kernel(
     p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
     p_out,  # [num_tokens, num_heads * HEAD_DIM]
@@ -66,7 +66,7 @@ def forward_loop_kernel(
     store_rows(p_out, b_out * (scale / b_sum)[:, None], num_heads, place, o_query, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def backward_query_loop_kernel(
     p_grad, p_query, p_key, p_value, p_out,  # [num_tokens, num_heads * HEAD_DIM]; strides apart
     p_logsumexp,  # float32 [num_tokens, num_heads]
@@ -111,7 +111,7 @@ def backward_query_loop_kernel(
     store_rows(p_query_grad, b_query_grad, num_heads, place, o_query, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def backward_key_loop_kernel(
     p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; strides between rows
     p_logsumexp,  # float32 [num_tokens, num_heads]
@@ -158,7 +158,7 @@ def backward_key_loop_kernel(
     store_rows(p_key_grad, b_key_grad * HEAD_DIM**-0.5, num_heads, place, o_key, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def jvp_loop_kernel(
     p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
     p_query_tangent, p_key_tangent, p_value_tangent,  # likewise

@@ -23,7 +23,7 @@ from .attention_parts import (
 )
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def forward_tile_kernel(
     p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
     p_out,  # [num_tokens, num_heads * HEAD_DIM]
@@ -68,7 +68,7 @@ def _probabilities(b_query, b_key, b_logsumexp, m_key, HEAD_DIM: tl.constexpr):
     return b_prob / tl.sum(b_prob, axis=1)[:, None]
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def backward_tile_kernel(
     p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; strides between rows
     p_logsumexp,  # float32 [num_tokens, num_heads]
@@ -109,7 +109,7 @@ def backward_tile_kernel(
     store_rows(p_key_grad, b_key_grad, num_heads, place, o_key, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["site", "threshold"])
 def jvp_tile_kernel(
     p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
     p_query_tangent, p_key_tangent, p_value_tangent,  # likewise

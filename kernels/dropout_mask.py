@@ -17,7 +17,7 @@ from .launch import launch
 from .philox import dropout_factors, dropout_numbers, element_words, load_stream
 
 BLOCK = 1024  # elements of a program: 8 per thread of 4 warps
-_varying = ["site", "width", "num_elements"]
+_varying = ["site", "threshold", "width", "num_elements"]
 
 
 @triton.jit

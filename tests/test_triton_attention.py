@@ -148,7 +148,7 @@ def test_masks_are_those_of_dropout_mask(length, max_positions):
         {"rng": RNG + torch.tensor([0, 1])},
         {"rows": torch.tensor([2, 8])},
         {"size": 68},
-        {"p": 0.3001},
+        {"p": 0.31},
     ],
     ids=str,
 )
