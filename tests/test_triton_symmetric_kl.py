@@ -229,7 +229,6 @@ def test_backend_choice():
     w, d = here(inputs(SAMPLES["batch of 8"]))
     for bad, reason in (
         ((w.double(), d), "logits is float64, which runs on the reference"),
-        ((w, d[:1]), r"shapes \(8, 5\) and \(1, 5\) run on the reference"),
         ((w[:, :1].expand(8, 5000), w[:, :1].expand(8, 5000)), "5000 classes are above 4096"),
     ):
         with pytest.raises(BackendError, match=reason):
