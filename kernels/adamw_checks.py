@@ -23,7 +23,7 @@ LISTS = {
     "low_precision": (torch.bfloat16, True, True),
     "ema_low_precision": (torch.bfloat16, True, True),
 }
-OP = "adamw_ema_"
+OP, ROWS_OP = "adamw_ema_", "adamw_ema_rows_"
 
 
 def check_lists(lists: Mapping[str, Sequence[Tensor]]) -> None:
@@ -69,7 +69,7 @@ def check_rows(
     param: Tensor, grad: Tensor, rows: Tensor, touched: Tensor, state: Mapping[str, Tensor]
 ) -> None:
     """A table [num_rows, width] with its moments and average, and a gradient of some rows."""
-    op, device = "adamw_ema_rows_", param.device
+    op, device = ROWS_OP, param.device
     check_tensor(op, "param", param, torch.float32, tuple(param.shape), device)
     if param.dim() != 2:
         raise ValueError(f"{op}: param must have two dimensions, got {list(param.shape)}")
@@ -84,9 +84,8 @@ def check_rows(
     for name, x in written.items():
         if not x.is_contiguous():
             raise ValueError(f"{op}: {name} is written in place and must be contiguous")
-    check_no_overlap(
-        [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in written.values() if x.numel()]
-    )
+    spans = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in written.values() if x.numel()]
+    check_no_overlap(op, spans)
 
 
 def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
@@ -101,35 +100,35 @@ def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
             check_tensor(op, f"grads[{i}]", grad, grads[0].dtype, shape, grads[0].device)
 
 
-def check_no_overlap(spans: Sequence[tuple[int, int]]) -> None:
+def check_no_overlap(op: str, spans: Sequence[tuple[int, int]]) -> None:
     """Written tensors that share memory would race; spans are (address, end)."""
     ordered = sorted(span for span in spans if span[0])
     for (_, end), (start, _) in itertools.pairwise(ordered):
         if start < end:
             raise ValueError(
-                f"{OP}: two of the tensors to be written share memory; name every parameter, "
+                f"{op}: two of the tensors to be written share memory; name every parameter, "
                 "moment, average and copy once"
             )
 
 
 def check_numbers(
-    num_params: int, device: torch.device, tensors: tuple[Tensor, Tensor, Tensor],
+    op: str, num_params: int, device: torch.device, tensors: tuple[Tensor, Tensor, Tensor],
     weight_decay: Sequence[float], betas: tuple[float, float], eps: float, ema_beta: float,
 ) -> None:  # fmt: skip
     """The rest; tensors are learning_rate, clip_factor and step, whose values stay unread."""
     rate, clip, step = tensors
     if rate.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{OP}: learning_rate must have dtype float32 or float64, got {rate.dtype}")
-    check_tensor(OP, "learning_rate", rate, rate.dtype, (num_params,) * rate.dim(), device)
+        raise TypeError(f"{op}: learning_rate must have dtype float32 or float64, got {rate.dtype}")
+    check_tensor(op, "learning_rate", rate, rate.dtype, (num_params,) * rate.dim(), device)
     if rate.dim() > 1:
-        raise ValueError(f"{OP}: learning_rate must be [] or [{num_params}], got {rate.dim()} dims")
-    check_tensor(OP, "clip_factor", clip, torch.float32, (), device)
+        raise ValueError(f"{op}: learning_rate must be [] or [{num_params}], got {rate.dim()} dims")
+    check_tensor(op, "clip_factor", clip, torch.float32, (), device)
     if step.dtype not in (torch.int64, torch.float32):
-        raise TypeError(f"{OP}: step must have dtype int64 or float32, got {step.dtype}")
-    check_tensor(OP, "step", step, step.dtype, (), device)
+        raise TypeError(f"{op}: step must have dtype int64 or float32, got {step.dtype}")
+    check_tensor(op, "step", step, step.dtype, (), device)
     if len(weight_decay) != num_params:
         raise ValueError(
-            f"{OP}: weight_decay must have {num_params} entries like params, got "
+            f"{op}: weight_decay must have {num_params} entries like params, got "
             f"{len(weight_decay)}"
         )
     for name, holds, value in (
@@ -139,4 +138,4 @@ def check_numbers(
         ("ema_beta must be in [0, 1]", 0 <= ema_beta <= 1, ema_beta),
     ):
         if not holds:
-            raise ValueError(f"{OP}: {name}, got {value}")
+            raise ValueError(f"{op}: {name}, got {value}")

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adamw_checks import LISTS, check_gradients, check_lists, check_no_overlap, check_numbers
+from .adamw_checks import LISTS, OP, check_gradients, check_lists, check_no_overlap, check_numbers
 from .launch import launch
 from .tensor_table import (
     addresses,
@@ -230,11 +230,12 @@ def adamw_ema_(
     if not params:
         return
     device, numbers = params[0].device, (learning_rate, clip_factor, step)
-    check_numbers(len(params), device, numbers, weight_decay, (beta1, beta2), eps, ema_beta)
+    betas = beta1, beta2
+    check_numbers(OP, len(params), device, numbers, weight_decay, betas, eps, ema_beta)
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
     table, parts = _tables(places, tuple(p.numel() for p in params), device)
-    constants = constants_of(weight_decay, (beta1, beta2), device)
+    constants = constants_of(weight_decay, betas, device)
     launch(
         _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, len(params),
         learning_rate.stride(0) if learning_rate.dim() else 0, 1 - beta1, 1 - beta2, beta2, eps,
@@ -262,7 +263,7 @@ def _tables(
     itemsizes = [
         (dtype or torch.float32).itemsize * written for dtype, _, written in LISTS.values()
     ]
-    check_no_overlap([
+    check_no_overlap(OP, [
         (address, address + size * itemsize)
         for row, itemsize in zip(places, itemsizes, strict=True) if itemsize
         for address, size in zip(row, sizes, strict=True)
