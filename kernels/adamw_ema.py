@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .adamw_checks import LISTS, OP, check_gradients, check_lists, check_no_overlap, check_numbers
 from .launch import launch
+from .launch_table import TABLE
 from .tensor_table import (
     addresses,
     device_table,
@@ -28,11 +29,10 @@ from .tensor_table import (
     tensor_at,
 )
 
-# A program updates four tiles, which share the float64 arithmetic of the step's corrections; eight
-# elements a thread are two 16-byte accesses to each of up to seven tensors.
-UPDATE_PIECE, UPDATE_TILE = 8192, {"BLOCK": 2048, "num_warps": 8}
+# A program updates a piece, a few tiles, which share the float64 arithmetic of the corrections.
+UPDATE_PIECE = 8192
 # Tiles are summed in float32, pieces in float64. A hundred million gradients make 6,700 pieces.
-NORM_PIECE, NORM_TILE = 16384, {"BLOCK": 1024, "num_warps": 4}
+NORM_PIECE = 16384
 TRITON_TYPES = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -241,7 +241,7 @@ def adamw_ema_(
         learning_rate.stride(0) if learning_rate.dim() else 0, 1 - beta1, 1 - beta2, beta2, eps,
         1 - ema_beta, ema_beta, GRAD=TRITON_TYPES[grads[0].dtype], HAS_EMA=len(ema) > 0,
         HAS_COPIES=len(low_precision) + len(ema_low_precision) > 0, ALIGNED=_aligned(places),
-        **UPDATE_TILE,
+        **TABLE["adamw_ema_"].constants,
     )  # fmt: skip
     written = [x for name, xs in lists.items() if LISTS[name][2] for x in xs]
     torch.autograd.graph.increment_version(written)
@@ -286,10 +286,10 @@ def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     parts = pieces(sizes, NORM_PIECE, device)
     sums = torch.empty(parts.shape[0], dtype=torch.float64, device=device)
     norm = torch.empty((), dtype=torch.float32, device=device)
-    table = device_table(places, torch.int64, device)
+    table, tile = device_table(places, torch.int64, device), TABLE["gradient_norm"].constants
     constants = {"GRAD": TRITON_TYPES[grads[0].dtype], "ALIGNED": _aligned([places])}
-    launch(_square_sums_kernel, sums.shape, table, parts, sums, **constants, **NORM_TILE)
-    launch(_root_kernel, (1,), sums, norm, sums.shape[0], **NORM_TILE)
+    launch(_square_sums_kernel, sums.shape, table, parts, sums, **constants, **tile)
+    launch(_root_kernel, (1,), sums, norm, sums.shape[0], **tile)
     return norm
 
 

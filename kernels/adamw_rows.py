@@ -78,7 +78,7 @@ def adamw_ema_rows_(
     check_numbers(ROWS_OP, 1, param.device, numbers, [weight_decay], betas, eps, ema_beta)
     place = torch.full((param.shape[0],), -1, dtype=torch.int64, device=param.device)
     place.index_copy_(0, rows, torch.arange(rows.numel(), device=param.device))
-    tile = row_tile(max(param.shape[1], 1))
+    tile = row_tile("adamw_ema_rows_", max(param.shape[1], 1))
     launch(
         _rows_kernel, (triton.cdiv(param.shape[0], tile["ROWS"]),), param, grad.contiguous(), place,
         touched, exp_avg, exp_avg_sq, ema if ema.numel() else param,

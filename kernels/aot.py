@@ -131,8 +131,12 @@ def _type(value: object) -> str:
 
 
 def compile_launch(module: str, index: int, arch: int) -> Row:
-    """Compiles one launch of a module; an error becomes part of the row."""
-    name, launch = list(recorded(module))[index]
+    """Compiles one launch of a module."""
+    return row_of(module, *list(recorded(module))[index], arch)
+
+
+def row_of(module: str, name: str, launch: Launch, arch: int) -> Row:
+    """Compiles a launch; an error becomes part of the row."""
     options = {key: launch.constants[key] for key in OPTIONS if key in launch.constants}
     place = module, name, launch.kernel.__name__, arch
     try:

@@ -1,7 +1,7 @@
 """How attention's kernels are launched: in what blocks, with how many warps, per shape class.
 
-A pure function of pass, longest sequence, head dimension and dtype; ``aot`` shows what the chosen
-blocks need of a chip.
+A pure function of pass, longest sequence and dtype over ``launch_table``; ``aot`` shows what the
+chosen blocks need of a chip.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from .launch_table import TABLE
+
 TILES = (16, 32, 64, 128)
 """Keys of a tile that holds the longest sequence; a matrix product takes no fewer than 16."""
+
+_LONGEST_UNALIGNED_TILE = 64  # two Philox blocks per four words spill in a larger one
 
 
 @dataclass(frozen=True)
@@ -40,35 +44,16 @@ class Blocks:
         return blocks | {"num_stages": self.num_stages or 1}
 
 
-# A warp per 16 queries, so that sums over keys stay within a warp; float32 products, which have no
-# matrix instructions, take more warps to fit in registers. Blocks are as large as they can be
-# without spills on sm_80 and sm_90: of a tile of 128 keys a warp holds 64 registers per matrix,
-# which the tangent's two leave no room for. Chosen by ``aot``'s counts; not timed on a GPU.
-_TILES = {
-    ("forward", 2): (Blocks(16, 16, 1), Blocks(32, 32, 2), Blocks(64, 64, 4), Blocks(64, 128, 4)),
-    ("backward", 2): (Blocks(16, 16, 1), Blocks(32, 32, 2), Blocks(64, 64, 4), Blocks(128, 128, 8)),
-    ("jvp", 2): (Blocks(16, 16, 1), Blocks(32, 32, 2), Blocks(64, 64, 4)),
-    ("forward", 4): (Blocks(16, 16, 2), Blocks(32, 32, 4)),
-    ("backward", 4): (Blocks(16, 16, 2), Blocks(32, 32, 8)),
-    ("jvp", 4): (Blocks(16, 16, 2), Blocks(32, 32, 8)),
-}
-_LOOPS = {
-    ("forward", 2): Blocks(64, 64, 4, 2),
-    ("backward_query", 2): Blocks(64, 32, 4, 2),
-    ("backward_key", 2): Blocks(32, 64, 4, 2),
-    ("jvp", 2): Blocks(64, 32, 4, 2),
-    ("forward", 4): Blocks(32, 32, 8, 1),
-    ("backward_query", 4): Blocks(32, 32, 8, 1),
-    ("backward_key", 4): Blocks(32, 32, 8, 2),
-    ("jvp", 4): Blocks(32, 32, 8, 1),
-}
-_LONGEST_UNALIGNED_TILE = 64  # two Philox blocks per four words spill in a larger one
+def class_name(direction: str, dtype: torch.dtype, tile: int | None) -> str:
+    """The table's name of a pass: of a tile with so many keys, or None for a loop."""
+    kind = "loop" if tile is None else f"tile {tile}"
+    return f"attention {direction} {8 * dtype.itemsize}-bit {kind}"
 
 
 def choose(
     direction: str, max_length: int, dtype: torch.dtype, unaligned: bool = False
 ) -> Blocks | None:
-    """The blocks of a pass.
+    """The blocks of a pass; a loop's where the table has no tile for the longest sequence.
 
     Args:
         direction: ``forward``, ``jvp``, ``backward``; for a loop, the last is ``backward_query`` or
@@ -77,7 +62,8 @@ def choose(
         dtype: of queries, keys and values.
         unaligned: whether dropout's rows start at indices that are not multiples of 4.
     """
-    for blocks in _TILES.get((direction, dtype.itemsize), ()):
-        if max_length <= blocks.key and not (unaligned and blocks.key > _LONGEST_UNALIGNED_TILE):
-            return blocks
-    return _LOOPS.get((direction, dtype.itemsize))
+    largest = _LONGEST_UNALIGNED_TILE if unaligned else TILES[-1]
+    tile = next((tile for tile in TILES if max_length <= tile <= largest), None)
+    names = class_name(direction, dtype, tile), class_name(direction, dtype, None)
+    found = next((TABLE[name] for name in names if name in TABLE), None)
+    return found and Blocks(**found.constants)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .checks import check_dropout, check_tensor
 from .launch import launch
+from .launch_table import TABLE
 from .philox import dropout_factors, dropout_numbers, element_words, load_stream
 
-BLOCK = 1024  # elements of a program: 8 per thread of 4 warps
 _varying = ["site", "threshold", "width", "num_elements"]
 
 
@@ -65,9 +65,10 @@ def philox_bits(offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
     """Words of the elements ``offsets[n] + j``, int32 [num_rows, width]."""
     _check("philox_bits", offsets, width, 0.0, rng, site)
     words = torch.empty(offsets.shape[0], width, dtype=torch.int32, device=offsets.device)
-    grid = (triton.cdiv(words.numel(), BLOCK),)
+    tile = TABLE["dropout_mask"].constants
+    grid = (triton.cdiv(words.numel(), tile["BLOCK"]),)
     arguments = offsets.contiguous(), rng.contiguous(), words, site, width, words.numel()
-    launch(_bits_kernel, grid, *arguments, BLOCK=BLOCK)
+    launch(_bits_kernel, grid, *arguments, **tile)
     return words
 
 
@@ -79,11 +80,10 @@ def dropout_mask(
     factors = torch.empty(offsets.shape[0], width, dtype=dtype, device=offsets.device)
     threshold, scale = dropout_numbers(p)
     scale = torch.tensor(scale, dtype=torch.float64).to(dtype).item()  # rounded once
-    grid = (triton.cdiv(factors.numel(), BLOCK),)
+    tile = TABLE["dropout_mask"].constants
+    grid = (triton.cdiv(factors.numel(), tile["BLOCK"]),)
     numbers = site, threshold, scale, width, factors.numel()
-    launch(
-        _mask_kernel, grid, offsets.contiguous(), rng.contiguous(), factors, *numbers, BLOCK=BLOCK
-    )
+    launch(_mask_kernel, grid, offsets.contiguous(), rng.contiguous(), factors, *numbers, **tile)
     return factors
 
 

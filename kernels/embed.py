@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .checks import dense_rows
 from .launch import launch
+from .launch_table import TABLE
 from .layernorm import normalize, project, standardize
 from .philox import dropout_numbers, load_stream
 from .row_checks import (
@@ -37,10 +38,6 @@ from .rows import (
     tile_rows,
     tiles_per_program,
 )
-
-# Gathered gradients per tile of a table's sum. Most words occur once or twice, but all tokens
-# share one or two types: 32 rows at a time keep that longest sum to some twenty steps.
-SUM = {"TOKENS": 32, "COLUMNS": 128}
 
 
 @triton.jit
@@ -231,7 +228,7 @@ def forward(
     check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
     out = torch.empty(num_tokens, width, dtype=word.dtype, device=device)
     mean, rstd = (torch.empty(num_tokens, dtype=torch.float32, device=device) for _ in range(2))
-    tile = row_tile(width)
+    tile = row_tile("embed forward", width)
     launch(
         _forward_kernel, (triton.cdiv(num_tokens, tile["ROWS"]),), *tables.pointers(),
         weight.contiguous(), shift.contiguous(), offsets.contiguous(), rng.contiguous(), out, mean,
@@ -252,7 +249,7 @@ def backward(
     check_floats(op, device, grad=(grad, (num_tokens, width)))
     check_statistics(op, device, num_tokens, mean=mean, rstd=rstd)
     check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
-    grad, tile = dense_rows(grad), row_tile(width)
+    grad, tile = dense_rows(grad), row_tile("embed backward", width)
     num_tiles = tiles_per_program(num_tokens, tile["ROWS"])
     ds = torch.empty(num_tokens, width, dtype=torch.float32, device=device)
     partial = mean.new_empty(triton.cdiv(num_tokens, num_tiles * tile["ROWS"]), 2, width)
@@ -277,8 +274,9 @@ def _table_gradient(ds: Tensor, index: Tensor, table: Tensor, needed: bool) -> T
     gradient = torch.zeros(table.shape, dtype=table.dtype, device=table.device)
     num_tokens, width = ds.shape
     ascending, order = torch.sort(index, stable=True)
-    grid = (num_tokens, triton.cdiv(width, SUM["COLUMNS"]))
-    launch(_table_kernel, grid, ds, ascending, order, gradient, num_tokens, *table.shape, **SUM)
+    tile = TABLE["embed table"].constants
+    grid = (num_tokens, triton.cdiv(width, tile["COLUMNS"]))
+    launch(_table_kernel, grid, ds, ascending, order, gradient, num_tokens, *table.shape, **tile)
     return gradient
 
 

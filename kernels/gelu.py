@@ -13,13 +13,9 @@ from torch import Tensor
 
 from .checks import dense_rows
 from .launch import launch
+from .launch_table import TABLE
 from .row_checks import check_floats, check_rows
 from .rows import column_sums
-
-# Sixteen elements a thread: at 32 the backward takes 144 registers, which leaves a multiprocessor
-# three programs. 650 rows of 3,072 features make 492 of them, and the bias's partial sums are 1/16
-# of the rows.
-TILE = {"ROWS": 16, "COLUMNS": 256, "num_warps": 8}
 
 
 @triton.jit
@@ -95,8 +91,8 @@ def forward(x: Tensor, bias: Tensor) -> Tensor:
     num_rows, width = check_rows("bias_gelu_forward", "x", x)
     check_floats("bias_gelu_forward", x.device, bias=(bias, (width,)))
     x, out = dense_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    arguments = (x, bias.contiguous(), out, x.stride(0), num_rows, width)
-    launch(_forward_kernel, _grid(num_rows, width), *arguments, **TILE)
+    arguments, tile = (x, bias.contiguous(), out, x.stride(0)), TABLE["gelu forward"].constants
+    launch(_forward_kernel, _grid(num_rows, width, tile), *arguments, num_rows, width, **tile)
     return out
 
 
@@ -123,15 +119,16 @@ def _change(
     check_floats(op, x.device, bias=(bias, (width,)), **{name: (change, (num_rows, width))})
     change, x = dense_rows(change), dense_rows(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid = _grid(num_rows, width)
+    tile = TABLE["gelu change"].constants
+    grid = _grid(num_rows, width, tile)
     partial = out.new_empty(grid[0] if sums else 0, width, dtype=torch.float32)
     arguments = (change, x, bias.contiguous(), out, partial, change.stride(0), x.stride(0))
-    launch(_change_kernel, grid, *arguments, num_rows, width, SUMS=sums, **TILE)
+    launch(_change_kernel, grid, *arguments, num_rows, width, SUMS=sums, **tile)
     return out, partial
 
 
-def _grid(num_rows: int, width: int) -> tuple[int, int]:
-    return triton.cdiv(num_rows, TILE["ROWS"]), triton.cdiv(width, TILE["COLUMNS"])
+def _grid(num_rows: int, width: int, tile: dict[str, int]) -> tuple[int, int]:
+    return triton.cdiv(num_rows, tile["ROWS"]), triton.cdiv(width, tile["COLUMNS"])
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -220,7 +220,7 @@ def forward(
     x, residual = dense_rows(x), dense_rows(residual)
     out = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
     mean, rstd = (torch.empty(num_rows, dtype=torch.float32, device=x.device) for _ in range(2))
-    tile = row_tile(width)
+    tile = row_tile("layernorm forward", width)
     launch(
         _forward_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), x, bias.contiguous(), residual,
         weight.contiguous(), shift.contiguous(), offsets.contiguous(), rng.contiguous(), out, mean,
@@ -242,7 +242,7 @@ def backward(
     grad, x, residual = dense_rows(grad), dense_rows(x), dense_rows(residual)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dresidual = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
-    tile = row_tile(width)
+    tile = row_tile("layernorm backward", width)
     num_tiles = tiles_per_program(num_rows, tile["ROWS"]) if need_weight_grads else 1
     num_programs = triton.cdiv(num_rows, num_tiles * tile["ROWS"])
     partial = mean.new_empty(num_programs if need_weight_grads else 0, 3, width)
@@ -273,7 +273,7 @@ def jvp(
     rows = [dense_rows(t) for t in (x_tangent, residual_tangent, x, residual)]
     tx, tresidual, x, residual = rows
     out = torch.empty(shape, dtype=residual.dtype, device=x.device)
-    tile = row_tile(width)
+    tile = row_tile("layernorm jvp", width)
     launch(
         _jvp_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), tx, tresidual, x, bias.contiguous(),
         residual, weight.contiguous(), mean.contiguous(), rstd.contiguous(), offsets.contiguous(),

@@ -8,21 +8,28 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
+from .launch_table import TABLE
 from .philox import dropout_factors, row_words
 
 MAX_WIDTH = 8192  # a row is held in registers: 16 elements a thread at 16 warps
 
-SUM_ROWS, SUM_COLUMNS = 32, 64  # partial sums per tile: two full 128-byte lines of float32 a row
+
+def row_block(width: int) -> int:
+    """Features of a program, a power of 2."""
+    return max(triton.next_power_of_2(width), 16)
 
 
-def row_tile(width: int) -> dict[str, int]:
+def row_tile(op: str, width: int) -> dict[str, int]:
     """ROWS and BLOCK, a row or several narrow ones, and num_warps.
 
-    Eight elements a thread: a 16-byte load of bfloat16, two of float32, two Philox blocks. Several
-    rows of 384 features in a program would share loads of the weights, but Triton then goes through
-    shared memory between every two of its layouts (13 barriers for 3, by the assembly).
+    Where the table has no such width, eight elements a thread: a 16-byte load of bfloat16, two of
+    float32, two Philox blocks. Several rows of 384 features in a program would share loads of the
+    weights, but Triton then goes through shared memory between every two of its layouts (13
+    barriers for 3, by the assembly).
     """
-    block = max(triton.next_power_of_2(width), 16)
+    block = row_block(width)
+    if known := TABLE.get(f"{op} {block}"):
+        return {"BLOCK": block, **known.constants}
     rows = max(1, 512 // block)
     return {"ROWS": rows, "BLOCK": block, "num_warps": min(max(rows * block // 256, 1), 16)}
 
@@ -113,7 +120,7 @@ def column_sums(partial: Tensor, *like: Tensor) -> list[Tensor]:
     num_partial, num_sums, width = partial.shape
     out = [torch.empty(width, dtype=x.dtype, device=partial.device) for x in like]
     three = (out * 3)[:3]
-    grid = (num_sums, triton.cdiv(width, SUM_COLUMNS))
-    numbers = num_partial, num_sums, width
-    launch(_column_sums_kernel, grid, partial, *three, *numbers, ROWS=SUM_ROWS, COLUMNS=SUM_COLUMNS)
+    tile = TABLE["column sums"].constants
+    grid = (num_sums, triton.cdiv(width, tile["COLUMNS"]))
+    launch(_column_sums_kernel, grid, partial, *three, num_partial, num_sums, width, **tile)
     return out

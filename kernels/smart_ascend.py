@@ -22,8 +22,9 @@ from torch import Tensor
 
 from .checks import check_tensor, dense_rows
 from .launch import launch
+from .launch_table import TABLE
 from .row_checks import check_floats, check_indices, check_rows
-from .rows import load_float, row_tile
+from .rows import load_float, row_block
 
 TOKENS = 1024  # sizes combined at a time; a usual batch has about 650 tokens
 _varying = ["num_tokens"]
@@ -222,8 +223,10 @@ def smart_ascend(
 
 
 def _tile(width: int) -> dict[str, int]:
-    """A row per program: BLOCK, and num_warps for eight elements a thread."""
-    block = row_tile(width)["BLOCK"]
+    """A row per program: BLOCK, and num_warps, of eight elements a thread where no table says."""
+    block = row_block(width)
+    if known := TABLE.get(f"smart_ascend {block}"):
+        return {"BLOCK": block, **known.constants}
     return {"BLOCK": block, "num_warps": min(max(block // 256, 1), 16)}
 
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from .checks import check_dropout
 from .launch import launch
+from .launch_table import TABLE
 from .philox import load_stream, row_normals
 from .row_checks import check_indices
 
 
 def _tile(width: int) -> dict[str, int]:
-    """ROWS, COLUMNS and num_warps: one Philox block a thread, whose float64 logarithm, sine and
-    cosine are enough for its registers. 768 columns are three tiles of two rows.
-    """
-    columns = min(256, triton.next_power_of_2(width))
-    return {"ROWS": 512 // columns, "COLUMNS": columns, "num_warps": 4}
+    """ROWS, COLUMNS and num_warps; narrow rows are as many as make the same tile."""
+    tile = TABLE["smart_noise"].constants
+    columns = min(tile["COLUMNS"], triton.next_power_of_2(width))
+    return tile | {"ROWS": tile["ROWS"] * tile["COLUMNS"] // columns, "COLUMNS": columns}
 
 
 @triton.jit(do_not_specialize=["num_rows", "site"])

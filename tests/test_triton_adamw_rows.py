@@ -1,4 +1,4 @@
-"""adamw_ema_rows_ in Triton: a table of which a few rows have a gradient, against the dense step."""
+"""adamw_ema_rows_ in Triton, a table with gradients in a few rows, against the dense step."""
 
 from __future__ import annotations
 

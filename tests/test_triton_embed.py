@@ -10,6 +10,7 @@ import triton.language as tl
 from sbrrt_fast.errors import BackendError
 from sbrrt_fast.kernels import embed as kernels
 from sbrrt_fast.kernels import rows
+from sbrrt_fast.kernels.launch_table import TABLE
 from sbrrt_fast.ops.autodiff import input_gradients_only
 from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.embed import embed
@@ -130,7 +131,7 @@ def test_rows_that_are_read_any_number_of_times():
 @interpreted
 def test_a_sum_that_stops_at_its_first_tile_is_caught(monkeypatch):
     """A planted bug: no run is longer than a tile."""
-    monkeypatch.setitem(kernels.SUM, "TOKENS", 16)
+    monkeypatch.setitem(TABLE["embed table"].constants, "TOKENS", 16)
     got, expected = table_gradient(RUNS)
     assert torch.equal(got, expected)
     monkeypatch.setattr(kernels, "_table_kernel", _first_tile_only)

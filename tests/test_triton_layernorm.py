@@ -280,7 +280,7 @@ def test_a_batch_of_another_size_compiles_nothing():
 
 @pytest.mark.parametrize("width", [1, 15, 16, 131, 384, 512, 513, 768, 1024, 4096, 8192])
 def test_tiles_hold_whole_rows_and_programs_enough_of_them(width):
-    tile = rows.row_tile(width)
+    tile = rows.row_tile("layernorm backward", width)
     assert tile["BLOCK"] >= width > tile["BLOCK"] // 2 or tile["BLOCK"] == 16
     assert tile["num_warps"] in (1, 2, 4, 8, 16)
     assert tile["ROWS"] * tile["BLOCK"] <= 16 * 32 * tile["num_warps"]
