@@ -46,6 +46,11 @@ TORCH_LIBRARY(sbrrt, m) {
   m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads) "
         "-> (Tensor, Tensor)");
   m.def("bias_gelu_jvp(Tensor x_tangent, Tensor x, Tensor bias) -> Tensor");
+  // The same into memory of the caller's, which may be that of x, grad or x_tangent.
+  m.def("bias_gelu_forward_into(Tensor x, Tensor bias, Tensor(a!) out) -> ()");
+  m.def("bias_gelu_backward_into(Tensor grad, Tensor x, Tensor bias, bool need_weight_grads, "
+        "Tensor(a!) dx) -> Tensor");
+  m.def("bias_gelu_jvp_into(Tensor x_tangent, Tensor x, Tensor bias, Tensor(a!) out) -> ()");
   m.def("dropout_add_layernorm_forward(Tensor x, Tensor bias, Tensor residual, Tensor weight, "
         "Tensor shift, float eps, float p, Tensor rng, int site, Tensor offsets) "
         "-> (Tensor out, Tensor mean, Tensor rstd)");
@@ -77,6 +82,8 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor rng, int site, Tensor offsets, bool[5] needs) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_norm(Tensor[] grads) -> Tensor");
+  // out = a b, cut over the threads so that each one calls the library on a part of its own.
+  m.def("mm_into(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   m.def("philox_bits(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor");
   m.def("smart_ascend(Tensor delta, Tensor gradient, Tensor mask, Tensor sequence, "
         "SymInt num_sequences, float step_size, bool normalize_gradient, str projection, "

@@ -241,9 +241,19 @@ def into_calls(found: dict[str, tuple]) -> dict[str, tuple]:
         values = getattr(torch.ops.sbrrt, name).default(*found[name])
         return list(values) if isinstance(values, tuple) else [values]
 
-    calls = {}
-    for name in ("attention_forward", "attention_backward", "attention_jvp"):
+    calls = {"mm_into": (torch.randn(7, 5), torch.randn(5, 6), torch.randn(7, 6))}
+    for name in (
+        f"{op}_{part}" for op in ("attention", "bias_gelu") for part in ("forward", "jvp")
+    ):
         calls[f"{name}_into"] = (*found[name], *results(name))
+    calls["attention_backward_into"] = (
+        *found["attention_backward"],
+        *results("attention_backward"),
+    )
+    calls["bias_gelu_backward_into"] = (
+        *found["bias_gelu_backward"],
+        results("bias_gelu_backward")[0],
+    )
     norm = "dropout_add_layernorm"
     y, mean, rstd = results(f"{norm}_forward")
     calls[f"{norm}_forward_into"] = (*found[f"{norm}_forward"], y, y.bfloat16(), mean, rstd)

@@ -97,6 +97,12 @@ OPS: dict[str, tuple[Callable[[], list], int]] = {
     "bias_gelu_forward": (lambda: [torch.randn(6, 8), torch.rand(8)], 200),
     "bias_gelu_backward": (lambda: [*torch.randn(2, 6, 8), torch.rand(8), True], 250),
     "bias_gelu_jvp": (lambda: [*torch.randn(2, 6, 8), torch.rand(8)], 200),
+    "bias_gelu_forward_into": (lambda: [torch.randn(6, 8), torch.rand(8), torch.rand(6, 8)], 200),
+    "bias_gelu_backward_into": (
+        lambda: [*torch.randn(2, 6, 8), torch.rand(8), True, torch.rand(6, 8)],
+        250,
+    ),
+    "mm_into": (lambda: [torch.randn(6, 8), torch.randn(8, 5), torch.rand(6, 5)], 200),
     "dropout_add_layernorm_forward": (layernorm_forward, 400),
     "dropout_add_layernorm_backward": (
         lambda: [torch.randn(6, 8), *layernorm_saved(), True],

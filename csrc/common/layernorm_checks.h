@@ -65,17 +65,6 @@ inline void check_layernorm_jvp(const char* op, const at::Tensor& x_tangent,
   check_layernorm_statistics(op, mean, rstd, num_rows, device);
 }
 
-// A tensor that is written: as residual, with dense rows.
-inline void check_written_rows(const char* op, const char* argument, const at::Tensor& tensor,
-                               const at::Tensor& like, at::ScalarType dtype,
-                               at::DeviceType device) {
-  check_rows(op, argument, tensor, like.sym_size(0), like.sym_size(1), device);
-  check_tensor(op, argument, tensor, dtype, "like its input", true);
-  TORCH_CHECK_VALUE(tensor.sym_stride(1) == 1 || tensor.sym_size(1) == 1, "sbrrt::", op, ": ",
-                    argument, " is written and needs dense rows, got strides ",
-                    tensor.sym_strides());
-}
-
 inline void check_layernorm_outputs(const char* op, const at::Tensor& out,
                                     const std::optional<at::Tensor>& low,
                                     const at::Tensor& residual, at::DeviceType device) {

@@ -41,6 +41,24 @@ inline void check_first_rows(const char* op, const char* argument, const at::Ten
   check_device(op, argument, tensor, device);
 }
 
+// A matrix that is written: elements of a row side by side, rows that do not overlap.
+inline void check_separate_rows(const char* op, const char* argument, const at::Tensor& tensor) {
+  const bool is_dense = tensor.sym_stride(1) == 1 || tensor.sym_size(1) == 1;
+  const bool is_apart =
+      tensor.sym_stride(0) >= tensor.sym_size(1) || tensor.sym_size(0) <= 1;
+  TORCH_CHECK_VALUE(is_dense && is_apart, "sbrrt::", op, ": ", argument,
+                    " is written and needs dense rows, got strides ", tensor.sym_strides());
+}
+
+// A tensor that is written: shaped as another one, with dense rows.
+inline void check_written_rows(const char* op, const char* argument, const at::Tensor& tensor,
+                               const at::Tensor& like, at::ScalarType dtype,
+                               at::DeviceType device) {
+  check_rows(op, argument, tensor, like.sym_size(0), like.sym_size(1), device);
+  check_tensor(op, argument, tensor, dtype, "like its input", true);
+  check_separate_rows(op, argument, tensor);
+}
+
 // A parameter [width], or statistics [num_rows].
 inline void check_vector(const char* op, const char* argument, const at::Tensor& tensor,
                          const c10::SymInt& size, at::DeviceType device) {

@@ -75,18 +75,46 @@ struct DenseInputs {
         view{x.size(1), const_rows(x), bias.const_data_ptr<float>()} {}
 };
 
+// All arguments are checked; `y` may be x.
+void forward_into(const at::Tensor& x, const at::Tensor& bias, const Rows& y) {
+  const DenseInputs in(x, bias);
+  for_each_block(x.size(0), x.size(1),
+                 [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+                   forward_rows(in.view, y, buffers, begin, end);
+                 });
+}
+
+// out = change * slope; `out` may be change. Returns the column sums, or nothing [0].
+at::Tensor change_into(const at::Tensor& change, const at::Tensor& x, const at::Tensor& bias,
+                       bool need_sums, const Rows& out) {
+  const DenseInputs in(x, bias);
+  const at::Tensor dense = with_dense_rows(change);
+  const int64_t padded = padded_width(x.size(1));
+  const int64_t num_blocks = need_sums ? num_row_blocks(x.size(0)) : 0;
+  const AlignedArray<float> sums(num_blocks * padded);
+  for_each_block(x.size(0), x.size(1),
+                 [&](int64_t block, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+                   float* s = need_sums ? sums.get() + block * padded : nullptr;
+                   change_rows(in.view, const_rows(dense), out, s, buffers, begin, end);
+                 });
+  return parameter_gradient(sums.get(), num_blocks, padded, bias, need_sums);
+}
+
 }  // namespace
 
 at::Tensor bias_gelu_forward_cpu(const at::Tensor& x, const at::Tensor& bias) {
   check_gelu("bias_gelu_forward", x, bias, at::kCPU);
-  const DenseInputs in(x, bias);
   const at::Tensor y = at::empty(x.sizes(), x.options());
-  const Rows out = rows(y);
-  for_each_block(x.size(0), x.size(1),
-                 [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-                   forward_rows(in.view, out, buffers, begin, end);
-                 });
+  forward_into(x, bias, rows(y));
   return y;
+}
+
+void bias_gelu_forward_into_cpu(const at::Tensor& x, const at::Tensor& bias,
+                                const at::Tensor& out) {
+  constexpr auto op = "bias_gelu_forward_into";
+  check_gelu(op, x, bias, at::kCPU);
+  check_written_rows(op, "out", out, x, x.scalar_type(), at::kCPU);
+  forward_into(x, bias, rows(out));
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_gelu_backward_cpu(const at::Tensor& grad,
@@ -94,37 +122,42 @@ std::tuple<at::Tensor, at::Tensor> bias_gelu_backward_cpu(const at::Tensor& grad
                                                           const at::Tensor& bias,
                                                           bool need_weight_grads) {
   check_gelu_change("bias_gelu_backward", "grad", grad, x, bias, at::kCPU);
-  const DenseInputs in(x, bias);
-  const at::Tensor dense = with_dense_rows(grad), dx = at::empty(x.sizes(), x.options());
-  const int64_t padded = padded_width(x.size(1));
-  const int64_t num_blocks = need_weight_grads ? num_row_blocks(x.size(0)) : 0;
-  const AlignedArray<float> sums(num_blocks * padded);
-  const Rows out = rows(dx);
-  for_each_block(x.size(0), x.size(1),
-                 [&](int64_t block, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-                   float* s = need_weight_grads ? sums.get() + block * padded : nullptr;
-                   change_rows(in.view, const_rows(dense), out, s, buffers, begin, end);
-                 });
-  return {dx, parameter_gradient(sums.get(), num_blocks, padded, bias, need_weight_grads)};
+  const at::Tensor dx = at::empty(x.sizes(), x.options());
+  return {dx, change_into(grad, x, bias, need_weight_grads, rows(dx))};
+}
+
+at::Tensor bias_gelu_backward_into_cpu(const at::Tensor& grad, const at::Tensor& x,
+                                       const at::Tensor& bias, bool need_weight_grads,
+                                       const at::Tensor& dx) {
+  constexpr auto op = "bias_gelu_backward_into";
+  check_gelu_change(op, "grad", grad, x, bias, at::kCPU);
+  check_written_rows(op, "dx", dx, x, x.scalar_type(), at::kCPU);
+  return change_into(grad, x, bias, need_weight_grads, rows(dx));
 }
 
 at::Tensor bias_gelu_jvp_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
                              const at::Tensor& bias) {
   check_gelu_change("bias_gelu_jvp", "x_tangent", x_tangent, x, bias, at::kCPU);
-  const DenseInputs in(x, bias);
-  const at::Tensor dense = with_dense_rows(x_tangent), ty = at::empty(x.sizes(), x.options());
-  const Rows out = rows(ty);
-  for_each_block(x.size(0), x.size(1),
-                 [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-                   change_rows(in.view, const_rows(dense), out, nullptr, buffers, begin, end);
-                 });
-  return ty;
+  const at::Tensor out = at::empty(x.sizes(), x.options());
+  change_into(x_tangent, x, bias, false, rows(out));
+  return out;
+}
+
+void bias_gelu_jvp_into_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
+                            const at::Tensor& bias, const at::Tensor& out) {
+  constexpr auto op = "bias_gelu_jvp_into";
+  check_gelu_change(op, "x_tangent", x_tangent, x, bias, at::kCPU);
+  check_written_rows(op, "out", out, x, x.scalar_type(), at::kCPU);
+  change_into(x_tangent, x, bias, false, rows(out));
 }
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
   m.impl("bias_gelu_forward", &bias_gelu_forward_cpu);
   m.impl("bias_gelu_backward", &bias_gelu_backward_cpu);
   m.impl("bias_gelu_jvp", &bias_gelu_jvp_cpu);
+  m.impl("bias_gelu_forward_into", &bias_gelu_forward_into_cpu);
+  m.impl("bias_gelu_backward_into", &bias_gelu_backward_into_cpu);
+  m.impl("bias_gelu_jvp_into", &bias_gelu_jvp_into_cpu);
 }
 
 }  // namespace sbrrt

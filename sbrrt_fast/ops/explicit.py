@@ -20,6 +20,10 @@ class NativeOps:
 
     name = "cpu"
 
+    def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> None:
+        """a [M, K] times b [K, N]."""
+        torch.ops.sbrrt.mm_into.default(a, b, out)
+
     def attention_forward(self, *args, out: Tensor, logsumexp: Tensor) -> None:
         """(query, key, value [R, H], cu_seqlens, max_length, A, p, rng, site, rows, positions)."""
         torch.ops.sbrrt.attention_forward_into.default(*args, out, logsumexp)
@@ -58,19 +62,19 @@ class NativeOps:
 
     def gelu_forward(self, x: Tensor, bias: Tensor, *, out: Tensor) -> None:
         """x [R, F]."""
-        out.copy_(torch.ops.sbrrt.bias_gelu_forward.default(x, bias))
+        torch.ops.sbrrt.bias_gelu_forward_into.default(x, bias, out)
 
     def gelu_jvp(self, tangent: Tensor, x: Tensor, bias: Tensor, *, out: Tensor) -> None:
         """tangent, x [R, F]."""
-        out.copy_(torch.ops.sbrrt.bias_gelu_jvp.default(tangent, x, bias))
+        torch.ops.sbrrt.bias_gelu_jvp_into.default(tangent, x, bias, out)
 
     def gelu_backward(
         self, grad: Tensor, x: Tensor, bias: Tensor, need_weight_grads: bool, *, out: Tensor
     ) -> Tensor:
         """Returns the bias's gradient [F], empty where it is not needed."""
-        dx, dbias = torch.ops.sbrrt.bias_gelu_backward.default(grad, x, bias, need_weight_grads)
-        out.copy_(dx)
-        return dbias
+        return torch.ops.sbrrt.bias_gelu_backward_into.default(
+            grad, x, bias, need_weight_grads, out
+        )
 
     def embed_forward(self, *args) -> tuple[Tensor, Tensor, Tensor]:
         """(ids, positions, types, tables, weight, shift, eps, dropout) -> (y, mean, rstd)."""

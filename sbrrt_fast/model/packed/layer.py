@@ -67,16 +67,16 @@ class Layer:
             primal: the rows to compute, or None.
             tangent: rows, computed now or before, whose tangent is in the rows behind them.
         """
-        w, both = self.weights, kept.rows(*products(*_span(primal, tangent)))
-        torch.mm(both.x_low, w.qkv.t(), out=both.qkv)
+        w, mm, both = self.weights, self.ops.mm, kept.rows(*products(*_span(primal, tangent)))
+        mm(both.x_low, w.qkv.t(), out=both.qkv)
         if primal:
             kept.rows(*primal.rows).qkv.add_(w.qkv_bias)
         self._attend(kept, primal, tangent)
-        torch.mm(both.context, w.attention_out.t(), out=both.attended)
+        mm(both.context, w.attention_out.t(), out=both.attended)
         self._add_norm1(kept, primal, tangent)
-        torch.mm(both.y_low, w.inner.t(), out=both.inner)
+        mm(both.y_low, w.inner.t(), out=both.inner)
         self._gelu(kept, primal, tangent)
-        torch.mm(both.activated, w.outer.t(), out=both.output)
+        mm(both.activated, w.outer.t(), out=both.output)
         self._add_norm2(kept, following, primal, tangent)
 
     def backward(
@@ -92,24 +92,24 @@ class Layer:
             blocks: adjacent rows, each with its own dropout, that share the products.
             gradients: where the weights' gradients go, or None to compute none of them.
         """
-        w, rows = self.weights, span_of(blocks)
+        w, mm, rows = self.weights, self.ops.mm, span_of(blocks)
         a, g = kept.rows(*products(*rows)), d.rows(*products(*rows))
         self._add_norm2_backward(kept, d, blocks, gradients)
-        torch.mm(g.narrow, w.outer, out=g.wide)
+        mm(g.narrow, w.outer, out=g.wide)
         if gradients:
-            torch.mm(g.narrow.t(), a.activated, out=gradients.outer)
+            mm(g.narrow.t(), a.activated, out=gradients.outer)
         self._gelu_backward(kept, d, blocks, gradients)
-        torch.mm(g.wide, w.inner, out=g.product)
+        mm(g.wide, w.inner, out=g.product)
         if gradients:
-            torch.mm(g.wide.t(), a.y_low, out=gradients.inner)
+            mm(g.wide.t(), a.y_low, out=gradients.inner)
         self._add_norm1_backward(kept, d, blocks, gradients)
-        torch.mm(g.narrow, w.attention_out, out=g.context)
+        mm(g.narrow, w.attention_out, out=g.context)
         if gradients:
-            torch.mm(g.narrow.t(), a.context, out=gradients.attention_out)
+            mm(g.narrow.t(), a.context, out=gradients.attention_out)
         self._attend_backward(kept, d, blocks)
-        torch.mm(g.qkv, w.qkv, out=g.product)
+        mm(g.qkv, w.qkv, out=g.product)
         if gradients:
-            torch.mm(g.qkv.t(), a.x_low, out=gradients.qkv)
+            mm(g.qkv.t(), a.x_low, out=gradients.qkv)
             torch.sum(d.rows(*rows).qkv, 0, dtype=torch.float32, out=gradients.qkv_bias)
 
     def _attend(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:

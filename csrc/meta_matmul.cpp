@@ -1,0 +1,17 @@
+// Checks of mm_into for tracing; no memory is read.
+#include <torch/library.h>
+
+#include "common/matmul_checks.h"
+
+namespace sbrrt {
+namespace {
+
+void mm_into_meta(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
+  check_matmul("mm_into", a, b, out, at::kMeta);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sbrrt, Meta, m) { m.impl("mm_into", &mm_into_meta); }
+
+}  // namespace sbrrt
