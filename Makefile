@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 test: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test lint format info clean
+.PHONY: help env minilm train test aot lint format info clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ train: env  ## train SBRRT on the built-in sample, print its dev scores (ARGS='-
 
 test: env  ## run the tests (ARGS='tests/test_x.py -k name')
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+aot: env  ## compile the Triton kernels for A100 and H100, without a GPU (ARGS='--only gelu')
+	$(BIN)/python -m sbrrt_fast.kernels.aot --jobs $$(nproc) $(ARGS)
 
 lint: env  ## check style
 	$(BIN)/ruff check .

@@ -1,1 +1,18 @@
-"""Triton kernels, installed as ``sbrrt_fast.kernels``; nothing in here imports ``sbrrt_fast``."""
+"""Triton kernels, installed as ``sbrrt_fast.kernels``; nothing in here imports ``sbrrt_fast``.
+
+One module per op, in this order: kernels (``_forward_kernel``, ...), their launch choices, and host
+functions (``forward``, ``backward``, ...) that take and return torch tensors with the signatures of
+``torch.ops.sbrrt.<op>_forward`` and so on. Shared by all: ``philox`` (random words by logical
+index), ``launch`` (every launch goes through it) and ``checks`` (of arguments).
+``sbrrt_fast/ops/triton_ops.py`` makes ops of the host functions.
+
+Names in kernels: ``p_`` a pointer, with the dtype and shape it points at in a comment; ``i_`` a
+scalar index, ``o_`` offsets, ``m_`` a mask, ``b_`` a block of values. Numbers that change from one
+batch to the next are neither constexpr nor specialised (``do_not_specialize``), so that no batch
+compiles anything.
+
+Ahead of time: a module with kernels has ``aot_calls() -> Iterator[(name, call)]``. Each ``call()``
+runs a host function on ``meta`` tensors; together they reach every kernel in every shape class and
+dtype. ``python -m sbrrt_fast.kernels.aot`` compiles all of these launches for GPUs that need not be
+here, and tells registers, shared memory, spills and matrix instructions.
+"""

@@ -111,7 +111,7 @@ def test_an_extension_of_another_torch_is_told(monkeypatch, capsys):
     text = told(capsys)
     assert section(text, "C++ ops") == ["  not there: the C++ ops do not load (undefined symbol)"]
     reason = f"the C++ ops do not load (undefined symbol) (all {len(OPS)} ops)"
-    assert f"  cpu     {reason}" in section(text, "why not")
+    assert ["cpu", *reason.split()] in [line.split() for line in section(text, "why not")]
 
 
 def test_triton_is_told_where_it_is(monkeypatch):

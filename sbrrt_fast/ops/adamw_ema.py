@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.triton_ops import with_triton
 
 
 def adamw_ema_reference(
@@ -124,7 +127,8 @@ def _cpu_why_not(params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> st
 
 _adamw = Op(
     "adamw_ema_",
-    [
+    with_triton(
+        triton_smart.ADAMW_EMA,
         Implementation(
             "cpu",
             lambda *args: torch.ops.sbrrt.adamw_ema_(*args),
@@ -132,7 +136,7 @@ _adamw = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", adamw_ema_reference, lambda *args: None, never),
-    ],
+    ),
 )
 
 
@@ -142,7 +146,8 @@ def _rows_why_not(param: Tensor, *args) -> str | None:
 
 _rows = Op(
     "adamw_ema_rows_",
-    [
+    with_triton(
+        triton_smart.ADAMW_EMA_ROWS,
         Implementation(
             "cpu",
             lambda *args: torch.ops.sbrrt.adamw_ema_rows_(*args),
@@ -150,11 +155,12 @@ _rows = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", adamw_ema_rows_reference, lambda *args: None, never),
-    ],
+    ),
 )
 _norm = Op(
     "gradient_norm",
-    [
+    with_triton(
+        triton_smart.GRADIENT_NORM,
         Implementation(
             "cpu",
             lambda grads: torch.ops.sbrrt.gradient_norm(grads),
@@ -162,7 +168,7 @@ _norm = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", gradient_norm_reference, lambda grads: None, never),
-    ],
+    ),
 )
 
 
@@ -198,7 +204,7 @@ def adamw_ema_(
         ema: averages, float32; ema_beta: their momentum in this update.
         low_precision, ema_low_precision: bfloat16 copies of parameters and averages.
             These three lists may be empty; an entry without elements leaves its parameter out.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit its parameter; nothing
@@ -262,9 +268,18 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
     return _norm(grads, backend=backend) if grads else torch.zeros(())
 
 
-def native_reason(params: Sequence[Tensor]) -> str | None:
-    """Why the native op cannot update these parameters, or None."""
-    return _adamw.missing(_adamw.implementations[0]) or _cpu_why_not(params, params)
+def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None:
+    """Why no fused op of this backend can update these parameters, or None."""
+    fused = takewhile(
+        lambda i: backend != "auto" or i.backend != "reference", _adamw.implementations
+    )
+    reasons = {
+        i.backend: _adamw.missing(i) or i.why_not(params, params)
+        for i in fused
+        if backend in ("auto", i.backend)
+    }
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return None if None in reasons.values() else told
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -20,6 +20,8 @@ from sbrrt_fast import _extension
 from sbrrt_fast.ops.autodiff import has_tangent, tangent_is_differentiated
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.triton_attention import IMPLEMENTATION as TRITON
+from sbrrt_fast.ops.triton_ops import with_triton
 from sbrrt_fast.ops.why_not import cpu_reason
 
 NATIVE_HEAD_DIMS = (32, 64)
@@ -203,10 +205,11 @@ def _cpu_why_not(
 
 _op = Op(
     "attention",
-    [
+    with_triton(
+        TRITON,
         Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
         Implementation("reference", packed_attention_reference, lambda *args: None, never),
-    ],
+    ),
 )
 
 
@@ -241,7 +244,7 @@ def attention(
         site: which dropout of the model this is.
         rows: int64 [num_sequences], each sequence's row in dropout's index (see ``ops.dropout``).
         max_positions: the model's maximum length, which that index counts against.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Returns:
         [num_tokens, num_heads * head_dim] of the inputs' dtype.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 
 MASK32 = 0xFFFFFFFF
@@ -86,9 +87,22 @@ def _no_reason(*args, **kwargs) -> None:
     return None
 
 
+def _triton_why_not(offsets: Tensor, width: int, *args) -> str | None:
+    reason = triton_ops.device_reason("offsets", offsets)
+    if reason is None and torch.float64 in args:
+        return "the factors are float64, which the reference makes"
+    return reason
+
+
 _mask = Op(
     "dropout_mask",
-    [
+    triton_ops.with_triton(
+        Implementation(
+            "triton",
+            lambda *args: triton_ops.ops.dropout_mask(*args),
+            _triton_why_not,
+            triton_ops.missing,
+        ),
         Implementation(
             "cpu",
             lambda *args: torch.ops.sbrrt.dropout_mask(*args),
@@ -96,11 +110,17 @@ _mask = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", dropout_mask_reference, _no_reason, never),
-    ],
+    ),
 )
 _bits = Op(
     "philox_bits",
-    [
+    triton_ops.with_triton(
+        Implementation(
+            "triton",
+            lambda *args: triton_ops.ops.philox_bits(*args),
+            _triton_why_not,
+            triton_ops.missing,
+        ),
         Implementation(
             "cpu",
             lambda *args: torch.ops.sbrrt.philox_bits(*args),
@@ -108,7 +128,24 @@ _bits = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", philox_bits_reference, _no_reason, never),
-    ],
+    ),
+)
+triton_ops.define(
+    "dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, ScalarType dtype) "
+    "-> Tensor",
+    "dropout_mask",
+    "dropout_mask",
+    lambda offsets, width, p, rng, site, dtype: offsets.new_empty(
+        (offsets.shape[0], width), dtype=dtype
+    ),
+)
+triton_ops.define(
+    "philox_bits(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor",
+    "dropout_mask",
+    "philox_bits",
+    lambda offsets, width, rng, site: offsets.new_empty(
+        (offsets.shape[0], width), dtype=torch.int32
+    ),
 )
 
 
@@ -132,7 +169,7 @@ def dropout_mask(
         rng: int64 [2], (seed, step); step in [0, 2^32).
         site: which dropout of the model this is, in [0, 2^32).
         dtype: floating dtype of the result.
-        backend: ``auto``, ``cpu`` or ``reference``; they are bit-identical.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``; they are bit-identical.
 
     Returns:
         [N, width] of ``dtype``.

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_rows
 from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.layernorm import layernorm_reference
+from sbrrt_fast.ops.triton_ops import with_triton
 from sbrrt_fast.ops.why_not import cpu_reason, dropout_arguments
 
 
@@ -98,10 +100,11 @@ def _run_reference(*args) -> Tensor:
 
 _op = Op(
     "embed",
-    [
+    with_triton(
+        triton_rows.EMBED,
         Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
         Implementation("reference", _run_reference, lambda *args: None, never),
-    ],
+    ),
 )
 
 
@@ -137,7 +140,7 @@ def embed(
         site: which dropout of the model this is.
         offsets: int64 [num_tokens], the logical index of each token's first element
             (``ops.dropout``); not needed for p = 0.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Returns:
         [num_tokens, hidden] of the word table's dtype.

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_rows
 from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.triton_ops import with_triton
 from sbrrt_fast.ops.why_not import cpu_reason
 
 
@@ -68,10 +70,11 @@ def _cpu_why_not(x: Tensor, bias: Tensor) -> str | None:
 
 _op = Op(
     "bias_gelu",
-    [
+    with_triton(
+        triton_rows.GELU,
         Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
         Implementation("reference", bias_gelu_reference, lambda *args: None, never),
-    ],
+    ),
 )
 
 
@@ -84,7 +87,7 @@ def bias_gelu(x: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
     Args:
         x: [num_rows, features], float32 or bfloat16 (float64 on the reference).
         bias: [features].
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Returns:
         [num_rows, features] of the dtype of ``x``.

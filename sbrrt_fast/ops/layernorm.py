@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_rows
 from sbrrt_fast.ops.autodiff import (
     is_transformed,
     needs_weight_gradients,
@@ -22,6 +23,7 @@ from sbrrt_fast.ops.autodiff import (
 )
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.triton_ops import with_triton
 from sbrrt_fast.ops.why_not import cpu_reason, dropout_arguments
 
 
@@ -133,10 +135,11 @@ def _run_reference(x, bias, residual, weight, shift, eps, p, rng, site, offsets)
 
 _op = Op(
     "dropout_add_layernorm",
-    [
+    with_triton(
+        triton_rows.LAYERNORM,
         Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
         Implementation("reference", _run_reference, lambda *args: None, never),
-    ],
+    ),
 )
 
 
@@ -170,7 +173,7 @@ def dropout_add_layernorm(
         site: which dropout of the model this is.
         offsets: int64 [num_rows], the logical index of each row's first element (``ops.dropout``);
             not needed for p = 0.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Returns:
         [num_rows, hidden] of the residual's dtype.

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.triton_ops import with_triton
 
 
 def group_norm(x: Tensor, sequence: Tensor, num_sequences: int, norm: str, level: str) -> Tensor:
@@ -136,10 +138,11 @@ def _cpu_why_not(delta: Tensor, gradient: Tensor, *args, **options) -> str | Non
 
 _ascend = Op(
     "smart_ascend",
-    [
+    with_triton(
+        triton_smart.SMART_ASCEND,
         Implementation("cpu", _cpu, _cpu_why_not, lambda: _extension.extension_error),
         Implementation("reference", smart_ascend_reference, lambda *a, **k: None, never),
-    ],
+    ),
 )
 
 
@@ -165,7 +168,7 @@ def smart_ascend(
     rounds once, where the reference rounds to the dtype of ``delta`` at each operation.
 
     Args:
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit.

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import philox_normal
+from sbrrt_fast.ops.triton_ops import with_triton
 
 
 def smart_noise_reference(offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
@@ -30,7 +32,8 @@ def _cpu_why_not(offsets: Tensor, *args) -> str | None:
 
 _noise = Op(
     "smart_noise",
-    [
+    with_triton(
+        triton_smart.SMART_NOISE,
         Implementation(
             "cpu",
             lambda *args: torch.ops.sbrrt.smart_noise(*args),
@@ -38,7 +41,7 @@ _noise = Op(
             lambda: _extension.extension_error,
         ),
         Implementation("reference", smart_noise_reference, lambda *args: None, never),
-    ],
+    ),
 )
 
 
@@ -53,7 +56,8 @@ def smart_noise(
         width: elements per row, a positive multiple of 4.
         rng: int64 [2], (seed, step); step in [0, 2^32).
         site: which draw of the step this is, in [0, 2^32).
-        backend: ``auto``, ``cpu`` or ``reference``; they agree within a unit in the last place.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``; they agree within a unit in the
+            last place.
 
     Raises:
         ValueError: an argument is out of range.

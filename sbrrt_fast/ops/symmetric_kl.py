@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.autodiff import (
     is_batched_or_nested,
     is_transformed,
     tangent_is_differentiated,
 )
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.triton_ops import with_triton
 from sbrrt_fast.ops.why_not import NATIVE_DTYPES
 
 
@@ -150,12 +152,14 @@ def _fisher_why_not(logits: Tensor, tangent: Tensor) -> str | None:
     return _cpu_why_not(logits, tangent)
 
 
-def _op(name: str, run, why_not, reference) -> Op:
+def _op(name: str, triton: Implementation, run, why_not, reference) -> Op:
     native = Implementation("cpu", run, why_not, lambda: _extension.extension_error)
-    return Op(name, [native, Implementation("reference", reference, lambda *a: None, never)])
+    plain = Implementation("reference", reference, lambda *a: None, never)
+    return Op(name, with_triton(triton, native, plain))
 
 
-_delta = _op("symmetric_kl", _run_cpu, _cpu_why_not, symmetric_kl_reference)
+_triton = triton_smart.symmetric_kl(_differentiable_backward)
+_delta = _op("symmetric_kl", _triton, _run_cpu, _cpu_why_not, symmetric_kl_reference)
 
 
 def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "reference") -> Tensor:
@@ -166,7 +170,7 @@ def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "referen
     Args:
         logits: [..., num_classes], floating.
         delta: the same shape; small ones keep their relative precision.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Returns:
         [...], >= 0, of the promoted dtype, at least float32.
@@ -204,7 +208,11 @@ def symmetric_kl_fisher_reference(logits: Tensor, tangent: Tensor) -> Tensor:
 
 
 _fisher = _op(
-    "symmetric_kl_fisher", _run_cpu_fisher, _fisher_why_not, symmetric_kl_fisher_reference
+    "symmetric_kl_fisher",
+    triton_smart.SYMMETRIC_KL_FISHER,
+    _run_cpu_fisher,
+    _fisher_why_not,
+    symmetric_kl_fisher_reference,
 )
 
 
@@ -215,7 +223,7 @@ def symmetric_kl_fisher(logits: Tensor, tangent: Tensor, *, backend: str = "refe
 
     Args:
         logits: [..., num_classes]; tangent: the same shape.
-        backend: ``auto``, ``cpu`` or ``reference``.
+        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
 
     Returns:
         the same shape, at least float32.

@@ -66,6 +66,8 @@ Gradients = Mapping[int, Tensor | RowGradient]
 class FusedUpdate(TorchUpdate):
     """The same update by one op over all tensors."""
 
+    backend = "auto"
+
     def __init__(self, *args):
         super().__init__(*args)
         self._touched: dict[int, tuple[Tensor, Tensor]] = {}
@@ -89,7 +91,8 @@ class FusedUpdate(TorchUpdate):
             copies, averages: bfloat16 copies of parameters and of their teacher's averages to be
                 written in the same pass, by id of the parameter.
         """
-        norm = _norm_of([gradients[id(p)] for p, _ in self.members if id(p) in gradients])
+        found = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
+        norm = _norm_of(found, self.backend)
         factor = clip_factor(norm, self.clip_norm)
         beta = 1.0 if self.teacher is None else beta_at(step, self.num_steps, self.teacher.config)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
@@ -131,14 +134,17 @@ class FusedUpdate(TorchUpdate):
                 self._touched_rows(parameter, state),
                 state["exp_avg"],
                 state["exp_avg_sq"],
-                learning_rate=torch.tensor(group["lr"], dtype=torch.float64),
+                learning_rate=torch.tensor(
+                    group["lr"], dtype=torch.float64, device=parameter.device
+                ),
                 weight_decay=group["weight_decay"],
                 clip_factor=factor,
-                step=state["step"],
+                step=state["step"].to(parameter.device, non_blocking=True),
                 betas=group["betas"],
                 eps=group["eps"],
                 ema=teacher.get(id(parameter)),
                 ema_beta=beta,
+                backend=self.backend,
             )
 
     def _touched_rows(self, parameter: Tensor, state: dict) -> Tensor:
@@ -161,6 +167,7 @@ class FusedUpdate(TorchUpdate):
         averages: Copies,
     ) -> None:
         params, groups, states = zip(*members, strict=True)
+        device = params[0].device
         for parameter in params:
             self._touched.pop(id(parameter), None)
         adamw_ema_(
@@ -168,16 +175,19 @@ class FusedUpdate(TorchUpdate):
             [gradients[id(p)] for p in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            learning_rate=torch.tensor([g["lr"] for g in groups], dtype=torch.float64),
+            learning_rate=torch.tensor(
+                [g["lr"] for g in groups], dtype=torch.float64, device=device
+            ),
             weight_decay=[g["weight_decay"] for g in groups],
             clip_factor=factor,
-            step=states[0]["step"],
+            step=states[0]["step"].to(device, non_blocking=True),
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
             ema=_entries(teacher, params, torch.float32),
             ema_beta=beta,
             low_precision=_entries(copies, params, torch.bfloat16),
             ema_low_precision=_entries(averages, params, torch.bfloat16),
+            backend=self.backend,
         )
 
     def _move_idle(self, gradients: Gradients, teacher: Copies, beta: float) -> None:
@@ -193,11 +203,12 @@ def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> l
     return [tensors.get(id(p), empty) for p in params] if tensors else []
 
 
-def _norm_of(found: list[Tensor | RowGradient]) -> Tensor:
+def _norm_of(found: list[Tensor | RowGradient], backend: str) -> Tensor:
     """The 2-norm of all together, in one pass per dtype."""
     gradients = [g.values if isinstance(g, RowGradient) else g for g in found]
     dtypes = sorted({g.dtype for g in gradients}, key=str)
-    norms = [gradient_norm([g for g in gradients if g.dtype == dtype]) for dtype in dtypes]
+    alike = ([g for g in gradients if g.dtype == dtype] for dtype in dtypes)
+    norms = [gradient_norm(group, backend=backend) for group in alike]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
@@ -211,11 +222,13 @@ def build_update(
     """The fused update where it can run, torch's for ``reference`` or where it cannot.
 
     Raises:
-        BackendError: ``cpu`` is asked for and cannot run, with the reason.
+        BackendError: ``cpu`` or ``triton`` is asked for and cannot run, with the reason.
     """
     parameters: list[nn.Parameter] = [p for g in optimizer.param_groups for p in g["params"]]
-    reason = native_reason(parameters)
-    if backend == "cpu" and reason is not None:
-        raise BackendError(f"adamw_ema_ cannot run here (cpu: {reason})")
-    fused = backend in ("auto", "cpu") and reason is None
-    return (FusedUpdate if fused else TorchUpdate)(optimizer, teacher, clip_norm, num_steps)
+    reason = native_reason(parameters, backend)
+    if backend not in ("auto", "reference") and reason is not None:
+        raise BackendError(f"adamw_ema_ cannot run here ({reason})")
+    fused = backend != "reference" and reason is None
+    update = (FusedUpdate if fused else TorchUpdate)(optimizer, teacher, clip_norm, num_steps)
+    update.backend = backend
+    return update

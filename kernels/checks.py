@@ -1,0 +1,66 @@
+"""Checks of the host functions' arguments that need no element; each names op and argument.
+
+What device tensors hold (lengths, rows, the step) is not read: that would wait for the device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple, device: torch.device
+) -> None:
+    """A tensor of this dtype, shape and device.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape, layout or device.
+    """
+    if tensor.dtype != dtype:
+        raise TypeError(f"{op}: {name} must have dtype {dtype}, got {_described(tensor)}")
+    if tuple(tensor.shape) != shape or tensor.layout != torch.strided:
+        raise ValueError(
+            f"{op}: {name} must be a dense tensor of shape {list(shape)}, got {_described(tensor)}"
+        )
+    if tensor.device != device:
+        raise ValueError(f"{op}: {name} must be on {device}, got {_described(tensor)}")
+
+
+def check_floating(op: str, name: str, tensor: Tensor, num_dims: int) -> None:
+    """A float32, bfloat16 or float16 tensor with so many dimensions.
+
+    Raises:
+        TypeError, ValueError: as ``check_tensor``.
+    """
+    if tensor.dtype not in FLOATING:
+        raise TypeError(
+            f"{op}: {name} must have dtype float32, bfloat16 or float16, got {_described(tensor)}"
+        )
+    if tensor.dim() != num_dims:
+        raise ValueError(f"{op}: {name} must have {num_dims} dimensions, got {_described(tensor)}")
+
+
+def check_dropout(op: str, p: float, rng: Tensor, site: int, device: torch.device) -> None:
+    """Dropout's arguments but for the elements' indices.
+
+    Raises:
+        TypeError, ValueError: as ``check_tensor``; p or site is out of range.
+    """
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{op}: p must be in [0, 1), got {p}")
+    if not 0 <= site < 2**32:
+        raise ValueError(f"{op}: site must be in [0, 2^32), got {site}")
+    check_tensor(op, "rng", rng, torch.int64, (2,), device)
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """The matrix itself if its columns are contiguous, wherever its rows lie; else a copy."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
