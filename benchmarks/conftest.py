@@ -8,13 +8,14 @@ pytest-benchmark, through a clock that shows them. ``--results FILE`` also write
 from __future__ import annotations
 
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from pytest_benchmark.utils import load_timer
 
-from benchmarks.measure import Samples
+from benchmarks.measure import Samples, WrongResult
 from benchmarks.ops import FLOOR
 from benchmarks.results import Stage, write_json
 from benchmarks.runner import Outcome, run_case, use_own_stream
@@ -54,12 +55,12 @@ class Comparisons:
         self._outcome: Outcome | Exception | None = None
 
     def outcome(self, kind: type, case: Case) -> Outcome:
-        """Of all variants of a case, measured once; raises what stopped it, every time."""
+        """Of all variants of a case, measured once; fails each of them where one is wrong."""
         if self._key != (kind, case):
-            self._key, self._outcome = (kind, case), None  # frees the last case's inputs
+            self._key, self._outcome = (kind, case), None
             self._outcome = self._measure(kind, case)
         if isinstance(self._outcome, Exception):
-            raise self._outcome
+            pytest.fail(f"stopped: {self.stage.failures[-1]['error']}", pytrace=False)
         return self._outcome
 
     def _measure(self, kind: type, case: Case) -> Outcome | Exception:
@@ -69,6 +70,8 @@ class Comparisons:
         except Exception as error:  # every test of the case fails with it
             what = {"what": f"{benchmark.name} {case}", "error": f"{type(error).__name__}: {error}"}
             self.stage.failures.append(what)
+            if not isinstance(error, WrongResult):
+                traceback.print_exc()
             return error
         self.stage.rows += outcome.rows.values()
         for variant, reason in outcome.absent.items():

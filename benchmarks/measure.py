@@ -28,12 +28,14 @@ class Budget:
     Attributes:
         seconds: sampling stops after so many, but takes ``min_samples`` of each variant.
         sample_seconds: quicker calls are looped until a sample takes so long.
+        warm_ups: calls before the first sample.
     """
 
     seconds: float = 1.0
     min_samples: int = 7
     max_samples: int = 200
     sample_seconds: float = 5e-4
+    warm_ups: int = 3
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Stopwatch:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.calls, self.device, self.clock = list(calls), device, clock
-        for call in self.calls[:1] * 2 + self.calls:
-            call()
+        once = self._warm_up(budget.warm_ups)
         self.replay = self._captured() if graph and device.type == "cuda" else None
-        self.loops = self._loops(budget.sample_seconds)
+        each = budget.sample_seconds / (once * len(self.calls))
+        self.loops = max(1, min(1000, math.ceil(each)))
 
     @property
     def method(self) -> str:
@@ -103,10 +105,14 @@ class Stopwatch:
         self._wait()
         return (self.clock() - start) / self.num_calls
 
-    def _loops(self, least: float) -> int:
-        self.loops = 1
-        once = min(self.sample() for _ in range(2)) * len(self.calls)
-        return max(1, min(1000, math.ceil(least / max(once, 1e-9))))
+    def _warm_up(self, times: int) -> float:
+        """Seconds of the last of some calls, at least one of every kind."""
+        for index in range(max(times, len(self.calls))):
+            self._wait()
+            start = self.clock()
+            self.calls[index % len(self.calls)]()
+            self._wait()
+        return max(self.clock() - start, 1e-7)
 
     def _captured(self) -> Call | None:
         """The replay of a graph of the calls, or None where they cannot be captured."""
