@@ -1,87 +1,134 @@
-"""Packed attention at a round's sizes: C++ against SDPA on the padded batch.
+"""Packed attention against SDPA and the written-out form on the padded batch.
 
-The padded variant gets inputs that are padded already, so it pays for its padding alone. Bytes per
+Padded variants get inputs that are padded already, so they pay for their padding alone. Bytes per
 token and feature: forward reads three and writes one, backward reads four and writes three.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.op_shapes import DTYPES, RNG, SITE, P, relative_difference
+from benchmarks.ops import BACKENDS, SITE, Absent, Cost, Differentiable, P, Variant
+from benchmarks.peers.optional import flash_attention, torch_varlen
+from benchmarks.peers.torch_ops import (
+    SDPA_BACKENDS,
+    attention_eager,
+    attention_named,
+    attention_sdpa,
+    compiled,
+)
+from benchmarks.shapes import BOTH, FORWARD, Case, cases
 from sbrrt_fast.ops.attention import attention
 
-# sentence lengths of a task's batch: 5 ... 40 tokens, mean near 18
-LENGTHS = [12, 26, 7, 18, 33, 9, 15, 22, 5, 19, 28, 11, 17, 40, 8, 14, 16]
-# times that batch, heads, head dimension: one task's batch and a joint round
-SHAPES = {
-    "minilm-300": (1, 12, 32),
-    "minilm-600": (2, 12, 32),
-    "bert-base-300": (1, 12, 64),
-    "bert-base-600": (2, 12, 64),
-}
+BYTES = {"fp32": 4, "bf16": 2}
+PLAIN = "no dropout"
 
 
-class Batch:
-    """Packed and padded query, key and value of the same sequences."""
+class Layout:
+    """Where the tokens of a packed batch are in the padded one."""
 
-    def __init__(self, shape: str, dtype: str):
-        times, self.num_heads, head_dim = SHAPES[shape]
-        self.lengths = torch.tensor(LENGTHS * times)
-        self.cu_seqlens = F.pad(self.lengths.cumsum(0), (1, 0)).to(torch.int32)
-        self.max_length = max(LENGTHS)
-        self.rows = torch.arange(len(self.lengths))
-        self.mask = torch.arange(self.max_length) < self.lengths[:, None]
-        num_tokens, hidden = int(self.lengths.sum()), self.num_heads * head_dim
-        fused = torch.randn(num_tokens, 3 * hidden).to(DTYPES[dtype])
-        self.packed = [x.detach().requires_grad_() for x in fused.split(hidden, dim=1)]
-        self.padded = [self.pad(x).detach().requires_grad_() for x in self.packed]
+    def __init__(self, case: Case, device: torch.device):
+        self.num_heads = case.config.num_attention_heads
+        lengths = torch.tensor(case.lengths, device=device)
+        self.cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        self.max_length = max(case.lengths)
+        self.rows = torch.arange(len(lengths), device=device)
+        self.mask = torch.arange(self.max_length, device=device) < lengths[:, None]
 
-    def pad(self, x):
+    def pad(self, x: Tensor) -> Tensor:
+        """[num_tokens, hidden] -> [sequence, length, hidden]."""
         out = x.new_zeros(*self.mask.shape, x.shape[1])
         out[self.mask] = x
         return out
 
-    def cpp(self, p):
-        batch = (self.cu_seqlens, self.max_length, self.num_heads)
-        return attention(*self.packed, *batch, p, RNG, SITE, self.rows, 512, backend="cpu")
+    def unpad(self, x: Tensor) -> Tensor:
+        return x[self.mask]
 
-    def padded_sdpa(self, p):
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in self.padded)
-        mask = self.mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        return out.transpose(1, 2).flatten(2)
+    def padded(self, function) -> Variant:
+        def run(inputs: list[Tensor], p: float) -> Tensor:
+            q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in inputs)
+            out = function(q, k, v, self.mask[:, None, None, :], p)
+            return out.transpose(1, 2).flatten(2)
 
-    def check(self):
-        """Without dropout, where the variants draw alike."""
-        packed, padded = self.cpp(0.0), self.padded_sdpa(0.0)
-        assert relative_difference(packed, padded[self.mask]) < 1e-2
-        ours = torch.autograd.grad(packed.square().sum(), self.packed)
-        stock = torch.autograd.grad(padded[self.mask].square().sum(), self.padded)
-        for a, b in zip(ours, stock, strict=True):
-            assert relative_difference(a, b[self.mask]) < 3e-2
+        return Variant(run, prepare=self.pad, restore=self.unpad)
 
 
-@pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("dtype", list(DTYPES))
-@pytest.mark.parametrize("part", ["forward", "backward", "both"])
-@pytest.mark.parametrize("p", [P, 0.0], ids=["dropout", "plain"])
-@pytest.mark.parametrize("variant", ["cpp", "padded_sdpa"])
-def test_attention(benchmark, variant, p, part, dtype, shape):
-    batch = Batch(shape, dtype)
-    batch.check()
-    run = getattr(batch, variant)
-    inputs = batch.packed if variant == "cpp" else batch.padded
-    benchmark.group = f"{shape} {dtype} {part} p={p}"
-    if part == "forward":
-        with torch.no_grad():
-            benchmark(run, p)
-        return
-    y = run(p)
-    grad = torch.randn_like(y)
-    if part == "backward":
-        benchmark(lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True))
-    else:
-        benchmark(lambda: torch.autograd.grad(run(p), inputs, grad))
+class Attention(Differentiable):
+    """With dropout on the probabilities; ``no dropout`` is an option of the joint round."""
+
+    name = "attention"
+    variants = (
+        *BACKENDS, "eager", "sdpa", *SDPA_BACKENDS, "compile", "flash-attn", "torch varlen",
+    )  # fmt: skip
+
+    def cases(self):
+        for case in cases(self.settings):
+            yield case
+            if case.batch == "round" and case.part != BOTH:
+                yield replace(case, option=PLAIN)
+
+    def calls(self, case: Case, variant: str, num_sets: int):
+        self.dropout = 0.0 if case.option == PLAIN else P
+        return super().calls(case, variant, num_sets)
+
+    def tensors(self, case: Case) -> list[Tensor]:
+        hidden = case.config.hidden_size
+        fused = torch.randn(case.num_tokens, 3 * hidden, device=self.device)
+        return list(fused.to(case.torch_dtype).split(hidden, dim=1))
+
+    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
+        return self._packed(Layout(case, self.device), inputs, p, "reference")
+
+    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
+        layout = Layout(case, self.device)
+        if backend:
+            return Variant(lambda inputs, p: self._packed(layout, inputs, p, backend))
+        if name in ("flash-attn", "torch varlen"):
+            return self._varlen(case, name, layout)
+        if name in SDPA_BACKENDS and not self.settings.is_gpu:
+            raise Absent("is a GPU's; what a CPU has is under sdpa")
+        functions = {"eager": attention_eager, "sdpa": attention_sdpa}
+        if name == "compile":
+            return layout.padded(compiled(attention_eager, self.settings, case))
+        return layout.padded(functions.get(name) or attention_named(name))
+
+    def _packed(self, layout: Layout, inputs: list[Tensor], p: float, backend: str) -> Tensor:
+        batch = (layout.cu_seqlens, layout.max_length, layout.num_heads)
+        return attention(*inputs, *batch, p, self._rng, SITE, layout.rows, 512, backend=backend)
+
+    @cached_property
+    def _rng(self) -> Tensor:
+        return self.rng
+
+    def _varlen(self, case: Case, name: str, layout: Layout) -> Variant:
+        if name == "torch varlen" and self.dropout:
+            raise Absent("has no dropout")
+        get = flash_attention if name == "flash-attn" else torch_varlen
+        function, ends = get(self.device, case.torch_dtype), layout.cu_seqlens
+
+        def run(inputs: list[Tensor], p: float) -> Tensor:
+            q, k, v = (x.unflatten(1, (layout.num_heads, -1)) for x in inputs)
+            longest = (layout.max_length, layout.max_length)
+            options = {"dropout_p": p} if name == "flash-attn" else {}
+            return function(q, k, v, ends, ends, *longest, **options).flatten(1)
+
+        return Variant(run)
+
+    def cost(self, case: Case) -> Cost:
+        hidden, both = case.config.hidden_size, case.part == BOTH
+        size = case.num_tokens * hidden * BYTES[case.dtype]
+        products = 2.0 * hidden * sum(length**2 for length in case.lengths)
+        if case.part == FORWARD:
+            return Cost(4 * size, 2 * products)
+        return Cost((7 + 4 * both) * size, (5 + 2 * both) * products)
+
+
+@pytest.mark.compares(kind=Attention)
+def test_attention(measured, case, variant):
+    measured(case, variant)

@@ -6,11 +6,16 @@ nothing: what remains is what torch does around them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
+from benchmarks.measure import WrongResult
+from benchmarks.ops import Benchmark
+from benchmarks.settings import Settings
+from benchmarks.shapes import Case
 from sbrrt_fast.ops.adamw_ema import adamw_ema_, gradient_norm
 from sbrrt_fast.ops.attention import attention
 from sbrrt_fast.ops.dispatch import Op
@@ -71,22 +76,7 @@ def chosen(call):
     return seen[0]
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_choice(benchmark, name):
-    op, args, kwargs = chosen(CALLS[name])
-    assert op.name == name
-    assert op.choose(*args, **kwargs).backend == "cpu"
-    benchmark.group = "choice"
-    benchmark(op.choose, *args, **kwargs)
-
-
-def test_smallest_torch_op(benchmark):
-    x = torch.randn(8, 5)
-    benchmark.group = "choice"
-    benchmark(torch.add, x, x)
-
-
-class Plain(torch.autograd.Function):
+class WithContext(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y):
         ctx.save_for_backward(x, y)
@@ -103,8 +93,40 @@ class WithSetupContext(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
 
-@pytest.mark.parametrize("function", [Plain, WithSetupContext])
-def test_function(benchmark, function):
-    x, y = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
-    benchmark.group = "choice"
-    benchmark(function.apply, x, y)
+FUNCTIONS = {"Function": WithContext, "Function with setup_context": WithSetupContext}
+
+
+class Choice(Benchmark):
+    """Host work alone, on CPU tensors wherever the run is."""
+
+    name, graph = "choice", False
+    variants = (*(f"ours {name}" for name in CALLS), "torch.add", *FUNCTIONS)
+
+    def __init__(self, settings: Settings):
+        super().__init__(replace(settings, device=torch.device("cpu")))
+
+    def cases(self):
+        yield Case("any model", "small", part="per call")
+
+    def tokens(self, case: Case) -> None:
+        return None
+
+    def calls(self, case: Case, variant: str, num_sets: int):
+        if variant.startswith("ours "):
+            return [self._choice(variant.removeprefix("ours "))]
+        x, y = torch.randn(8, 5), torch.randn(8, 5)
+        if variant == "torch.add":
+            return [lambda: torch.add(x, y)]
+        return [lambda: FUNCTIONS[variant].apply(x.requires_grad_(), y)]
+
+    def _choice(self, name: str):
+        op, args, kwargs = chosen(CALLS[name])
+        found = op.choose(*args, **kwargs).backend
+        if (op.name, found) != (name, "cpu"):
+            raise WrongResult(f"the choice for {name} took {found} of {op.name}")
+        return lambda: op.choose(*args, **kwargs)
+
+
+@pytest.mark.compares(kind=Choice)
+def test_choice(measured, case, variant):
+    measured(case, variant)

@@ -1,8 +1,8 @@
-"""dropout(LN(word + position + type)) at a round's sizes: C++ against what one writes in torch.
+"""dropout(LN(word + position + type)) at a round's sizes, against what one writes in torch.
 
 Bytes per element forward: three tables read, y written (16). Backward: grad and the tables read,
 and the dense gradient of the word table written: 30522 x hidden x 4 bytes, zeros for the most.
-``stock`` writes those zeros too.
+``eager`` writes those zeros too.
 """
 
 from __future__ import annotations
@@ -10,44 +10,71 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.op_shapes import EPS, RNG, SHAPES, SITE, P, relative_difference
+from benchmarks.ops import BACKENDS, SITE, Cost, Differentiable, Variant
+from benchmarks.peers.torch_ops import compiled
+from benchmarks.shapes import BACKWARD, BOTH, FORWARD, Case, cases, token_batch
+from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.ops.embed import embed
 
-NUM_WORDS, NUM_POSITIONS, LENGTH = 30522, 512, 18
+EPS = 1e-12
 
 
-def cpp(ids, positions, types, word, position, type_, weight, shift, p):
-    offsets = torch.arange(len(ids)) * word.shape[1]
-    tables = (word, position, type_)
-    norm = (weight, shift, EPS, p, RNG, SITE, offsets)
-    return embed(ids, positions, types, *tables, *norm, backend="cpu")
-
-
-def stock(ids, positions, types, word, position, type_, weight, shift, p):
+def eager(ids, positions, types, word, position, type_, weight, shift, p):
     total = F.embedding(ids, word) + F.embedding(positions, position) + F.embedding(types, type_)
-    return F.dropout(F.layer_norm(total, weight.shape, weight, shift, EPS), p)
+    return F.dropout(F.layer_norm(total, weight.shape, weight, shift, EPS), p, p > 0)
 
 
-@pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("part", ["forward", "backward"])
-@pytest.mark.parametrize("variant", [cpp, stock], ids=lambda f: f.__name__)
-def test_embed(benchmark, variant, part, shape):
-    num_tokens, hidden, _ = SHAPES[shape]
-    ids = torch.randint(NUM_WORDS, (num_tokens,))
-    tokens = [ids, torch.arange(num_tokens) % LENGTH, torch.zeros_like(ids)]
-    tables = [torch.randn(n, hidden) for n in (NUM_WORDS, NUM_POSITIONS, 2)]
-    leaves = [t.requires_grad_() for t in (*tables, torch.randn(hidden), torch.randn(hidden))]
-    grad = torch.randn(num_tokens, hidden)
-    results = [f(*tokens, *leaves, 0.0) for f in (variant, stock)]
-    assert relative_difference(*results) < 1e-5
-    grads = [torch.autograd.grad(y, leaves, grad) for y in results]
-    for ours, theirs in zip(*grads, strict=True):
-        assert relative_difference(ours, theirs) < 1e-5
-    benchmark.group = f"{shape} {part}"
-    if part == "forward":
-        with torch.no_grad():
-            benchmark(variant, *tokens, *leaves, P)
-        return
-    y = variant(*tokens, *leaves, P)
-    benchmark(lambda: torch.autograd.grad(y, leaves, grad, retain_graph=True))
+class Embed(Differentiable):
+    """Float32 alone: embeddings are what the residual stream begins with."""
+
+    name = "embed"
+    variants = (*BACKENDS, "eager", "compile")
+
+    def cases(self):
+        return cases(self.settings, dtypes=("fp32",), parts=(FORWARD, BACKWARD))
+
+    def tensors(self, case: Case) -> list[Tensor]:
+        config = case.config
+        sizes = config.vocab_size, config.max_position_embeddings, config.type_vocab_size
+        hidden = {"device": self.device, "size": (config.hidden_size,)}
+        tables = [torch.randn(n, config.hidden_size, device=self.device) for n in sizes]
+        return [*tables, torch.randn(**hidden), torch.randn(**hidden)]
+
+    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
+        return self._ours(case, "reference").run(inputs, p)
+
+    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
+        if backend:
+            return self._ours(case, backend)
+        function = compiled(eager, self.settings, case) if name == "compile" else eager
+        tokens = self._tokens(case)
+        ids = tokens.input_ids, tokens.positions, tokens.token_types
+        return Variant(lambda inputs, p: function(*ids, *inputs, p))
+
+    def _tokens(self, case: Case) -> TokenBatch:
+        generator = torch.Generator().manual_seed(1)
+        return token_batch(case.lengths, case.config.vocab_size, generator).to(self.device)
+
+    def _ours(self, case: Case, backend: str) -> Variant:
+        tokens, config, rng = self._tokens(case), case.config, self.rng
+        ids = tokens.input_ids, tokens.positions, tokens.token_types
+        offsets = tokens.hidden_offsets(config.max_position_embeddings, config.hidden_size)
+
+        def run(inputs: list[Tensor], p: float) -> Tensor:
+            return embed(*ids, *inputs, EPS, p, rng, SITE, offsets, backend=backend)
+
+        return Variant(run)
+
+    def cost(self, case: Case) -> Cost:
+        hidden, tokens = case.config.hidden_size, case.num_tokens
+        table = 4 * case.config.vocab_size * hidden
+        forward, backward = 16 * tokens * hidden, 16 * tokens * hidden + table
+        parts = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}
+        return Cost(parts[case.part])
+
+
+@pytest.mark.compares(kind=Embed)
+def test_embed(measured, case, variant):
+    measured(case, variant)

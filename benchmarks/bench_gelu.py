@@ -1,7 +1,7 @@
-"""gelu(x + bias) at a round's sizes: C++ against what one writes in torch.
+"""gelu(x + bias) at a round's sizes, against what one writes in torch.
 
 Bytes per element: forward reads x and writes y (8 in fp32, 4 in bf16); backward reads grad and x
-and writes a gradient (12 and 6). ``stock_folded`` leaves the bias to the matrix product before it,
+and writes a gradient (12 and 6). ``eager folded`` leaves the bias to the matrix product before it,
 which is free there, so it is the harder rival.
 """
 
@@ -10,47 +10,54 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.op_shapes import DTYPES, SHAPES, relative_difference
+from benchmarks.ops import BACKENDS, Cost, Differentiable, Variant
+from benchmarks.peers.torch_ops import compiled
+from benchmarks.shapes import BACKWARD, BOTH, FORWARD, Case
 from sbrrt_fast.ops.gelu import bias_gelu
 
+BYTES = {("fp32", FORWARD): 8, ("fp32", BACKWARD): 12, ("fp32", BOTH): 20,
+         ("bf16", FORWARD): 4, ("bf16", BACKWARD): 6, ("bf16", BOTH): 10}  # fmt: skip
 
-def cpp(x, bias):
-    return bias_gelu(x, bias, backend="cpu")
 
-
-def stock(x, bias):
+def eager(x, bias):
     return F.gelu(x + bias.to(x.dtype))
 
 
-def stock_folded(x, bias):
-    return F.gelu(x)
+class BiasGelu(Differentiable):
+    name, dropout = "bias_gelu", 0.0
+    variants = (*BACKENDS, "eager", "eager folded", "compile")
+
+    def tensors(self, case: Case) -> list[Tensor]:
+        features = case.config.intermediate_size
+        x = torch.randn(case.num_tokens, features, device=self.device)
+        bias = torch.randn(features, device=self.device)
+        return [x.to(case.torch_dtype), bias * (not self._is_folded)]
+
+    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
+        return eager(*inputs)
+
+    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
+        if backend:
+            return Variant(lambda inputs, p: bias_gelu(*inputs, backend=backend))
+        if name == "eager folded":
+            return Variant(_folded, num_leaves=1)
+        function = compiled(eager, self.settings, case) if name == "compile" else eager
+        return Variant(lambda inputs, p: function(*inputs))
+
+    def calls(self, case: Case, variant: str, num_sets: int):
+        self._is_folded = variant == "eager folded"
+        return super().calls(case, variant, num_sets)
+
+    def cost(self, case: Case) -> Cost:
+        return Cost(BYTES[case.dtype, case.part] * case.num_tokens * case.config.intermediate_size)
 
 
-@pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("dtype", list(DTYPES))
-@pytest.mark.parametrize("part", ["forward", "backward", "both"])
-@pytest.mark.parametrize("variant", [cpp, stock, stock_folded], ids=lambda f: f.__name__)
-def test_gelu(benchmark, variant, part, dtype, shape):
-    tokens, _, features = SHAPES[shape]
-    x = torch.randn(tokens, features).to(DTYPES[dtype]).requires_grad_()
-    bias = torch.randn(features)
-    if variant is stock_folded:
-        bias.zero_()
-    bias.requires_grad_()
-    inputs = [x] if variant is stock_folded else [x, bias]
-    grad = torch.randn_like(x)
-    y, expected = variant(x, bias), stock(x.double(), bias.double())
-    assert relative_difference(y, expected) < 1e-2
-    found = torch.autograd.grad(y, inputs, grad, retain_graph=True)
-    exact = torch.autograd.grad(expected, inputs, grad.double())
-    for ours, theirs in zip(found, exact, strict=True):
-        assert relative_difference(ours, theirs) < 3e-2
-    benchmark.group = f"{shape} {dtype} {part}"
-    if part == "forward":
-        with torch.no_grad():
-            benchmark(variant, x, bias)
-    elif part == "backward":
-        benchmark(lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True))
-    else:
-        benchmark(lambda: torch.autograd.grad(variant(x, bias), inputs, grad))
+def _folded(inputs: list[Tensor], p: float) -> Tensor:
+    return F.gelu(inputs[0])
+
+
+@pytest.mark.compares(kind=BiasGelu)
+def test_gelu(measured, case, variant):
+    measured(case, variant)

@@ -1,4 +1,4 @@
-"""LN(residual + dropout(x + bias)) at a round's sizes: C++ against what one writes in torch.
+"""LN(residual + dropout(x + bias)) at a round's sizes, against what one writes in torch.
 
 Bytes per element: forward reads x and the residual and writes y (12 in fp32, 10 in bf16);
 backward reads grad, x and the residual and writes two gradients (20 and 16).
@@ -9,54 +9,71 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from benchmarks.op_shapes import DTYPES, EPS, RNG, SHAPES, SITE, P, relative_difference
+from benchmarks.ops import BACKENDS, SITE, Cost, Differentiable, Variant
+from benchmarks.peers.optional import apex_layernorm, liger_layernorm
+from benchmarks.peers.torch_ops import compiled
+from benchmarks.shapes import BACKWARD, BOTH, FORWARD, Case
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 
-
-def cpp(x, bias, residual, weight, shift, p):
-    offsets = torch.arange(x.shape[0]) * x.shape[1]
-    return dropout_add_layernorm(
-        x, bias, residual, weight, shift, EPS, p, RNG, SITE, offsets, backend="cpu"
-    )
+EPS = 1e-12
+BYTES = {("fp32", FORWARD): 12, ("fp32", BACKWARD): 20, ("fp32", BOTH): 32,
+         ("bf16", FORWARD): 10, ("bf16", BACKWARD): 16, ("bf16", BOTH): 26}  # fmt: skip
 
 
-def stock(x, bias, residual, weight, shift, p):
-    update = F.dropout(x + bias.to(x.dtype), p)
+def eager(x, bias, residual, weight, shift, p):
+    update = F.dropout(x + bias.to(x.dtype), p, p > 0)
     return F.layer_norm(residual + update, weight.shape, weight, shift, EPS)
 
 
-def make_inputs(shape: str, dtype: str) -> list[torch.Tensor]:
-    tokens, hidden, _ = SHAPES[shape]
-    x, residual = torch.randn(2, tokens, hidden)
-    leaves = [x.to(DTYPES[dtype]), *torch.randn(1, hidden), residual, *torch.randn(2, hidden)]
-    return [leaf.requires_grad_() for leaf in leaves]
+def with_norm(norm):
+    """Somebody else's LayerNorm, with torch's dropout and sum around it."""
+
+    def run(inputs: list[Tensor], p: float) -> Tensor:
+        x, bias, residual, weight, shift = inputs
+        update = F.dropout(x + bias.to(x.dtype), p, p > 0)
+        return norm(residual + update, weight, shift, EPS)
+
+    return Variant(run)
 
 
-def check(variant, inputs):
-    """Without dropout, where the variants draw alike."""
-    found, expected = variant(*inputs, 0.0), stock(*inputs, 0.0)
-    assert relative_difference(found, expected) < 1e-2
-    grads = [torch.autograd.grad(y.square().sum(), inputs) for y in (found, expected)]
-    for ours, theirs in zip(*grads, strict=True):
-        assert relative_difference(ours, theirs) < 3e-2
+class LayerNorm(Differentiable):
+    name = "dropout_add_layernorm"
+    variants = (*BACKENDS, "eager", "compile", "liger", "apex")
+
+    def tensors(self, case: Case) -> list[Tensor]:
+        hidden = case.config.hidden_size
+        x, residual = torch.randn(2, case.num_tokens, hidden, device=self.device)
+        bias, weight, shift = torch.randn(3, hidden, device=self.device)
+        return [x.to(case.torch_dtype), bias, residual, weight, shift]
+
+    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
+        return self._ours(case, "reference").run(inputs, p)
+
+    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
+        if backend:
+            return self._ours(case, backend)
+        if name in ("liger", "apex"):
+            get = liger_layernorm if name == "liger" else apex_layernorm
+            return with_norm(get(self.device))
+        function = compiled(eager, self.settings, case) if name == "compile" else eager
+        return Variant(lambda inputs, p: function(*inputs, p))
+
+    def _ours(self, case: Case, backend: str) -> Variant:
+        rng = self.rng
+        offsets = torch.arange(case.num_tokens, device=self.device) * case.config.hidden_size
+
+        def run(inputs: list[Tensor], p: float) -> Tensor:
+            dropout = (EPS, p, rng, SITE, offsets)
+            return dropout_add_layernorm(*inputs, *dropout, backend=backend)
+
+        return Variant(run)
+
+    def cost(self, case: Case) -> Cost:
+        return Cost(BYTES[case.dtype, case.part] * case.num_tokens * case.config.hidden_size)
 
 
-@pytest.mark.parametrize("shape", list(SHAPES))
-@pytest.mark.parametrize("dtype", list(DTYPES))
-@pytest.mark.parametrize("part", ["forward", "backward", "both"])
-@pytest.mark.parametrize("variant", [cpp, stock], ids=lambda f: f.__name__)
-def test_layernorm(benchmark, variant, part, dtype, shape):
-    inputs = make_inputs(shape, dtype)
-    check(variant, inputs)
-    benchmark.group = f"{shape} {dtype} {part}"
-    if part == "forward":
-        with torch.no_grad():
-            benchmark(variant, *inputs, P)
-        return
-    y = variant(*inputs, P)
-    grad = torch.randn_like(y)
-    if part == "backward":
-        benchmark(lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True))
-    else:
-        benchmark(lambda: torch.autograd.grad(variant(*inputs, P), inputs, grad))
+@pytest.mark.compares(kind=LayerNorm)
+def test_layernorm(measured, case, variant):
+    measured(case, variant)

@@ -1,146 +1,151 @@
-"""One SBRRT round end to end: this package against Hugging Face's BertModel and our reference.
+"""Whole SBRRT rounds: this package against Hugging Face's BertModel and our reference.
 
-    python -m benchmarks.bench_round --data-dir DIR --rounds 15 --output round.json
+    python -m pytest benchmarks/bench_round.py --benchmark-only
 
-trains all variants side by side, one round of each in turn on the same examples, and prints
-medians with quartiles and ratios. Under pytest it times the built-in sample.
+Every variant trains on the same rounds, one after the other in turn. Before that, with dropout
+off, its task losses of a first round are those of our reference in float32, and so is the size of
+our variants' R_s.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import itertools
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 
 import pytest
 import torch
 
+from benchmarks.measure import Budget, WrongResult
+from benchmarks.ops import Absent, Benchmark
+from benchmarks.rounds import NUM_ROUNDS, SBRRT, Rounds, build_model, build_ours
+from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.config import BregmanConfig, RunConfig, SmartConfig
-from sbrrt_fast.config_io import load_config
-from sbrrt_fast.model.hub import resolve_backbone
-from sbrrt_fast.training.trainer import Trainer
 
-RECIPE = Path(__file__).parents[1] / "configs" / "sbrrt.yaml"
-PEERS = ("hf fp32 eager", "hf fp32", "hf bf16", "hf bf16 compile")
-OURS = ("reference fp32", "fast fp32", "fast bf16", "fast bf16 joint", "plain bf16")
-WARM_UP = 3
+PEERS = {
+    "hf fp32 eager": ("fp32", "eager"),
+    "hf fp32 sdpa": ("fp32", "sdpa"),
+    "hf bf16 eager": ("bf16", "eager"),
+    "hf bf16 sdpa": ("bf16", "sdpa"),
+    "hf bf16 compile": ("bf16", "sdpa", "default"),
+    "hf bf16 graphs": ("bf16", "sdpa", "graphs"),
+}
+OURS = (
+    "reference fp32", "fast fp32", "fast bf16", "fast bf16 joint", "plain bf16", "fast bf16 triton",
+    "fast bf16 cuda",
+)  # fmt: skip
+FAST = "fast bf16"
+SLOW_ON_CPU = ("hf bf16 sdpa", FAST, "fast bf16 joint")  # all that bert-base is timed with there
+TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
 
 
-def config_of(name: str, base: RunConfig) -> RunConfig:
+def config_of(name: str) -> RunConfig:
     """The run behind one of our variants."""
     kind, precision, *rest = name.split()
-    config = replace(base, precision=precision)
+    config = replace(SBRRT, precision=precision)
     if kind == "reference":
         config = replace(config, backend="reference")
     if kind == "plain":
         config = replace(config, smart=SmartConfig(), bregman=BregmanConfig())
     if rest == ["joint"]:
         config = replace(config, round=replace(config.round, update="joint"))
+    if rest and rest[0] in ("triton", "cuda"):
+        config = replace(config, backend=rest[0])
     return config
 
 
-def build(name: str, base: RunConfig, source: Trainer) -> Callable[[list, int], None]:
-    """A function of (batches, index) that trains one round of a variant."""
+def build(name: str, rounds: Rounds, device: torch.device, p: float = 0.1):
+    """A function of (batches, index) that trains one round of a variant; its terms."""
     if name in OURS:
-        trainer = Trainer(config_of(name, base), lambda line: None)
-        trainer.train_tasks = source.train_tasks  # the tokens once in memory
-        return trainer.step.round
-    from benchmarks.peers.hugging_face import HuggingFaceRound
-
-    _, precision, *rest = name.split()
-    folder = str(resolve_backbone(base.backbone or base.model.backbone))
-    attention = "eager" if rest == ["eager"] else "sdpa"
-    peer = HuggingFaceRound(folder, base, precision, attention, rest == ["compile"])
+        return build_ours(rounds.encoder(), config_of(name), device, p).round
+    try:
+        from benchmarks.peers.hugging_face import Form, HuggingFaceRound
+    except ModuleNotFoundError as error:
+        raise Absent(f"{error.name} is not installed") from None
+    model = build_model(rounds.encoder(), SBRRT, device, p)
+    peer = HuggingFaceRound(model, SBRRT, Form(*PEERS[name]), NUM_ROUNDS)
     return lambda batches, index: peer.round(batches)
 
 
-def run(base: RunConfig, names: list[str], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round by variant, interleaved: each variant's n-th round is the same."""
-    source = Trainer(base, lambda line: None)
-    variants = {name: build(name, base, source) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    cursor = source.order.start()
-    for index in range(WARM_UP + num_rounds):
-        batches, cursor = source.order.next_round(cursor)
-        assembled = source.assemble(batches)
-        for name, variant in variants.items():
-            gc.collect()
-            start = time.perf_counter()
-            variant(assembled, index)
-            if index >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+class Round(Benchmark):
+    """One round per call; not from a graph, as a round also works on the host."""
+
+    name, graph = "round", False
+    variants = (*PEERS, *OURS)
+
+    def cases(self):
+        for model in ["minilm"] if self.settings.quick else MODELS:
+            for batch in ["round", "round-32"] if self.settings.is_gpu else ["round"]:
+                yield Case(model, batch, "", "train")
+
+    def budget(self, case: Case) -> Budget:
+        budget = self.settings.round_budget
+        if case.model == "minilm" or self.settings.is_gpu:
+            return budget
+        return replace(budget, min_samples=3, max_samples=3, warm_ups=1)
+
+    def tokens(self, case: Case) -> int:
+        """The mean of the rounds that are timed."""
+        rounds = [self._rounds(case)[i] for i in range(10)]
+        return round(sum(b.tokens.num_tokens for found in rounds for b in found) / len(rounds))
+
+    def calls(self, case: Case, variant: str, num_sets: int):
+        self._leave_out(case, variant)
+        rounds = self._rounds(case)
+        if self._is_checked(case):
+            self._check(variant, rounds)
+        train, counter = build(variant, rounds, self.device), itertools.count()
+
+        def call():
+            index = next(counter)
+            return train(rounds[index], index)
+
+        return [call]
+
+    def _leave_out(self, case: Case, variant: str) -> None:
+        """Raises Absent."""
+        compiles = PEERS.get(variant, ("", "", "no"))[-1]
+        if compiles in ("default", "graphs") and self.settings.quick:
+            raise Absent("a quick run compiles nothing")
+        needs_gpu = compiles == "graphs" or variant.split()[-1] in ("triton", "cuda")
+        if needs_gpu and not self.settings.is_gpu:
+            raise Absent("needs a GPU")
+        is_slow = case.model != "minilm" and not self.settings.is_gpu
+        if is_slow and variant not in SLOW_ON_CPU:
+            raise Absent(f"{case.model} takes too long on a CPU; see minilm")
+
+    def _is_checked(self, case: Case) -> bool:
+        return case.model == "minilm" or self.settings.is_gpu
+
+    def _rounds(self, case: Case) -> Rounds:
+        if getattr(self, "_known", (None,))[0] != case:
+            self._known = case, Rounds(self.settings, case)
+        return self._known[1]
+
+    @cached_property
+    def _expected(self) -> dict[str, float]:
+        """The reference's terms of the first round, without dropout."""
+        rounds = self._known[1]
+        terms = build("reference fp32", rounds, self.device, 0.0)(rounds[0], 0)
+        return {name: value.item() for name, value in terms.items()}
+
+    def _check(self, variant: str, rounds: Rounds) -> None:
+        terms = build(variant, rounds, self.device, 0.0)(rounds[0], 0)
+        precision = variant.split()[1]
+        for name, expected in self._expected.items():
+            found = terms[name].item() if name in terms else None
+            if name.endswith("/loss") and not abs(found / expected - 1) < TOLERANCE[precision]:
+                raise WrongResult(f"{variant}: {name} is {found:.5g}, not {expected:.5g}")
+            if name.endswith("/smart") and found is not None:
+                self._check_smart(variant, name, found, expected)
+
+    def _check_smart(self, variant: str, name: str, found: float, expected: float) -> None:
+        """A peer's R_s need only be there: it moves word embeddings, before their LayerNorm."""
+        is_right = expected / 2 < found < 2 * expected if variant in OURS else 0 < found < 1e3
+        if not is_right:
+            raise WrongResult(f"{variant}: {name} is {found:.3g}, the reference's {expected:.3g}")
 
 
-def summary(seconds: dict[str, list[float]]) -> list[dict]:
-    """Median and quartiles by variant, and how often the fast bf16 round fits into them."""
-    ours = statistics.median(seconds["fast bf16"])
-    rows = []
-    for name, values in seconds.items():
-        low, median, high = statistics.quantiles(values, n=4)
-        rows.append(
-            {
-                "variant": name,
-                "median": median,
-                "low": low,
-                "high": high,
-                "ratio": statistics.median(values) / ours,
-            }
-        )
-    return rows
-
-
-def table(rows: list[dict]) -> str:
-    lines = ["| variant | ms per round | quartiles | / fast bf16 |", "|---|---|---|---|"]
-    for row in rows:
-        median, low, high = (1e3 * row[key] for key in ("median", "low", "high"))
-        lines.append(
-            f"| {row['variant']} | {median:.0f} | {low:.0f} to {high:.0f} | {row['ratio']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
-def machine() -> dict:
-    """What the figures depend on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, help="the task files; the sample if left out")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each variant")
-    parser.add_argument("--variants", nargs="+", default=[*PEERS, *OURS], choices=[*PEERS, *OURS])
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    args = parser.parse_args()
-    base = load_config(RECIPE, {"data_dir": args.data_dir, "output": Path("runs/benchmark")})
-    names = [n for n in args.variants if n != "fast bf16"] + ["fast bf16"]
-    rows = summary(run(base, names, args.rounds))
-    print(table(rows))
-    if args.output:
-        args.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
-
-
-@pytest.mark.parametrize("name", ["hf fp32", "hf bf16", "reference fp32", "fast fp32", "fast bf16"])
-def test_round(benchmark, name):
-    base = load_config(RECIPE, {"output": Path("runs/benchmark")})
-    source = Trainer(base, lambda line: None)
-    variant = build(name, base, source)
-    batches, _ = source.order.next_round(source.order.start())
-    assembled = source.assemble(batches)
-    benchmark.group = "SBRRT round, built-in sample"
-    benchmark.pedantic(variant, (assembled, 0), rounds=7, warmup_rounds=2)
-
-
-if __name__ == "__main__":
-    main()
+@pytest.mark.compares(kind=Round)
+def test_round(measured, case, variant):
+    measured(case, variant)

@@ -1,4 +1,4 @@
-"""Symmetric KL of a task's batch, forward and with both gradients, against plain PyTorch.
+"""Symmetric KL of a task's batch, forward and with both gradients, against plain torch.
 
 The log-softmax form is what a user would write; it loses its digits where the change is small, so
 it is compared with the others at a change of order one. A batch has a few hundred bytes: these are
@@ -7,22 +7,20 @@ times of calls, not of memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from benchmarks.measure import check_close
+from benchmarks.ops import BACKENDS, Differentiable, Plain, Variant
+from benchmarks.peers.torch_ops import compiled
+from benchmarks.shapes import BOTH, FORWARD, Case
 from sbrrt_fast.ops.symmetric_kl import symmetric_kl_delta, symmetric_kl_fisher
 
-SHAPES = {"sst-8": (8, 5), "quora-8": (8, 2), "sst-64": (64, 5)}
-shapes = pytest.mark.parametrize("shape", list(SHAPES))
-
-
-def cpu(logits, delta):
-    return symmetric_kl_delta(logits, delta, backend="cpu")
-
-
-def reference(logits, delta):
-    return symmetric_kl_delta(logits, delta, backend="reference")
+BATCHES = {"sst-8": (8, 5), "quora-8": (8, 2), "sst-64": (64, 5)}
 
 
 def log_softmax_form(logits, delta):
@@ -30,43 +28,62 @@ def log_softmax_form(logits, delta):
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
 
 
-def inputs(shape):
-    return 2 * torch.randn(SHAPES[shape]), torch.randn(SHAPES[shape])
+class SymmetricKl(Differentiable):
+    name, dropout = "symmetric_kl", 0.0
+    variants = (*BACKENDS, "reference", "eager", "compile")
+
+    def cases(self):
+        for batch in list(BATCHES)[: 1 if self.settings.quick else None]:
+            for part in (FORWARD, BOTH):
+                yield Case("any model", batch, part=part)
+
+    def tokens(self, case: Case) -> None:
+        return None
+
+    def tensors(self, case: Case) -> list[Tensor]:
+        return list(torch.randn(2, *BATCHES[case.batch], device=self.device))
+
+    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
+        return symmetric_kl_delta(*inputs, backend="reference")
+
+    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
+        if backend or name == "reference":
+            return Variant(lambda inputs, p: symmetric_kl_delta(*inputs, backend=name))
+        function = log_softmax_form
+        if name == "compile":
+            function = compiled(function, self.settings, Case("", "round"))
+        return Variant(lambda inputs, p: function(*inputs))
 
 
-def with_gradients(variant, logits, delta):
-    logits, delta = logits.detach().requires_grad_(), delta.detach().requires_grad_()
-    return torch.autograd.grad(variant(logits, delta).mean(), [logits, delta])
+class Fisher(Plain):
+    """The product with the divergence's Hessian, which the tangent ascent takes."""
+
+    name = "symmetric_kl_fisher"
+    variants = (*BACKENDS, "reference")
+
+    def cases(self):
+        for batch in list(BATCHES)[: 1 if self.settings.quick else None]:
+            yield Case("any model", batch)
+
+    def tokens(self, case: Case) -> None:
+        return None
+
+    def tensors(self, case: Case) -> tuple:
+        return tuple(torch.randn(2, *BATCHES[case.batch], device=self.device))
+
+    def function(self, case: Case, name: str, backend: str | None) -> Callable:
+        return lambda logits, tangent: symmetric_kl_fisher(logits, tangent, backend=name)
+
+    def check(self, case: Case, name: str, found: Tensor, tensors: tuple) -> None:
+        expected = symmetric_kl_fisher(*(x.double() for x in tensors), backend="reference")
+        check_close(f"{self.name} {case} {name}", [found], [expected], 1e-4)
 
 
-VARIANTS = [cpu, reference, log_softmax_form]
+@pytest.mark.compares(kind=SymmetricKl)
+def test_symmetric_kl(measured, case, variant):
+    measured(case, variant)
 
 
-@shapes
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda f: f.__name__)
-def test_forward(benchmark, variant, shape):
-    arguments = inputs(shape)
-    assert torch.allclose(variant(*arguments), reference(*arguments), rtol=1e-4, atol=1e-5)
-    benchmark.group = f"forward {shape}"
-    benchmark(variant, *arguments)
-
-
-@shapes
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda f: f.__name__)
-def test_forward_and_backward(benchmark, variant, shape):
-    arguments = inputs(shape)
-    got, expected = (with_gradients(f, *arguments) for f in (variant, reference))
-    for ours, theirs in zip(got, expected, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    benchmark.group = f"forward and backward {shape}"
-    benchmark(with_gradients, variant, *arguments)
-
-
-@shapes
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_fisher(benchmark, backend, shape):
-    logits, tangent = inputs(shape)
-    got = symmetric_kl_fisher(logits, tangent, backend=backend)
-    assert torch.allclose(got, symmetric_kl_fisher(logits, tangent), rtol=1e-4, atol=1e-6)
-    benchmark.group = f"fisher {shape}"
-    benchmark(symmetric_kl_fisher, logits, tangent, backend=backend)
+@pytest.mark.compares(kind=Fisher)
+def test_fisher(measured, case, variant):
+    measured(case, variant)

@@ -1,47 +1,59 @@
 """One SBRRT round on Hugging Face's BertModel, as its users write it.
 
 Padded batches, torch's dropout, SMART by a noisy and an adversarial forward (arXiv 1911.03437,
-Algorithm 1 with the gradient's direction at a radius), a momentum teacher, clipping and fused
-AdamW after each task's batch.
+Algorithm 1 with the gradient's direction at a radius), a momentum teacher, clipping, fused AdamW
+and a linear schedule, with a step after each task's batch.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertModel
+from transformers import BertConfig, BertModel, get_linear_schedule_with_warmup
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.step import TaskBatch
 
+BUCKET = 16  # lengths are padded to multiples of it where graphs are captured
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a user runs the model.
+
+    Attributes:
+        precision: ``fp32``, or ``bf16`` autocast. attention: ``eager`` or ``sdpa``.
+        compile: ``no``, ``default`` (sizes may change), or ``graphs`` (CUDA graphs, each length
+            padded to a bucket).
+    """
+
+    precision: str
+    attention: str = "sdpa"
+    compile: str = "no"
+
 
 class HuggingFaceModel(nn.Module):
-    """BertModel with mean pooling and a head per task."""
+    """BertModel with mean pooling and a head per task, with the weights of one of our models."""
 
-    def __init__(self, folder: str, tasks: dict[str, TaskConfig], attention: str, dropout: float):
+    def __init__(self, ours: MultiTaskModel, attention: str):
         super().__init__()
-        self.bert = BertModel.from_pretrained(
-            folder,
-            add_pooling_layer=False,
-            attn_implementation=attention,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
-        self.dropout, self.tasks = nn.Dropout(dropout), tasks
-        hidden = self.bert.config.hidden_size
-        sizes = {name: hidden * (3 if t.encoding == "siamese" else 1) for name, t in tasks.items()}
-        self.heads = nn.ModuleDict(
-            {
-                name: nn.Linear(sizes[name], task.num_classes if task.head == "classes" else 1)
-                for name, task in tasks.items()
-                if task.head != "cosine"
-            }
-        )
+        config = ours.config
+        names = {n: getattr(config, n) for n in vars(config) if n != "initializer_range"}
+        settings = BertConfig(**names, attn_implementation=attention)
+        self.bert = BertModel(settings, add_pooling_layer=False)
+        weights = {n: w for n, w in ours.encoder.state_dict().items() if "pooler" not in n}
+        self.bert.load_state_dict(weights)
+        self.dropout, self.tasks = nn.Dropout(config.hidden_dropout_prob), ours.tasks
+        linear = {n: h.classifier for n, h in ours.heads.items() if hasattr(h, "classifier")}
+        heads = {name: copy.deepcopy(layer) for name, layer in linear.items()}
+        self.heads = nn.ModuleDict(heads)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Word embeddings: what ``inputs_embeds`` lets one perturb."""
@@ -61,7 +73,7 @@ class HuggingFaceModel(nn.Module):
         return self.heads[name](pooled)
 
 
-def _loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
+def loss_of(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
     outputs = outputs.float()
     if task.head == "classes":
         return F.cross_entropy(outputs, labels.long())
@@ -70,7 +82,7 @@ def _loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(outputs, labels)
 
 
-def _divergence(task: TaskConfig, z: Tensor, w: Tensor) -> Tensor:
+def divergence(task: TaskConfig, z: Tensor, w: Tensor) -> Tensor:
     """Symmetric KL of classes, squared difference of values; the mean."""
     z, w = z.float(), w.float()
     if task.head == "cosine":
@@ -85,72 +97,82 @@ class HuggingFaceRound:
     """The training step of a user of transformers.
 
     Args:
-        folder: of the checkpoint. config: of the run that is compared.
-        precision: ``fp32``, or ``bf16`` autocast. attention: ``eager`` or ``sdpa``.
-        compiled: passes the model's forward through torch.compile with dynamic shapes.
+        ours: the model whose weights and dropout it begins with, on its device.
+        config: of the run that is compared. num_rounds: of that run.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        config: RunConfig,
-        precision: str,
-        attention: str = "sdpa",
-        compiled: bool = False,
-    ):
-        torch.manual_seed(config.seed)
-        self.config, self.smart = config, resolve(config.smart)
-        self.precision, dropout = precision, 0.1
-        self.model = HuggingFaceModel(folder, config.tasks, attention, dropout).train()
+    def __init__(self, ours: MultiTaskModel, config: RunConfig, form: Form, num_rounds: int):
+        self.config, self.smart, self.form = config, resolve(config.smart), form
+        self.device = next(ours.parameters()).device
+        self.model = HuggingFaceModel(ours, form.attention).to(self.device).train()
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
-        self.student_outputs, self.teacher_outputs = self.model.outputs, self.teacher.outputs
-        if compiled:
-            self.student_outputs = torch.compile(self.model.outputs, dynamic=True)
-            self.teacher_outputs = torch.compile(self.teacher.outputs, dynamic=True)
+        self.student_outputs = self._compiled(self.model.outputs)
+        self.teacher_outputs = self._compiled(self.teacher.outputs)
         rate = config.optimizer.learning_rate
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, fused=True)
+        steps = num_rounds * len(config.tasks)
+        warm_up = round(config.optimizer.warmup * steps)
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, warm_up, steps)
 
-    def round(self, batches: list[TaskBatch]) -> dict[str, float]:
-        """Trains on the round's batches; each task's loss."""
-        losses = {}
+    def _compiled(self, function):
+        if self.form.compile == "no":
+            return function
+        if self.form.compile == "graphs":
+            return torch.compile(function, mode="reduce-overhead", dynamic=False)
+        return torch.compile(function, dynamic=True)
+
+    def round(self, batches: list[TaskBatch]) -> dict[str, Tensor]:
+        """Trains on the round's batches; each task's loss and R_s."""
+        terms = {}
         for batch in batches:
-            loss, total = self._losses(batch)
+            if self.form.compile == "graphs":
+                torch.compiler.cudagraph_mark_step_begin()
+            loss, smart, total = self._losses(batch)
             total.backward()
             self._update()
-            losses[batch.name] = loss.detach()
-        return {name: loss.item() for name, loss in losses.items()}
+            terms[f"{batch.name}/loss"] = loss.detach()
+            terms[f"{batch.name}/smart"] = smart.detach()
+        return terms
 
-    def _losses(self, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-        task, tokens = self.config.tasks[batch.name], batch.tokens.padded()
+    def _padded(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids and mask [sequences, length], and where the input may be moved, [..., 1]."""
+        tokens = batch.tokens.padded()
         shape = tokens.num_sequences, tokens.max_length
-        input_ids, mask = tokens.input_ids.view(shape), tokens.is_real.view(shape).long()
-        may_move = (tokens.is_real & ~tokens.is_special).view(*shape, 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        may_move = tokens.is_real & ~tokens.is_special
+        found = [x.view(shape) for x in (tokens.input_ids, tokens.is_real.long(), may_move)]
+        if self.form.compile == "graphs":
+            found = [F.pad(x, (0, -shape[1] % BUCKET)) for x in found]
+        return found[0], found[1], found[2][..., None]
+
+    def _losses(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
+        task, name = self.config.tasks[batch.name], batch.name
+        input_ids, mask, may_move = self._padded(batch)
+        low = self.form.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             embeddings = self.model.embed(input_ids)
-            outputs = self.student_outputs(batch.name, embeddings, mask)
-            loss = _loss(task, outputs, batch.labels)
-            perturbed = embeddings + self._perturbation(
-                task, batch.name, embeddings, outputs, mask, may_move
-            )
-            moved = self.student_outputs(batch.name, perturbed, mask)
+            outputs = self.student_outputs(name, embeddings, mask)
+            loss = loss_of(task, outputs, batch.labels)
+            delta = self._perturbation(task, name, embeddings, outputs, mask, may_move)
+            moved = self.student_outputs(name, embeddings + delta, mask)
             with torch.no_grad():
-                target = self.teacher_outputs(batch.name, self.teacher.embed(input_ids), mask)
-            total = loss + self.smart.weight * _divergence(task, moved, outputs)
-            total = total + self.config.bregman.weight * _divergence(task, outputs, target)
-        return loss, total
+                target = self.teacher_outputs(name, self.teacher.embed(input_ids), mask)
+            smart = divergence(task, moved, outputs)
+            total = loss + self.smart.weight * smart
+            total = total + self.config.bregman.weight * divergence(task, outputs, target)
+        return loss, smart, total
 
     def _perturbation(self, task, name, embeddings, outputs, mask, may_move) -> Tensor:
         noise = 1e-3 * torch.randn_like(embeddings) * may_move
         point = (embeddings.detach() + noise).requires_grad_()
         noisy = self.student_outputs(name, point, mask)
-        divergence = _divergence(task, noisy, outputs.detach())
-        (grad,) = torch.autograd.grad(divergence, point)
+        (grad,) = torch.autograd.grad(divergence(task, noisy, outputs.detach()), point)
         grad = grad * may_move
         return self.smart.radius * grad / grad.abs().amax(-1, keepdim=True).clamp(min=1e-30)
 
     def _update(self) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
         self.optimizer.step()
+        self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             torch._foreach_lerp_(

@@ -72,15 +72,21 @@ def round_cost(
 
 
 def measure_ceilings(
-    device: torch.device, dtype: torch.dtype, rows: int = 1024, repeats: int = 7
+    device: torch.device, dtype: torch.dtype, rows: int | None = None, repeats: int = 7
 ) -> Ceilings:
-    """The best matrix product and copy of a few, in well under a second."""
-    a, b = (torch.randn(rows, 1024, device=device).to(dtype) for _ in range(2))
+    """The best matrix product and copy of a few, in well under a second.
+
+    Args:
+        rows: of the product; as many as fill the device if None.
+    """
+    width = 8192 if device.type == "cuda" else 1024
+    rows = rows or width
+    a, b = (torch.randn(rows, width, device=device).to(dtype) for _ in range(2))
     product = _fastest(lambda: a @ b.t(), device, repeats)
     source = torch.randn(1 << 26, device=device)
     target = torch.empty_like(source)
     copied = _fastest(lambda: target.copy_(source), device, repeats)
-    return Ceilings(2.0 * rows * rows * 1024 / product, 2.0 * source.nbytes / copied)
+    return Ceilings(2.0 * rows * rows * width / product, 2.0 * source.nbytes / copied)
 
 
 def _fastest(call, device: torch.device, repeats: int) -> float:

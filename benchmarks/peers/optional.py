@@ -1,0 +1,68 @@
+"""Peers that are compared where they are installed, and said to be absent where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from benchmarks.ops import Absent
+
+
+def _imported(module: str, distribution: str):
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and module.startswith(error.name):
+            raise Absent(f"{distribution} is not installed") from None
+        raise Absent(f"{distribution} does not import: {error}") from error
+    except Exception as error:  # a package that does not fit this torch may raise anything
+        raise Absent(f"{distribution} does not import: {error}") from error
+
+
+def _on_gpu(x_device: torch.device, distribution: str) -> None:
+    if x_device.type != "cuda":
+        raise Absent(f"{distribution} needs a GPU")
+
+
+def liger_layernorm(device: torch.device) -> Callable[..., Tensor]:
+    """(x, weight, shift, eps) by liger-kernel."""
+    module = _imported("liger_kernel.ops.layer_norm", "liger-kernel")
+    _on_gpu(device, "liger-kernel")
+    return module.LigerLayerNormFunction.apply
+
+
+def apex_layernorm(device: torch.device) -> Callable[..., Tensor]:
+    """(x, weight, shift, eps) by apex."""
+    module = _imported("apex.normalization.fused_layer_norm", "apex")
+    _on_gpu(device, "apex")
+    return lambda x, weight, shift, eps: module.fused_layer_norm_affine(
+        x, weight, shift, weight.shape, eps
+    )
+
+
+def apex_adam(device: torch.device) -> Callable:
+    """apex.optimizers.FusedAdam, whose default is AdamW."""
+    module = _imported("apex.optimizers", "apex")
+    _on_gpu(device, "apex")
+    return module.FusedAdam
+
+
+def flash_attention(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """flash_attn_varlen_func, packed and with dropout."""
+    module = _imported("flash_attn", "flash-attn")
+    _on_gpu(device, "flash-attn")
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise Absent("flash-attn takes float16 and bfloat16 alone")
+    return module.flash_attn_varlen_func
+
+
+def torch_varlen(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """torch's own packed attention, which has no dropout."""
+    module = _imported("torch.nn.attention.varlen", "torch.nn.attention.varlen")
+    _on_gpu(device, "torch.nn.attention.varlen")
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise Absent("torch.nn.attention.varlen takes float16 and bfloat16 alone")
+    return module.varlen_attn

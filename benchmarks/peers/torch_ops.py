@@ -1,0 +1,63 @@
+"""Ways to run an op that torch's users have: eager, torch.compile, SDPA's backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.ops import Absent
+from benchmarks.settings import Settings
+from benchmarks.shapes import Case
+
+SDPA_BACKENDS = {
+    "sdpa flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+def compiled(function: Callable, settings: Settings, case: Case) -> Callable:
+    """torch.compile's default mode, with sizes that may change, as packed batches need.
+
+    On a CPU the joint round alone is compiled: it takes 10 seconds for every op and precision.
+    """
+    if settings.quick:
+        raise Absent("a quick run compiles nothing")
+    if not settings.is_gpu and case.batch != "round":
+        raise Absent("on a CPU compiled for the joint round alone, as it takes long")
+    return _compiled(function)
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=True)
+
+
+def attention_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:
+    """Scores, softmax, dropout, products; [sequence, head, length, dimension]."""
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask, torch.finfo(q.dtype).min)
+    return F.dropout(scores.softmax(-1), p, p > 0) @ v
+
+
+def attention_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:
+    """What torch chooses by itself."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+
+
+def attention_named(name: str) -> Callable:
+    """SDPA with one of its GPU backends; they say themselves what they cannot take."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:
+        try:
+            with sdpa_kernel(SDPA_BACKENDS[name]):
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        except RuntimeError as error:
+            raise Absent(f"torch: {str(error).splitlines()[0]}") from error
+
+    return run

@@ -1,0 +1,150 @@
+"""Rounds to be timed: their batches, and the model that all variants begin with.
+
+Batches have the lengths of the real task data and random words; with DATA=DIR in the environment
+they are real ones, and MiniLM has its real weights.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from benchmarks.lengths import TASKS, histograms
+from benchmarks.settings import Settings
+from benchmarks.shapes import MODELS, SEQUENCES_PER_EXAMPLE, Case, token_batch
+from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.fast_step import build_step
+from sbrrt_fast.training.optimizer import build_optimizer
+from sbrrt_fast.training.step import SbrrtStep, TaskBatch
+
+NUM_ROUNDS = 1000  # of the run that the timed rounds are the first of
+SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read
+    recipe="sbrrt",
+    precision="bf16",
+    smart=SmartConfig(weight=1.0, preset="adversarial"),
+    bregman=BregmanConfig(weight=0.8, beta=0.95),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    round=RoundConfig(epoch_task="sts"),
+)
+
+
+class Rounds:
+    """The rounds of a case: of ``round`` (8 examples a task), ``round-N``, or ``tokens-L``, whose
+    sequences all have L tokens, about 1024 in all."""
+
+    def __init__(self, settings: Settings, case: Case):
+        self.settings, self.case = settings, case
+        self._made: list[list[TaskBatch]] = []
+
+    def __getitem__(self, index: int) -> list[TaskBatch]:
+        while len(self._made) <= index:
+            self._made.append(self._real(len(self._made)) if data_dir() else self._next())
+        return self._made[index]
+
+    def encoder(self) -> MiniBert:
+        """Fresh, with the same weights each time; real ones for MiniLM on real data."""
+        if data_dir() and self.case.model == "minilm":
+            return MiniBert.from_pretrained("minilm")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return MiniBert(MODELS[self.case.model], pooling="mean")
+
+    def _next(self) -> list[TaskBatch]:
+        generator = torch.Generator().manual_seed(len(self._made))
+        row, batches = 0, []
+        for name in TASKS:
+            lengths = self._lengths(name, generator)
+            tokens = token_batch(lengths, self.case.config.vocab_size, generator, row)
+            row += tokens.num_sequences
+            labels = self._labels(SBRRT.tasks[name], tokens, generator)
+            batches.append(self._on_device(name, tokens, labels))
+        return batches
+
+    def _lengths(self, name: str, generator: torch.Generator) -> list[int]:
+        kind, _, number = self.case.batch.partition("-")
+        each = SEQUENCES_PER_EXAMPLE[name]
+        if kind == "tokens":
+            return [int(number)] * (each * max(1, 1024 // (5 * int(number))))
+        sizes, counts = zip(*histograms()[name].items(), strict=True)
+        drawn = torch.multinomial(
+            torch.tensor(counts, dtype=torch.float64),
+            int(number or 8) * each,
+            replacement=True,
+            generator=generator,
+        )
+        return [sizes[i] for i in drawn.tolist()]
+
+    def _labels(self, task: TaskConfig, tokens: TokenBatch, generator: torch.Generator):
+        count = tokens.num_sequences // task.sequences_per_example
+        top = {"classes": task.num_classes, "binary": 2}.get(task.head)
+        if top:
+            return torch.randint(top, (count,), generator=generator).float()
+        return task.label_range[1] * torch.rand(count, generator=generator)
+
+    def _on_device(self, name: str, tokens: TokenBatch, labels: torch.Tensor) -> TaskBatch:
+        device = self.settings.device
+        return TaskBatch(name, tokens.to(device), labels.to(device))
+
+    def _real(self, index: int) -> list[TaskBatch]:
+        from sbrrt_fast.data.assemble import assemble, labels_of
+
+        row, batches, order = 0, [], self._order
+        drawn, self._cursor = order.next_round(self._cursor if index else order.start())
+        for name, examples in drawn:
+            tokens = assemble(self._tasks[name], examples, row)
+            row += tokens.num_sequences
+            labels = labels_of(self._tasks[name], examples)
+            batches.append(self._on_device(name, tokens, labels))
+        return batches
+
+    @cached_property
+    def _tasks(self) -> dict:
+        from sbrrt_fast.data.tokenizer import load_tokenizer
+        from sbrrt_fast.model.hub import resolve_backbone
+        from sbrrt_fast.training.build import load_splits
+
+        config = replace(SBRRT, data_dir=data_dir())
+        tokenizer = load_tokenizer(resolve_backbone("minilm"))
+        return load_splits(config, tokenizer, "train", 512, lambda line: None)
+
+    @cached_property
+    def _order(self):
+        from sbrrt_fast.training.round_robin import RoundRobin
+
+        sizes = {name: task.num_examples for name, task in self._tasks.items()}
+        number = int(self.case.batch.partition("-")[2] or 8)
+        return RoundRobin(sizes, RoundConfig(batch_size=number), 0, NUM_ROUNDS)
+
+
+def data_dir() -> Path | None:
+    """The folder of the task files, from DATA in the environment."""
+    found = os.environ.get("DATA", "")
+    return Path(found) if found else None
+
+
+def build_model(
+    encoder: MiniBert, config: RunConfig, device: torch.device, p: float
+) -> MultiTaskModel:
+    """With heads, dropout p everywhere."""
+    changed = {"hidden_dropout_prob": p, "attention_probs_dropout_prob": p}
+    encoder.set_config(replace(encoder.config, **changed))
+    return MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed).to(device)
+
+
+def build_ours(
+    encoder: MiniBert, config: RunConfig, device: torch.device, p: float = 0.1
+) -> SbrrtStep:
+    """The step of a run, its model and optimiser."""
+    model = build_model(encoder, config, device, p)
+    teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
+    return build_step(model, teacher, optimizer, config, NUM_ROUNDS, lambda line: None)

@@ -1,0 +1,45 @@
+"""What a run of the benchmarks is asked for, by environment variables, as ``make bench`` sets them.
+
+QUICK=1 takes few cases and few samples. DEVICE is ``cpu`` or ``cuda``; a GPU if there is one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.measure import Budget
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how thoroughly."""
+
+    device: torch.device
+    quick: bool
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def op_budget(self) -> Budget:
+        """For the variants of one case of an op."""
+        if self.quick:
+            return Budget(seconds=0.3, min_samples=7, max_samples=60)
+        return Budget(seconds=0.4 if self.is_gpu else 0.5)
+
+    @property
+    def round_budget(self) -> Budget:
+        """For the variants of one case of whole rounds."""
+        if self.quick:
+            return Budget(seconds=8, min_samples=4, max_samples=7, warm_ups=2)
+        return Budget(seconds=15 if self.is_gpu else 60, min_samples=5, max_samples=15)
+
+
+def settings() -> Settings:
+    """From the environment."""
+    wanted = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Settings(torch.device(wanted), os.environ.get("QUICK", "") not in ("", "0"))
