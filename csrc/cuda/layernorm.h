@@ -1,7 +1,7 @@
 // dropout_add_layernorm on CUDA: what its kernels are given, and their launchers.
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include "cuda/common/params.h"
 
