@@ -1,8 +1,8 @@
 """Runs the kernels of csrc/cuda on the CPU.
 
 ``library("gelu")`` compiles ``csrc/cuda/gelu*.cu`` together with ``ops/gelu.cpp``, whose exported
-functions take the place of the binding; ``.call("gelu_forward", x, y, n, seed=3)`` runs one on copies
-of the tensors in device memory of exact bounds, and copies the results back into them.
+functions take the place of the binding; ``.call("gelu_forward", x, y, n, seed=3)`` runs one on
+copies of the tensors in device memory of exact bounds, and copies the results back into them.
 """
 
 from __future__ import annotations
@@ -26,19 +26,26 @@ class CudaError(RuntimeError):
     """What a launch did wrong: kernel, block, thread, place."""
 
 
+def library(op: str, variant: str | None = None) -> Library:
+    """The kernels of one op; ``variant`` is a key of build.VARIANTS.
+
+    Unless named it is "checked", or what ``SBRRT_CUDA_ON_CPU_VARIANT`` says.
+    """
+    return _library(op, variant or os.environ.get("SBRRT_CUDA_ON_CPU_VARIANT", "checked"))
+
+
 @cache
-def library(op: str, variant: str = "checked") -> Library:
-    """The kernels of one op; ``variant`` is a key of build.VARIANTS."""
+def _library(op: str, variant: str) -> Library:
     assert variant in VARIANTS
     sources = [HERE / "ops" / f"{op}.cpp", *sorted((ROOT / "csrc" / "cuda").glob(f"{op}*.cu"))]
-    return Library(build(op, sources, variant))
+    return Library(op, build(op, sources, variant))
 
 
 class Library:
     """A compiled library, its exported functions and its kernels."""
 
-    def __init__(self, path: Path) -> None:
-        self._native = ctypes.CDLL(str(path))
+    def __init__(self, op: str, path: Path) -> None:
+        self._op, self._native = op, ctypes.CDLL(str(path))
         for name in ("buffer", "next_kernel"):
             getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_void_p
         for name in ("error", "kernel_name"):
@@ -55,18 +62,23 @@ class Library:
 
     def device(self, seed: int = 0) -> Device:
         """Device memory that lives for several calls."""
-        return Device(self._native, seed)
+        return Device(self, seed)
 
     def kernels(self) -> dict[str, int]:
         """Kernel instantiation -> how many launches of it have ended well in this process."""
-        return _kernels(self._native)
+        counts, kernel, native = {}, None, self._native
+        while kernel := native.cuda_on_cpu_next_kernel(ctypes.c_void_p(kernel)):
+            name = native.cuda_on_cpu_kernel_name(ctypes.c_void_p(kernel)).decode()
+            launches = native.cuda_on_cpu_num_launches(ctypes.c_void_p(kernel))
+            counts[f"{self._op}: {_kernel_name(name)}"] = launches
+        return counts
 
 
 class Device:
     """Device memory: a copy of each tensor's storage, red zones around it."""
 
-    def __init__(self, native: ctypes.CDLL, seed: int) -> None:
-        self._native, self._seed = native, seed
+    def __init__(self, library: Library, seed: int) -> None:
+        self._library, self._native, self._seed = library, library._native, seed
         self._storages: dict[int, tuple[torch.Tensor, int]] = {}
 
     def __enter__(self) -> Device:
@@ -106,11 +118,13 @@ class Device:
             self._value(function, i, letter, argument)
             for i, (letter, argument) in enumerate(zip(expected, arguments, strict=True))
         ]
-        self._native.cuda_on_cpu_set_seed(ctypes.c_uint64(self._seed))
+        self._native.cuda_on_cpu_begin(ctypes.c_uint64(self._seed))
         code = native(*values)
         self._record_launches()
+        error = self._native.cuda_on_cpu_error().decode()
+        assert code or not error, f"{function} hides an error: {error}"
         if code:
-            raise CudaError(_readable(self._native.cuda_on_cpu_error().decode()))
+            raise CudaError(_readable(error) or f"{function} returned error {code}")
 
     def _value(self, function: str, i: int, letter: str, argument: object) -> object:
         where = f"argument {i} of {function}"
@@ -128,7 +142,7 @@ class Device:
     def _record_launches(self) -> None:
         """Note the kernels that have run where `python -m tests.cuda_on_cpu.counts` looks."""
         if folder := os.environ.get("SBRRT_KERNEL_COUNTS"):
-            new = {name for name, launches in _kernels(self._native).items() if launches} - _noted
+            new = {name for name, launches in self._library.kernels().items() if launches} - _noted
             _noted.update(new)
             with open(Path(folder, f"{os.getpid()}.txt"), "a") as file:
                 file.writelines(f"{name}\n" for name in sorted(new))
@@ -136,14 +150,6 @@ class Device:
 
 def _ctype(letter: str) -> type:
     return {"i": ctypes.c_int64, "d": ctypes.c_double}.get(letter, ctypes.c_void_p)
-
-
-def _kernels(native: ctypes.CDLL) -> dict[str, int]:
-    counts, kernel = {}, None
-    while kernel := native.cuda_on_cpu_next_kernel(ctypes.c_void_p(kernel)):
-        name = native.cuda_on_cpu_kernel_name(ctypes.c_void_p(kernel)).decode()
-        counts[_kernel_name(name)] = native.cuda_on_cpu_num_launches(ctypes.c_void_p(kernel))
-    return counts
 
 
 def _kernel_name(pretty: str) -> str:

@@ -18,12 +18,13 @@ ROOT = HERE.parent.parent
 CACHE = Path(os.environ.get("SBRRT_CUDA_ON_CPU_CACHE", ROOT / "build" / "cuda_on_cpu"))
 
 COMMON = ["-std=c++20", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-DSBRRT_CUDA_ON_CPU"]
+UNDEFINED = "undefined,float-cast-overflow"
 # How kernels are compiled. `plain` is quick; `checked` reports every access to src/memory.cpp and
-# undefined behaviour to src/hooks.cpp; `sanitized` needs a process with libasan loaded first.
+# undefined behaviour to src/hooks.cpp; `sanitized` needs a process that loaded libasan first.
 VARIANTS = {
     "plain": ["-O2"],
-    "checked": ["-O1", "-fsanitize=thread"],
-    "sanitized": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "checked": ["-O1", f"-fsanitize=thread,{UNDEFINED}", "-fno-sanitize-recover=all"],
+    "sanitized": ["-O1", f"-fsanitize=address,{UNDEFINED}", "-fno-sanitize-recover=all"],
 }
 
 

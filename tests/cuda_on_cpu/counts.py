@@ -1,7 +1,7 @@
 """Kernel instantiations built and executed: ``python -m tests.cuda_on_cpu.counts FOLDER``.
 
-FOLDER is what ``SBRRT_KERNEL_COUNTS`` named while the tests ran. Exits 1 unless every kernel that is
-built was executed.
+FOLDER is what ``SBRRT_KERNEL_COUNTS`` named while the tests ran. Exits 1 unless every kernel that
+is built was executed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -26,6 +27,7 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+#include <cuda_on_cpu/atomic.h>
 #include <cuda_on_cpu/host_api.h>
 #include <cuda_on_cpu/machine.h>
 #include <cuda_on_cpu/math.h>

@@ -90,8 +90,8 @@ void arrived() {
 void thread_ends();
 
 void fiber_main() {
+  arrived();
   for (;;) {
-    arrived();
     body(body_context);
     thread_ends();
   }
@@ -238,9 +238,10 @@ std::string place(Site site) { return text("%s:%d", site.file, site.line); }
 
 bool same(Site a, Site b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
 
-bool on_fiber_stack(const void* address) {
-  return static_cast<const char*>(address) - stacks < ptrdiff_t(kMaxThreads * kStackBytes) &&
-         static_cast<const char*>(address) >= stacks;
+bool on_own_stack(const void* address) {
+  const char* bottom = stack_of(*current) + kGuardBytes;
+  const char* at = static_cast<const char*>(address);
+  return at >= bottom && at < bottom + kStackBytes - kGuardBytes;
 }
 
 uint3 thread_index() { return current->index; }
@@ -293,6 +294,7 @@ cudaError_t run_grid(Kernel& kernel, dim3 grid, dim3 shape, size_t shared_bytes,
                      void (*function)(void*), void* context) {
   const size_t num_blocks = size_t{grid.x} * grid.y * grid.z;
   if (num_blocks == 0) return cudaSuccess;
+  if (!error.empty()) return cudaErrorLaunchFailure;  // of an earlier launch of this call
   error = refusal(grid, shape, shared_bytes);
   if (!error.empty()) {
     error = text("%s: launched with %s", kernel.name, error.c_str());
@@ -330,7 +332,12 @@ cudaError_t cudaGetLastError() {
 }
 
 extern "C" {
-void cuda_on_cpu_set_seed(uint64_t seed) { cuda_on_cpu::seed = seed; }
+// Before each call: the seed of its orders; forgets earlier errors.
+void cuda_on_cpu_begin(uint64_t seed) {
+  cuda_on_cpu::seed = seed;
+  cuda_on_cpu::error.clear();
+  cuda_on_cpu::last_error = cudaSuccess;
+}
 const char* cuda_on_cpu_error() { return cuda_on_cpu::error.c_str(); }
 
 // The kernels in turn: the first, then the one after `kernel`; null at the end.

@@ -9,6 +9,13 @@
 
 #include "state.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+#endif
+
 namespace cuda_on_cpu {
 
 namespace {
@@ -62,6 +69,7 @@ bool in_arena(const void* address) {
 }
 
 void open(size_t offset, size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(arena + offset, bytes);
   memset(arena + offset, kPoison, bytes);
   if (!checked) return;
   Cell cell;
@@ -70,7 +78,9 @@ void open(size_t offset, size_t bytes) {
 }
 
 void close(size_t offset, size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(arena + offset, bytes);
   memset(arena + offset, kRedZone, bytes);
+  ASAN_POISON_MEMORY_REGION(arena + offset, bytes);
   if (checked) std::fill_n(arena_cells + offset / kGranule, bytes / kGranule + 1, Cell{});
 }
 
@@ -234,9 +244,18 @@ void check_global(const void* address, size_t bytes, Access access) {
 }  // namespace
 
 void check_access(const void* address, size_t bytes, Access access) {
-  if (!checked || on_fiber_stack(address)) return;
+  if (!checked || on_own_stack(address)) return;
   if (!in_arena(address)) return check_global(address, bytes, access);
   check_cells(arena_cells, static_cast<const char*>(address) - arena, address, bytes, access, false);
+}
+
+// Atomics meet each other in any order, so only bounds are checked; the result counts as written.
+void check_atomic(const void* address, size_t bytes) {
+  check_aligned(address, bytes);
+  if (!checked || on_own_stack(address)) return;
+  if (!in_arena(address) && !buffer_at(address, bytes)) {
+    refuse(address, bytes, Access::write, "out of bounds");
+  }
 }
 
 void check_aligned(const void* address, int bytes) {
@@ -302,6 +321,9 @@ void copy_lands(const Copy& copy) {
 }
 
 std::string broken_red_zone() {
+#if defined(__SANITIZE_ADDRESS__)
+  return "";  // whoever touches one is stopped
+#endif
   for (const Buffer& buffer : buffers) {
     const char* end = buffer.begin + buffer.bytes;
     for (const char* zone : {static_cast<const char*>(buffer.begin - kGap), end}) {
@@ -325,6 +347,8 @@ void* cuda_on_cpu_buffer(size_t bytes, const char* name, int written) {
   char* memory = static_cast<char*>(aligned_alloc(256, rounded));
   memset(memory, kRedZone, rounded);
   memset(memory + kGap, kPoison, bytes);
+  ASAN_POISON_MEMORY_REGION(memory, kGap);
+  ASAN_POISON_MEMORY_REGION(memory + kGap + bytes, kGap);
   const size_t num_cells = bytes / kGranule + 1;
   Cell* cells = checked ? static_cast<Cell*>(calloc(num_cells, sizeof(Cell))) : nullptr;
   for (size_t i = 0; cells && i < num_cells; ++i) {
@@ -338,6 +362,7 @@ void* cuda_on_cpu_buffer(size_t bytes, const char* name, int written) {
 void cuda_on_cpu_release_all() {
   using namespace cuda_on_cpu;
   for (const Buffer& buffer : buffers) {
+    ASAN_UNPOISON_MEMORY_REGION(buffer.begin - kGap, buffer.bytes + 2 * kGap);
     free(buffer.begin - kGap);
     free(buffer.cells);
   }

@@ -63,7 +63,7 @@ extern bool checked;  // the kernels report their accesses to memory.cpp
 // machine.cpp
 void wait_for(const char* what, Site site);  // until resume() is called on it
 void resume(Thread& thread);
-bool on_fiber_stack(const void* address);
+bool on_own_stack(const void* address);
 std::string place(const Thread& thread);
 std::string place(Site site);
 bool same(Site a, Site b);

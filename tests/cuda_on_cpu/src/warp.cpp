@@ -138,7 +138,7 @@ void ldmatrix(uint32_t* fragment, const void* row, bool transposed, Site site) {
     const void* row;
   } own{fragment, row};
   check_aligned(row, 16);
-  if (on_fiber_stack(row)) fail("ldmatrix of an address that is not in shared memory");
+  if (on_own_stack(row)) fail("ldmatrix of an address that is not in shared memory");
   check_access(row, 16, Access::read);
   meet(kAllLanes, transposed ? "ldmatrix.trans" : "ldmatrix", site, own, [&](Lane** lanes) {
     for (int matrix = 0; matrix < 4; ++matrix) {

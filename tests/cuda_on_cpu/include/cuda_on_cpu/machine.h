@@ -14,9 +14,12 @@ struct Kernel;
 struct Site {
   const char* file;
   int line;
+
+  // As a default argument it is the place of the call.
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
-#define CUDA_ON_CPU_HERE \
-  ::cuda_on_cpu::Site { __builtin_FILE(), __builtin_LINE() }
 
 uint3 thread_index();
 uint3 block_index();
@@ -38,7 +41,7 @@ cudaError_t run_grid(Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes,
 #define blockDim (::cuda_on_cpu::block_dim())
 #define gridDim (::cuda_on_cpu::grid_dim())
 
-inline void __syncthreads(cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+inline void __syncthreads(cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   cuda_on_cpu::syncthreads(site);
 }
 inline void __threadfence() {}

@@ -26,36 +26,36 @@ inline T shuffled(Shuffle how, unsigned mask, T value, int operand, int width, S
 
 template <typename T>
 inline T __shfl_sync(unsigned mask, T value, int lane, int width = 32,
-                     cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+                     cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::shuffled(cuda_on_cpu::Shuffle::index, mask, value, lane, width, site);
 }
 template <typename T>
 inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                        cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+                        cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::shuffled(cuda_on_cpu::Shuffle::up, mask, value, delta, width, site);
 }
 template <typename T>
 inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                          cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+                          cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::shuffled(cuda_on_cpu::Shuffle::down, mask, value, delta, width, site);
 }
 template <typename T>
 inline T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
-                         cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+                         cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::shuffled(cuda_on_cpu::Shuffle::exclusive_or, mask, value, lanes, width, site);
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate,
-                              cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+                              cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::ballot(mask, predicate != 0, site);
 }
-inline int __any_sync(unsigned mask, int predicate, cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+inline int __any_sync(unsigned mask, int predicate, cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::ballot(mask, predicate != 0, site) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate, cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+inline int __all_sync(unsigned mask, int predicate, cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   return cuda_on_cpu::ballot(mask, predicate != 0, site) == mask;
 }
 inline void __syncwarp(unsigned mask = cuda_on_cpu::kAllLanes,
-                       cuda_on_cpu::Site site = CUDA_ON_CPU_HERE) {
+                       cuda_on_cpu::Site site = cuda_on_cpu::Site::here()) {
   cuda_on_cpu::syncwarp(mask, site);
 }
