@@ -99,7 +99,7 @@ void fiber_main() {
 
 [[noreturn]] void start(Thread& thread) {
   thread.started = true;
-  ucontext_t fiber;
+  static ucontext_t fiber;  // not on a stack that nobody returns to
   getcontext(&fiber);
   fiber.uc_stack.ss_sp = stack_of(thread) + kGuardBytes;
   fiber.uc_stack.ss_size = kStackBytes - kGuardBytes;
