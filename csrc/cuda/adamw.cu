@@ -54,7 +54,8 @@ __device__ inline void update_row(const AdamwRowsParams& p, const AdamwFactors& 
   const AdamwTensor& t = p.tensor;
   const int64_t place = lower_bound(p.rows, p.count, row);
   const bool has_grad = place < p.count && p.rows[place] == row;
-  const bool has_moments = has_grad || p.touched[row];
+  const bool was_touched = __shfl_sync(kFullMask, lane_index() == 0 && p.touched[row], 0);
+  const bool has_moments = has_grad || was_touched;
   const float* from = static_cast<const float*>(t.grad) + place * p.width;
   const auto update = [&](auto n, int64_t j) {
     float grad[decltype(n)::value] = {}, change[decltype(n)::value] = {};
@@ -81,11 +82,9 @@ __global__ void __launch_bounds__(kPieceThreads) adamw_ema_rows_kernel(const Ada
   __syncthreads();
   const AdamwFactors f = factors[0];
   const bool vector = is_vector(p.tensor) && p.width % 4 == 0;
-  const int64_t first = int64_t{blockIdx.x} * kPieceWarps * kRowsPerWarp + warp_index();
-  for (int i = 0; i < kRowsPerWarp; ++i) {
-    const int64_t row = first + i * kPieceWarps;
-    if (row < p.num_rows) update_row(p, f, row, vector);
-  }
+  const int64_t first = (int64_t{blockIdx.x} * kPieceWarps + warp_index()) * kRowsPerWarp;
+  const int64_t after = first + kRowsPerWarp < p.num_rows ? first + kRowsPerWarp : p.num_rows;
+  for (int64_t row = first; row < after; ++row) update_row(p, f, row, vector);
 }
 
 }  // namespace

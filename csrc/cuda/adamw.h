@@ -35,7 +35,7 @@ constexpr int64_t kAdamwPiece = 16384;  // elements of one block
 // A tensor has the blocks first_block[i] ... first_block[i + 1] - 1.
 struct AdamwParams {
   AdamwNumbers numbers;
-  Dtype grad_dtype;
+  ElementType grad_dtype;
   int num_tensors;
   int32_t first_block[kMaxAdamwTensors + 1];
   AdamwTensor tensors[kMaxAdamwTensors];
@@ -53,16 +53,16 @@ struct AdamwRowsParams {
 constexpr int kMaxNormTensors = 1024;
 
 struct GradientNormParams {
-  Dtype dtype;
+  ElementType dtype;
   int num_tensors;
   const void* data[kMaxNormTensors];
   int64_t size[kMaxNormTensors];
   int32_t first_block[kMaxNormTensors + 1];
   // Of all launches of one norm together; this one's blocks are partial_begin ... on.
   int64_t num_partial, partial_begin;
-  double* partial;   // [num_partial]
-  unsigned* ticket;  // one, 0 before the first launch
-  float* out;        // one
+  unsigned long long* partial;  // [num_partial], the bits of a double each
+  unsigned* ticket;             // one, 0 before the first launch
+  float* out;                   // one
 };
 
 constexpr int64_t num_pieces(int64_t size) { return (size + kAdamwPiece - 1) / kAdamwPiece; }

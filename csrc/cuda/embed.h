@@ -19,7 +19,7 @@ struct EmbedTable {
 struct EmbedParams {
   int64_t num_tokens;
   int width;
-  Dtype dtype;  // of the tables
+  ElementType dtype;  // of the tables
   EmbedTable tables[3];
   DropoutParams dropout;
 };
@@ -51,7 +51,7 @@ struct TableGradient {
 struct EmbedTablesParams {
   int64_t num_tokens;
   int width;
-  Dtype dtype;  // of the gradients
+  ElementType dtype;  // of the gradients
   const float* ds;
   TableGradient tables[3];
 };

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_change_kernel(const Ge
 
 // run(TypeTag<T>, std::integral_constant<int, N>) with N elements at a time.
 template <typename F>
-cudaError_t with_kernel(Dtype dtype, int64_t width, bool is_vector, F run) {
+cudaError_t with_kernel(ElementType dtype, int64_t width, bool is_vector, F run) {
   return with_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (is_vector && width % kVecSize<T> == 0) {

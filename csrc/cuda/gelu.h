@@ -9,7 +9,7 @@ namespace sbrrt::cuda {
 
 struct GeluForwardParams {
   int64_t num_rows, width;
-  Dtype dtype;  // of x and out
+  ElementType dtype;  // of x and out
   ConstRows x;
   const float* bias;  // [width]
   Rows out;
@@ -18,7 +18,7 @@ struct GeluForwardParams {
 // Backward, of a gradient, and tangent: out = change * gelu'(x + bias).
 struct GeluChangeParams {
   int64_t num_rows, width;
-  Dtype dtype;  // of x, change and out
+  ElementType dtype;  // of x, change and out
   ConstRows x, change;
   const float* bias;
   Rows out;

@@ -39,6 +39,19 @@ __device__ inline double squares_of_piece(const GradientNormParams& p) {
   return sum;
 }
 
+// Between blocks numbers pass by atomics, which no cache holds back.
+__device__ inline void publish(unsigned long long* to, double x) {
+  unsigned long long bits;
+  memcpy(&bits, &x, sizeof(bits));
+  atomicExch(to, bits);
+}
+__device__ inline double published(unsigned long long* from) {
+  const unsigned long long bits = atomicOr(from, 0ull);
+  double x;
+  memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kPieceThreads)
     gradient_norm_kernel(const __grid_constant__ GradientNormParams p) {
@@ -46,16 +59,17 @@ __global__ void __launch_bounds__(kPieceThreads)
   SBRRT_SHARED(bool, is_last, [1]);
   const double sum = block_total(squares_of_piece<T>(p), shared);
   if (threadIdx.x == 0) {
-    p.partial[p.partial_begin + blockIdx.x] = sum;
+    publish(p.partial + p.partial_begin + blockIdx.x, sum);
     __threadfence();
     is_last[0] = atomicAdd(p.ticket, 1u) + 1 == p.num_partial;
   }
   __syncthreads();
   if (!is_last[0]) return;
   __threadfence();
-  const volatile double* partial = p.partial;
   double total = 0.0;
-  for (int64_t i = threadIdx.x; i < p.num_partial; i += kPieceThreads) total += partial[i];
+  for (int64_t i = threadIdx.x; i < p.num_partial; i += kPieceThreads) {
+    total += published(p.partial + i);
+  }
   total = block_total(total, shared);
   if (threadIdx.x == 0) *p.out = static_cast<float>(sqrt(total));
 }

@@ -188,7 +188,7 @@ cudaError_t with_kernel(const ResidualParams& in, bool others_are_whole, F run) 
     const bool is_vector = others_are_whole && in.width % n == 0 && is_whole(in.x, n) &&
                            is_whole(in.residual, n) && is_aligned(in.bias);
     return with_row_shape<X>(is_vector, in.width, [&](auto shape) {
-      if (in.residual_dtype == Dtype::kFloat32) return run(x, TypeTag<float>{}, shape);
+      if (in.residual_dtype == ElementType::kFloat) return run(x, TypeTag<float>{}, shape);
       return in.residual_dtype == in.x_dtype ? run(x, x, shape) : cudaErrorInvalidValue;
     });
   });

@@ -13,7 +13,7 @@ constexpr int64_t kMaxLayerNormWidth = 2048;
 struct ResidualParams {
   int64_t num_rows;
   int width;
-  Dtype x_dtype, residual_dtype;
+  ElementType x_dtype, residual_dtype;
   ConstRows x, residual;
   const float* bias;  // [width]
   DropoutParams dropout;

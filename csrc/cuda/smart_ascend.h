@@ -12,7 +12,7 @@ struct AscendParams {
   AscendOptions options;
   int64_t num_tokens, num_sequences;
   int width;
-  Dtype delta_dtype, gradient_dtype;
+  ElementType delta_dtype, gradient_dtype;
   ConstRows delta, gradient;
   const bool* mask;         // [num_tokens], tokens that may be perturbed
   const int64_t* sequence;  // [num_tokens]; tokens of no sequence get 0

@@ -11,7 +11,7 @@ namespace sbrrt::cuda {
 struct KlTensor {
   const void* data;
   int64_t row_stride, class_stride;
-  Dtype dtype;
+  ElementType dtype;
 };
 
 struct KlParams {

@@ -16,11 +16,11 @@ struct TypeTag {
 
 // run(TypeTag<T>) for the type of a dtype.
 template <typename F>
-cudaError_t with_dtype(Dtype dtype, F run) {
+cudaError_t with_dtype(ElementType dtype, F run) {
   switch (dtype) {
-    case Dtype::kFloat32: return run(TypeTag<float>{});
-    case Dtype::kFloat16: return run(TypeTag<__half>{});
-    case Dtype::kBFloat16: return run(TypeTag<__nv_bfloat16>{});
+    case ElementType::kFloat: return run(TypeTag<float>{});
+    case ElementType::kHalf: return run(TypeTag<__half>{});
+    case ElementType::kBFloat16: return run(TypeTag<__nv_bfloat16>{});
   }
   return cudaErrorInvalidValue;
 }

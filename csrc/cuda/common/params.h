@@ -4,12 +4,13 @@
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "cuda/element_type.h"
 
 namespace sbrrt::cuda {
 
-enum class Dtype : int32_t { kFloat32, kFloat16, kBFloat16 };
-
-SBRRT_HOST_DEVICE constexpr int dtype_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+SBRRT_HOST_DEVICE constexpr int dtype_size(ElementType dtype) {
+  return dtype == ElementType::kFloat ? 4 : 2;
+}
 
 // Row n starts n * stride elements behind data; its elements lie side by side.
 struct ConstRows {
