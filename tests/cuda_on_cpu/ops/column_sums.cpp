@@ -1,0 +1,16 @@
+// column_sums' launcher, for tests/test_cuda_gelu.py and others.
+#include "cuda/column_sums.h"
+
+#include <cuda_on_cpu/export.h>
+
+using namespace sbrrt::cuda;
+
+namespace {
+
+cudaError_t sums(const float* partial, int64_t num_blocks, int64_t width, float* out) {
+  return column_sums({partial, num_blocks, width, out}, nullptr);
+}
+
+}  // namespace
+
+CUDA_ON_CPU_EXPORT(sums)

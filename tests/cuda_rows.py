@@ -1,0 +1,53 @@
+"""What the tests of the row ops' CUDA kernels, executed on the CPU, have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tests.cuda_on_cpu import library
+
+NUM_SEEDS = 20  # thread orders that must give the same bits
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """As the bindings hand rows over: elements of a row side by side."""
+    return x if x.shape[1] <= 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def with_stride(x: Tensor | None) -> tuple[Tensor | None, int]:
+    """A pointer to rows and how many elements lie between them."""
+    return (None, 0) if x is None else (x, x.stride(0))
+
+
+def unwritten(*shape: int, dtype: torch.dtype = torch.float32, gap: int = 0) -> Tensor:
+    """Memory full of NaN, that a kernel must fill; ``gap`` elements lie between rows."""
+    whole = torch.full((*shape[:-1], shape[-1] + gap), float("nan"), dtype=dtype)
+    return whole[..., : shape[-1]]
+
+
+def column_sums(partial: Tensor, seed: int = 0) -> Tensor:
+    """The sums of a matrix's columns, by the kernel."""
+    out = unwritten(partial.shape[1])
+    library("column_sums").call("sums", partial, *partial.shape, out, seed=seed)
+    return out
+
+
+def num_row_blocks(op: str, num_rows: int) -> int:
+    """How many blocks of rows leave column sums."""
+    count = torch.zeros(1, dtype=torch.int64)
+    library(op).call("row_blocks", num_rows, count)
+    return int(count)
+
+
+def assert_same_bits_in_any_order(run: Callable[[int], list[Tensor]]) -> None:
+    """run(seed) for the natural order of threads and for seeded ones."""
+    expected = [bits(x) for x in run(0)]
+    for seed in range(1, NUM_SEEDS + 1):
+        assert [bits(x) for x in run(seed)] == expected, seed
+
+
+def bits(x: Tensor) -> bytes:
+    return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
