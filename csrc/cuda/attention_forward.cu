@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(kLongWarps* kWarpSize)
     copy_rows<T, kDim>(to + kSize, p.value, sequence, head, chunk * kLongChunk, kLongChunk);
   };
   const auto step = [&](int chunk, int buffer) {
+    if (first >= sequence.length) return;
     const T* from = chunks + 2 * buffer * kSize;
     const int first_key = chunk * kLongChunk;
     const int num_keys = min(kLongChunk, sequence.length - first_key);

@@ -139,6 +139,7 @@ __global__ void __launch_bounds__(kLongWarps* kWarpSize)
                        kLongChunk);
   };
   const auto step = [&](int chunk, int buffer) {
+    if (first >= sequence.length) return;
     const int first_key = chunk * kLongChunk;
     const int num_keys = min(kLongChunk, sequence.length - first_key);
     const auto kept = draw_kept<kLongTiles>(dropout, first, first_key, num_keys);

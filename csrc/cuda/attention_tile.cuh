@@ -190,7 +190,7 @@ __device__ inline void exponentiate(float (&scores)[kTiles][4], const float (&sh
 // lane's two rows. It grows chunk by chunk, each summed relative to the mean so far (at first: to the
 // first key's value, so that one key leaves exactly nothing).
 struct RowMeans {
-  float mean[2], total[2];
+  float mean[2] = {}, total[2] = {};
 
   template <int kTiles>
   __device__ void start(const float (&x)[kTiles][4]) {
