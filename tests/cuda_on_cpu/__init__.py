@@ -1,0 +1,158 @@
+"""Runs the kernels of csrc/cuda on the CPU.
+
+``library("gelu")`` compiles ``csrc/cuda/gelu*.cu`` together with ``ops/gelu.cpp``, whose exported
+functions take the place of the binding; ``.call("gelu_forward", x, y, n, seed=3)`` runs one on copies
+of the tensors in device memory of exact bounds, and copies the results back into them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tests.cuda_on_cpu.build import HERE, ROOT, VARIANTS, build
+
+ELEMENT = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # csrc/cuda/element_type.h
+POINTER_LETTERS = "cp"
+_noted: set[str] = set()  # kernels that this process has told of
+
+
+class CudaError(RuntimeError):
+    """What a launch did wrong: kernel, block, thread, place."""
+
+
+@cache
+def library(op: str, variant: str = "checked") -> Library:
+    """The kernels of one op; ``variant`` is a key of build.VARIANTS."""
+    assert variant in VARIANTS
+    sources = [HERE / "ops" / f"{op}.cpp", *sorted((ROOT / "csrc" / "cuda").glob(f"{op}*.cu"))]
+    return Library(build(op, sources, variant))
+
+
+class Library:
+    """A compiled library, its exported functions and its kernels."""
+
+    def __init__(self, path: Path) -> None:
+        self._native = ctypes.CDLL(str(path))
+        for name in ("buffer", "next_kernel"):
+            getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_void_p
+        for name in ("error", "kernel_name"):
+            getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_char_p
+        self._native.cuda_on_cpu_num_launches.restype = ctypes.c_uint64
+
+    def call(self, function: str, *arguments: object, seed: int = 0) -> None:
+        """Call an exported function; tensors become device memory and are copied back.
+
+        ``seed`` draws the order of threads and blocks; 0 is their natural one. Raises CudaError.
+        """
+        with self.device(seed) as device:
+            device.call(function, *arguments)
+
+    def device(self, seed: int = 0) -> Device:
+        """Device memory that lives for several calls."""
+        return Device(self._native, seed)
+
+    def kernels(self) -> dict[str, int]:
+        """Kernel instantiation -> how many launches of it have ended well in this process."""
+        return _kernels(self._native)
+
+
+class Device:
+    """Device memory: a copy of each tensor's storage, red zones around it."""
+
+    def __init__(self, native: ctypes.CDLL, seed: int) -> None:
+        self._native, self._seed = native, seed
+        self._storages: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.copy_back()
+        self._native.cuda_on_cpu_release_all()
+
+    def pointer(self, tensor: torch.Tensor, name: str = "a buffer") -> int:
+        """The device address of a tensor's first element."""
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key not in self._storages:
+            bytes_ = storage.nbytes()
+            address = self._native.cuda_on_cpu_buffer(ctypes.c_size_t(bytes_), name.encode(), 1)
+            ctypes.memmove(address, key, bytes_)
+            self._storages[key] = (tensor, address)
+        offset = tensor.storage_offset() * tensor.element_size()
+        return self._storages[key][1] + offset
+
+    def copy_back(self) -> None:
+        """Bring every tensor's storage up to date."""
+        for key, (tensor, address) in self._storages.items():
+            ctypes.memmove(key, address, tensor.untyped_storage().nbytes())
+
+    def call(self, function: str, *arguments: object) -> None:
+        """Call an exported function with pointers where tensors are given. Raises CudaError."""
+        letters = getattr(self._native, f"{function}_letters")
+        letters.restype = ctypes.c_char_p
+        address = getattr(self._native, f"{function}_address")
+        address.restype = ctypes.c_void_p
+        expected = letters().decode()
+        assert len(expected) == len(arguments), f"{function} takes {len(expected)} arguments"
+        native = ctypes.CFUNCTYPE(ctypes.c_int, *map(_ctype, expected))(address())
+        values = [
+            self._value(function, i, letter, argument)
+            for i, (letter, argument) in enumerate(zip(expected, arguments, strict=True))
+        ]
+        self._native.cuda_on_cpu_set_seed(ctypes.c_uint64(self._seed))
+        code = native(*values)
+        self._record_launches()
+        if code:
+            raise CudaError(_readable(self._native.cuda_on_cpu_error().decode()))
+
+    def _value(self, function: str, i: int, letter: str, argument: object) -> object:
+        where = f"argument {i} of {function}"
+        if letter in POINTER_LETTERS:
+            if isinstance(argument, torch.Tensor):
+                return self.pointer(argument, where)
+            assert argument is None or isinstance(argument, int), f"{where} is a pointer"
+            return argument
+        if isinstance(argument, torch.dtype):
+            argument = ELEMENT[argument]
+        kind = int if letter == "i" else (int, float)
+        assert isinstance(argument, kind), f"{where}: {argument!r}"
+        return argument
+
+    def _record_launches(self) -> None:
+        """Note the kernels that have run where `python -m tests.cuda_on_cpu.counts` looks."""
+        if folder := os.environ.get("SBRRT_KERNEL_COUNTS"):
+            new = {name for name, launches in _kernels(self._native).items() if launches} - _noted
+            _noted.update(new)
+            with open(Path(folder, f"{os.getpid()}.txt"), "a") as file:
+                file.writelines(f"{name}\n" for name in sorted(new))
+
+
+def _ctype(letter: str) -> type:
+    return {"i": ctypes.c_int64, "d": ctypes.c_double}.get(letter, ctypes.c_void_p)
+
+
+def _kernels(native: ctypes.CDLL) -> dict[str, int]:
+    counts, kernel = {}, None
+    while kernel := native.cuda_on_cpu_next_kernel(ctypes.c_void_p(kernel)):
+        name = native.cuda_on_cpu_kernel_name(ctypes.c_void_p(kernel)).decode()
+        counts[_kernel_name(name)] = native.cuda_on_cpu_num_launches(ctypes.c_void_p(kernel))
+    return counts
+
+
+def _kernel_name(pretty: str) -> str:
+    """``gelu_kernel<float>`` out of what the compiler calls launch<gelu_kernel<float>>."""
+    found = re.search(r"\[with auto kernel = (.*)\]$|\[kernel = (.*)\]$", pretty)
+    return (found[1] or found[2]) if found else pretty
+
+
+def _readable(message: str) -> str:
+    """The error with the kernel's name as the source has it."""
+    function, bracket, rest = message.partition("]")
+    return _kernel_name(function + bracket) + rest

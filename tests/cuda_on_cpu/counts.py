@@ -1,0 +1,42 @@
+"""Kernel instantiations built and executed: ``python -m tests.cuda_on_cpu.counts FOLDER``.
+
+FOLDER is what ``SBRRT_KERNEL_COUNTS`` named while the tests ran. Exits 1 unless every kernel that is
+built was executed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.cuda_on_cpu import HERE, ROOT, library
+
+VARIANT = "plain"
+
+
+def built() -> set[str]:
+    """Every kernel that a launcher of csrc/cuda launches."""
+    names = set()
+    for path in sorted((HERE / "ops").glob("*.cpp")):
+        if list((ROOT / "csrc" / "cuda").glob(f"{path.stem}*.cu")):
+            names |= library(path.stem, VARIANT).kernels().keys()
+    return names
+
+
+def executed(folder: Path) -> set[str]:
+    """Every kernel that ran to its end in a test."""
+    return {name for path in folder.glob("*.txt") for name in path.read_text().splitlines()}
+
+
+def main(folder: str) -> int:
+    """Print both counts, and the kernels that no test ran."""
+    all_built = built()
+    run = executed(Path(folder)) & all_built
+    print(f"kernel instantiations: {len(all_built)} built, {len(run)} executed on the CPU")
+    for name in sorted(all_built - run):
+        print(f"never executed: {name}")
+    return 0 if run == all_built else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
