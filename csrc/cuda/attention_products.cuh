@@ -49,6 +49,7 @@ __device__ inline void multiply_rows(float (&c)[kTiles][4], const float* a, cons
 }
 
 template <int kDim, typename T, int kTiles>
+  requires(sizeof(T) == 2)
 __device__ inline void multiply_rows(float (&c)[kTiles][4], const T* a, const T* b, int num_rows) {
   constexpr int kStride = kRowStride<T, kDim>;
   const int lane = lane_index();
@@ -69,7 +70,8 @@ __device__ inline void multiply_rows(float (&c)[kTiles][4], const T* a, const T*
   }
 }
 
-// c += p b, p the tiles of a result, b of num_rows rows; p is zero beyond them.
+// c += p b, p the tiles of a result, b of num_rows rows; p is zero beyond them. Rows are summed in
+// eights: 512 in one go would round more than they have to.
 template <int kDim, int kTiles>
 __device__ inline void multiply_tiles(float (&c)[kDim / 8][4], const float (&p)[kTiles][4],
                                       const float* b, int num_rows) {
@@ -78,24 +80,32 @@ __device__ inline void multiply_tiles(float (&c)[kDim / 8][4], const float (&p)[
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
     if (8 * j >= num_rows) break;
+    float upper[8], lower[8];
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
       const int holder = lane_index() / 4 * 4 + k / 2;
-      const float upper = __shfl_sync(kFullMask, p[j][k % 2], holder);
-      const float lower = __shfl_sync(kFullMask, p[j][2 + k % 2], holder);
+      upper[k] = __shfl_sync(kFullMask, p[j][k % 2], holder);
+      lower[k] = __shfl_sync(kFullMask, p[j][2 + k % 2], holder);
+    }
 #pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
+    for (int n = 0; n < kDim / 8; ++n) {
+      float sum[4] = {};
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
         const Vec<float, 2> right = load<2>(b + (8 * j + k) * kStride + 8 * n);
-        c[n][0] = fmaf(upper, right[0], c[n][0]);
-        c[n][1] = fmaf(upper, right[1], c[n][1]);
-        c[n][2] = fmaf(lower, right[0], c[n][2]);
-        c[n][3] = fmaf(lower, right[1], c[n][3]);
+        sum[0] = fmaf(upper[k], right[0], sum[0]);
+        sum[1] = fmaf(upper[k], right[1], sum[1]);
+        sum[2] = fmaf(lower[k], right[0], sum[2]);
+        sum[3] = fmaf(lower[k], right[1], sum[3]);
       }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[n][i] += sum[i];
     }
   }
 }
 
 template <int kDim, typename T, int kTiles>
+  requires(sizeof(T) == 2)
 __device__ inline void multiply_tiles(float (&c)[kDim / 8][4], const float (&p)[kTiles][4],
                                       const T* b, int num_rows) {
   constexpr int kStride = kRowStride<T, kDim>;
