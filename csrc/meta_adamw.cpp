@@ -12,7 +12,7 @@ void adamw_ema_meta(at::TensorList params, at::TensorList grads, at::TensorList 
                     at::TensorList ema_low_precision, const at::Tensor& learning_rate,
                     at::ArrayRef<double> weight_decay, double beta1, double beta2, double eps,
                     const at::Tensor& clip_factor, const at::Tensor& step, double ema_beta) {
-  const AdamwLists lists{params,        grads, exp_avg, exp_avg_sq, ema, low_precision,
+  const AdamwLists lists{"adamw_ema_", params, grads, exp_avg, exp_avg_sq, ema, low_precision,
                          ema_low_precision, at::kMeta};
   check_adamw_lists(lists);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
@@ -25,7 +25,8 @@ void adamw_ema_rows_meta(const at::Tensor& param, const at::Tensor& grad, const 
                          const at::Tensor& learning_rate, double weight_decay, double beta1,
                          double beta2, double eps, const at::Tensor& clip_factor,
                          const at::Tensor& step, double ema_beta) {
-  const AdamwLists lists{param, param, exp_avg, exp_avg_sq, ema, {}, {}, at::kMeta};
+  const AdamwLists lists{"adamw_ema_rows_", param, param, exp_avg, exp_avg_sq, ema, {}, {},
+                         at::kMeta};
   check_adamw_rows(lists, grad, rows, touched);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
                       ema_beta);

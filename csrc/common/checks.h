@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <limits>
 #include <string>
 
 #include "common/philox.h"
@@ -55,6 +57,14 @@ inline void check_offsets(const char* op, const at::Tensor& offsets) {
 inline void check_rng(const char* op, const at::Tensor& rng) {
   check_tensor(op, "rng", rng, at::kLong, "[2] = (seed, step)",
                rng.defined() && rng.dim() == 1 && rng.size(0) == 2);
+}
+
+// A result [num_rows, width] that memory can address.
+inline void check_width(const char* op, int64_t width, int64_t num_rows, size_t item_size) {
+  TORCH_CHECK_VALUE(width >= 1, "sbrrt::", op, ": width must be at least 1, got ", width);
+  const int64_t most = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(item_size);
+  TORCH_CHECK_VALUE(width <= most / std::max<int64_t>(1, num_rows), "sbrrt::", op, ": width ",
+                    width, " times ", num_rows, " rows is more than memory can hold");
 }
 
 // rng = (seed, step), int64 [2] on the CPU; the seed counts as its 64 bits.

@@ -120,7 +120,7 @@ void check_ascending(const at::Tensor& rows, int64_t num_rows) {
 using Lists = std::initializer_list<std::pair<const char*, at::TensorList>>;
 
 // Two written tensors that share memory would race.
-void check_no_overlap(const Lists& written) {
+void check_no_overlap(const char* op, const Lists& written) {
   std::vector<std::pair<const char*, const char*>> spans;
   for (const auto& [name, tensors] : written) {
     for (const at::Tensor& tensor : tensors) {
@@ -131,7 +131,7 @@ void check_no_overlap(const Lists& written) {
   std::sort(spans.begin(), spans.end());
   for (size_t i = 1; i < spans.size(); ++i) {
     TORCH_CHECK_VALUE(spans[i - 1].second <= spans[i].first,
-                      "sbrrt::adamw_ema_: two of the tensors to be written share memory; name "
+                      "sbrrt::", op, ": two of the tensors to be written share memory; name "
                       "every parameter, moment, average and copy once");
   }
 }
@@ -247,7 +247,7 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
                    at::TensorList ema_low_precision, const at::Tensor& learning_rate,
                    at::ArrayRef<double> weight_decay, double beta1, double beta2, double eps,
                    const at::Tensor& clip_factor, const at::Tensor& step, double ema_beta) {
-  const AdamwLists lists{params,        grads, exp_avg, exp_avg_sq, ema, low_precision,
+  const AdamwLists lists{"adamw_ema_", params, grads, exp_avg, exp_avg_sq, ema, low_precision,
                          ema_low_precision, at::kCPU};
   check_adamw_lists(lists);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
@@ -257,7 +257,7 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
   const Lists written{{"params", params}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq},
                       {"ema", ema}, {"low_precision", low_precision},
                       {"ema_low_precision", ema_low_precision}};
-  check_no_overlap(written);
+  check_no_overlap(lists.op, written);
   if (params.empty()) return;
   const AdamwNumbers numbers =
       numbers_of(number(clip_factor, 0), beta1, beta2, eps, count, ema_beta);
@@ -275,7 +275,8 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
                         const at::Tensor& learning_rate, double weight_decay, double beta1,
                         double beta2, double eps, const at::Tensor& clip_factor,
                         const at::Tensor& step, double ema_beta) {
-  const AdamwLists lists{param, param, exp_avg, exp_avg_sq, ema, {}, {}, at::kCPU};
+  const AdamwLists lists{"adamw_ema_rows_", param, param, exp_avg, exp_avg_sq, ema, {}, {},
+                         at::kCPU};
   check_adamw_rows(lists, grad, rows, touched);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
                       ema_beta);
@@ -285,7 +286,7 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
   TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_rows_: learning_rate must be >= 0, got ", rate);
   const Lists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
                       {"exp_avg_sq", exp_avg_sq}, {"ema", ema}};
-  check_no_overlap(written);
+  check_no_overlap(lists.op, written);
   const AdamwNumbers numbers =
       numbers_of(number(clip_factor, 0), beta1, beta2, eps, count, ema_beta);
   const AdamwTensor tensor =

@@ -62,10 +62,11 @@ void fill(const PhiloxRows& rows, int64_t num_rows, Value value, T* out) {
 }
 
 // Checks all that needs no element of `offsets`.
-at::Tensor checked_offsets(const char* op, const at::Tensor& offsets, int64_t width) {
+at::Tensor checked_offsets(const char* op, const at::Tensor& offsets, int64_t width,
+                           size_t item_size) {
   check_offsets(op, offsets);
   check_device(op, "offsets", offsets, at::kCPU);
-  TORCH_CHECK_VALUE(width >= 1, "sbrrt::", op, ": width must be at least 1, got ", width);
+  check_width(op, width, offsets.size(0), item_size);
   return offsets.contiguous();
 }
 
@@ -104,7 +105,7 @@ at::Tensor dropout_mask_cpu(const at::Tensor& offsets, int64_t width, double p,
   check_probability(op, p);
   check_floating(op, dtype);
   const PhiloxStream stream = philox_stream(op, rng, site);
-  const at::Tensor dense = checked_offsets(op, offsets, width);
+  const at::Tensor dense = checked_offsets(op, offsets, width, c10::elementSize(dtype));
   const PhiloxRows rows = philox_rows(op, dense, width, stream);
   const at::Tensor out = at::empty({offsets.size(0), width}, offsets.options().dtype(dtype));
   switch (dtype) {
@@ -120,7 +121,7 @@ at::Tensor philox_bits_cpu(const at::Tensor& offsets, int64_t width, const at::T
                            int64_t site) {
   constexpr auto op = "philox_bits";
   const PhiloxStream stream = philox_stream(op, rng, site);
-  const at::Tensor dense = checked_offsets(op, offsets, width);
+  const at::Tensor dense = checked_offsets(op, offsets, width, sizeof(uint32_t));
   const PhiloxRows rows = philox_rows(op, dense, width, stream);
   const at::Tensor out = at::empty({offsets.size(0), width}, offsets.options().dtype(at::kInt));
   fill(rows, out.size(0), RawWords{}, static_cast<uint32_t*>(out.mutable_data_ptr()));

@@ -57,10 +57,7 @@ at::Tensor smart_noise_cpu(const at::Tensor& offsets, int64_t width, const at::T
   check_device(op, "offsets", offsets, at::kCPU);
   TORCH_CHECK_VALUE(width >= 4 && width % 4 == 0,
                     "sbrrt::smart_noise: width must be a positive multiple of 4, got ", width);
-  const int64_t most = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(sizeof(float));
-  TORCH_CHECK_VALUE(width <= most / std::max<int64_t>(1, offsets.size(0)),
-                    "sbrrt::smart_noise: width ", width, " times ", offsets.size(0),
-                    " rows is more than memory can hold");
+  check_width(op, width, offsets.size(0), sizeof(float));
   const at::Tensor starts = offsets.contiguous();
   check_noise_range(starts, width);
   const at::Tensor out = at::empty({offsets.size(0), width}, offsets.options().dtype(at::kFloat));

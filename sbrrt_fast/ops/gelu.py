@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sbrrt_fast import _extension
-from sbrrt_fast.ops.autodiff import needs_weight_gradients
+from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.why_not import cpu_reason
 
@@ -41,7 +41,18 @@ class _Function(torch.autograd.Function):
         return dx, dbias if needed else None
 
 
-class _FunctionWithTangent(_Function):
+class _Eager(torch.autograd.Function):
+    """The same in the older style, which spares a call the inspection of its signature."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        ctx.save_for_backward(x, bias)
+        return torch.ops.sbrrt.bias_gelu_forward(x, bias)
+
+    backward = staticmethod(_Function.backward)
+
+
+class _Transformed(_Function):
     """The same with its forward-mode derivative in x."""
 
     @staticmethod
@@ -55,8 +66,13 @@ class _FunctionWithTangent(_Function):
 
 
 def _run_cpu(x: Tensor, bias: Tensor) -> Tensor:
-    function = _Function if torch.compiler.is_compiling() else _FunctionWithTangent
-    return function.apply(x, bias)
+    if torch.compiler.is_compiling():
+        return _Function.apply(x, bias)
+    if is_transformed(x):
+        return _Transformed.apply(x, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
+        return _Eager.apply(x, bias)
+    return torch.ops.sbrrt.bias_gelu_forward(x, bias)
 
 
 def _cpu_why_not(x: Tensor, bias: Tensor) -> str | None:

@@ -15,7 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sbrrt_fast import _extension
-from sbrrt_fast.ops.autodiff import needs_weight_gradients, tangent_is_differentiated
+from sbrrt_fast.ops.autodiff import (
+    is_transformed,
+    needs_weight_gradients,
+    tangent_is_differentiated,
+)
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.why_not import cpu_reason, dropout_arguments
@@ -87,7 +91,22 @@ class _Function(torch.autograd.Function):
         return dx, dbias, dresidual, dweight, dshift, None, None, None, None, None
 
 
-class _FunctionWithTangent(_Function):
+class _Eager(torch.autograd.Function):
+    """The same in the older style, which spares a call the inspection of its signature."""
+
+    @staticmethod
+    def forward(ctx, x, bias, residual, weight, shift, eps, p, rng, site, offsets):
+        y, mean, rstd = torch.ops.sbrrt.dropout_add_layernorm_forward(
+            x, bias, residual, weight, shift, eps, p, rng, site, offsets
+        )
+        ctx.p, ctx.site = p, site
+        ctx.save_for_backward(x, bias, residual, weight, mean, rstd, rng, offsets)
+        return y
+
+    backward = staticmethod(_Function.backward)
+
+
+class _Transformed(_Function):
     """The same with its forward-mode derivative in x and the residual."""
 
     @staticmethod
@@ -108,8 +127,13 @@ class _FunctionWithTangent(_Function):
 
 
 def _run_cpu(*args) -> Tensor:
-    function = _Function if torch.compiler.is_compiling() else _FunctionWithTangent
-    return function.apply(*args)[0]
+    if torch.compiler.is_compiling():
+        return _Function.apply(*args)[0]
+    if is_transformed(args[0], args[2]):
+        return _Transformed.apply(*args)[0]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in args[:5]):
+        return _Eager.apply(*args)
+    return torch.ops.sbrrt.dropout_add_layernorm_forward(*args)[0]
 
 
 def _cpu_why_not(x, bias, residual, weight, shift, *_) -> str | None:

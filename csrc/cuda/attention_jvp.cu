@@ -1,0 +1,180 @@
+// Tangent of packed attention's output for tangents of queries, keys and values.
+#include "cuda/attention_launch.cuh"
+
+namespace sbrrt::cuda {
+namespace {
+
+// One row's worth of operands in shared memory: of queries, or of keys and values.
+template <typename T>
+struct QueryTiles {
+  const T *query, *tangent;
+};
+
+template <typename T>
+struct KeyTiles {
+  const T *key, *key_tangent, *value, *value_tangent;
+};
+
+// A warp's 16 queries while chunks of keys are worked in. The tangent is relative to the mean so
+// far; `out`, which it takes to move that mean, is kept where another chunk may come.
+template <int kDim>
+struct TangentRows {
+  RowMeans means;
+  float tangent[kDim / 8][4] = {}, out[kDim / 8][4] = {};
+};
+
+// p -> M P, x -> M P (x - mean) / sqrt(head_dim), but for the factors that come last.
+template <int kDim, int kTiles>
+__device__ void weigh_tangents(float (&p)[kTiles][4], float (&x)[kTiles][4],
+                               const float (&mean)[2], const Kept<kTiles>& kept, int num_keys) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    if (8 * j >= num_keys) break;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      p[j][i] = kept(j, i) ? p[j][i] : 0.f;
+      x[j][i] = p[j][i] * ((x[j][i] - mean[i / 2]) * kScoreScale<kDim>);
+    }
+  }
+}
+
+// Works in a chunk of keys; kOnly where there is no other one.
+template <bool kOnly, typename T, int kDim, int kTiles>
+__device__ void tangent_step(TangentRows<kDim>& rows, const QueryTiles<T>& queries,
+                             const KeyTiles<T>& keys, const float (&shift)[2],
+                             const Kept<kTiles>& kept, bool is_first, int num_keys) {
+  float p[kTiles][4] = {}, x[kTiles][4] = {}, step[2];
+  multiply_rows<kDim>(p, queries.query, keys.key, num_keys);
+  multiply_rows<kDim>(x, queries.tangent, keys.key, num_keys);
+  multiply_rows<kDim>(x, queries.query, keys.key_tangent, num_keys);
+  exponentiate<kDim>(p, shift, num_keys);
+  if (is_first) rows.means.start(x);
+  rows.means.add(p, x, num_keys, step);
+  if constexpr (!kOnly) {
+    step[0] *= kScoreScale<kDim>;
+    step[1] *= kScoreScale<kDim>;
+    subtract(rows.tangent, step, rows.out);
+  }
+  weigh_tangents<kDim>(p, x, rows.means.mean, kept, num_keys);
+  multiply_tiles<kDim>(rows.tangent, x, keys.value, num_keys);
+  multiply_tiles<kDim>(rows.tangent, p, keys.value_tangent, num_keys);
+  if constexpr (!kOnly) multiply_tiles<kDim>(rows.out, p, keys.value, num_keys);
+}
+
+template <typename T, int kDim>
+__device__ void tangent_finish(const AttentionTangentParams& p, const Sequence& sequence, int head,
+                               int first_query, const TangentRows<kDim>& rows) {
+  const float factor[2] = {p.batch.kept_scale / rows.means.total[0],
+                           p.batch.kept_scale / rows.means.total[1]};
+  store_rows<T, kDim>(p.out_tangent, sequence, head, first_query, rows.tangent, factor);
+}
+
+// Rows [first, first + count) of everything that belongs to keys, each `size` further on.
+template <typename T, int kDim>
+__device__ void copy_keys(T* to, int size, const AttentionTangentParams& p,
+                          const Sequence& sequence, int head, int first, int count) {
+  copy_rows<T, kDim>(to, p.key, sequence, head, first, count);
+  copy_rows<T, kDim>(to + size, p.key_tangent, sequence, head, first, count);
+  copy_rows<T, kDim>(to + 2 * size, p.value, sequence, head, first, count);
+  copy_rows<T, kDim>(to + 3 * size, p.value_tangent, sequence, head, first, count);
+}
+
+template <typename T>
+__device__ KeyTiles<T> keys_at(const T* from, int size) {
+  return {from, from + size, from + 2 * size, from + 3 * size};
+}
+
+// Sequences of at most 128 tokens, all keys at once. Shared memory holds, head after head, [query |
+// its tangent | key | its tangent | value | its tangent][padded length].
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
+    attention_jvp_short(const AttentionTangentParams p, int heads_per_block) {
+  const Sequence sequence = sequence_of(p.batch, blockIdx.x);
+  const HeadGroup heads = head_group(p.batch, heads_per_block);
+  const int padded = round_up_to_tile(sequence.length), size = padded * kRowStride<T, kDim>;
+  for (int h = 0; h < heads.count; ++h) {
+    T* to = shared_memory<T>() + 6 * h * size;
+    copy_rows<T, kDim>(to, p.query, sequence, heads.first + h, 0, padded);
+    copy_rows<T, kDim>(to + size, p.query_tangent, sequence, heads.first + h, 0, padded);
+    copy_keys<T, kDim>(to + 2 * size, size, p, sequence, heads.first + h, 0, padded);
+  }
+  finish_copies();
+  const int num_tiles = padded / kTile;
+  for (int i = warp_index(); i < heads.count * num_tiles; i += blockDim.x / kWarpSize) {
+    const int head = heads.first + i / num_tiles, first = i % num_tiles * kTile;
+    const T* from = shared_memory<T>() + 6 * (i / num_tiles) * size;
+    const T* query = from + first * kRowStride<T, kDim>;
+    const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
+    const auto kept = draw_kept<kShortTiles>(dropout, first, 0, sequence.length);
+    float shift[2];
+    load_shift(shift, p.logsumexp, p.batch, sequence, head, first);
+    TangentRows<kDim> rows;
+    tangent_step<true>(rows, {query, query + size}, keys_at(from + 2 * size, size), shift, kept,
+                       true, sequence.length);
+    tangent_finish<T>(p, sequence, head, first, rows);
+  }
+}
+
+// Longer ones: 64 queries per block, 16 per warp, and 64 keys in shared memory at a time while the
+// next 64 are on their way. Shared memory holds [query | its tangent][64], then [buffer][key | its
+// tangent | value | its tangent][64].
+template <typename T, int kDim>
+__global__ void __launch_bounds__(kLongWarps* kWarpSize)
+    attention_jvp_long(const AttentionTangentParams p) {
+  constexpr int kSize = kLongChunk * kRowStride<T, kDim>;
+  const Sequence sequence = sequence_of(p.batch, blockIdx.x);
+  const int head = blockIdx.y, block_first = blockIdx.z * kLongRows;
+  if (block_first >= sequence.length) return;
+  T *queries = shared_memory<T>(), *chunks = queries + 2 * kSize;
+  copy_rows<T, kDim>(queries, p.query, sequence, head, block_first, kLongRows);
+  copy_rows<T, kDim>(queries + kSize, p.query_tangent, sequence, head, block_first, kLongRows);
+  const int first = block_first + warp_index() * kTile;
+  const T* query = queries + warp_index() * kTile * kRowStride<T, kDim>;
+  const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
+  float shift[2];
+  load_shift(shift, p.logsumexp, p.batch, sequence, head, first);
+  TangentRows<kDim> rows;
+  const auto copy = [&](int chunk, int buffer) {
+    copy_keys<T, kDim>(chunks + 4 * buffer * kSize, kSize, p, sequence, head, chunk * kLongChunk,
+                       kLongChunk);
+  };
+  const auto step = [&](int chunk, int buffer) {
+    if (first >= sequence.length) return;
+    const int first_key = chunk * kLongChunk;
+    const int num_keys = min(kLongChunk, sequence.length - first_key);
+    const auto kept = draw_kept<kLongTiles>(dropout, first, first_key, num_keys);
+    tangent_step<false>(rows, {query, query + kSize}, keys_at(chunks + 4 * buffer * kSize, kSize),
+                        shift, kept, chunk == 0, num_keys);
+  };
+  for_each_chunk(ceil_div(sequence.length, kLongChunk), copy, step);
+  tangent_finish<T>(p, sequence, head, first, rows);
+}
+
+template <typename T, int kDim>
+cudaError_t jvp_short(const AttentionTangentParams& p, cudaStream_t stream) {
+  const ShortLaunch shape = short_launch(p.batch);
+  const size_t bytes =
+      6 * sizeof(T) * shape.heads_per_block * longest_padded(p.batch) * kRowStride<T, kDim>;
+  return launch<attention_jvp_short<T, kDim>>(short_grid(p.batch, shape),
+                                              dim3(shape.num_warps * kWarpSize), bytes, stream, p,
+                                              shape.heads_per_block);
+}
+
+template <typename T, int kDim>
+cudaError_t jvp_long(const AttentionTangentParams& p, cudaStream_t stream) {
+  const size_t bytes = 10 * sizeof(T) * kLongChunk * kRowStride<T, kDim>;
+  return launch<attention_jvp_long<T, kDim>>(long_grid(p.batch), dim3(kLongWarps * kWarpSize),
+                                             bytes, stream, p);
+}
+
+}  // namespace
+
+cudaError_t attention_jvp(const AttentionTangentParams& p, cudaStream_t stream) {
+  return dispatch(p.batch, [&](auto element, auto head_dim) {
+    using T = typename decltype(element)::type;
+    return is_short(p.batch) ? jvp_short<T, head_dim>(p, stream)
+                             : jvp_long<T, head_dim>(p, stream);
+  });
+}
+
+}  // namespace sbrrt::cuda
