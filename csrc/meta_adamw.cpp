@@ -2,7 +2,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "cpu/adamw_checks.h"
+#include "common/adamw_checks.h"
 
 namespace sbrrt {
 namespace {

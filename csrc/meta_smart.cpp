@@ -5,8 +5,8 @@
 #include <c10/core/SymBool.h>
 #include <torch/library.h>
 
-#include "cpu/smart_ascend_checks.h"
-#include "cpu/symmetric_kl_checks.h"
+#include "common/smart_ascend_checks.h"
+#include "common/symmetric_kl_checks.h"
 
 namespace sbrrt {
 namespace {

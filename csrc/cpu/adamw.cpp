@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/adamw_checks.h"
+#include "common/adamw_checks.h"
 
 namespace sbrrt {
 namespace {

@@ -10,7 +10,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/smart_ascend_checks.h"
+#include "common/smart_ascend_checks.h"
 
 namespace sbrrt {
 namespace {

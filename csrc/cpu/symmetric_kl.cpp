@@ -13,7 +13,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/symmetric_kl_checks.h"
+#include "common/symmetric_kl_checks.h"
 
 namespace sbrrt {
 namespace {

@@ -1,5 +1,5 @@
-// The options of smart_ascend and its checks that need shapes alone; the meta implementation shares
-// them.
+// The options of smart_ascend and its checks that need shapes alone: for every device and for
+// tracing.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,18 +7,10 @@
 #include <cmath>
 #include <string_view>
 
+#include "common/ascend_options.h"
 #include "common/checks.h"
 
 namespace sbrrt {
-
-struct AscendOptions {
-  double step_size;
-  float radius;
-  bool is_infinite;  // the step
-  bool normalize_gradient;
-  bool is_ball, is_sup, is_sequence;
-  bool is_clamp, is_sign;  // the projection where it needs no norm
-};
 
 // True for the first of two words, false for the second.
 inline bool ascend_choice(const char* argument, std::string_view value, std::string_view first,

@@ -1,0 +1,107 @@
+// AdamW, the teacher's average and the low-precision copies: all tensors in one launch, or one table of
+// which a few rows have a gradient.
+#include "cuda/adamw.h"
+
+#include <type_traits>
+
+#include "cuda/common/adamw.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/pieces.cuh"
+
+namespace sbrrt::cuda {
+namespace {
+
+template <typename Grad>
+__global__ void __launch_bounds__(kPieceThreads)
+    adamw_ema_kernel(const __grid_constant__ AdamwParams p) {
+  SBRRT_SHARED(AdamwFactors, factors, [1]);
+  const int index = tensor_of_block(p.first_block, p.num_tensors);
+  const AdamwTensor& t = p.tensors[index];
+  if (threadIdx.x == 0) factors[0] = adamw_factors(p.numbers, index, t.weight_decay);
+  __syncthreads();
+  const AdamwFactors f = factors[0];
+  const int64_t begin = (static_cast<int>(blockIdx.x) - p.first_block[index]) * kAdamwPiece;
+  const int64_t end = begin + kAdamwPiece < t.size ? begin + kAdamwPiece : t.size;
+  for_each_element(begin, end, is_vector(t), [&](auto n, int64_t i) {
+    float grad[decltype(n)::value], change[decltype(n)::value];
+    load_floats(static_cast<const Grad*>(t.grad) + i, grad);
+    update_moments(t, f, grad, i, change);
+    update_params(t, f, change, i);
+  });
+}
+
+constexpr int kRowsPerWarp = 4;
+
+// The place of the first of rows [count], ascending, that is not below `row`; a warp at once: every
+// lane looks at the end of a 32nd.
+__device__ inline int64_t lower_bound(const int64_t* rows, int64_t count, int64_t row) {
+  int64_t begin = 0, end = count;
+  while (begin < end) {
+    const int64_t part = ceil_div(end - begin, kWarpSize);
+    const int64_t after = begin + (lane_index() + 1) * part, last = (after < end ? after : end) - 1;
+    const int num_below = __popc(__ballot_sync(kFullMask, rows[last] < row));
+    if (num_below == kWarpSize) return end;
+    const int64_t next = begin + num_below * part;
+    end = (next + part < end ? next + part : end) - 1;
+    begin = next;
+  }
+  return begin;
+}
+
+// One row of the table, by a warp. A row that never had a gradient only decays.
+__device__ inline void update_row(const AdamwRowsParams& p, const AdamwFactors& f, int64_t row,
+                                  bool is_vector) {
+  const AdamwTensor& t = p.tensor;
+  const int64_t place = lower_bound(p.rows, p.count, row);
+  const bool has_grad = place < p.count && p.rows[place] == row;
+  const bool has_moments = has_grad || p.touched[row];
+  const float* from = static_cast<const float*>(t.grad) + place * p.width;
+  const auto update = [&](auto n, int64_t j) {
+    float grad[decltype(n)::value] = {}, change[decltype(n)::value] = {};
+    const int64_t i = row * p.width + j;
+    if (has_grad) load_floats(from + j, grad);
+    if (has_moments) update_moments(t, f, grad, i, change);
+    update_params(t, f, change, i);
+  };
+  if (is_vector) {
+    for (int64_t j = lane_index() * 4; j < p.width; j += kWarpSize * 4) {
+      update(std::integral_constant<int, 4>{}, j);
+    }
+  } else {
+    for (int64_t j = lane_index(); j < p.width; j += kWarpSize) {
+      update(std::integral_constant<int, 1>{}, j);
+    }
+  }
+  if (has_grad && lane_index() == 0) p.touched[row] = true;
+}
+
+__global__ void __launch_bounds__(kPieceThreads) adamw_ema_rows_kernel(const AdamwRowsParams p) {
+  SBRRT_SHARED(AdamwFactors, factors, [1]);
+  if (threadIdx.x == 0) factors[0] = adamw_factors(p.numbers, 0, p.tensor.weight_decay);
+  __syncthreads();
+  const AdamwFactors f = factors[0];
+  const bool vector = is_vector(p.tensor) && p.width % 4 == 0;
+  const int64_t first = int64_t{blockIdx.x} * kPieceWarps * kRowsPerWarp + warp_index();
+  for (int i = 0; i < kRowsPerWarp; ++i) {
+    const int64_t row = first + i * kPieceWarps;
+    if (row < p.num_rows) update_row(p, f, row, vector);
+  }
+}
+
+}  // namespace
+
+cudaError_t adamw_ema(const AdamwParams& p, cudaStream_t stream) {
+  return with_dtype(p.grad_dtype, [&](auto type) {
+    using Grad = typename decltype(type)::type;
+    const dim3 grid(static_cast<unsigned>(p.first_block[p.num_tensors]));
+    return launch<adamw_ema_kernel<Grad>>(grid, dim3(kPieceThreads), 0, stream, p);
+  });
+}
+
+cudaError_t adamw_ema_rows(const AdamwRowsParams& p, cudaStream_t stream) {
+  const int64_t num_blocks = p.width > 0 ? ceil_div(p.num_rows, kPieceWarps * kRowsPerWarp) : 0;
+  return launch<adamw_ema_rows_kernel>(dim3(static_cast<unsigned>(num_blocks)),
+                                       dim3(kPieceThreads), 0, stream, p);
+}
+
+}  // namespace sbrrt::cuda

@@ -1,0 +1,73 @@
+// The norm of all gradients together, in one launch: each block leaves the sum of its piece, and the
+// last one to finish adds these up, in their order.
+#include <type_traits>
+
+#include "cuda/adamw.h"
+#include "cuda/common/any_dtype.cuh"
+#include "cuda/common/launch.cuh"
+#include "cuda/common/pieces.cuh"
+
+namespace sbrrt::cuda {
+namespace {
+
+// Over the block; every thread gets the result.
+__device__ inline double block_total(double x, double* shared) {
+  x = warp_sum(x);
+  if (lane_index() == 0) shared[warp_index()] = x;
+  __syncthreads();
+  x = shared[0];
+#pragma unroll
+  for (int warp = 1; warp < kPieceWarps; ++warp) x += shared[warp];
+  __syncthreads();
+  return x;
+}
+
+template <typename T>
+__device__ inline double squares_of_piece(const GradientNormParams& p) {
+  const int index = tensor_of_block(p.first_block, p.num_tensors);
+  const T* data = static_cast<const T*>(p.data[index]);
+  const int64_t begin = (static_cast<int>(blockIdx.x) - p.first_block[index]) * kAdamwPiece;
+  const int64_t size = p.size[index], end = begin + kAdamwPiece < size ? begin + kAdamwPiece : size;
+  float sum = 0.0f;
+  const bool is_vector = reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  for_each_element(begin, end, is_vector, [&](auto n, int64_t i) {
+    float x[decltype(n)::value];
+    load_floats(data + i, x);
+#pragma unroll
+    for (int k = 0; k < decltype(n)::value; ++k) sum = fmaf(x[k], x[k], sum);
+  });
+  return sum;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kPieceThreads)
+    gradient_norm_kernel(const __grid_constant__ GradientNormParams p) {
+  SBRRT_SHARED(double, shared, [kPieceWarps]);
+  SBRRT_SHARED(bool, is_last, [1]);
+  const double sum = block_total(squares_of_piece<T>(p), shared);
+  if (threadIdx.x == 0) {
+    p.partial[p.partial_begin + blockIdx.x] = sum;
+    __threadfence();
+    is_last[0] = atomicAdd(p.ticket, 1u) + 1 == p.num_partial;
+  }
+  __syncthreads();
+  if (!is_last[0]) return;
+  __threadfence();
+  const volatile double* partial = p.partial;
+  double total = 0.0;
+  for (int64_t i = threadIdx.x; i < p.num_partial; i += kPieceThreads) total += partial[i];
+  total = block_total(total, shared);
+  if (threadIdx.x == 0) *p.out = static_cast<float>(sqrt(total));
+}
+
+}  // namespace
+
+cudaError_t gradient_norm(const GradientNormParams& p, cudaStream_t stream) {
+  return with_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const dim3 grid(static_cast<unsigned>(p.first_block[p.num_tensors]));
+    return launch<gradient_norm_kernel<T>>(grid, dim3(kPieceThreads), 0, stream, p);
+  });
+}
+
+}  // namespace sbrrt::cuda

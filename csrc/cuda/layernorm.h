@@ -1,0 +1,53 @@
+// dropout_add_layernorm on CUDA: what its kernels are given, and their launchers.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/common/params.h"
+
+namespace sbrrt::cuda {
+
+constexpr int64_t kMaxLayerNormWidth = 2048;
+
+// s = residual + M (x + bias), with dropout's factors M. The residual is fp32 or of the dtype of x.
+struct ResidualParams {
+  int64_t num_rows;
+  int width;
+  Dtype x_dtype, residual_dtype;
+  ConstRows x, residual;
+  const float* bias;  // [width]
+  DropoutParams dropout;
+};
+
+struct LayerNormForwardParams {
+  ResidualParams in;
+  const float *weight, *shift;  // [width]
+  float eps;
+  Rows out;  // of the residual's dtype
+  Rows low;  // a bfloat16 copy of out, or no data
+  float *mean, *rstd;  // [num_rows]
+};
+
+// The gradient of out is grad + product.
+struct LayerNormBackwardParams {
+  ResidualParams in;
+  ConstRows grad;     // of the residual's dtype
+  ConstRows product;  // of the dtype of x, or no data
+  const float *weight, *mean, *rstd;
+  Rows dx, dresidual;  // of the dtypes of x and residual
+  float* partial;      // [num_row_blocks, 3, width]: sums for bias, weight, shift; or null
+};
+
+struct LayerNormJvpParams {
+  ResidualParams in;
+  ConstRows x_tangent, residual_tangent;  // of the dtypes of x and residual
+  const float *weight, *mean, *rstd;
+  Rows out, low;  // as in the forward
+};
+
+// cudaErrorInvalidValue for rows wider than kMaxLayerNormWidth and for other pairs of dtypes.
+cudaError_t layernorm_forward(const LayerNormForwardParams& params, cudaStream_t stream);
+cudaError_t layernorm_backward(const LayerNormBackwardParams& params, cudaStream_t stream);
+cudaError_t layernorm_jvp(const LayerNormJvpParams& params, cudaStream_t stream);
+
+}  // namespace sbrrt::cuda
