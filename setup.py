@@ -1,10 +1,15 @@
-"""Builds sbrrt_fast._C, the C++ ops. Everything else is in pyproject.toml."""
+"""Builds sbrrt_fast._C, the C++ ops and, where it can, the CUDA ones. Everything else is in
+pyproject.toml.
+
+SBRRT_CUDA=0 leaves CUDA out, SBRRT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST names the GPUs.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,7 +34,27 @@ if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 11):
         f"sbrrt_fast: building needs torch >= 2.11, and this Python ({sys.executable}) has"
         f" {torch.__version__}. Do {HOW.replace('install', 'install --upgrade', 1)}"
     )
-from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
+
+
+def find_nvcc() -> str | None:
+    """CUDA's compiler."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    folders = [Path(home, "bin") for home in homes if home]
+    newest_first = sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+    folders += [*map(Path, os.environ.get("PATH", "").split(os.pathsep))]
+    folders += [Path("/usr/local/cuda/bin"), *(path / "bin" for path in newest_first)]
+    return next((found for folder in folders if (found := shutil.which(folder / "nvcc"))), None)
+
+
+NVCC = find_nvcc()
+if NVCC:
+    # Before the import below, which settles where CUDA is.
+    os.environ["CUDA_HOME"] = str(Path(NVCC).resolve().parent.parent)
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
+
+# Why there is no CUDA, in the order of kCudaReasons in csrc/bindings.cpp.
+CUDA_REASONS = ["", "SBRRT_CUDA=0", "torch without CUDA", "no nvcc", "nvcc of another release"]
 
 # Answers whether the compiler is new enough for torch's headers, and whose OpenMP it speaks.
 PROBE = """
@@ -119,15 +144,52 @@ def compile_flags() -> list[str]:
     return flags
 
 
-setup(
-    ext_modules=[
-        CppExtension(
-            "sbrrt_fast._C",
-            sorted(glob("csrc/*.cpp") + glob("csrc/autograd/*.cpp") + glob("csrc/cpu/*.cpp")),
-            include_dirs=[str(Path("csrc").resolve())],
-            depends=sorted(glob("csrc/**/*.h", recursive=True)),
-            extra_compile_args=compile_flags(),
-        )
-    ],
-    cmdclass={"build_ext": BuildNative},
-)
+def nvcc_release() -> str:
+    """Such as 13.0."""
+    told = subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release ([\d.]+)", told)
+    return found[1] if found else "unknown"
+
+
+def why_no_cuda() -> int:
+    """The index of the reason in CUDA_REASONS; 0 where CUDA is built."""
+    asked = os.environ.get("SBRRT_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"sbrrt_fast: SBRRT_CUDA is 0 or 1, not {asked!r}.")
+    if asked == "0":
+        return 1
+    reason, told = 0, ""
+    if torch.version.cuda is None:
+        reason, told = 2, f"torch {torch.__version__} is built without CUDA"
+    elif NVCC is None:
+        reason, told = 3, "there is no nvcc in CUDA_HOME, PATH or /usr/local/cuda*"
+    elif nvcc_release().split(".")[0] != torch.version.cuda.split(".")[0]:
+        reason = 4
+        told = f"{NVCC} is of CUDA {nvcc_release()}, torch was built with {torch.version.cuda}"
+    if asked == "1" and reason:
+        raise SystemExit(f"sbrrt_fast: SBRRT_CUDA=1, but {told}.")
+    return reason
+
+
+def extension() -> CppExtension:
+    """sbrrt_fast._C, with the sources of csrc/cuda where CUDA can be built."""
+    reason = why_no_cuda()
+    sources = glob("csrc/*.cpp") + glob("csrc/autograd/*.cpp") + glob("csrc/cpu/*.cpp")
+    options = {
+        "include_dirs": [str(Path("csrc").resolve())],
+        "depends": sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/**/*.cuh")),
+        "define_macros": [("SBRRT_NO_CUDA_REASON", str(reason))],
+        "extra_compile_args": compile_flags(),
+    }
+    if reason:
+        return CppExtension("sbrrt_fast._C", sorted(sources), **options)
+    sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
+    # Headers of the CUDA libraries may lie beside torch; the toolkit's own come first.
+    beside = glob(str(Path(torch.__file__).parent.parent / "nvidia" / "cu*" / "include"))
+    after = [flag for folder in beside for flag in ("-idirafter", folder)]
+    options["extra_compile_args"] = {"cxx": [*compile_flags(), *after], "nvcc": ["-O3", *after]}
+    options["library_dirs"] = [str(Path(os.environ["CUDA_HOME"], "lib"))]
+    return CUDAExtension("sbrrt_fast._C", sorted(sources), **options)
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildNative})

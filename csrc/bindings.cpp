@@ -12,6 +12,10 @@
 #include "common/philox.h"
 #include "cpu/isa.h"
 
+#if !SBRRT_NO_CUDA_REASON
+#include <cuda.h>
+#endif
+
 TORCH_LIBRARY(sbrrt, m) {
   m.def("adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
         "Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, Tensor(e!)[] low_precision, "
@@ -118,6 +122,18 @@ std::string compiler() {
 #endif
 }
 
+#if SBRRT_NO_CUDA_REASON
+// In the order of CUDA_REASONS in setup.py.
+constexpr const char* kCudaReasons[] = {
+    "", "SBRRT_CUDA=0 was set when it was built", "it was built with a torch that has no CUDA",
+    "there was no nvcc in CUDA_HOME, PATH or /usr/local/cuda* when it was built",
+    "nvcc was of another CUDA release than torch when it was built"};
+#else
+std::string cuda_version() {
+  return std::to_string(CUDA_VERSION / 1000) + "." + std::to_string(CUDA_VERSION % 1000 / 10);
+}
+#endif
+
 // pybind11 would show an at::Error with its C++ stack, as a RuntimeError.
 std::string instruction_set() {
   try {
@@ -136,8 +152,13 @@ py::dict build_info() {
 #else
   info["threads"] = "none: built without OpenMP";
 #endif
+#if SBRRT_NO_CUDA_REASON
   info["cuda"] = py::none();
-  info["cuda_reason"] = "this version of sbrrt_fast has no CUDA sources";
+  info["cuda_reason"] = kCudaReasons[SBRRT_NO_CUDA_REASON];
+#else
+  info["cuda"] = cuda_version();
+  info["cuda_reason"] = py::none();
+#endif
   info["cpu_capability"] = instruction_set();
   return info;
 }

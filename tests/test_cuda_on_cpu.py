@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from tests.cuda_on_cpu import ROOT, CudaError, library
-from tests.cuda_on_cpu.build import compiler
+from tests.cuda_on_cpu import CudaError, library
+from tests.cuda_on_cpu.build import ROOT, compiler
 
 # In the order of Bug in cuda_on_cpu/ops/planted.cpp; what `checked` says of each. None: the result
 # is wrong, and nothing but the result.

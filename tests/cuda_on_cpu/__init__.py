@@ -1,8 +1,9 @@
 """Runs the kernels of csrc/cuda on the CPU.
 
-``library("gelu")`` compiles ``csrc/cuda/gelu*.cu`` together with ``ops/gelu.cpp``, whose exported
-functions take the place of the binding; ``.call("gelu_forward", x, y, n, seed=3)`` runs one on
-copies of the tensors in device memory of exact bounds, and copies the results back into them.
+``library("gelu")`` compiles ``ops/gelu.cpp``, whose exported functions take the place of the binding,
+and the kernel files of csrc/cuda behind the headers it includes. ``.call("gelu_forward", x, y, n,
+seed=3)`` runs one on copies of the tensors in device memory of exact bounds, and copies the results
+back into them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.cuda_on_cpu.build import HERE, ROOT, VARIANTS, build
+from tests.cuda_on_cpu.build import VARIANTS, build, sources
 
 ELEMENT = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # csrc/cuda/element_type.h
 POINTER_LETTERS = "cp"
@@ -37,8 +38,7 @@ def library(op: str, variant: str | None = None) -> Library:
 @cache
 def _library(op: str, variant: str) -> Library:
     assert variant in VARIANTS
-    sources = [HERE / "ops" / f"{op}.cpp", *sorted((ROOT / "csrc" / "cuda").glob(f"{op}*.cu"))]
-    return Library(op, build(op, sources, variant))
+    return Library(op, build(op, sources(op), variant))
 
 
 class Library:

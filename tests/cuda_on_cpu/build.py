@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 import sysconfig
@@ -31,6 +32,25 @@ VARIANTS = {
 def compiler() -> list[str]:
     """The C++ compiler, as setup.py chooses it."""
     return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
+def sources(op: str) -> list[Path]:
+    """``ops/<op>.cpp`` and the kernel files behind the headers of csrc/cuda it includes.
+
+    Those are the ``.cu`` files that include such a header, or are named after one that these need.
+    """
+    export, folder = HERE / "ops" / f"{op}.cpp", ROOT / "csrc" / "cuda"
+    kernels = sorted(folder.glob("*.cu"))
+    wanted = [path for path in kernels if _op_headers(path) & _op_headers(export)]
+    for path in wanted:  # grows while it is gone through
+        for name in _op_headers(path):
+            wanted += [other for other in kernels if other.stem == name and other not in wanted]
+    return [export, *wanted]
+
+
+def _op_headers(source: Path) -> set[str]:
+    """The names of the launchers' headers that a source includes."""
+    return set(re.findall(r'#include "cuda/(\w+)\.h"', source.read_text())) - {"element_type"}
 
 
 def build(name: str, sources: list[Path], variant: str) -> Path:
