@@ -63,7 +63,10 @@ class CudaCase(Case):
         ds, partial = unwritten(*self.grad.shape), unwritten(blocks, 2 * width)
         read = *with_stride(dense_rows(self.grad)), self.inputs[3], *self.statistics
         self.call("backward", *read, ds, partial, seed=seed)
-        tables = [self.empty_gradient(table, need) for table, need in zip(self.inputs, needs)]
+        tables = [
+            self.empty_gradient(table, need)
+            for table, need in zip(self.inputs, needs, strict=False)
+        ]
         arguments = [len(ds), width, self.inputs[0].dtype, ds]
         for indices, table, out in zip(self.tokens, self.inputs, tables, strict=False):
             arguments += [indices, len(table), out]
@@ -119,7 +122,9 @@ def test_rows_that_no_token_reads_have_zero_gradient():
 def test_only_wanted_tables_are_written(needs):
     case = CudaCase(SAMPLES["primes"])
     whole = case.backward()
-    for need, mine, other in zip((*needs, True, True), case.backward(needs=needs), whole):
+    for need, mine, other in zip(
+        (*needs, True, True), case.backward(needs=needs), whole, strict=True
+    ):
         assert mine is None if not need else torch.equal(mine, other)
 
 

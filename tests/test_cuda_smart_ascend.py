@@ -97,12 +97,10 @@ def test_a_zero_gradient_projects_the_old_perturbation():
 
 
 def test_sequences_in_any_order():
-    delta, gradient, mask, sequence, number = tensors(SAMPLES["512 tokens"])
+    delta, gradient, mask, sequence, _ = tensors(SAMPLES["512 tokens"])
     sequence = torch.randint(5, sequence.shape)
     options = {**OPTIONS[-1], "radius": 0.5}
-    exact = smart_ascend_reference(
-        delta.double(), gradient.double(), mask, sequence, 5, **options
-    )
+    exact = smart_ascend_reference(delta.double(), gradient.double(), mask, sequence, 5, **options)
     got = ascend(delta, gradient, mask, sequence, 5, **options)
     assert torch.allclose(got.double(), exact, rtol=1e-6, atol=1e-9)
 

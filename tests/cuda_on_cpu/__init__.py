@@ -1,9 +1,9 @@
 """Runs the kernels of csrc/cuda on the CPU.
 
-``library("gelu")`` compiles ``ops/gelu.cpp``, whose exported functions take the place of the binding,
-and the kernel files of csrc/cuda behind the headers it includes. ``.call("gelu_forward", x, y, n,
-seed=3)`` runs one on copies of the tensors in device memory of exact bounds, and copies the results
-back into them.
+``library("gelu")`` compiles ``ops/gelu.cpp``, whose exported functions take the place of the
+binding, and the kernel files of csrc/cuda behind the headers it includes.
+``.call("gelu_forward", x, y, n, seed=3)`` runs one on copies of the tensors in device memory of
+exact bounds, and copies the results back into them.
 """
 
 from __future__ import annotations

@@ -37,11 +37,16 @@ def compiler() -> list[str]:
 def sources(op: str) -> list[Path]:
     """``ops/<op>.cpp`` and the kernel files behind the headers of csrc/cuda it includes.
 
-    Those are the ``.cu`` files that include such a header, or are named after one that these need.
+    Those are the ``.cu`` files named after the op, those that include such a header, and those
+    named after a header that these need.
     """
     export, folder = HERE / "ops" / f"{op}.cpp", ROOT / "csrc" / "cuda"
     kernels = sorted(folder.glob("*.cu"))
-    wanted = [path for path in kernels if _op_headers(path) & _op_headers(export)]
+    wanted = [
+        path
+        for path in kernels
+        if path.stem.startswith(op) or _op_headers(path) & _op_headers(export)
+    ]
     for path in wanted:  # grows while it is gone through
         for name in _op_headers(path):
             wanted += [other for other in kernels if other.stem == name and other not in wanted]
