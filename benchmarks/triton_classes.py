@@ -69,8 +69,14 @@ def _attention_classes() -> Iterator[tuple[str, ShapeClass]]:
         dtype = torch.bfloat16 if bits == "16-bit" else torch.float32
         calls = partial(_attention_calls, direction.partition("_")[0], dtype)
         if kind == "loop":
-            axes = {"query": (32, 64, 128), "key": (32, 64), "num_warps": (4, 8)}
-            yield name, ShapeClass(partial(calls, 512), axes | {"num_stages": (1, 2, 3)})
+            blocks = (32, 64, 128) if bits == "16-bit" else (16, 32, 64)
+            axes = {
+                "query": blocks,
+                "key": blocks[:2],
+                "num_warps": (4, 8),
+                "num_stages": (1, 2, 3),
+            }
+            yield name, ShapeClass(partial(calls, 512), axes)
             continue
         keys = int(tile[0])
         queries = [q for q in (16, 32, 64, 128) if q <= keys] if direction == "forward" else [keys]

@@ -1,9 +1,10 @@
 """Triton kernels, installed as ``sbrrt_fast.kernels``; nothing in here imports ``sbrrt_fast``.
 
-One module per op, in this order: kernels (``_forward_kernel``, ...), their launch choices, and host
-functions (``forward``, ``backward``, ...) that take and return torch tensors with the signatures of
+One module per op, in this order: kernels (``_forward_kernel``, ...) and host functions
+(``forward``, ``backward``, ...) that take and return torch tensors with the signatures of
 ``torch.ops.sbrrt.<op>_forward`` and so on. Shared by all: ``philox`` (random words by logical
-index), ``launch`` (every launch goes through it) and ``checks`` (of arguments).
+index), ``launch`` (every launch goes through it), ``launch_table`` (in what blocks, with how many
+warps, and why) and ``checks`` (of arguments).
 ``sbrrt_fast/ops/triton_ops.py`` makes ops of the host functions.
 
 Names in kernels: ``p_`` a pointer, with the dtype and shape it points at in a comment; ``i_`` a

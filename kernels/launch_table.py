@@ -121,7 +121,7 @@ TABLE: dict[str, Choice] = {
         "the largest blocks without spills; no matrix instructions, so more warps",
     ),
     "attention jvp 32-bit loop": Choice(
-        {"query": 32, "key": 16, "num_warps": 8, "num_stages": 1},
+        {"query": 16, "key": 32, "num_warps": 8, "num_stages": 1},
         "the largest blocks without spills; no matrix instructions, so more warps",
     ),
     "layernorm forward 512": Choice(
