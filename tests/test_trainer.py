@@ -185,7 +185,7 @@ def test_an_output_folder_is_not_overwritten_unasked(base, tmp_path):
 
 
 def test_a_backend_that_is_not_there_is_refused_by_op(base, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("sbrrt_fast.ops.triton_ops.INTERPRETED", False)
     with pytest.raises(BackendError, match="attention: .*(NVIDIA GPU|not installed)"):
         Trainer(replace(base, backend="triton"))
 
