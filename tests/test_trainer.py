@@ -186,7 +186,7 @@ def test_an_output_folder_is_not_overwritten_unasked(base, tmp_path):
 
 def test_a_backend_that_is_not_there_is_refused_by_op(base, monkeypatch):
     monkeypatch.setattr("sbrrt_fast.ops.triton_ops.INTERPRETED", False)
-    with pytest.raises(BackendError, match="attention: .*(NVIDIA GPU|not installed)"):
+    with pytest.raises(BackendError, match=r"attention: .*(NVIDIA GPU|not installed)"):
         Trainer(replace(base, backend="triton"))
 
 
