@@ -36,6 +36,7 @@ OURS = (
 )  # fmt: skip
 FAST = "fast bf16"
 SLOW_ON_CPU = ("hf bf16 sdpa", FAST, "fast bf16 joint")  # all that bert-base is timed with there
+QUICK = ("hf fp32 eager", "reference fp32", "plain bf16", *SLOW_ON_CPU)  # of a quick run
 TOLERANCE = {"fp32": 2e-3, "bf16": 5e-2}
 
 
@@ -104,9 +105,9 @@ class Round(Benchmark):
 
     def _leave_out(self, case: Case, variant: str) -> None:
         """Raises Absent."""
+        if self.settings.quick and variant not in QUICK:
+            raise Absent("a quick run leaves it out")
         compiles = PEERS.get(variant, ("", "", "no"))[-1]
-        if compiles in ("default", "graphs") and self.settings.quick:
-            raise Absent("a quick run compiles nothing")
         needs_gpu = compiles == "graphs" or variant.split()[-1] in ("triton", "cuda")
         if needs_gpu and not self.settings.is_gpu:
             raise Absent("needs a GPU")

@@ -2,23 +2,20 @@
 
 pytest-benchmark times one test after the other. Here the first test of a case times all variants
 of the case in turn (``runner.run_case``); each test then plays its own samples back to
-pytest-benchmark, through a clock that shows them. ``--results FILE`` also writes them as a stage.
+pytest-benchmark, through a clock that shows them.
 """
 
 from __future__ import annotations
 
-import time
-import traceback
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 from pytest_benchmark.utils import load_timer
 
-from benchmarks.measure import Samples, WrongResult
+from benchmarks.measure import Samples
 from benchmarks.ops import FLOOR
-from benchmarks.results import Stage, write_json
-from benchmarks.runner import Outcome, run_case, use_own_stream
+from benchmarks.results import Stage
+from benchmarks.runner import Outcome, record_case, use_own_stream
 from benchmarks.settings import settings
 from benchmarks.shapes import Case
 
@@ -50,7 +47,6 @@ class Comparisons:
 
     def __init__(self, clock):
         self.stage, self.clock = Stage(), clock
-        self._start = time.perf_counter()
         self._key: tuple | None = None
         self._outcome: Outcome | Exception | None = None
 
@@ -64,30 +60,13 @@ class Comparisons:
         return self._outcome
 
     def _measure(self, kind: type, case: Case) -> Outcome | Exception:
-        benchmark = kind(settings())
         try:
-            outcome = run_case(benchmark, case, self.clock)
+            return record_case(self.stage, kind(settings()), case, self.clock)
         except Exception as error:  # every test of the case fails with it
-            what = {"what": f"{benchmark.name} {case}", "error": f"{type(error).__name__}: {error}"}
-            self.stage.failures.append(what)
-            if not isinstance(error, WrongResult):
-                traceback.print_exc()
             return error
-        self.stage.rows += outcome.rows.values()
-        for variant, reason in outcome.absent.items():
-            self.stage.note_absent(benchmark.name, variant, reason)
-        return outcome
-
-    def save(self, path: Path) -> None:
-        self.stage.seconds = time.perf_counter() - self._start
-        write_json(path, asdict(self.stage))
 
 
 SESSION = pytest.StashKey[Comparisons]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--results", type=Path, help="file for the stage's rows, JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -110,11 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("compares"):
             item.add_marker(pytest.mark.benchmark(timer=PLAYBACK))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if path := session.config.getoption("--results"):
-        session.config.stash[SESSION].save(path)
 
 
 @pytest.fixture

@@ -1,16 +1,17 @@
-"""Runs one case of a benchmark: prepares its variants, times them in turn, makes rows."""
+"""Runs the cases of a benchmark: prepares their variants, times them in turn, makes rows."""
 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.measure import Samples, Stopwatch, interleave
+from benchmarks.measure import Samples, Stopwatch, WrongResult, interleave
 from benchmarks.ops import Benchmark
-from benchmarks.results import Row
+from benchmarks.results import Row, Stage
 from benchmarks.shapes import Case
 
 
@@ -46,6 +47,28 @@ def run_case(
         for name, found in samples.items()
     }
     return Outcome(samples, rows, prepared.absent)
+
+
+def record_case(
+    stage: Stage, benchmark: Benchmark, case: Case, clock: Callable[[], float] = time.perf_counter
+) -> Outcome:
+    """``run_case`` whose rows, absent variants and failure go into a stage.
+
+    Raises:
+        Exception: what stopped the case, after noting it.
+    """
+    try:
+        outcome = run_case(benchmark, case, clock)
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        stage.failures.append({"what": f"{benchmark.name} {case}", "error": told})
+        if not isinstance(error, WrongResult):
+            traceback.print_exc()
+        raise
+    stage.rows += outcome.rows.values()
+    for variant, reason in outcome.absent.items():
+        stage.note_absent(benchmark.name, variant, reason)
+    return outcome
 
 
 def use_own_stream(device: torch.device) -> None:

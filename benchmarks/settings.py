@@ -35,8 +35,8 @@ class Settings:
     def round_budget(self) -> Budget:
         """For the variants of one case of whole rounds."""
         if self.quick:
-            return Budget(seconds=8, min_samples=4, max_samples=7, warm_ups=2)
-        return Budget(seconds=15 if self.is_gpu else 60, min_samples=5, max_samples=15)
+            return Budget(seconds=8, min_samples=3, max_samples=7, warm_ups=1)
+        return Budget(seconds=15 if self.is_gpu else 45, min_samples=5, max_samples=15, warm_ups=2)
 
 
 def settings() -> Settings:

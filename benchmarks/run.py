@@ -1,0 +1,68 @@
+"""Runs the benchmarks and writes what ``make bench`` leaves: JSON, a Markdown report, plots.
+
+    python -m benchmarks.run OUT [--stages machine round ...]
+
+QUICK=1 takes a fifth of the time; DEVICE is cpu or cuda. ``results.json`` is written after every
+stage, so that a run that is stopped leaves what it has. Stages that OUT has already from this
+commit and machine are kept where others are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.machine import Machine, best, environment, measure
+from benchmarks.report import write_report
+from benchmarks.results import FILE, Results
+from benchmarks.runner import use_own_stream
+from benchmarks.settings import Settings, settings
+from benchmarks.suite import STAGES, Tell, run_stage
+
+SAME = ("hardware", "commit", "threads", "device", "quick")
+
+
+def begin(output: Path, settings: Settings, is_whole: bool) -> Results:
+    """Empty results, or those in ``output`` where a part is run again under the same conditions."""
+    found = Results(environment(settings.device, settings.quick))
+    if is_whole or not (output / FILE).exists():
+        return found
+    old = Results.load(output)
+    if any(old.environment.get(name) != found.environment[name] for name in SAME):
+        return found
+    return old
+
+
+def run(results: Results, names: list[str], output: Path, settings: Settings, tell: Tell) -> None:
+    """Takes the stages one after the other, writing each at once."""
+    for name in names:
+        results.stages[name] = run_stage(name, settings, tell)
+        results.save(output)
+    if machine := results.detail("machine"):
+        again = best(Machine(**machine), measure(settings.device))
+        results.stages["machine"].details["machine"] = asdict(again)
+        results.save(output)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder for results.json, report.md and plots")
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE"
+    )
+    args = parser.parse_args()
+    chosen = settings()
+    use_own_stream(chosen.device)
+    results = begin(args.output, chosen, is_whole=args.stages == list(STAGES))
+    run(results, args.stages, args.output, chosen, lambda line: print(line, flush=True))
+    print(write_report(results, args.output))
+    failures = [f for stage in results.stages.values() for f in stage.failures]
+    for failure in failures:
+        print(f"STOPPED {failure['what']}: {failure['error']}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
