@@ -16,7 +16,7 @@ import torch
 from benchmarks.measure import WrongResult
 from benchmarks.ops import BACKENDS, Benchmark, Cost
 from benchmarks.peers.optional import apex_adam
-from benchmarks.shapes import MODELS, Case
+from benchmarks.shapes import Case, models
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.ops.adamw_ema import adamw_ema_, clip_factor, gradient_norm
 
@@ -95,7 +95,7 @@ class AdamwEma(Benchmark):
     variants = (*BACKENDS, "torch fused", "torch foreach", "apex")
 
     def cases(self):
-        for model in ["minilm"] if self.settings.quick else MODELS:
+        for model in models(self.settings):
             yield Case(model, "all weights", part="update")
 
     def tokens(self, case: Case) -> None:

@@ -16,7 +16,7 @@ import torch
 from benchmarks.measure import WrongResult
 from benchmarks.ops import Benchmark
 from benchmarks.rounds import SBRRT, Rounds, build_ours
-from benchmarks.shapes import MODELS, Case
+from benchmarks.shapes import Case, models
 from sbrrt_fast.training.optimizer import set_learning_rate
 from sbrrt_fast.training.step import SbrrtStep
 
@@ -52,7 +52,7 @@ class Optimizer(Benchmark):
     variants = (OURS, *PEERS)
 
     def cases(self):
-        for model in ["minilm"] if self.settings.quick else MODELS:
+        for model in models(self.settings):
             yield Case(model, "round", "", "update")
 
     def tokens(self, case: Case) -> None:

@@ -149,7 +149,8 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
         yield from floor_table(figures, machine)
         one = sum(figures["seconds"].values())
     count, each = count_launches(chosen, case, args.update), machine.launch
-    yield f"launches: {count} ops that are no views, at {1e6 * each:.2f} us {1e3 * count * each:.2f} ms"
+    took = f"{1e3 * count * each:.2f} ms at {1e6 * each:.2f} us each"
+    yield f"launches: {count} ops that are no views, {took}"
     if args.gpus > 1:
         updates = 1 if args.update == "joint" else len(SBRRT.tasks)
         yield from scaling_lines(one, num_parameters(case), updates, args.link, args.gpus)

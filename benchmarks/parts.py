@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from benchmarks.rounds import SBRRT, Rounds, build_ours
 from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.training.floor import round_cost
 from sbrrt_fast.training.profile import StageClock
 
-MEASURED = ("fast bf16", "fast fp32", "reference fp32", "hf fp32 eager", "hf bf16 sdpa")
+MEASURED = ("fast bf16", "fast bf16 joint", "reference fp32")
 
 
 def stage_times(
@@ -47,23 +47,24 @@ def stage_times(
 
 def stages(settings: Settings) -> dict:
     """``<model> <batch> <update>`` -> ``stage_times``."""
-    models = ["minilm", "bert-base"] if settings.is_gpu else ["minilm"]
+    num_rounds = 6 if settings.quick else 12
     return {
-        f"{model} round {update}": stage_times(settings, Case(model, "round", ""), update)
-        for model in models
+        f"{model} round {update}": stage_times(
+            settings, Case(model, "round", ""), update, num_rounds=num_rounds
+        )
+        for model in (MODELS if settings.is_gpu else ["minilm"])
         for update in ("per_task", "joint")
     }
 
 
 def memory(settings: Settings) -> dict:
-    """``minilm round <variant>`` -> peak bytes of rounds, each in a process of its own."""
-    names = ("fast bf16", "reference fp32") if settings.quick else MEASURED
-    return {f"minilm round {name}": memory_of(name, settings) for name in names}
+    """Variant -> what ``benchmarks.memory`` found in a process of its own; a quick run has none."""
+    return {} if settings.quick else {name: memory_of(name, settings) for name in MEASURED}
 
 
 def memory_of(variant: str, settings: Settings) -> dict:
-    """What ``benchmarks.memory`` prints."""
-    command = [sys.executable, "-m", "benchmarks.memory", variant]
+    """``round_bytes``, ``process_bytes`` and what they are of."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--json", variant]
     environment = {**os.environ, "DEVICE": settings.device.type}
     told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if told.returncode:

@@ -160,11 +160,13 @@ def _absent(results: Results) -> list[str]:
     return lines + [f"- {f['what']}: {f['error']}" for f in failures]
 
 
-def write_report(results: Results, folder: Path) -> str:
+def write_report(results: Results, folder: Path, with_plots: bool = True) -> str:
     """Writes report.md and plots; returns the goals' table."""
-    from benchmarks.plots import draw_all  # matplotlib is slow to import
+    plots = []
+    if with_plots:
+        from benchmarks.plots import draw_all  # matplotlib is slow to import
 
-    plots = draw_all(results, folder)
+        plots = draw_all(results, folder)
     write_text(folder / REPORT, markdown(results, plots))
     return "\n".join(table(["goal", "wanted", "figure", ""], [[*g.line(results)] for g in GOALS]))
 
@@ -176,11 +178,8 @@ def readme_table(found: list[Results]) -> str:
         cells = []
         for (benchmark, case), rows in by_case(results.rows).items():
             if benchmark == "round" and FAST in rows:
-                ours = rows[FAST].seconds
-                cells += [
-                    [case.split()[0], r.variant, f"{1e3 * r.seconds:.0f}", f"{r.seconds / ours:.2f}"]
-                    for r in sorted(rows.values(), key=lambda row: row.seconds)
-                ]  # fmt: skip
+                model, each = case.split()[0], round_lines(rows)
+                cells += [[model, name, ms, over] for name, ms, _, over, _ in each]
         lines += [where(results) + ":", ""]
         lines += table(["model", "round of", "ms", f"over `{FAST}`"], cells)
     return "\n".join([*lines, END])

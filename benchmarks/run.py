@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes what ``make bench`` leaves: JSON, a Markdown report, plots.
 
-    python -m benchmarks.run OUT [--stages machine round ...]
+    python -m benchmarks.run OUT [--stages machine round ...] [--only "minilm round"] [--no-plots]
 
 QUICK=1 takes a fifth of the time; DEVICE is cpu or cuda. ``results.json`` is written after every
 stage, so that a run that is stopped leaves what it has. Stages that OUT has already from this
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import Machine, best, environment, measure
@@ -19,7 +20,7 @@ from benchmarks.report import write_report
 from benchmarks.results import FILE, Results
 from benchmarks.runner import use_own_stream
 from benchmarks.settings import Settings, settings
-from benchmarks.suite import STAGES, Tell, run_stage
+from benchmarks.suite import STAGES, run_stage
 
 SAME = ("hardware", "commit", "threads", "device", "quick")
 
@@ -35,15 +36,11 @@ def begin(output: Path, settings: Settings, is_whole: bool) -> Results:
     return old
 
 
-def run(results: Results, names: list[str], output: Path, settings: Settings, tell: Tell) -> None:
-    """Takes the stages one after the other, writing each at once."""
-    for name in names:
-        results.stages[name] = run_stage(name, settings, tell)
-        results.save(output)
+def measure_again(results: Results, settings: Settings) -> None:
+    """The machine's ceilings, which are the higher ones of before and after."""
     if machine := results.detail("machine"):
         again = best(Machine(**machine), measure(settings.device))
         results.stages["machine"].details["machine"] = asdict(again)
-        results.save(output)
 
 
 def main() -> int:
@@ -55,9 +52,14 @@ def main() -> int:
     args = parser.parse_args()
     chosen = settings()
     use_own_stream(chosen.device)
-    results = begin(args.output, chosen, is_whole=args.stages == list(STAGES))
-    run(results, args.stages, args.output, chosen, lambda line: print(line, flush=True))
-    print(write_report(results, args.output))
+    results = begin(args.output, chosen, is_whole=args.stages == STAGES)
+    tell = partial(print, flush=True)
+    for name in args.stages:
+        results.stages[name] = run_stage(name, chosen, tell, args.only)
+        results.save(args.output)
+    measure_again(results, chosen)
+    results.save(args.output)
+    print(write_report(results, args.output, not args.no_plots))
     failures = [f for stage in results.stages.values() for f in stage.failures]
     for failure in failures:
         print(f"STOPPED {failure['what']}: {failure['error']}", file=sys.stderr)

@@ -46,6 +46,11 @@ def _examples(batch: str) -> int:
     return int(batch.partition("-")[2] or 8)
 
 
+def models(settings: Settings) -> list[str]:
+    """Those that are timed: a quick run on a CPU has MiniLM alone."""
+    return ["minilm"] if settings.quick and not settings.is_gpu else list(MODELS)
+
+
 def task_lengths(task: str, num_examples: int) -> list[int]:
     """Of the sequences of a batch of one task."""
     return typical(task, num_examples * SEQUENCES_PER_EXAMPLE[task])
@@ -89,13 +94,13 @@ def cases(
     parts: Sequence[str] = PARTS,
     batches: Sequence[str] = ("task", "round", "128", "512"),
 ) -> Iterator[Case]:
-    """All combinations; a quick run has the joint round of MiniLM, forward and backward."""
+    """All combinations; a quick run has the joint round alone, forward and backward."""
     if settings.is_gpu and "round" in batches:
         batches = [*batches, "round-32"]
     if settings.quick:
         batches = [b for b in batches if b == "round"]
         parts = [part for part in parts if part != BOTH]
-    for model in ["minilm"] if settings.quick else MODELS:
+    for model in models(settings):
         for batch in batches:
             for dtype in dtypes:
                 for part in parts:

@@ -37,23 +37,23 @@ PARTS = {"stages": parts.stages, "memory": parts.memory}
 STAGES = ("machine", "round", "stages", "memory", "evaluate", "ops", "sweep")
 
 
-def run_stage(name: str, settings: Settings, tell: Tell) -> Stage:
-    """One stage; what fails in it is noted and does not stop the others."""
+def run_stage(name: str, settings: Settings, tell: Tell, only: str = "") -> Stage:
+    """One stage, of the cases with ``only`` in their name; a failure is noted and stops no other."""
     stage, start = Stage(), time.perf_counter()
     if name == "machine":
         stage.details["machine"] = asdict(measure(settings.device))
     elif name in PARTS:
         run_part(stage, name, settings)
     for kind in BENCHMARKS.get(name, ()):
-        run_benchmark(stage, kind(settings), tell)
+        run_benchmark(stage, kind(settings), tell, only)
     stage.seconds = time.perf_counter() - start
     tell(f"{name}: {stage.seconds:.0f} s")
     return stage
 
 
-def run_benchmark(stage: Stage, benchmark: Benchmark, tell: Tell) -> None:
-    """All cases; one that fails is told and left out."""
-    for case in benchmark.cases():
+def run_benchmark(stage: Stage, benchmark: Benchmark, tell: Tell, only: str = "") -> None:
+    """Its cases; one that fails is told and left out."""
+    for case in (case for case in benchmark.cases() if only in f"{benchmark.name} {case}"):
         try:
             outcome = record_case(stage, benchmark, case)
         except Exception:  # noted in the stage
