@@ -15,6 +15,7 @@ from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import BackendError, ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model
+from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.training.evaluate import evaluate, predict
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone
@@ -184,8 +185,18 @@ def test_an_output_folder_is_not_overwritten_unasked(base, tmp_path):
     assert run(replace(base, overwrite=True), tmp_path / "run")["rounds"] == 6
 
 
-def test_a_backend_that_is_not_there_is_refused_by_op(base, monkeypatch):
-    monkeypatch.setattr("sbrrt_fast.ops.triton_ops.INTERPRETED", False)
+@pytest.fixture
+def not_interpreted(monkeypatch):
+    """Triton as without TRITON_INTERPRET=1, which it reads once a process."""
+    monkeypatch.setattr(triton_ops, "INTERPRETED", False)
+    triton_ops._missing.cache_clear()
+    yield
+    triton_ops._missing.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so none can be missing")
+@pytest.mark.usefixtures("not_interpreted")
+def test_a_backend_that_is_not_there_is_refused_by_op(base):
     with pytest.raises(BackendError, match=r"attention: .*(NVIDIA GPU|not installed)"):
         Trainer(replace(base, backend="triton"))
 
