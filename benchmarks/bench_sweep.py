@@ -34,7 +34,8 @@ class Sweep(Round):
     def budget(self, case: Case) -> Budget:
         if self.settings.is_gpu:
             return replace(self.settings.round_budget, seconds=2.0, min_samples=5)
-        return Budget(seconds=3.0, min_samples=3, max_samples=9, warm_ups=1)
+        least = 2 if self.settings.quick else 3
+        return Budget(seconds=3.0, min_samples=least, max_samples=9, warm_ups=1)
 
     def _leave_out(self, case: Case, variant: str) -> None:
         if variant != PEER or self.settings.is_gpu:

@@ -62,15 +62,14 @@ def _ceilings(machine: Machine, load: float) -> str:
     )
 
 
-def round_lines(rows: dict[str, Row]) -> list[list[str]]:
-    """Variants by time, each with its time over ours."""
-    ours = rows.get(FAST)
+def round_lines(rows: dict[str, Row], ours: Row) -> list[list[str]]:
+    """Variants by time, each with its time over that of ours."""
     return [
         [
             row.variant,
-            f"{1e3 * row.seconds:.1f}",
-            f"{1e3 * row.low:.1f} to {1e3 * row.high:.1f}",
-            f"{row.seconds / ours.seconds:.2f}" if ours else "-",
+            f"{1e3 * row.seconds:.0f}",
+            f"{1e3 * row.low:.0f} to {1e3 * row.high:.0f}",
+            f"{row.seconds / ours.seconds:.2f}",
             f"{row.tokens / row.seconds:,.0f}",
         ]
         for row in sorted(rows.values(), key=lambda row: row.seconds)
@@ -79,12 +78,11 @@ def round_lines(rows: dict[str, Row]) -> list[list[str]]:
 
 def _rounds(results: Results) -> list[str]:
     lines = []
-    head = ["variant", "ms a round", "quartiles", f"over `{FAST}`", "tokens/s"]
     for (benchmark, case), rows in by_case(results.rows).items():
-        if benchmark in ("round", "evaluate"):
-            tokens = next(iter(rows.values())).tokens
-            lines += [f"## {case}, {tokens} tokens", ""]
-            lines += table(head, round_lines(rows))
+        if benchmark in ("round", "evaluate") and (ours := rows.get(FAST) or best_of_ours(rows)):
+            head = ["variant", "ms", "quartiles", f"over `{ours.variant}`", "tokens/s"]
+            lines += [f"## {benchmark}: {case}, {ours.tokens} tokens", ""]
+            lines += table(head, round_lines(rows, ours))
     return lines
 
 
@@ -100,9 +98,11 @@ def _memory(results: Results) -> list[str]:
     found = results.detail("memory")
     if not found:
         return []
-    cells = [[case, *(f"{f[n] / MIB:.0f}" for n in ("total", "state", "round"))]
-             for case, f in found.items()]  # fmt: skip
-    head = ["", "peak, MiB", "weights, moments, teacher", "the rest"]
+    cells = [
+        [f"`{name}`", *(f"{figures[n] / MIB:.0f}" for n in ("round_bytes", "process_bytes"))]
+        for name, figures in found.items()
+    ]
+    head = ["variant", "a round of MiniLM, MiB", "the process, MiB"]
     return ["## Memory", "", *table(head, cells)]
 
 
@@ -178,7 +178,7 @@ def readme_table(found: list[Results]) -> str:
         cells = []
         for (benchmark, case), rows in by_case(results.rows).items():
             if benchmark == "round" and FAST in rows:
-                model, each = case.split()[0], round_lines(rows)
+                model, each = case.split()[0], round_lines(rows, rows[FAST])
                 cells += [[model, name, ms, over] for name, ms, _, over, _ in each]
         lines += [where(results) + ":", ""]
         lines += table(["model", "round of", "ms", f"over `{FAST}`"], cells)

@@ -38,7 +38,7 @@ STAGES = ("machine", "round", "stages", "memory", "evaluate", "ops", "sweep")
 
 
 def run_stage(name: str, settings: Settings, tell: Tell, only: str = "") -> Stage:
-    """One stage, of the cases with ``only`` in their name; a failure is noted and stops no other."""
+    """One stage, of the cases with ``only`` in their name; what fails is noted and left out."""
     stage, start = Stage(), time.perf_counter()
     if name == "machine":
         stage.details["machine"] = asdict(measure(settings.device))
