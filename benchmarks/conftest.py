@@ -70,7 +70,6 @@ SESSION = pytest.StashKey[Comparisons]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "compares(kind=...): the benchmark whose cases a test takes")
     use_own_stream(settings().device)
     timer = config.getoption("benchmark_timer")
     if isinstance(timer, str):  # pytest does not convert the default
