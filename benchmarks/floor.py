@@ -138,7 +138,7 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
     chosen = settings()
     if args.flops:
         machine = Machine({args.precision: args.flops}, args.bandwidth, args.launch)
-        yield f"{case}, {args.update}: a machine with the given ceilings; nothing is timed"
+        yield f"{args.model} {args.batch} {args.update} at the given ceilings, nothing timed:"
         floors = given_cost(args, case).seconds(machine.ceilings(args.precision))
         yield from (f"  {stage:<12}{1e3 * floor:>9.3f} ms" for stage, floor in floors.items())
         one = sum(floors.values())

@@ -179,7 +179,7 @@ def readme_table(found: list[Results]) -> str:
         for (benchmark, case), rows in by_case(results.rows).items():
             if benchmark == "round" and FAST in rows:
                 model, each = case.split()[0], round_lines(rows, rows[FAST])
-                cells += [[model, name, ms, over] for name, ms, _, over, _ in each]
+                cells += [[model, f"`{name}`", ms, over] for name, ms, _, over, _ in each]
         lines += [where(results) + ":", ""]
         lines += table(["model", "round of", "ms", f"over `{FAST}`"], cells)
     return "\n".join([*lines, END])

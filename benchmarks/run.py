@@ -46,9 +46,9 @@ def measure_again(results: Results, settings: Settings) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for results.json, report.md and plots")
-    parser.add_argument(
-        "--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE"
-    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--no-plots", action="store_true")
     args = parser.parse_args()
     chosen = settings()
     use_own_stream(chosen.device)

@@ -1,0 +1,232 @@
+"""What a run of the benchmarks leaves: report, goals, plots, floor, and the README's table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import report, run, suite
+from benchmarks.bench_assemble import Assemble
+from benchmarks.floor import Launches, floor_table, num_parameters, scaling
+from benchmarks.goals import GOALS
+from benchmarks.machine import Machine
+from benchmarks.measure import WrongResult
+from benchmarks.plots import draw_all
+from benchmarks.results import Results, Row, Stage
+from benchmarks.shapes import Case
+from benchmarks.suite import duration
+
+MS = 1e-3
+MACHINE = {"flops": {"fp32": 1e11, "bf16": 1e12}, "bytes": 1e10, "launch": 2e-6}
+STAGES = {
+    "minilm round per_task": {
+        "seconds": {"clean": 40 * MS, "optimiser": 30 * MS, "data": 1 * MS},
+        "flops": {"clean": 2e10},
+        "bytes": {"optimiser": 1e8},
+        "num_tokens": 700,
+        "precision": "bf16",
+    }
+}
+
+
+def row(benchmark: str, case: str, variant: str, milliseconds: float, **cost) -> Row:
+    seconds = milliseconds * MS
+    return Row(benchmark, case, variant, seconds, 0.9 * seconds, 1.1 * seconds, 9, "made", **cost)
+
+
+def made(fast: float = 100.0, reference: int = 400, device: str = "cpu") -> Results:
+    """A run with a row of every kind; a round of ours takes ``fast`` milliseconds."""
+    times = {
+        "hf fp32 eager": 900, "hf bf16 eager": 500, "hf bf16 sdpa": 450, "reference fp32": 800,
+        "fast bf16": fast, "fast bf16 joint": 80, "plain bf16": 40,
+    }  # fmt: skip
+    rounds = [row("round", "minilm round train", n, t, tokens=700) for n, t in times.items()]
+    sweep = [
+        row("sweep", f"minilm {batch} train", "fast bf16", t, tokens=tokens)
+        for batch, t, tokens in (
+            ("round-8", 70, 700), ("round-64", 610, 5600), ("tokens-32", 90, 900),
+        )
+    ]  # fmt: skip
+    ops = [
+        row("attention", "minilm round bf16 forward", n, t, tokens=700, bytes=4e6, flops=5e7)
+        for n, t in {"cpu": 1.0, "eager": 8.0, "copy": 0.5}.items()
+    ]
+    ops.append(row("assemble", "any model round data", "ours", 0.2))
+    memory = {n: {"round_bytes": b << 20, "process_bytes": 1 << 30}
+              for n, b in {"fast bf16": 190, "reference fp32": reference}.items()}  # fmt: skip
+    stages = {
+        "machine": Stage(details={"machine": MACHINE}),
+        "round": Stage(rounds, details={"stages": STAGES, "memory": memory}),
+        "ops": Stage(ops + sweep, [{"benchmark": "attention", "variant": "liger", "reason": "no"}],
+                     [{"what": "embed x", "error": "WrongResult: off"}]),
+    }  # fmt: skip
+    environment = {
+        "device": device, "hardware": "A Chip", "threads": 2, "versions": {"torch": "2.13"},
+        "commit": "abc", "date": "2026-01-02T03:04", "quick": False, "load": 0.5,
+    }  # fmt: skip
+    return Results(environment, stages)
+
+
+def goals(results: Results) -> dict[str, tuple[str, str]]:
+    """Goal -> (figure, met, not met or the reason)."""
+    return {line[0]: line[2:] for line in (goal.line(results) for goal in GOALS)}
+
+
+def test_goals_are_met_or_not():
+    found = goals(made())
+    assert found["SBRRT round against Hugging Face fp32 eager, CPU"] == (
+        "9.0x (hf fp32 eager); 11.2x with one step per round", "met",
+    )  # fmt: skip
+    assert found["SBRRT round against Hugging Face bf16 autocast, CPU"][0].startswith("4.5x (hf bf")
+    assert found["SBRRT round over a plain round"] == ("2.50", "met")
+    assert found["Memory of a round against the reference's"] == ("0.47 (190 of 400 MiB)", "met")
+    spread = found["Time per token, batch 8 to 64, largest over smallest, a step per task"]
+    assert spread == ("1.09 (100, 109 us a token, batch 8 to 64)", "met")
+    assert found["Putting a round's batches together"] == ("0.20 ms", "met")
+
+
+def test_goals_that_are_missed_say_so():
+    found = goals(made(fast=150.0, reference=300))
+    assert found["SBRRT round against Hugging Face fp32 eager, CPU"][1] == "not met"
+    assert found["SBRRT round over a plain round"] == ("3.75", "not met")
+    assert found["Memory of a round against the reference's"][1] == "not met"
+
+
+def test_goals_of_another_device_or_without_a_figure_give_the_reason():
+    found = goals(made(device="cuda"))
+    assert found["SBRRT round against Hugging Face fp32 eager, CPU"] == (
+        "-", "not of this device",
+    )  # fmt: skip
+    assert found["SBRRT round against our reference, eager, GPU"][0].startswith("8.0x")
+    graphs = found["SBRRT round against torch.compile with graphs, GPU"]
+    assert graphs == ("-", "no `hf bf16 graphs` in this run")
+    empty = goals(Results(made().environment))
+    assert {figure for figure, _ in empty.values()} == {"-"}
+
+
+def test_the_report_has_every_part():
+    text = report.markdown(made(), ["ratios.png"])
+    for line in (
+        "A Chip, 2 thread(s), torch 2.13, commit abc, 2026-01-02.",
+        "| hf fp32 eager | 900 | 810 to 990 | 9.00 | 778 |",
+        "| clean | 40.00 | 56% | 20.00 | 2.0x |",
+        "| optimiser | 30.00 | 42% | 10.00 | 3.0x |",
+        "| data | 1.00 | 1% | - | - |",
+        "| `fast bf16` | 190 | 1024 |",
+        "| minilm round-64 train | 5600 | 109 |",
+        "| minilm round bf16 forward | cpu | 1 ms | 4.0 | 8.00 | 0.50 |",
+        "![ratios.png](ratios.png)",
+        "- `liger` (attention): no",
+        "- embed x: WrongResult: off",
+    ):
+        assert line in text.splitlines() or line in text, line
+
+
+def test_every_plot_is_drawn(tmp_path):
+    assert draw_all(made(), tmp_path) == [
+        "ratios.png", "roofline.png", "per_token.png", "stages.png",
+    ]  # fmt: skip
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert draw_all(Results(made().environment), tmp_path / "empty") == []
+
+
+def test_the_readme_has_the_table_of_the_committed_results():
+    text = report.README.read_text(encoding="utf-8")
+    assert report.with_table(text, report.readme_table(report.committed())) == text
+
+
+def test_the_readmes_table_changes_with_the_results():
+    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter"
+    found = report.with_table(text, report.readme_table([made()]))
+    assert found.startswith(f"before\n{report.BEGIN}\n\nA Chip, 2 thread(s)")
+    assert found.endswith(f"{report.END}\nafter")
+    assert "| minilm | `hf bf16 sdpa` | 450 | 4.50 |" in found
+    assert "old" not in found
+    with pytest.raises(ValueError, match="no place for the table"):
+        report.with_table("without marks", "table")
+
+
+def test_a_whole_run_through_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUICK", "1")
+    monkeypatch.setenv("DEVICE", "cpu")
+    arguments = ["run", str(tmp_path), "--stages", "evaluate", "--only", "assemble", "--no-plots"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert run.main() == 0
+    assert "assemble any model round data: ours" in capsys.readouterr().out
+    (first, second) = Results.load(tmp_path).rows
+    assert {first.variant, second.variant} == {"ours", "pad_sequence"}
+    assert "## assemble" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+class Broken(Assemble):
+    def _check(self, tasks, examples) -> None:
+        raise WrongResult("planted")
+
+
+def test_a_run_with_a_wrong_result_ends_with_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setattr(suite, "BENCHMARKS", {"evaluate": (Broken,)})
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path), "--stages", "evaluate", "--no-plots"])
+    assert run.main() == 1
+    assert "STOPPED assemble any model round data: WrongResult: planted" in capsys.readouterr().err
+    assert Results.load(tmp_path).rows == []
+
+
+def test_stages_are_added_to_a_run_under_the_same_conditions(tmp_path):
+    chosen = run.settings()
+    first = run.begin(tmp_path, chosen, is_whole=False)
+    first.stages["round"] = Stage([row("round", "c", "cpu", 1.0)])
+    first.save(tmp_path)
+    assert len(run.begin(tmp_path, chosen, is_whole=False).rows) == 1
+    assert run.begin(tmp_path, chosen, is_whole=True).rows == []
+    first.environment["threads"] = -1
+    first.save(tmp_path)
+    assert run.begin(tmp_path, chosen, is_whole=False).rows == []
+
+
+def test_results_come_back_as_they_were_saved(tmp_path):
+    results = made()
+    results.save(tmp_path)
+    assert Results.load(tmp_path) == results
+
+
+def test_the_floor_adds_up():
+    lines = floor_table(STAGES["minilm round per_task"], Machine(**MACHINE))
+    assert lines[-2] == "| all | 71.00 | 100% | 30.00 | 2.4x |"
+
+
+def test_several_gpus_are_estimated_by_a_ring():
+    """Two of them send each gradient once: 4 bytes x 1e6 x 3 updates at 1e9 B/s are 12 ms."""
+    found = scaling(12 * MS, 1_000_000, 3, 1e9, 2)
+    assert found.seconds == pytest.approx(24 * MS)
+    assert found.speed_up == pytest.approx(1.0)
+    assert scaling(12 * MS, 1_000_000, 3, 1e9, 1).speed_up == 1.0
+
+
+def test_launches_are_ops_that_are_no_views():
+    x = torch.ones(4, 4)
+    with Launches() as launches:
+        (x.t() @ x).add_(1.0).view(16)[2:].sum()
+    assert launches.count == 3
+
+
+def test_parameters_are_counted_without_making_them():
+    count = num_parameters(Case("bert-base", "round", ""))
+    assert 108e6 < count < 110e6
+
+
+def test_durations_are_readable():
+    shown = [duration(x) for x in (2.0, 0.0123, 4.5e-6, 7e-10)]
+    assert shown == ["2 s", "12.3 ms", "4.5 us", "0.7 ns"]
+
+
+def test_committed_results_are_whole():
+    for path in Path(report.COMMITTED).glob("*/results.json"):
+        results = Results.load(path)
+        assert not [f for stage in results.stages.values() for f in stage.failures], path
+        assert results.environment["quick"] is False
+        assert {"machine", "round", "ops"} <= set(results.stages)
