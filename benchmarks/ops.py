@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Call, WrongResult, check_close, relative_difference
+from benchmarks.results import is_ours
 from benchmarks.settings import Settings
 from benchmarks.shapes import BACKWARD, FORWARD, RNG_SEED, Case, cases
 from sbrrt_fast.errors import BackendError
@@ -43,7 +44,7 @@ class Benchmark:
     """A comparison of variants, case by case.
 
     A subclass says what its cases and variants are and makes calls of them; ``prepare`` leaves out
-    what is absent, with the reason. Variants are checked in ``calls`` before they are timed.
+    what is absent, and peers that fail, with the reason. Variants are checked in ``calls`` before they are timed.
 
     Attributes:
         name: of the op. variants: names, in the order of the tables.
@@ -81,6 +82,13 @@ class Benchmark:
                 prepared.calls[variant] = self.calls(case, variant, num_sets)
             except (Absent, BackendError) as reason:
                 prepared.absent[variant] = str(reason)
+            except WrongResult:
+                raise
+            except Exception as error:
+                if is_ours(variant):
+                    raise
+                told = str(error).strip().partition("\n")[0]
+                prepared.absent[variant] = f"stopped: {type(error).__name__}: {told}"
         if moved := self.cost(case).bytes:
             prepared.calls[FLOOR] = self._copies(moved, num_sets)
         return prepared

@@ -14,7 +14,7 @@ from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.training.floor import round_cost
 from sbrrt_fast.training.profile import StageClock
 
-MEASURED = ("fast bf16", "fast bf16 joint", "reference fp32")
+MEASURED = ("fast bf16", "reference fp32")
 
 
 def stage_times(

@@ -29,7 +29,7 @@ class Settings:
         """For the variants of one case of an op."""
         if self.quick:
             return Budget(seconds=0.3, min_samples=7, max_samples=60)
-        return Budget(seconds=0.4 if self.is_gpu else 0.5)
+        return Budget(seconds=0.4)
 
     @property
     def round_budget(self) -> Budget:

@@ -192,3 +192,23 @@ def test_rows_keep_medians_and_quartiles():
     row = Row.of("op", "case", "cpu", Samples((1.0, 2.0, 3.0, 4.0, 50.0), "made"))
     assert (row.low, row.seconds, row.high, row.samples) == (2.0, 3.0, 4.0, 5)
     assert statistics.median([1.0, 2.0, 3.0, 4.0, 50.0]) == row.seconds
+
+
+class FailingPeer(Gelu):
+    def variant(self, case, name, backend):
+        if name == self.fails:
+            raise RuntimeError("no memory\nand more")
+        return super().variant(case, name, backend)
+
+
+def test_a_peer_that_fails_is_absent_and_ours_stops():
+    settings = Settings(torch.device("cpu"), quick=True)
+    stage, benchmark = Stage(), FailingPeer(settings)
+    benchmark.fails = "eager"
+    record_case(stage, benchmark, CASE)
+    assert {"benchmark": "bias_gelu", "variant": "eager",
+            "reason": "stopped: RuntimeError: no memory"} in stage.absent  # fmt: skip
+    assert {row.variant for row in stage.rows} == {"cpu", "eager folded", "copy"}
+    benchmark.fails = "cpu"
+    with pytest.raises(RuntimeError, match="no memory"):
+        record_case(stage, benchmark, CASE)

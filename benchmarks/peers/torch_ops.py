@@ -8,6 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.ops import Absent
@@ -35,6 +36,8 @@ def compiled(function: Callable, settings: Settings, case: Case) -> Callable:
 
 @cache
 def _compiled(function: Callable) -> Callable:
+    # A backward that is timed again and again keeps its buffers.
+    functorch_config.donated_buffer = False
     return torch.compile(function, dynamic=True)
 
 
