@@ -44,7 +44,8 @@ class Benchmark:
     """A comparison of variants, case by case.
 
     A subclass says what its cases and variants are and makes calls of them; ``prepare`` leaves out
-    what is absent, and peers that fail, with the reason. Variants are checked in ``calls`` before they are timed.
+    what is absent, and peers that fail, with the reason. Variants are checked in ``calls`` before
+    they are timed.
 
     Attributes:
         name: of the op. variants: names, in the order of the tables.
