@@ -6,13 +6,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_check import Stage
+from benchmarks.gpu_check import PATIENCE, Stage
 from benchmarks.machine import ROOT
 from sbrrt_fast.info import versions
 
@@ -28,7 +29,7 @@ def stages(output: Path, dry_run: bool) -> list[Stage]:
     small = (PYTHON, "-m", "benchmarks.small_calls")
     bench = (PYTHON, "-m", "benchmarks.run", str(output), "--no-plots", "--stages")
     sanitizer = () if dry_run else (sanitizer_path(), "--error-exitcode", "9", "--tool", "memcheck")
-    return [
+    found = [
         Stage("build", build_command(), 170, ("gpu", "nvcc"), build_environment()),
         Stage("calls", small, 40, gpu, device),
         Stage("round", (*bench, "machine", "round", "stages"), 100, gpu, device),
@@ -39,6 +40,7 @@ def stages(output: Path, dry_run: bool) -> list[Stage]:
               {"CUDA_MODULE_LOADING": "LAZY"}),
         Stage("sweep", (*bench, "sweep", "memory"), 60, gpu, device),
     ]  # fmt: skip
+    return [replace(s, limit=PATIENCE * s.limit) for s in found] if dry_run else found
 
 
 def build_command() -> tuple[str, ...]:

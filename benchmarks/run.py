@@ -3,7 +3,7 @@
     python -m benchmarks.run OUT [--stages machine round ...] [--only "minilm round"] [--no-plots]
 
 QUICK=1 takes a fifth of the time; DEVICE is cpu or cuda. ``results.json`` is written after every
-stage, so that a run that is stopped leaves what it has. Stages that OUT has already from this
+case, so that a run that is stopped leaves what it has. Stages that OUT has already from this
 commit and machine are kept where others are asked for.
 """
 
@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import Machine, best, environment, measure
 from benchmarks.report import write_report
-from benchmarks.results import FILE, Results
+from benchmarks.results import FILE, Results, Stage
 from benchmarks.runner import use_own_stream
 from benchmarks.settings import Settings, settings
 from benchmarks.suite import STAGES, run_stage
@@ -53,10 +52,14 @@ def main() -> int:
     chosen = settings()
     use_own_stream(chosen.device)
     results = begin(args.output, chosen, is_whole=args.stages == STAGES)
-    tell = partial(print, flush=True)
-    for name in args.stages:
-        results.stages[name] = run_stage(name, chosen, tell, args.only)
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
         results.save(args.output)
+
+    for name in args.stages:
+        stage = results.stages[name] = Stage()
+        run_stage(stage, name, chosen, tell, args.only)
     measure_again(results, chosen)
     results.save(args.output)
     print(write_report(results, args.output, not args.no_plots))

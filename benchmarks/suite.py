@@ -37,9 +37,12 @@ PARTS = {"stages": parts.stages, "memory": parts.memory}
 STAGES = ("machine", "round", "stages", "memory", "evaluate", "ops", "sweep")
 
 
-def run_stage(name: str, settings: Settings, tell: Tell, only: str = "") -> Stage:
-    """One stage, of the cases with ``only`` in their name; what fails is noted and left out."""
-    stage, start = Stage(), time.perf_counter()
+def run_stage(stage: Stage, name: str, settings: Settings, tell: Tell, only: str = "") -> None:
+    """Fills a stage with the cases that have ``only`` in their name; what fails is left out.
+
+    ``tell`` hears of every case, when the stage has it.
+    """
+    start = time.perf_counter()
     if name == "machine":
         stage.details["machine"] = asdict(measure(settings.device))
     elif name in PARTS:
@@ -48,7 +51,6 @@ def run_stage(name: str, settings: Settings, tell: Tell, only: str = "") -> Stag
         run_benchmark(stage, kind(settings), tell, only)
     stage.seconds = time.perf_counter() - start
     tell(f"{name}: {stage.seconds:.0f} s")
-    return stage
 
 
 def run_benchmark(stage: Stage, benchmark: Benchmark, tell: Tell, only: str = "") -> None:

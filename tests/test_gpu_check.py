@@ -86,9 +86,10 @@ def test_what_lacks_something_or_time_is_skipped(tmp_path):
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_the_stages_fit_into_nine_minutes(tmp_path, dry_run):
     stages = gpu_check_stages.stages(tmp_path, dry_run)
+    patience = gpu_check.PATIENCE if dry_run else 1
     assert stages[0].name == "build"
     assert gpu_check.SECONDS < 540
-    assert sum(stage.limit for stage in stages) <= 600
+    assert sum(stage.limit for stage in stages) <= 600 * patience
     for stage in stages:
         for need in stage.needs:
             reason = gpu_check_stages.missing()(need)
