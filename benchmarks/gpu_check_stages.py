@@ -30,15 +30,14 @@ def stages(output: Path, dry_run: bool) -> list[Stage]:
     bench = (PYTHON, "-m", "benchmarks.run", str(output), "--no-plots", "--stages")
     sanitizer = () if dry_run else (sanitizer_path(), "--error-exitcode", "9", "--tool", "memcheck")
     found = [
-        Stage("build", build_command(), 170, ("gpu", "nvcc"), build_environment()),
-        Stage("calls", small, 40, gpu, device),
-        Stage("round", (*bench, "machine", "round", "stages"), 100, gpu, device),
-        Stage("tests", test_command(), 70, ("gpu", "pytest", "gpu tests")),
-        Stage("sanitizer", (*sanitizer, *small), 45, ("gpu", "compute-sanitizer"), device),
-        Stage("ops", (*bench, "ops", "evaluate"), 70, gpu, device),
-        Stage("train", train_command(dry_run), 40, (*gpu, "tyro", "pydantic", "weights"),
-              {"CUDA_MODULE_LOADING": "LAZY"}),
-        Stage("sweep", (*bench, "sweep", "memory"), 60, gpu, device),
+        Stage("build", build_command(), 150, ("gpu", "nvcc"), build_environment()),
+        Stage("calls", small, 30, gpu, device),
+        Stage("round", (*bench, "machine", "round", "stages"), 120, gpu, device),
+        Stage("tests", test_command(), 60, ("gpu", "pytest", "gpu tests")),
+        Stage("sanitizer", (*sanitizer, *small), 40, ("gpu", "compute-sanitizer"), device),
+        Stage("ops", (*bench, "ops", "evaluate"), 60, gpu, device),
+        Stage("train", train_command(dry_run), 30, (*gpu, "tyro", "pydantic", "weights")),
+        Stage("sweep", (*bench, "sweep", "memory"), 45, gpu, device),
     ]  # fmt: skip
     return [replace(s, limit=PATIENCE * s.limit) for s in found] if dry_run else found
 

@@ -6,6 +6,7 @@ they are real ones, and MiniLM has its real weights.
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -52,6 +53,10 @@ class Rounds:
 
     def encoder(self) -> MiniBert:
         """Fresh, with the same weights each time; real ones for MiniLM on real data."""
+        return copy.deepcopy(self._encoder)
+
+    @cached_property
+    def _encoder(self) -> MiniBert:
         if data_dir() and self.case.model == "minilm":
             return MiniBert.from_pretrained("minilm")
         with torch.random.fork_rng(devices=[]):
