@@ -48,7 +48,7 @@ cuda_missing._dynamo_marked_constant = True  # see triton_ops.missing
 @cache
 def _cuda_missing() -> str | None:
     if _extension.extension is None:
-        return _extension.extension_error
+        return "its kernels are part of the C++ ops, which are not there"
     build = _extension.extension.build_info()
     if build["cuda"] is None:
         return f"the C++ ops have no CUDA kernels: {build['cuda_reason']}"
