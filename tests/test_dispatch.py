@@ -85,6 +85,7 @@ from importlib.machinery import ModuleSpec
 import torch
 module = types.ModuleType("sbrrt_fast._C")
 module.__spec__ = ModuleSpec("sbrrt_fast._C", None)
+module.build_info = lambda: {"cuda": None, "cuda_reason": "it is not one"}
 sys.modules["sbrrt_fast._C"] = module
 library = torch.library.Library("sbrrt", "DEF")
 for schema in json.load(sys.stdin):

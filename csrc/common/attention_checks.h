@@ -50,10 +50,7 @@ inline void check_attention_batch(const char* op, const AttentionArguments& a) {
 }
 
 inline void check_attention(const char* op, const AttentionArguments& a, at::DeviceType device) {
-  TORCH_CHECK_TYPE(a.query.defined() && (a.query.scalar_type() == at::kFloat ||
-                                         a.query.scalar_type() == at::kBFloat16),
-                   "sbrrt::", op, ": query must have dtype float32 or bfloat16, got ",
-                   describe(a.query));
+  check_compute_dtype(op, "query", a.query, device);
   check_tensor(op, "query", a.query, a.query.scalar_type(), "[num_tokens, hidden]",
                a.query.dim() == 2);
   check_like_query(op, "key", a.key, a.query);

@@ -43,6 +43,23 @@ inline void check_uint32(const char* op, const char* argument, int64_t value) {
                     " must be in [0, 2^32), got ", value);
 }
 
+// The CPU has no float16; tracing does not know what it traces for.
+inline bool is_compute_dtype(at::ScalarType dtype, at::DeviceType device) {
+  return dtype == at::kFloat || dtype == at::kBFloat16 ||
+         (dtype == at::kHalf && device != at::kCPU);
+}
+
+inline const char* compute_dtypes(at::DeviceType device) {
+  return device == at::kCPU ? "float32 or bfloat16" : "float32, bfloat16 or float16";
+}
+
+inline void check_compute_dtype(const char* op, const char* argument, const at::Tensor& tensor,
+                                at::DeviceType device) {
+  TORCH_CHECK_TYPE(tensor.defined() && is_compute_dtype(tensor.scalar_type(), device), "sbrrt::",
+                   op, ": ", argument, " must have dtype ", compute_dtypes(device), ", got ",
+                   describe(tensor));
+}
+
 inline void check_floating(const char* op, at::ScalarType dtype) {
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
                        dtype == at::kHalf,

@@ -10,18 +10,11 @@
 
 namespace sbrrt {
 
-inline void check_compute_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
-  TORCH_CHECK_TYPE(tensor.defined() && (tensor.scalar_type() == at::kFloat ||
-                                        tensor.scalar_type() == at::kBFloat16),
-                   "sbrrt::", op, ": ", argument, " must have dtype float32 or bfloat16, got ",
-                   describe(tensor));
-}
-
 // A [num_rows, width] tensor of floats on `device`.
 inline void check_rows(const char* op, const char* argument, const at::Tensor& tensor,
                        const c10::SymInt& num_rows, const c10::SymInt& width,
                        at::DeviceType device) {
-  check_compute_dtype(op, argument, tensor);
+  check_compute_dtype(op, argument, tensor, device);
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 2 &&
                         tensor.sym_size(0) == num_rows && tensor.sym_size(1) == width,
                     "sbrrt::", op, ": ", argument, " must be a dense tensor of shape [", num_rows,
@@ -32,7 +25,7 @@ inline void check_rows(const char* op, const char* argument, const at::Tensor& t
 // The tensor that gives num_rows and width to the others.
 inline void check_first_rows(const char* op, const char* argument, const at::Tensor& tensor,
                              at::DeviceType device) {
-  check_compute_dtype(op, argument, tensor);
+  check_compute_dtype(op, argument, tensor, device);
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 2 &&
                         tensor.sym_size(1) >= 1,
                     "sbrrt::", op, ": ", argument,
@@ -62,7 +55,7 @@ inline void check_written_rows(const char* op, const char* argument, const at::T
 // A parameter [width], or statistics [num_rows].
 inline void check_vector(const char* op, const char* argument, const at::Tensor& tensor,
                          const c10::SymInt& size, at::DeviceType device) {
-  check_compute_dtype(op, argument, tensor);
+  check_compute_dtype(op, argument, tensor, device);
   TORCH_CHECK_VALUE(tensor.layout() == at::kStrided && tensor.dim() == 1 &&
                         tensor.sym_size(0) == size,
                     "sbrrt::", op, ": ", argument, " must be a dense tensor of shape [", size,

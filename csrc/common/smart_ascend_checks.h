@@ -39,19 +39,12 @@ inline AscendOptions ascend_options(double step_size, bool normalize_gradient,
   return options;
 }
 
-inline void check_ascend_dtype(const char* argument, const at::Tensor& tensor) {
-  TORCH_CHECK_TYPE(tensor.defined() && (tensor.scalar_type() == at::kFloat ||
-                                        tensor.scalar_type() == at::kBFloat16),
-                   "sbrrt::smart_ascend: ", argument, " must have dtype float32 or bfloat16, got ",
-                   describe(tensor));
-}
-
 inline void check_ascend_tensors(const at::Tensor& delta, const at::Tensor& gradient,
                                  const at::Tensor& mask, const at::Tensor& sequence,
                                  at::DeviceType device) {
   constexpr auto op = "smart_ascend";
-  check_ascend_dtype("delta", delta);
-  check_ascend_dtype("gradient", gradient);
+  check_compute_dtype(op, "delta", delta, device);
+  check_compute_dtype(op, "gradient", gradient, device);
   check_tensor(op, "delta", delta, delta.scalar_type(), "[num_tokens, hidden]", delta.dim() == 2);
   check_tensor(op, "gradient", gradient, gradient.scalar_type(), "of delta",
                gradient.sym_sizes() == delta.sym_sizes());

@@ -1,4 +1,4 @@
-// Checks of the symmetric_kl ops that need shapes alone; the meta implementation shares them.
+// Checks of the symmetric_kl ops that need shapes alone: for every device and for tracing.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,18 +7,11 @@
 
 namespace sbrrt {
 
-inline void check_kl_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
-  TORCH_CHECK_TYPE(tensor.defined() && (tensor.scalar_type() == at::kFloat ||
-                                        tensor.scalar_type() == at::kBFloat16),
-                   "sbrrt::", op, ": ", argument, " must have dtype float32 or bfloat16, got ",
-                   describe(tensor));
-}
-
 // other is delta or tangent.
 inline void check_kl_inputs(const char* op, const at::Tensor& logits, const char* other_name,
                             const at::Tensor& other, at::DeviceType device) {
-  check_kl_dtype(op, "logits", logits);
-  check_kl_dtype(op, other_name, other);
+  check_compute_dtype(op, "logits", logits, device);
+  check_compute_dtype(op, other_name, other, device);
   check_tensor(op, "logits", logits, logits.scalar_type(), "[num_examples, num_classes >= 1]",
                logits.dim() == 2 && logits.sym_size(1) >= 1);
   check_tensor(op, other_name, other, other.scalar_type(), "of logits",

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/adamw_checks.h"
+#include "common/written_lists.h"
 
 namespace sbrrt {
 namespace {
@@ -114,34 +115,6 @@ void check_ascending(const at::Tensor& rows, int64_t num_rows) {
     TORCH_CHECK_VALUE(data[i] >= 0 && data[i] < num_rows && (i == 0 || data[i] > data[i - 1]),
                       "sbrrt::adamw_ema_rows_: rows must ascend within the table's ", num_rows,
                       " rows, got rows[", i, "] = ", data[i]);
-  }
-}
-
-using Lists = std::initializer_list<std::pair<const char*, at::TensorList>>;
-
-// Two written tensors that share memory would race.
-void check_no_overlap(const char* op, const Lists& written) {
-  std::vector<std::pair<const char*, const char*>> spans;
-  for (const auto& [name, tensors] : written) {
-    for (const at::Tensor& tensor : tensors) {
-      const auto* start = static_cast<const char*>(tensor.const_data_ptr());
-      if (tensor.numel() > 0) spans.emplace_back(start, start + tensor.nbytes());
-    }
-  }
-  std::sort(spans.begin(), spans.end());
-  for (size_t i = 1; i < spans.size(); ++i) {
-    TORCH_CHECK_VALUE(spans[i - 1].second <= spans[i].first,
-                      "sbrrt::", op, ": two of the tensors to be written share memory; name "
-                      "every parameter, moment, average and copy once");
-  }
-}
-
-// Saved tensors of a graph must notice the change.
-void count_change(const Lists& written) {
-  for (const auto& [name, tensors] : written) {
-    for (const at::Tensor& tensor : tensors) {
-      if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
-    }
   }
 }
 
@@ -254,7 +227,7 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
                       ema_beta);
   const double count = number(step, 0);
   TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_: step counts from 1, got ", count);
-  const Lists written{{"params", params}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq},
+  const WrittenLists written{{"params", params}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq},
                       {"ema", ema}, {"low_precision", low_precision},
                       {"ema_low_precision", ema_low_precision}};
   check_no_overlap(lists.op, written);
@@ -284,7 +257,7 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
   const double count = number(step, 0), rate = number(learning_rate, 0);
   TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_rows_: step counts from 1, got ", count);
   TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_rows_: learning_rate must be >= 0, got ", rate);
-  const Lists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
+  const WrittenLists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
                       {"exp_avg_sq", exp_avg_sq}, {"ema", ema}};
   check_no_overlap(lists.op, written);
   const AdamwNumbers numbers =

@@ -20,9 +20,9 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.native import native
 from sbrrt_fast.ops.triton_ops import with_triton
 
 
@@ -107,10 +107,10 @@ def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
     return total.sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
 
 
-def _gradients_why_not(grads: Sequence[Tensor]) -> str | None:
-    devices = {device.type for device in {g.device for g in grads}} - {"cpu"}
+def _gradients_why_not(device: str, grads: Sequence[Tensor]) -> str | None:
+    devices = {found.type for found in {g.device for g in grads}} - {device}
     if devices:
-        return f"gradients are on {', '.join(sorted(devices))}, not cpu"
+        return f"gradients are on {', '.join(sorted(devices))}, not {device}"
     dtypes = {g.dtype for g in grads}
     if len(dtypes) > 1:
         return "gradients of several dtypes run on the reference"
@@ -118,42 +118,32 @@ def _gradients_why_not(grads: Sequence[Tensor]) -> str | None:
     return f"{other.pop()} gradients run on the reference" if other else None
 
 
-def _cpu_why_not(params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> str | None:
+def _why_not(device: str, params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> str | None:
     other = {p.dtype for p in params} - {torch.float32}
     if other:
         return f"{other.pop()} parameters run on the reference"
-    return _gradients_why_not(grads)
+    return _gradients_why_not(device, grads)
 
 
 _adamw = Op(
     "adamw_ema_",
     with_triton(
         triton_smart.ADAMW_EMA,
-        Implementation(
-            "cpu",
-            lambda *args: torch.ops.sbrrt.adamw_ema_(*args),
-            _cpu_why_not,
-            lambda: _extension.extension_error,
-        ),
+        *native(lambda *args: torch.ops.sbrrt.adamw_ema_(*args), _why_not),
         Implementation("reference", adamw_ema_reference, lambda *args: None, never),
     ),
 )
 
 
-def _rows_why_not(param: Tensor, *args) -> str | None:
-    return _cpu_why_not([param], [param])
+def _rows_why_not(device: str, param: Tensor, *args) -> str | None:
+    return _why_not(device, [param], [param])
 
 
 _rows = Op(
     "adamw_ema_rows_",
     with_triton(
         triton_smart.ADAMW_EMA_ROWS,
-        Implementation(
-            "cpu",
-            lambda *args: torch.ops.sbrrt.adamw_ema_rows_(*args),
-            _rows_why_not,
-            lambda: _extension.extension_error,
-        ),
+        *native(lambda *args: torch.ops.sbrrt.adamw_ema_rows_(*args), _rows_why_not),
         Implementation("reference", adamw_ema_rows_reference, lambda *args: None, never),
     ),
 )
@@ -161,12 +151,7 @@ _norm = Op(
     "gradient_norm",
     with_triton(
         triton_smart.GRADIENT_NORM,
-        Implementation(
-            "cpu",
-            lambda grads: torch.ops.sbrrt.gradient_norm(grads),
-            _gradients_why_not,
-            lambda: _extension.extension_error,
-        ),
+        *native(lambda grads: torch.ops.sbrrt.gradient_norm(grads), _gradients_why_not),
         Implementation("reference", gradient_norm_reference, lambda grads: None, never),
     ),
 )

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops.autodiff import has_tangent, tangent_is_differentiated
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.native import native, native_reason
 from sbrrt_fast.ops.triton_attention import IMPLEMENTATION as TRITON
 from sbrrt_fast.ops.triton_ops import with_triton
-from sbrrt_fast.ops.why_not import cpu_reason
 
 NATIVE_HEAD_DIMS = (32, 64)
 NATIVE_MAX_LENGTH = 512
@@ -170,7 +169,7 @@ def _arguments(numbers: tuple, cu_seqlens: Tensor, rng: Tensor, rows: Tensor) ->
     return cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions
 
 
-def _run_cpu(*args) -> Tensor:
+def _run_native(*args) -> Tensor:
     if torch.compiler.is_compiling():
         return _Traced.apply(*args)[0]
     if torch._C._are_functorch_transforms_active():
@@ -180,7 +179,8 @@ def _run_cpu(*args) -> Tensor:
     return torch.ops.sbrrt.attention(*args)
 
 
-def _cpu_why_not(
+def _why_not(
+    device: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -190,7 +190,7 @@ def _cpu_why_not(
     *args,
 ) -> str | None:
     inputs = {"query": query, "key": key, "value": value}
-    reason = cpu_reason(differentiable=inputs, constant={})
+    reason = native_reason(device, differentiable=inputs, constant={})
     if reason is not None:
         return reason
     if not query.dtype == key.dtype == value.dtype:
@@ -207,7 +207,7 @@ _op = Op(
     "attention",
     with_triton(
         TRITON,
-        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        *native(_run_native, _why_not),
         Implementation("reference", packed_attention_reference, lambda *args: None, never),
     ),
 )

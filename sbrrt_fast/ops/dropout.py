@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from sbrrt_fast import _extension
+from sbrrt_fast.ops import native as native_ops
 from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 
@@ -79,8 +79,8 @@ def dropout_mask_reference(
     return torch.where(word >= keep_threshold(p), scale, torch.zeros_like(scale))
 
 
-def _cpu_why_not(offsets: Tensor, *args, **kwargs) -> str | None:
-    return None if offsets.device.type == "cpu" else f"offsets are on {offsets.device}, not cpu"
+def _why_not(device: str, offsets: Tensor, *args, **kwargs) -> str | None:
+    return native_ops.device_reason(device, "offsets", offsets)
 
 
 def _no_reason(*args, **kwargs) -> None:
@@ -103,12 +103,7 @@ _mask = Op(
             _triton_why_not,
             triton_ops.missing,
         ),
-        Implementation(
-            "cpu",
-            lambda *args: torch.ops.sbrrt.dropout_mask(*args),
-            _cpu_why_not,
-            lambda: _extension.extension_error,
-        ),
+        *native_ops.native(lambda *args: torch.ops.sbrrt.dropout_mask(*args), _why_not),
         Implementation("reference", dropout_mask_reference, _no_reason, never),
     ),
 )
@@ -121,12 +116,7 @@ _bits = Op(
             _triton_why_not,
             triton_ops.missing,
         ),
-        Implementation(
-            "cpu",
-            lambda *args: torch.ops.sbrrt.philox_bits(*args),
-            _cpu_why_not,
-            lambda: _extension.extension_error,
-        ),
+        *native_ops.native(lambda *args: torch.ops.sbrrt.philox_bits(*args), _why_not),
         Implementation("reference", philox_bits_reference, _no_reason, never),
     ),
 )

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_rows
 from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.dropout_arguments import dropout_arguments
 from sbrrt_fast.ops.layernorm import layernorm_reference
+from sbrrt_fast.ops.native import native, native_reason, width_reason
 from sbrrt_fast.ops.triton_ops import with_triton
-from sbrrt_fast.ops.why_not import cpu_reason, dropout_arguments
 
 
 def embed_reference(
@@ -74,13 +74,15 @@ class _Function(torch.autograd.Function):
         return None, None, None, *found, None, None, None, None, None
 
 
-def _run_cpu(*args) -> Tensor:
+def _run_native(*args) -> Tensor:
     if torch.compiler.is_compiling() or is_transformed():
         return _Function.apply(*args)[0]
     return torch.ops.sbrrt.embed(*args)
 
 
-def _cpu_why_not(ids, positions, types, word, position, type_, weight, shift, *_) -> str | None:
+def _why_not(
+    device: str, ids, positions, types, word, position, type_, weight, shift, *_
+) -> str | None:
     tensors = {
         "word": word,
         "position": position,
@@ -88,7 +90,10 @@ def _cpu_why_not(ids, positions, types, word, position, type_, weight, shift, *_
         "weight": weight,
         "shift": shift,
     }
-    return cpu_reason(differentiable={}, constant=tensors)
+    reason = native_reason(device, differentiable={}, constant=tensors)
+    if reason is None and device == "cuda" and not word.dtype == position.dtype == type_.dtype:
+        return "the tables differ in dtype, which runs on the reference"
+    return reason or width_reason(device, "word", word)
 
 
 def _run_reference(*args) -> Tensor:
@@ -102,7 +107,7 @@ _op = Op(
     "embed",
     with_triton(
         triton_rows.EMBED,
-        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        *native(_run_native, _why_not),
         Implementation("reference", _run_reference, lambda *args: None, never),
     ),
 )

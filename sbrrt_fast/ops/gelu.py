@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_rows
 from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.native import native, native_reason
 from sbrrt_fast.ops.triton_ops import with_triton
-from sbrrt_fast.ops.why_not import cpu_reason
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ class _Transformed(_Function):
         return torch.ops.sbrrt.bias_gelu_jvp(x_tangent, *ctx.saved_tensors)
 
 
-def _run_cpu(x: Tensor, bias: Tensor) -> Tensor:
+def _run_native(x: Tensor, bias: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return _Function.apply(x, bias)
     if is_transformed(x):
@@ -64,15 +63,15 @@ def _run_cpu(x: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.sbrrt.bias_gelu(x, bias)
 
 
-def _cpu_why_not(x: Tensor, bias: Tensor) -> str | None:
-    return cpu_reason(differentiable={"x": x}, constant={"bias": bias})
+def _why_not(device: str, x: Tensor, bias: Tensor) -> str | None:
+    return native_reason(device, differentiable={"x": x}, constant={"bias": bias})
 
 
 _op = Op(
     "bias_gelu",
     with_triton(
         triton_rows.GELU,
-        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        *native(_run_native, _why_not),
         Implementation("reference", bias_gelu_reference, lambda *args: None, never),
     ),
 )

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_rows
 from sbrrt_fast.ops.autodiff import (
     is_transformed,
@@ -23,8 +22,9 @@ from sbrrt_fast.ops.autodiff import (
 )
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.dropout_arguments import dropout_arguments
+from sbrrt_fast.ops.native import native, native_reason, width_reason
 from sbrrt_fast.ops.triton_ops import with_triton
-from sbrrt_fast.ops.why_not import cpu_reason, dropout_arguments
 
 
 def dropout_add_layernorm_reference(
@@ -113,7 +113,7 @@ class _Transformed(_Function):
         return tangent, None, None
 
 
-def _run_cpu(*args) -> Tensor:
+def _run_native(*args) -> Tensor:
     if torch.compiler.is_compiling():
         return _Function.apply(*args)[0]
     if is_transformed(args[0], args[2]):
@@ -121,11 +121,15 @@ def _run_cpu(*args) -> Tensor:
     return torch.ops.sbrrt.dropout_add_layernorm(*args)
 
 
-def _cpu_why_not(x, bias, residual, weight, shift, *_) -> str | None:
-    return cpu_reason(
+def _why_not(device: str, x, bias, residual, weight, shift, *_) -> str | None:
+    reason = native_reason(
+        device,
         differentiable={"x": x, "residual": residual},
         constant={"bias": bias, "weight": weight, "shift": shift},
     )
+    if reason is None and device == "cuda" and residual.dtype not in (torch.float32, x.dtype):
+        return f"the residual is {residual.dtype}, neither float32 nor of the dtype of x"
+    return reason or width_reason(device, "x", x)
 
 
 def _run_reference(x, bias, residual, weight, shift, eps, p, rng, site, offsets) -> Tensor:
@@ -137,7 +141,7 @@ _op = Op(
     "dropout_add_layernorm",
     with_triton(
         triton_rows.LAYERNORM,
-        Implementation("cpu", _run_cpu, _cpu_why_not, lambda: _extension.extension_error),
+        *native(_run_native, _why_not),
         Implementation("reference", _run_reference, lambda *args: None, never),
     ),
 )

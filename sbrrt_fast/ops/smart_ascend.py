@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.native import dtype_reason, native
 from sbrrt_fast.ops.triton_ops import with_triton
 
 
@@ -107,7 +107,7 @@ def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
-def _cpu(
+def _native(
     delta: Tensor,
     gradient: Tensor,
     mask: Tensor,
@@ -127,20 +127,15 @@ def _cpu(
     )  # fmt: skip
 
 
-def _cpu_why_not(delta: Tensor, gradient: Tensor, *args, **options) -> str | None:
-    for name, tensor in (("delta", delta), ("gradient", gradient)):
-        if tensor.device.type != "cpu":
-            return f"{name} is on {tensor.device}, not cpu"
-        if tensor.dtype not in (torch.float32, torch.bfloat16):
-            return f"{name} is {str(tensor.dtype)[6:]}, which runs on the reference"
-    return None
+def _why_not(device: str, delta: Tensor, gradient: Tensor, *args, **options) -> str | None:
+    return dtype_reason(device, "delta", delta) or dtype_reason(device, "gradient", gradient)
 
 
 _ascend = Op(
     "smart_ascend",
     with_triton(
         triton_smart.SMART_ASCEND,
-        Implementation("cpu", _cpu, _cpu_why_not, lambda: _extension.extension_error),
+        *native(_native, _why_not),
         Implementation("reference", smart_ascend_reference, lambda *a, **k: None, never),
     ),
 )

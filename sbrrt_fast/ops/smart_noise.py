@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import philox_normal
+from sbrrt_fast.ops.native import device_reason, native
 from sbrrt_fast.ops.triton_ops import with_triton
 
 
@@ -26,20 +26,15 @@ def smart_noise_reference(offsets: Tensor, width: int, rng: Tensor, site: int) -
     return philox_normal(offsets, width, rng, site, backend="reference")
 
 
-def _cpu_why_not(offsets: Tensor, *args) -> str | None:
-    return None if offsets.device.type == "cpu" else f"offsets are on {offsets.device}, not cpu"
+def _why_not(device: str, offsets: Tensor, *args) -> str | None:
+    return device_reason(device, "offsets", offsets)
 
 
 _noise = Op(
     "smart_noise",
     with_triton(
         triton_smart.SMART_NOISE,
-        Implementation(
-            "cpu",
-            lambda *args: torch.ops.sbrrt.smart_noise(*args),
-            _cpu_why_not,
-            lambda: _extension.extension_error,
-        ),
+        *native(lambda *args: torch.ops.sbrrt.smart_noise(*args), _why_not),
         Implementation("reference", smart_noise_reference, lambda *args: None, never),
     ),
 )

@@ -19,16 +19,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbrrt_fast import _extension
 from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.autodiff import (
     is_batched_or_nested,
     is_transformed,
-    tangent_is_differentiated,
 )
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops.native import native, native_reason
 from sbrrt_fast.ops.triton_ops import with_triton
-from sbrrt_fast.ops.why_not import NATIVE_DTYPES
 
 
 def symmetric_kl_reference(logits: Tensor, delta: Tensor) -> Tensor:
@@ -102,7 +100,7 @@ def _differentiable_backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tup
     return tuple(next(found) if x.requires_grad else None for x in (logits, delta))
 
 
-def _run_cpu(logits: Tensor, delta: Tensor) -> Tensor:
+def _run_native(logits: Tensor, delta: Tensor) -> Tensor:
     if logits.dim() == 2:
         return _run_rows(logits, delta)
     shape = logits.shape
@@ -120,21 +118,17 @@ def _run_rows(logits: Tensor, delta: Tensor) -> Tensor:
     return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
 
 
-def _run_cpu_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
+def _run_native_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
     if logits.dim() == 2:
         return torch.ops.sbrrt.symmetric_kl_fisher(logits, tangent)
     rows = (x.reshape(-1, logits.shape[-1]) for x in (logits, tangent))
     return torch.ops.sbrrt.symmetric_kl_fisher(*rows).view(logits.shape)
 
 
-def _cpu_why_not(logits: Tensor, other: Tensor) -> str | None:
-    for x in (logits, other):
-        if x.device.type != "cpu":
-            return f"an input is on {x.device}, not cpu"
-        if x.dtype not in NATIVE_DTYPES:
-            return f"{str(x.dtype)[6:]} runs on the reference"
-        if tangent_is_differentiated(x):
-            return "a tangent is itself being differentiated"
+def _why_not(device: str, logits: Tensor, other: Tensor) -> str | None:
+    inputs = {"logits": logits, "the other input": other}
+    if reason := native_reason(device, differentiable=inputs, constant={}):
+        return reason
     if is_batched_or_nested(logits, other):
         return "torch.func's vmap and gradients run on the reference"
     return None
@@ -146,20 +140,19 @@ def _check_shapes(op: str, name: str, logits: Tensor, other: Tensor) -> None:
         raise ValueError(f"{op}: logits and {name} must have one shape, got {shapes}")
 
 
-def _fisher_why_not(logits: Tensor, tangent: Tensor) -> str | None:
+def _fisher_why_not(device: str, logits: Tensor, tangent: Tensor) -> str | None:
     if torch.is_grad_enabled() and (logits.requires_grad or tangent.requires_grad):
         return "the product's own derivative runs on the reference"
-    return _cpu_why_not(logits, tangent)
+    return _why_not(device, logits, tangent)
 
 
 def _op(name: str, triton: Implementation, run, why_not, reference) -> Op:
-    native = Implementation("cpu", run, why_not, lambda: _extension.extension_error)
     plain = Implementation("reference", reference, lambda *a: None, never)
-    return Op(name, with_triton(triton, native, plain))
+    return Op(name, with_triton(triton, *native(run, why_not), plain))
 
 
 _triton = triton_smart.symmetric_kl(_differentiable_backward)
-_delta = _op("symmetric_kl", _triton, _run_cpu, _cpu_why_not, symmetric_kl_reference)
+_delta = _op("symmetric_kl", _triton, _run_native, _why_not, symmetric_kl_reference)
 
 
 def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "reference") -> Tensor:
@@ -210,7 +203,7 @@ def symmetric_kl_fisher_reference(logits: Tensor, tangent: Tensor) -> Tensor:
 _fisher = _op(
     "symmetric_kl_fisher",
     triton_smart.SYMMETRIC_KL_FISHER,
-    _run_cpu_fisher,
+    _run_native_fisher,
     _fisher_why_not,
     symmetric_kl_fisher_reference,
 )

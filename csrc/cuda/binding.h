@@ -1,0 +1,100 @@
+// What the bindings of the CUDA ops share: from tensors to Params, and the launch. Nothing here
+// waits for the device, so the values of index and rng tensors are not checked.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <initializer_list>
+#include <optional>
+
+#include "common/checks.h"
+#include "common/dropout.h"
+#include "cuda/column_sums.h"
+#include "cuda/common/params.h"
+
+namespace sbrrt::cuda {
+
+// The dtype is checked.
+inline ElementType element_type(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat: return ElementType::kFloat;
+    case at::kHalf: return ElementType::kHalf;
+    default: return ElementType::kBFloat16;
+  }
+}
+
+// Runs launchers on the current stream of the device that all tensors are on.
+class Launch {
+ public:
+  Launch(const char* op, const at::Tensor& first, std::initializer_list<at::Tensor> others)
+      : op_(op), guard_(first.device()), stream_(c10::cuda::getCurrentCUDAStream()) {
+    for (const at::Tensor& other : others) {
+      TORCH_CHECK_VALUE(other.device() == first.device(), "sbrrt::", op, ": tensors are on ",
+                        first.device(), " and ", other.device(), "; they must share a GPU");
+    }
+  }
+
+  template <typename Params>
+  void operator()(cudaError_t (*launcher)(const Params&, cudaStream_t), const Params& params) const {
+    const cudaError_t error = launcher(params, stream_);
+    TORCH_CHECK(error == cudaSuccess, "sbrrt::", op_, ": the kernel could not be launched: ",
+                cudaGetErrorString(error));
+  }
+
+ private:
+  const char* op_;
+  c10::cuda::CUDAGuard guard_;
+  c10::cuda::CUDAStream stream_;
+};
+
+// A tensor whose rows are dense: itself, or a copy.
+inline at::Tensor with_dense_rows(const at::Tensor& tensor) {
+  return tensor.stride(1) == 1 || tensor.size(1) == 1 ? tensor : tensor.contiguous();
+}
+
+// The tensor has dense rows and outlives the view.
+inline ConstRows const_rows(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), tensor.stride(0)};
+}
+
+inline Rows rows(const at::Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), tensor.stride(0)};
+}
+
+inline Rows optional_rows(const std::optional<at::Tensor>& tensor) {
+  return tensor ? rows(*tensor) : Rows{nullptr, 0};
+}
+
+// A parameter or statistics as dense float32.
+inline at::Tensor floats(const at::Tensor& vector) {
+  return vector.to(at::kFloat).contiguous();
+}
+
+inline at::Tensor empty_floats(at::IntArrayRef sizes, const at::Tensor& like) {
+  return at::empty(sizes, like.options().dtype(at::kFloat));
+}
+
+// rng and offsets are contiguous and outlive the result.
+inline DropoutParams dropout_params(double p, const at::Tensor& rng, int64_t site,
+                                    const at::Tensor& offsets) {
+  return {rng.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), site,
+          dropout_threshold(p), static_cast<float>(dropout_scale(p))};
+}
+
+// [width], the sums over the blocks of partial [num_blocks, width].
+inline at::Tensor sums_of_blocks(const Launch& launch, const at::Tensor& partial) {
+  const at::Tensor sums = at::empty({partial.size(1)}, partial.options());
+  launch(&column_sums, ColumnSumsParams{partial.const_data_ptr<float>(), partial.size(0),
+                                        partial.size(1), sums.mutable_data_ptr<float>()});
+  return sums;
+}
+
+// The gradient of a parameter that is not needed.
+inline at::Tensor no_gradient(const at::Tensor& parameter) {
+  return at::empty({0}, parameter.options());
+}
+
+}  // namespace sbrrt::cuda
