@@ -171,6 +171,7 @@ def _ctype(letter: str) -> type:
 def short_name(kernel: str) -> str:
     """A kernel's name without namespaces, the same from every compiler."""
     kernel = re.sub(r"\bsbrrt::cuda::|\{anonymous\}::|\(anonymous namespace\)::", "", kernel)
+    kernel = re.sub(r"\b(long|short) unsigned int\b", r"unsigned \1", kernel)
     return kernel.replace("> >", ">>")
 
 
