@@ -4,6 +4,11 @@
 namespace sbrrt::cuda {
 namespace {
 
+// Keys in shared memory at a time above 128 tokens. They come in four matrices, and in fp32 64 of them
+// are more than a block can have.
+template <typename T>
+constexpr int kTangentChunk = sizeof(T) == 2 ? kLongChunk : kLongChunk / 2;
+
 // One row's worth of operands in shared memory: of queries, or of keys and values.
 template <typename T>
 struct QueryTiles {
@@ -84,7 +89,7 @@ __device__ KeyTiles<T> keys_at(const T* from, int size) {
   return {from, from + size, from + 2 * size, from + 3 * size};
 }
 
-// Sequences of at most 128 tokens, all keys at once. Shared memory holds, head after head, [query |
+// Sequences of at most 128 tokens, all keys at once; as far as they fit in shared memory. Shared memory holds, head after head, [query |
 // its tangent | key | its tangent | value | its tangent][padded length].
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
@@ -115,19 +120,20 @@ __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
   }
 }
 
-// Longer ones: 64 queries per block, 16 per warp, and 64 keys in shared memory at a time while the
-// next 64 are on their way. Shared memory holds [query | its tangent][64], then [buffer][key | its
-// tangent | value | its tangent][64].
+// Longer ones: 64 queries per block, 16 per warp, and a chunk of keys in shared memory while the next
+// one is on its way. Shared memory holds [query | its tangent][64], then [buffer][key | its tangent |
+// value | its tangent][chunk].
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kLongWarps* kWarpSize)
     attention_jvp_long(const AttentionTangentParams p) {
-  constexpr int kSize = kLongChunk * kRowStride<T, kDim>;
+  constexpr int kChunk = kTangentChunk<T>, kKeySize = kChunk * kRowStride<T, kDim>;
+  constexpr int kQuerySize = kLongRows * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const int head = blockIdx.y, block_first = blockIdx.z * kLongRows;
   if (block_first >= sequence.length) return;
-  T *queries = shared_memory<T>(), *chunks = queries + 2 * kSize;
+  T *queries = shared_memory<T>(), *chunks = queries + 2 * kQuerySize;
   copy_rows<T, kDim>(queries, p.query, sequence, head, block_first, kLongRows);
-  copy_rows<T, kDim>(queries + kSize, p.query_tangent, sequence, head, block_first, kLongRows);
+  copy_rows<T, kDim>(queries + kQuerySize, p.query_tangent, sequence, head, block_first, kLongRows);
   const int first = block_first + warp_index() * kTile;
   const T* query = queries + warp_index() * kTile * kRowStride<T, kDim>;
   const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
@@ -135,34 +141,40 @@ __global__ void __launch_bounds__(kLongWarps* kWarpSize)
   load_shift(shift, p.logsumexp, p.batch, sequence, head, first);
   TangentRows<kDim> rows;
   const auto copy = [&](int chunk, int buffer) {
-    copy_keys<T, kDim>(chunks + 4 * buffer * kSize, kSize, p, sequence, head, chunk * kLongChunk,
-                       kLongChunk);
+    copy_keys<T, kDim>(chunks + 4 * buffer * kKeySize, kKeySize, p, sequence, head, chunk * kChunk,
+                       kChunk);
   };
   const auto step = [&](int chunk, int buffer) {
     if (first >= sequence.length) return;
-    const int first_key = chunk * kLongChunk;
-    const int num_keys = min(kLongChunk, sequence.length - first_key);
-    const auto kept = draw_kept<kLongTiles>(dropout, first, first_key, num_keys);
-    tangent_step<false>(rows, {query, query + kSize}, keys_at(chunks + 4 * buffer * kSize, kSize),
-                        shift, kept, chunk == 0, num_keys);
+    const int first_key = chunk * kChunk;
+    const int num_keys = min(kChunk, sequence.length - first_key);
+    const auto kept = draw_kept<kChunk / 8>(dropout, first, first_key, num_keys);
+    tangent_step<false>(rows, {query, query + kQuerySize},
+                        keys_at(chunks + 4 * buffer * kKeySize, kKeySize), shift, kept, chunk == 0,
+                        num_keys);
   };
-  for_each_chunk(ceil_div(sequence.length, kLongChunk), copy, step);
+  for_each_chunk(ceil_div(sequence.length, kChunk), copy, step);
   tangent_finish<T>(p, sequence, head, first, rows);
+}
+
+template <typename T, int kDim>
+size_t short_bytes(const AttentionBatch& batch) {
+  const int num_rows = short_launch(batch).heads_per_block * longest_padded(batch);
+  return 6 * sizeof(T) * num_rows * kRowStride<T, kDim>;
 }
 
 template <typename T, int kDim>
 cudaError_t jvp_short(const AttentionTangentParams& p, cudaStream_t stream) {
   const ShortLaunch shape = short_launch(p.batch);
-  const size_t bytes =
-      6 * sizeof(T) * shape.heads_per_block * longest_padded(p.batch) * kRowStride<T, kDim>;
-  return launch<attention_jvp_short<T, kDim>>(short_grid(p.batch, shape),
-                                              dim3(shape.num_warps * kWarpSize), bytes, stream, p,
-                                              shape.heads_per_block);
+  return launch<attention_jvp_short<T, kDim>>(
+      short_grid(p.batch, shape), dim3(shape.num_warps * kWarpSize), short_bytes<T, kDim>(p.batch),
+      stream, p, shape.heads_per_block);
 }
 
 template <typename T, int kDim>
 cudaError_t jvp_long(const AttentionTangentParams& p, cudaStream_t stream) {
-  const size_t bytes = 10 * sizeof(T) * kLongChunk * kRowStride<T, kDim>;
+  const size_t bytes =
+      (2 * kLongRows + 8 * kTangentChunk<T>) * sizeof(T) * kRowStride<T, kDim>;
   return launch<attention_jvp_long<T, kDim>>(long_grid(p.batch), dim3(kLongWarps * kWarpSize),
                                              bytes, stream, p);
 }
@@ -172,8 +184,8 @@ cudaError_t jvp_long(const AttentionTangentParams& p, cudaStream_t stream) {
 cudaError_t attention_jvp(const AttentionTangentParams& p, cudaStream_t stream) {
   return dispatch(p.batch, [&](auto element, auto head_dim) {
     using T = typename decltype(element)::type;
-    return is_short(p.batch) ? jvp_short<T, head_dim>(p, stream)
-                             : jvp_long<T, head_dim>(p, stream);
+    const bool fits = is_short(p.batch) && short_bytes<T, head_dim>(p.batch) <= kMaxSharedBytes;
+    return fits ? jvp_short<T, head_dim>(p, stream) : jvp_long<T, head_dim>(p, stream);
   });
 }
 

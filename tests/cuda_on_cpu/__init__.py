@@ -13,6 +13,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,7 +21,15 @@ from tests.cuda_on_cpu.build import VARIANTS, build, sources
 
 ELEMENT = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # csrc/cuda/element_type.h
 POINTER_LETTERS = "cp"
-_noted: set[str] = set()  # kernels that this process has told of
+_noted: set[tuple] = set()  # what this process has told of kernels
+
+
+class Launches(NamedTuple):
+    """How often a kernel ran to its end; the most threads and shared bytes a block had."""
+
+    count: int
+    num_threads: int
+    shared_bytes: int
 
 
 class CudaError(RuntimeError):
@@ -38,19 +47,20 @@ def library(op: str, variant: str | None = None) -> Library:
 @cache
 def _library(op: str, variant: str) -> Library:
     assert variant in VARIANTS
-    return Library(op, build(op, sources(op), variant))
+    return Library(build(op, sources(op), variant))
 
 
 class Library:
     """A compiled library, its exported functions and its kernels."""
 
-    def __init__(self, op: str, path: Path) -> None:
-        self._op, self._native = op, ctypes.CDLL(str(path))
+    def __init__(self, path: Path) -> None:
+        self._native = ctypes.CDLL(str(path))
         for name in ("buffer", "next_kernel"):
             getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_void_p
         for name in ("error", "kernel_name"):
             getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_char_p
-        self._native.cuda_on_cpu_num_launches.restype = ctypes.c_uint64
+        for name in ("num_launches", "num_threads", "shared_bytes"):
+            getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_uint64
 
     def call(self, function: str, *arguments: object, seed: int = 0) -> None:
         """Call an exported function; tensors become device memory and are copied back.
@@ -64,14 +74,18 @@ class Library:
         """Device memory that lives for several calls."""
         return Device(self, seed)
 
-    def kernels(self) -> dict[str, int]:
-        """Kernel instantiation -> how many launches of it have ended well in this process."""
-        counts, kernel, native = {}, None, self._native
+    def kernels(self) -> dict[str, Launches]:
+        """Every kernel instantiation, and its launches in this process."""
+        found, kernel, native = {}, None, self._native
         while kernel := native.cuda_on_cpu_next_kernel(ctypes.c_void_p(kernel)):
-            name = native.cuda_on_cpu_kernel_name(ctypes.c_void_p(kernel)).decode()
-            launches = native.cuda_on_cpu_num_launches(ctypes.c_void_p(kernel))
-            counts[f"{self._op}: {_kernel_name(name)}"] = launches
-        return counts
+            pointer = ctypes.c_void_p(kernel)
+            name = short_name(_kernel_name(native.cuda_on_cpu_kernel_name(pointer).decode()))
+            found[name] = Launches(
+                native.cuda_on_cpu_num_launches(pointer),
+                native.cuda_on_cpu_num_threads(pointer),
+                native.cuda_on_cpu_shared_bytes(pointer),
+            )
+        return found
 
 
 class Device:
@@ -142,16 +156,26 @@ class Device:
     def _record_launches(self) -> None:
         """Note the kernels that have run where `python -m tests.cuda_on_cpu.counts` looks."""
         if folder := os.environ.get("SBRRT_KERNEL_COUNTS"):
-            new = {name for name, launches in self._library.kernels().items() if launches} - _noted
+            kernels = self._library.kernels().items()
+            new = {(name, *launches[1:]) for name, launches in kernels if launches.count} - _noted
             _noted.update(new)
             with open(Path(folder, f"{os.getpid()}.txt"), "a") as file:
-                file.writelines(f"{name}\n" for name in sorted(new))
+                file.writelines("\t".join(map(str, line)) + "\n" for line in sorted(new))
 
 
 def _ctype(letter: str) -> type:
     return {"i": ctypes.c_int64, "d": ctypes.c_double}.get(letter, ctypes.c_void_p)
 
 
+@cache
+def short_name(kernel: str) -> str:
+    """A kernel's name without namespaces, the same from every compiler."""
+    kernel = re.sub(r"\bsbrrt::cuda::|\{anonymous\}::|\(anonymous namespace\)::", "", kernel)
+    kernel = re.sub(r"\b(long|short) unsigned int\b", r"unsigned \1", kernel)
+    return kernel.replace("> >", ">>")
+
+
+@cache
 def _kernel_name(pretty: str) -> str:
     """``gelu_kernel<float>`` out of what the compiler calls launch<gelu_kernel<float>>."""
     found = re.search(r"\[with auto kernel = (.*)\]$|\[kernel = (.*)\]$", pretty)

@@ -27,6 +27,7 @@ __device__ inline T* shared_memory() {
 namespace sbrrt::cuda {
 
 constexpr int kWarpSize = 32;
+constexpr size_t kMaxSharedBytes = 163 << 10;  // of a block on sm_80; on sm_90 there is more
 constexpr unsigned kFullMask = 0xffffffffu;
 
 __device__ inline int lane_index() { return threadIdx.x % kWarpSize; }

@@ -316,6 +316,8 @@ cudaError_t run_grid(Kernel& kernel, dim3 grid, dim3 shape, size_t shared_bytes,
   }
   if (!error.empty()) return last_error = cudaErrorLaunchFailure;
   ++kernel.num_launches;
+  kernel.num_threads = std::max<uint64_t>(kernel.num_threads, block.num_threads);
+  kernel.shared_bytes = std::max<uint64_t>(kernel.shared_bytes, shared_bytes);
   return cudaSuccess;
 }
 
@@ -346,4 +348,6 @@ const cuda_on_cpu::Kernel* cuda_on_cpu_next_kernel(const cuda_on_cpu::Kernel* ke
 }
 const char* cuda_on_cpu_kernel_name(const cuda_on_cpu::Kernel* kernel) { return kernel->name; }
 uint64_t cuda_on_cpu_num_launches(const cuda_on_cpu::Kernel* kernel) { return kernel->num_launches; }
+uint64_t cuda_on_cpu_num_threads(const cuda_on_cpu::Kernel* kernel) { return kernel->num_threads; }
+uint64_t cuda_on_cpu_shared_bytes(const cuda_on_cpu::Kernel* kernel) { return kernel->shared_bytes; }
 }

@@ -8,6 +8,8 @@ namespace cuda_on_cpu {
 struct Kernel {
   const char* name;  // of launch<kernel>, from which the harness cuts out the kernel's
   uint64_t num_launches = 0;
+  // Of a block, the most that a launch asked for.
+  uint64_t num_threads = 0, shared_bytes = 0;
   Kernel* next;
 
   explicit Kernel(const char* name);
