@@ -23,7 +23,7 @@ from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.fast_step import build_step
+from sbrrt_fast.training.build import build_step
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.step import SbrrtStep, TaskBatch
 

@@ -172,6 +172,7 @@ class RunConfig:
         resume: continue the run in ``output`` from its last state.
         overwrite: replace a run that ``output`` holds already.
         profile: print at the end where a round's time and memory went, against the floor.
+        graphs: on a GPU, capture the step's work as CUDA graphs and replay them.
         tasks: the tasks, in round order.
     """
 
@@ -190,6 +191,7 @@ class RunConfig:
     resume: bool = False
     overwrite: bool = False
     profile: bool = False
+    graphs: bool = True
     tasks: dict[str, TaskConfig] = field(
         default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
     )

@@ -11,9 +11,11 @@ from sbrrt_fast import _extension
 from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.fast_step import FastStep, build_step, fast_why_not
+from sbrrt_fast.training.build import build_step
+from sbrrt_fast.training.fast_step import FastStep, fast_why_not
 from sbrrt_fast.training.optimizer import build_optimizer
-from sbrrt_fast.training.step import SbrrtStep, TaskBatch
+from sbrrt_fast.training.group import TaskBatch
+from sbrrt_fast.training.step import SbrrtStep
 from tests.models import TASKS, random_batch, random_model
 
 LENGTHS = {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]}

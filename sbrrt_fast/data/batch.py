@@ -27,6 +27,8 @@ class TokenBatch:
         rows: int64 [num_sequences], each sequence's row in the round's batch, for dropout.
         max_length: longest sequence, known to the host.
         packed: whether the layout is packed.
+        words: int64 [num_words], ids in ascending order, each once, all that occur and maybe more;
+        word_index: int64 [num_tokens], each token's among them. None where nobody has looked.
     """
 
     input_ids: Tensor
@@ -39,6 +41,8 @@ class TokenBatch:
     rows: Tensor
     max_length: int
     packed: bool = True
+    words: Tensor | None = None
+    word_index: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -139,7 +143,16 @@ class TokenBatch:
             positions=grid % max(self.max_length, 1),
             sequence=grid // max(self.max_length, 1),
             packed=False,
+            words=None,
+            word_index=None,
         )
+
+    def with_words(self) -> TokenBatch:
+        """The batch with ``words`` and ``word_index``; on a GPU the host waits for their number."""
+        if self.words is not None:
+            return self
+        words, index = torch.unique(self.input_ids, return_inverse=True)
+        return replace(self, words=words, word_index=index)
 
     @cached_property
     def slots(self) -> Tensor:

@@ -27,7 +27,8 @@ def pooling_matrix(batch: TokenBatch, pooling: str) -> Tensor:
     """Pooling of a packed batch as a matrix, so that its transpose is the way back.
 
     Args:
-        pooling: ``mean`` over each sequence's tokens, or ``cls`` for the first one.
+        pooling: ``mean`` over each sequence's tokens, or ``cls`` for the first one. A token that is
+            not real has no share.
 
     Returns:
         float32 [num_sequences, num_tokens].
@@ -36,9 +37,7 @@ def pooling_matrix(batch: TokenBatch, pooling: str) -> Tensor:
     starts = batch.cu_seqlens[:-1].to(torch.int64)
     lengths = batch.cu_seqlens[1:] - starts
     if pooling == "cls":
-        real = lengths > 0
-        matrix[real, starts[real]] = 1.0
-    else:
-        tokens = torch.arange(batch.num_tokens, device=matrix.device)
-        matrix[batch.sequence, tokens] = 1.0 / lengths[batch.sequence]
-    return matrix
+        first = starts.clamp(max=max(batch.num_tokens - 1, 0))[:, None]
+        return matrix.scatter_(1, first, (lengths > 0).to(matrix.dtype)[:, None])
+    share = batch.is_real / lengths[batch.sequence]
+    return matrix.scatter_(0, batch.sequence[None, :], share[None, :])

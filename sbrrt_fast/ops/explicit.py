@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast import _extension
+from sbrrt_fast.ops.native import DTYPES, cuda_missing
 
 
 class NativeOps:
-    """The C++ ops. Arguments as in the schemas; those after the star are written.
+    """The extension's ops, of the device that the tensors are on.
 
-    Shapes: R rows, H hidden, F intermediate, A heads. ``low`` tensors are of the compute dtype.
+    Arguments as in the schemas; those after the star are written. Shapes: R rows, H hidden,
+    F intermediate, A heads. ``low`` tensors are of the compute dtype.
     """
-
-    name = "cpu"
 
     def mm(self, a: Tensor, b: Tensor, *, out: Tensor) -> None:
         """a [M, K] times b [K, N]."""
@@ -97,8 +97,8 @@ def explicit_ops(backend: str, device: torch.device) -> NativeOps | None:
 
 def explicit_why_not(backend: str, device: torch.device) -> str | None:
     """Why the written-out passes cannot run with this backend on this device, or None."""
-    if backend not in ("auto", "cpu"):
+    if backend not in ("auto", "cpu", "cuda"):
         return f"backend '{backend}' has no written-out passes"
-    if device.type != "cpu":
-        return f"there are no fused ops for {device.type} in this build"
-    return _extension.extension_error
+    if device.type not in DTYPES or backend not in ("auto", device.type):
+        return f"backend '{backend}' has no written-out passes on {device.type}"
+    return cuda_missing() if device.type == "cuda" else _extension.extension_error

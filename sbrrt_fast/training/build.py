@@ -1,4 +1,4 @@
-"""What a run is made of: model, data and device, from its configuration."""
+"""What a run is made of: model, data, device and step, from its configuration."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.fast_step import FastStep, fast_why_not
+from sbrrt_fast.training.graph_step import GraphStep
+from sbrrt_fast.training.step import SbrrtStep
 
 Log = Callable[[str], object]
 
@@ -51,6 +55,28 @@ def load_splits(
         name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log)
         for name, task in config.tasks.items()
     }
+
+
+def build_step(
+    model: MultiTaskModel,
+    teacher: Teacher | None,
+    optimizer: torch.optim.AdamW,
+    config: RunConfig,
+    num_rounds: int,
+    log: Log = print,
+) -> SbrrtStep:
+    """The written-out step where it can run, captured on a GPU; else the one under autograd.
+
+    Says why where it is the slower one.
+    """
+    device = next(model.parameters()).device
+    reason = fast_why_not(config, device)
+    arguments = model, teacher, optimizer, config, num_rounds
+    if reason is None and device.type == "cuda" and config.graphs:
+        return GraphStep(*arguments, log)
+    if reason is not None and config.backend != "reference":
+        log(f"the step runs under autograd, which is slower: {reason}")
+    return (FastStep if reason is None else SbrrtStep)(*arguments)
 
 
 def _check_heads_train(model: MultiTaskModel) -> None:

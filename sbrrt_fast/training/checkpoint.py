@@ -161,11 +161,16 @@ def optimizer_tensors(
     Parameters that were never updated have no entry.
     """
     return {
-        f"optimizer.{name}.{slot}": optimizer.state[parameter][slot]
+        f"optimizer.{name}.{slot}": _apart(optimizer.state[parameter][slot])
         for name, parameter in named_parameters
         if parameter in optimizer.state
         for slot in _SLOTS
     }
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """A tensor that is all of its memory: numbers of updates may lie side by side in one."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def load_optimizer_tensors(

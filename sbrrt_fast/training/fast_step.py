@@ -11,7 +11,7 @@ What the numbers mean, and the loss, is ``training.step``'s, which is the refere
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import Divergence, divergence_of
 from sbrrt_fast.smart.regularizer import check_resolution
 from sbrrt_fast.training.adversary import Adversary
+from sbrrt_fast.training.group import Group, TaskBatch
 from sbrrt_fast.training.head_pass import HeadOutputs, HeadPass
 from sbrrt_fast.training.optimizer import set_learning_rate
 from sbrrt_fast.training.step import (
@@ -36,7 +37,6 @@ from sbrrt_fast.training.step import (
     CLEAN_PASS,
     TEACHER_PASS,
     SbrrtStep,
-    TaskBatch,
     root_mean_square,
 )
 from sbrrt_fast.training.update import FusedUpdate
@@ -80,7 +80,7 @@ class FastStep(SbrrtStep):
         return {"activations": sum(spaces), "copies": sum(copies), "gradients": sum(buffers)}
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
-        self._differentiate([batch], rng)
+        self._differentiate([batch.to(self.device)], rng)
         found = {n: (p, self._found.get(id(p))) for n, p in self.model.named_parameters()}
         return {
             name: g.dense(p) if isinstance(g, RowGradient) else g.float().clone()
@@ -88,29 +88,39 @@ class FastStep(SbrrtStep):
             if g is not None
         }
 
+    def _train(
+        self, batches: list[TaskBatch], index: int, step: int, report: bool
+    ) -> dict[str, Tensor]:
+        return self._train_group(Group.of(batches).with_words(), index, step, report)
+
+    def _train_group(self, group: Group, index: int, step: int, report: bool) -> dict[str, Tensor]:
+        """One optimiser step on a group in anyone's memory."""
+        rng = torch.tensor([self.config.seed, index], device=self.device)
+        self._refresh()
+        terms = self._pass(group.to(self.device), rng, report)
+        return terms | {"gradient_norm": self._update(step)}
+
     def _differentiate(
         self, batches: list[TaskBatch], rng: Tensor, report: bool = False
     ) -> dict[str, Tensor]:
         """Leaves the batches' gradients in ``_found``; returns their loss terms."""
-        tokens = TokenBatch.concatenate([batch.tokens for batch in batches])
-        max_positions, backend = self.model.config.max_position_embeddings, self.config.backend
-        stream = DropoutStream(tokens, rng, max_positions, CLEAN_PASS, backend)
-        counts = [batch.tokens.num_sequences for batch in batches]
-        heads = HeadPass(self.model, [batch.name for batch in batches], counts, stream)
         self._refresh()
-        with torch.no_grad():
-            return self._passes(batches, heads, report)
+        return self._pass(Group.of(batches).with_words(), rng, report)
 
-    def _passes(self, batches: list[TaskBatch], heads: HeadPass, report: bool) -> dict[str, Tensor]:
-        stream, student = heads.stream, self.student
-        perturbs, num_tokens = self.smart.weight > 0, stream.batch.num_tokens
+    @torch.no_grad()
+    def _pass(self, group: Group, rng: Tensor, report: bool) -> dict[str, Tensor]:
+        """All of the device's work on a group but the update."""
+        stream = self._stream(group.tokens, rng)
+        heads = HeadPass(self.model, group.names, group.counts, stream)
+        student, perturbs = self.student, self.smart.weight > 0
+        num_tokens = group.tokens.num_tokens
         student.begin(num_tokens * (2 if perturbs else 1))
-        terms: list[dict[str, Tensor]] = [{} for _ in batches]
+        terms: list[dict[str, Tensor]] = [{} for _ in group.names]
         adversarial, smart, targets, clock = None, None, None, self.clock
         with clock("clean"):
             embeddings, *statistics = student.embed(stream)
             if perturbs:
-                adversary = self._adversary(batches, heads, embeddings)
+                adversary = self._adversary(heads, embeddings)
                 clean = adversary.clean_pass(stream.normal(embeddings.shape[-1]))
             else:
                 student.put((0, num_tokens), embeddings)
@@ -131,22 +141,24 @@ class FastStep(SbrrtStep):
                 targets = self._teach(heads)
         with clock("backward"):
             with torch.enable_grad():
-                total = self._losses(batches, clean, smart, targets, terms)
+                total = self._losses(group, clean, smart, targets, terms)
             self._backward(total, clean, adversarial, heads, statistics)
         return {
-            f"{batch.name}/{name}": value.detach()
-            for batch, found in zip(batches, terms, strict=True)
+            f"{task}/{name}": value.detach()
+            for task, found in zip(group.names, terms, strict=True)
             for name, value in found.items()
         }
 
-    def _adversary(
-        self, batches: list[TaskBatch], heads: HeadPass, embeddings: Tensor
-    ) -> Adversary:
+    def _stream(self, tokens: TokenBatch, rng: Tensor) -> DropoutStream:
+        max_positions, backend = self.model.config.max_position_embeddings, self.config.backend
+        return DropoutStream(tokens, rng, max_positions, CLEAN_PASS, backend)
+
+    def _adversary(self, heads: HeadPass, embeddings: Tensor) -> Adversary:
         stream, mask = heads.stream, heads.stream.batch.is_real
         if not self.smart.perturb_special:
             mask = mask & ~stream.batch.is_special
         other = stream if self.smart.shared_dropout else stream.fork(ADVERSARIAL_PASS)
-        divergences = [self._divergence(batch.name) for batch in batches]
+        divergences = [self._divergence(name) for name in heads.names]
         return Adversary(
             self.student, heads, self.smart, divergences, other, embeddings, mask,
             self.config.backend,
@@ -162,8 +174,8 @@ class FastStep(SbrrtStep):
         _add(terms, "gain", adversary.gain(noise))
         first = 0
         for found, count in zip(terms, adversary.heads.counts, strict=True):
-            rows = (batch.sequence >= first) & (batch.sequence < first + count)
-            found["perturbation"] = root_mean_square(delta[rows], adversary.mask[rows])
+            is_its = (batch.sequence >= first) & (batch.sequence < first + count)
+            found["perturbation"] = root_mean_square(delta, adversary.mask & is_its)
             first += count
 
     def _teach(self, heads: HeadPass) -> list[Tensor]:
@@ -181,23 +193,23 @@ class FastStep(SbrrtStep):
 
     def _losses(
         self,
-        batches: list[TaskBatch],
+        group: Group,
         clean: HeadOutputs,
         smart: list[Tensor] | None,
         targets: list[Tensor] | None,
         terms: list[dict[str, Tensor]],
     ) -> Tensor:
-        """The summed loss with its graph; the terms of each batch go into ``terms``."""
+        """The summed loss with its graph; each task's terms go into ``terms``."""
         summed = 0.0
-        for i, batch in enumerate(batches):
-            task, found = self.model.tasks[batch.name], terms[i]
-            found["loss"] = total = task_loss(task, clean.outputs[i], batch.labels)
+        for i, name in enumerate(group.names):
+            task, found = self.model.tasks[name], terms[i]
+            found["loss"] = total = task_loss(task, clean.outputs[i], group.labels[i])
             shown = total.detach()
             if smart is not None:
                 total = total + self.smart.weight * smart[i]
                 shown = shown + self.smart.weight * found["smart"].detach()
             if targets is not None:
-                divergence = self._divergence(batch.name)
+                divergence = self._divergence(name)
                 found["bregman"] = bregman = divergence(clean.logits[i], targets[i]).mean()
                 total = total + self.config.bregman.weight * bregman
                 shown = shown + self.config.bregman.weight * bregman.detach()
@@ -240,7 +252,7 @@ class FastStep(SbrrtStep):
         both = TokenBatch.concatenate([stream.batch, stream.batch])
         return [Block(stream.over(both))]
 
-    def _head_weights(self, names: list[str]) -> list[Tensor]:
+    def _head_weights(self, names: Sequence[str]) -> list[Tensor]:
         modules = [self.model.heads[name] for name in names]
         if self.model.encoder.pooler is not None:
             modules.append(self.model.encoder.pooler)
@@ -255,18 +267,24 @@ class FastStep(SbrrtStep):
 
     def _update(self, step: int) -> Tensor:
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
+        with self.clock("optimiser"):
+            norm = self.update.apply(step, self._found, *self._copies())
+        self._mark_fresh()
+        return norm
+
+    def _copies(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """The bfloat16 copies of weights and of the teacher's, by id of the parameter."""
         averages = {}
         if self.momentum:
             followers = self.teacher.averages_by_parameter()
             copies = self.momentum.weights.copies
             averages = {i: copies[id(e)] for i, e in followers.items() if id(e) in copies}
-        copies = self.student.weights.copies
-        with self.clock("optimiser"):
-            norm = self.update.apply(step, self._found, copies, averages)
+        return self.student.weights.copies, averages
+
+    def _mark_fresh(self) -> None:
         self.student.weights.mark_fresh()
         if self.momentum:
             self.momentum.weights.mark_fresh()
-        return norm
 
 
 def _add(terms: list[dict[str, Tensor]], name: str, values: list[Tensor]) -> None:
@@ -281,19 +299,3 @@ def fast_why_not(config: RunConfig, device: torch.device) -> str | None:
     if config.layout != "packed":
         return f"layout '{config.layout}' has padding"
     return explicit_why_not(config.backend, device)
-
-
-def build_step(
-    model: MultiTaskModel,
-    teacher: Teacher | None,
-    optimizer: torch.optim.AdamW,
-    config: RunConfig,
-    num_rounds: int,
-    log: Callable[[str], object] = print,
-) -> SbrrtStep:
-    """The written-out step where it can run, else the one under autograd; says why."""
-    reason = fast_why_not(config, next(model.parameters()).device)
-    if reason is not None and config.backend != "reference":
-        log(f"the step runs under autograd, which is slower: {reason}")
-    step = FastStep if reason is None else SbrrtStep
-    return step(model, teacher, optimizer, config, num_rounds)

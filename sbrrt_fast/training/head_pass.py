@@ -6,6 +6,7 @@ encoder are plain gradients of the last hidden states.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,24 +39,32 @@ class HeadPass:
 
     Args:
         model: whose heads.
-        names: the tasks, in the batch's order. counts: number of sequences of each.
+        names: the tasks, in the batch's order. counts: number of sequences of each; there may be
+            more behind them, which are nobody's.
         stream: the packed batch and its dropout.
     """
 
     def __init__(
-        self, model: MultiTaskModel, names: list[str], counts: list[int], stream: DropoutStream
+        self,
+        model: MultiTaskModel,
+        names: Sequence[str],
+        counts: Sequence[int],
+        stream: DropoutStream,
     ):
         self.model, self.names, self.counts, self.stream = model, names, counts, stream
+        self.num_sequences = sum(counts)
 
     @cached_property
     def matrix(self) -> Tensor:
-        return pooling_matrix(self.stream.batch, self.model.encoder.pooling)
+        whole = pooling_matrix(self.stream.batch, self.model.encoder.pooling)
+        return whole[: self.num_sequences]
 
     @cached_property
     def factors(self) -> Tensor | None:
         config = self.model.config
         p = config.hidden_dropout_prob
-        return self.stream.pooled_factors(config.hidden_size, p, torch.float32)
+        whole = self.stream.pooled_factors(config.hidden_size, p, torch.float32)
+        return None if whole is None else whole[: self.num_sequences]
 
     def on(self, stream: DropoutStream) -> HeadPass:
         """The same heads over the same batch with other masks."""

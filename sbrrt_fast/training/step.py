@@ -6,13 +6,10 @@ the teacher step after each batch (``per_task``) or once per round (``joint``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
 from sbrrt_fast.model.heads import class_logits, task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
@@ -20,20 +17,12 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import SmartRegularizer
+from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.optimizer import set_learning_rate
 from sbrrt_fast.training.profile import NoClock, StageClock
 from sbrrt_fast.training.update import build_update
 
 CLEAN_PASS, ADVERSARIAL_PASS, TEACHER_PASS = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class TaskBatch:
-    """One task's part of a round: its tokens and labels float32 [num_examples]."""
-
-    name: str
-    tokens: TokenBatch
-    labels: Tensor
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -77,7 +66,8 @@ class SbrrtStep:
         """Trains on one round.
 
         Args:
-            batches: one per drawn task, rows numbered through the round.
+            batches: one per drawn task, rows numbered through the round; the step takes them to its
+                device.
             index: number of rounds done before; with the seed it keys dropout and noise.
             report: also measure the perturbation and the adversarial gain.
 
@@ -86,21 +76,32 @@ class SbrrtStep:
             with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. A task
             drawn twice in a round gives the values of its last batch.
         """
-        rng = torch.tensor([self.config.seed, index], device=self.device)
         groups = [batches] if self.is_joint else [[batch] for batch in batches]
         terms: dict[str, Tensor] = {}
         for position, group in enumerate(groups):
-            terms |= self._differentiate(group, rng, report)
-            terms["gradient_norm"] = self._update(index * len(groups) + position + 1)
+            terms |= self._train(group, index, index * len(groups) + position + 1, report)
         return terms
+
+    def _train(
+        self, batches: list[TaskBatch], index: int, step: int, report: bool
+    ) -> dict[str, Tensor]:
+        """One optimiser step, number ``step`` from 1, on these batches of a round."""
+        rng = torch.tensor([self.config.seed, index], device=self.device)
+        batches = [batch.to(self.device) for batch in batches]
+        terms = self._differentiate(batches, rng, report)
+        return terms | {"gradient_norm": self._update(step)}
 
     def memory(self) -> dict[str, int]:
         """Bytes that the step itself holds between rounds: autograd's are freed."""
         return {}
 
+    def summary(self) -> list[str]:
+        """What is worth telling of the step when a run ends."""
+        return []
+
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch's loss by parameter name, without an update."""
-        self._differentiate([batch], rng)
+        self._differentiate([batch.to(self.device)], rng)
         named = self.model.named_parameters()
         found = {name: p.grad for name, p in named if p.grad is not None}
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,5 +189,5 @@ class SbrrtStep:
 
 def root_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
     """Of a perturbation [num_tokens, hidden], over the coordinates of tokens in ``mask``."""
-    total = delta.double().square().sum()
+    total = (delta.double().square() * mask[:, None]).sum()
     return (total / (mask.sum() * delta.shape[-1]).clamp(min=1)).sqrt()

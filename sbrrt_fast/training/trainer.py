@@ -18,7 +18,6 @@ from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.build import build_model, load_splits, pick_device
 from sbrrt_fast.training.checkpoint import (
     atomic_directory,
     load_optimizer_tensors,
@@ -27,8 +26,9 @@ from sbrrt_fast.training.checkpoint import (
     save_state,
 )
 from sbrrt_fast.training.evaluate import evaluate
-from sbrrt_fast.training.fast_step import build_step
+from sbrrt_fast.training.build import build_model, build_step, load_splits, pick_device
 from sbrrt_fast.training.floor import measure_ceilings, round_cost
+from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
@@ -36,7 +36,6 @@ from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
 from sbrrt_fast.training.profile import report as profile_report
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.scores import flatten_scores, format_scores
-from sbrrt_fast.training.step import TaskBatch
 
 STATE, BEST, LAST = "state", "best", "last"
 
@@ -87,6 +86,8 @@ class Trainer:
         save_config(_portable(self.config), self.config.output / "config.yaml")
         with RunLogger(self.config.output, self.config.log, resumed) as logger:
             self._train(logger)
+            for line in self.step.summary():
+                self.log(line)
             if self.config.profile:
                 self._tell_profile()
             metrics = self._final_metrics()
@@ -151,7 +152,7 @@ class Trainer:
             self.log(line)
 
     def assemble(self, batches: Batches) -> list[TaskBatch]:
-        """The round's batches on the device, with rows numbered through the round."""
+        """The round's batches, in the host's memory, with rows numbered through the round."""
         row, assembled = 0, []
         for name, examples in batches:
             task = self.train_tasks[name]
@@ -159,8 +160,7 @@ class Trainer:
             row += tokens.num_sequences
             if self.config.layout == "padded":
                 tokens = tokens.padded()
-            labels = labels_of(task, examples).to(self.device)
-            assembled.append(TaskBatch(name, tokens.to(self.device), labels))
+            assembled.append(TaskBatch(name, tokens, labels_of(task, examples)))
         return assembled
 
     def _log_interval(self, logger: RunLogger, interval: IntervalMeans, bar: tqdm) -> None:

@@ -8,7 +8,9 @@ torch.optim.AdamW, so a saved run does not depend on which of them made it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,20 +65,42 @@ Copies = Mapping[int, Tensor]
 Gradients = Mapping[int, Tensor | RowGradient]
 
 
+# Which parameters have a gradient, by their place in ``members``, and its dtype; None for rows.
+Structure = tuple[tuple[int, torch.dtype | None], ...]
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Parameters that one op updates: they were updated as often, their gradients are of one dtype.
+
+    Attributes:
+        places: int64 [num_parameters], in ``members``. dtype: of the gradients; None for rows.
+    """
+
+    places: np.ndarray
+    dtype: torch.dtype | None
+
+
 class FusedUpdate(TorchUpdate):
-    """The same update by one op over all tensors."""
+    """The same update by one op over all tensors.
+
+    What the host knows (rates, numbers of updates) is apart from what the device does: ``plan``
+    and ``numbers`` are the host's, ``run`` sends work to the device and can be captured.
+    """
 
     backend = "auto"
 
     def __init__(self, *args):
         super().__init__(*args)
         self._touched: dict[int, tuple[Tensor, Tensor]] = {}
+        counts = torch.zeros(len(self.members))  # of updates; the optimiser's state views them
+        self._counts, self._views = counts.numpy(), counts.unbind()
+        self._plans: dict[Structure, list[Alike]] = {}
 
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
         return self.apply(step, {id(p): p.grad for p, _ in self.members if p.grad is not None})
 
-    @torch.no_grad()
     def apply(
         self,
         step: int,
@@ -91,60 +115,113 @@ class FusedUpdate(TorchUpdate):
             copies, averages: bfloat16 copies of parameters and of their teacher's averages to be
                 written in the same pass, by id of the parameter.
         """
+        plan = self.plan(self.structure_of(gradients))
+        device = self.members[0][0].device
+        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64, device=device)
+        return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
+
+    def structure_of(self, gradients: Gradients) -> Structure:
+        """What ``plan`` takes."""
+        found = ((i, gradients.get(id(p))) for i, (p, _) in enumerate(self.members))
+        return tuple(
+            (i, None if isinstance(g, RowGradient) else g.dtype) for i, g in found if g is not None
+        )
+
+    def plan(self, structure: Structure) -> list[Alike]:
+        """The ops of an update. A head is only updated in its task's turns, so counts differ."""
+        self._adopt(structure)
+        plan = self._plans.get(structure)
+        if plan is None or not all(self._is_level(alike) for alike in plan):
+            groups: dict[tuple, list[int]] = {}
+            for i, dtype in structure:
+                groups.setdefault((self._counts[i], dtype), []).append(i)
+            plan = [Alike(np.array(places), dtype) for (_, dtype), places in groups.items()]
+            self._plans[structure] = plan
+        return plan
+
+    def numbers(self, plan: list[Alike]) -> list[float]:
+        """Counts the update; for each op the parameters' learning rates and the update's number."""
+        found: list[float] = []
+        for alike in plan:
+            self._counts[alike.places] += 1
+            found += [self.members[i][1]["lr"] for i in alike.places]
+            found.append(self._counts[alike.places[0]])
+        return found
+
+    def beta_at(self, step: int) -> float:
+        """The teacher's momentum in update number ``step``; 1 without a teacher."""
+        config = self.teacher and self.teacher.config
+        return beta_at(step, self.num_steps, config) if config else 1.0
+
+    @torch.no_grad()
+    def run(
+        self,
+        plan: list[Alike],
+        numbers: Tensor,
+        gradients: Gradients,
+        beta: float,
+        copies: Copies = _NOTHING,
+        averages: Copies = _NOTHING,
+    ) -> Tensor:
+        """The device's part; returns the gradients' norm before clipping.
+
+        Args:
+            numbers: float64, what ``numbers`` gave, on the device. beta: the teacher's momentum.
+        """
         found = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
         norm = _norm_of(found, self.backend)
         factor = clip_factor(norm, self.clip_norm)
-        beta = 1.0 if self.teacher is None else beta_at(step, self.num_steps, self.teacher.config)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        for (_, dtype), members in self._alike(gradients).items():
-            if dtype is None:
-                self._update_rows(members, gradients, factor, teacher, beta)
+        counts = [len(alike.places) + 1 for alike in plan]
+        for alike, part in zip(plan, numbers.split(counts), strict=True):
+            common = {
+                "clip_factor": factor,
+                "step": part[-1].to(torch.float32),
+                "ema_beta": beta,
+                "backend": self.backend,
+            }
+            if alike.dtype is None:
+                self._update_rows(alike, part[:-1], gradients, teacher, common)
             else:
-                self._update(members, gradients, factor, teacher, beta, copies, averages)
+                self._update(alike, part[:-1], gradients, teacher, copies, averages, common)
         self._move_idle(gradients, teacher, beta)
         return norm
 
-    def _alike(self, gradients: Gradients) -> dict[tuple, list]:
-        """Parameters by how often they were updated and their gradient's dtype, None for rows.
-
-        A head's are only updated in its task's turns.
-        """
-        groups: dict[tuple, list] = {}
-        for parameter, group in self.members:
-            if (gradient := gradients.get(id(parameter))) is None:
-                continue
+    def _adopt(self, structure: Structure) -> None:
+        """The optimiser's state of these parameters; its numbers of updates are ours from here."""
+        for i, _ in structure:
+            parameter, view = self.members[i][0], self._views[i]
             state = self.optimizer.state[parameter]
             if not state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-            state["step"] += 1
-            dtype = None if isinstance(gradient, RowGradient) else gradient.dtype
-            key = (state["step"].item(), dtype)
-            groups.setdefault(key, []).append((parameter, group, state))
-        return groups
+                state["step"] = view
+            elif state["step"] is not view:
+                self._counts[i] = state["step"].item()
+                state["step"] = view
+
+    def _is_level(self, alike: Alike) -> bool:
+        counts = self._counts[alike.places]
+        return bool((counts == counts[0]).all())
 
     def _update_rows(
-        self, members: list, gradients: Gradients, factor: Tensor, teacher: Copies, beta: float
+        self, alike: Alike, rates: Tensor, gradients: Gradients, teacher: Copies, common: dict
     ) -> None:
-        for parameter, group, state in members:
+        for i, rate in zip(alike.places, rates, strict=True):
+            parameter, group = self.members[i]
+            state = self.optimizer.state[parameter]
             adamw_ema_rows_(
                 parameter,
                 gradients[id(parameter)],
                 self._touched_rows(parameter, state),
                 state["exp_avg"],
                 state["exp_avg_sq"],
-                learning_rate=torch.tensor(
-                    group["lr"], dtype=torch.float64, device=parameter.device
-                ),
+                learning_rate=rate,
                 weight_decay=group["weight_decay"],
-                clip_factor=factor,
-                step=state["step"].to(parameter.device, non_blocking=True),
                 betas=group["betas"],
                 eps=group["eps"],
                 ema=teacher.get(id(parameter)),
-                ema_beta=beta,
-                backend=self.backend,
+                **common,
             )
 
     def _touched_rows(self, parameter: Tensor, state: dict) -> Tensor:
@@ -158,16 +235,16 @@ class FusedUpdate(TorchUpdate):
 
     def _update(
         self,
-        members: list,
+        alike: Alike,
+        rates: Tensor,
         gradients: Gradients,
-        factor: Tensor,
         teacher: Copies,
-        beta: float,
         copies: Copies,
         averages: Copies,
+        common: dict,
     ) -> None:
-        params, groups, states = zip(*members, strict=True)
-        device = params[0].device
+        params, groups = zip(*(self.members[i] for i in alike.places), strict=True)
+        states = [self.optimizer.state[p] for p in params]
         for parameter in params:
             self._touched.pop(id(parameter), None)
         adamw_ema_(
@@ -175,19 +252,14 @@ class FusedUpdate(TorchUpdate):
             [gradients[id(p)] for p in params],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            learning_rate=torch.tensor(
-                [g["lr"] for g in groups], dtype=torch.float64, device=device
-            ),
+            learning_rate=rates,
             weight_decay=[g["weight_decay"] for g in groups],
-            clip_factor=factor,
-            step=states[0]["step"].to(device, non_blocking=True),
             betas=groups[0]["betas"],
             eps=groups[0]["eps"],
             ema=_entries(teacher, params, torch.float32),
-            ema_beta=beta,
             low_precision=_entries(copies, params, torch.bfloat16),
             ema_low_precision=_entries(averages, params, torch.bfloat16),
-            backend=self.backend,
+            **common,
         )
 
     def _move_idle(self, gradients: Gradients, teacher: Copies, beta: float) -> None:

@@ -57,13 +57,13 @@ class PackedEncoder:
         Args:
             grad: float32 [num_tokens, hidden]; mean, rstd: what ``embed`` returned.
         """
-        tables, (ids, positions, types, words, *others) = self._tables, self._tokens(stream)
-        rows, compact = torch.unique(ids, return_inverse=True)
+        tables, (_, positions, types, words, *others) = self._tables, self._tokens(stream)
+        batch = stream.batch.with_words()
         word, *found = self.ops.embed_backward(
-            grad, compact, positions, types, words.detach()[rows], *others,
+            grad, batch.word_index, positions, types, words.detach()[batch.words], *others,
             tables[3], mean, rstd, *self._embedding_site(stream), [True] * 5,
         )  # fmt: skip
-        gradients = [RowGradient(rows, word), *found]
+        gradients = [RowGradient(batch.words, word), *found]
         return {id(p): g for p, g in zip(tables, gradients, strict=True)}
 
     @property
