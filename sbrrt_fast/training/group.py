@@ -20,7 +20,9 @@ class TaskBatch:
 
     def to(self, device: torch.device) -> TaskBatch:
         """The batch with its tensors on ``device``."""
-        return TaskBatch(self.name, self.tokens.to(device), self.labels.to(device, non_blocking=True))
+        return TaskBatch(
+            self.name, self.tokens.to(device), self.labels.to(device, non_blocking=True)
+        )
 
 
 @dataclass(frozen=True)
