@@ -2,8 +2,8 @@
 
 It keeps a CUDA graph's promises and limits. A replay runs the same ops on the same memory, so what
 the host decided while it was captured stays as it was; ops that make the host wait, or whose
-results have a size that depends on the data, are refused. Unlike a CUDA graph it runs the work while
-it captures it, so the memory it writes is put back afterwards.
+results have a size that depends on the data, are refused. Unlike a CUDA graph it runs the work
+while it captures it, so the memory it writes is put back afterwards.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 HOST_WAITS = {
-    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim",
-    "repeat_interleave", "bincount", "lift_fresh",
+    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2",
+    "unique_dim", "repeat_interleave", "bincount", "lift_fresh",
 }  # fmt: skip
 MASKED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 

@@ -13,8 +13,8 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step
 from sbrrt_fast.training.fast_step import FastStep, fast_why_not
-from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.group import TaskBatch
+from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.step import SbrrtStep
 from tests.models import TASKS, random_batch, random_model
 

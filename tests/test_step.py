@@ -9,8 +9,8 @@ import torch
 
 from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.group import TaskBatch
+from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.step import SbrrtStep
 from tests.models import TASKS, random_batch, random_model
 

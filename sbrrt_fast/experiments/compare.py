@@ -22,9 +22,9 @@ from sbrrt_fast.experiments.comparison import (
     RoundDifference,
     worst_of,
 )
+from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import check_finite, read_values
 from sbrrt_fast.training.round_robin import Cursor
-from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.trainer import Trainer
 
 VANISHING = 1e-6  # of the largest norm: below it a gradient is taken to be truly zero

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
+
+
+@cache
+def _pool(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.graph_pool_handle()
 
 
 class CudaGraph:
@@ -16,12 +22,8 @@ class CudaGraph:
         seconds: what recording took. bytes: by how much the allocator's memory grew.
     """
 
-    _pools: dict[torch.device, tuple] = {}
-
     def __init__(self, device: torch.device):
         self.device, self.seconds, self.bytes = device, 0.0, 0
-        if device not in self._pools:
-            self._pools[device] = torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
 
     def capture(self, work: Callable[[], Tensor]) -> Tensor:
@@ -36,7 +38,7 @@ class CudaGraph:
         start, before = time.perf_counter(), torch.cuda.memory_reserved(self.device)
         with (
             torch.cuda.device(self.device),
-            torch.cuda.graph(self._graph, pool=self._pools[self.device]),
+            torch.cuda.graph(self._graph, pool=_pool(self.device)),
         ):
             result = work()
         self.seconds = time.perf_counter() - start

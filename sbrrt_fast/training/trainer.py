@@ -18,6 +18,7 @@ from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.build import build_model, build_step, load_splits, pick_device
 from sbrrt_fast.training.checkpoint import (
     atomic_directory,
     load_optimizer_tensors,
@@ -26,7 +27,6 @@ from sbrrt_fast.training.checkpoint import (
     save_state,
 )
 from sbrrt_fast.training.evaluate import evaluate
-from sbrrt_fast.training.build import build_model, build_step, load_splits, pick_device
 from sbrrt_fast.training.floor import measure_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
