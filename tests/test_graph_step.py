@@ -1,0 +1,208 @@
+"""The captured step against the one that runs launch by launch.
+
+Without a GPU ``RecordedGraph`` stands for a CUDA graph: whatever the host had frozen while the step
+was captured would show in the replays, which train on other batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sbrrt_fast.config import BregmanConfig
+from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill
+from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sbrrt_fast.training.fast_step import FastStep
+from sbrrt_fast.training.graph_step import GraphStep
+from sbrrt_fast.training.group import TaskBatch
+from sbrrt_fast.training.profile import StageClock
+from tests.models import random_batch
+from tests.recorded_graph import NotCapturable, RecordedGraph
+from tests.test_fast_step import CONFIGS, JOINT, LABELS, SBRRT, build
+
+LENGTHS = (
+    {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]},
+    {"sst": [10, 2, 7], "para": [3, 20, 4, 4], "sts": [2, 2, 9, 15]},
+    {"sst": [30, 30, 22], "para": [9, 3, 3, 12], "sts": [20, 31, 40, 2]},  # other buckets
+    {"sst": [2, 3, 4], "para": [8, 8, 8, 8], "sts": [32, 20, 20, 20]},  # one filled exactly
+)
+NUM_ROUNDS = 8
+
+
+def make_round(index: int) -> list[TaskBatch]:
+    torch.manual_seed(index)
+    row, batches = 0, []
+    for name, lengths in LENGTHS[index % len(LENGTHS)].items():
+        batches.append(TaskBatch(name, random_batch(lengths, row), torch.tensor(LABELS[name])))
+        row += len(lengths)
+    return batches
+
+
+class Never(RecordedGraph):
+    """What a device without graphs would say."""
+
+    def capture(self, work):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+
+def captured(config, graph=RecordedGraph, lines=None) -> GraphStep:
+    log = print if lines is None else lines.append
+    return build(lambda *args: GraphStep(*args, log, graph), config)
+
+
+def train(step, num_rounds: int = NUM_ROUNDS, first: int = 0) -> list[dict[str, torch.Tensor]]:
+    rounds = range(first, first + num_rounds)
+    return [step.round(make_round(i), i, report=i % 2 == 1) for i in rounds]
+
+
+def state(step) -> dict[str, torch.Tensor]:
+    found = {f"model.{name}": x for name, x in step.model.state_dict().items()}
+    if step.teacher is not None:
+        found |= {f"teacher.{name}": x for name, x in step.teacher.state_dict().items()}
+    return found | optimizer_tensors(step.optimizer, list(step.model.named_parameters()))
+
+
+def assert_same_bits(ours: list | dict, theirs: list | dict) -> None:
+    pairs = [(ours, theirs)] if isinstance(ours, dict) else zip(ours, theirs, strict=True)
+    for found, expected in pairs:
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value.to(found[name].dtype)), name
+
+
+CASES = {
+    **CONFIGS,
+    "bf16": replace(SBRRT, precision="bf16"),
+    "joint, bf16": replace(JOINT, precision="bf16"),
+    "a momentum that changes": replace(SBRRT, bregman=BregmanConfig(weight=1.0, schedule="paper")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replays_do_what_launches_do(name):
+    """The same bits: both run the same ops on batches filled up alike."""
+    ours, theirs = captured(CASES[name]), captured(CASES[name], Never, [])
+    theirs._ready = lambda *args: None  # every step as the first of its size
+    assert_same_bits(train(ours), train(theirs))
+    assert_same_bits(state(ours), state(theirs))
+    assert ours.num_replays > NUM_ROUNDS / 4
+    assert theirs.num_replays == 0
+
+
+@pytest.mark.parametrize("name", ["per task", "joint", "special tokens too", "paper", "no SMART"])
+def test_filling_up_changes_nothing(name):
+    ours, theirs = captured(CONFIGS[name]), build(FastStep, CONFIGS[name])
+    for found, expected in zip(train(ours, 4), train(theirs, 4), strict=True):
+        assert found.keys() == expected.keys()
+        for term, value in expected.items():
+            floor = 1e-7 if term.endswith("bregman") else 1e-12
+            # The gain's divisor, R_s of a random direction, has few digits in float32.
+            digits = 1e-2 if term.endswith("gain") else 2e-3
+            close = torch.allclose(found[term].double(), value.double(), rtol=digits, atol=floor)
+            assert close, (term, found[term], value)
+
+
+def test_a_run_goes_on_from_saved_state():
+    whole, first, second = (captured(SBRRT) for _ in range(3))
+    train(whole)
+    train(first, 5)
+    saved = {name: x.clone() for name, x in state(first).items()}
+    for module, prefix in ((second.model, "model."), (second.teacher, "teacher.")):
+        module.load_state_dict(
+            {n.removeprefix(prefix): x for n, x in saved.items() if n.startswith(prefix)}
+        )
+    load_optimizer_tensors(second.optimizer, list(second.model.named_parameters()), saved)
+    train(second, NUM_ROUNDS - 5, first=5)
+    assert_same_bits(state(second), state(whole))
+
+
+def test_larger_batches_drop_what_was_captured_before():
+    """Their workspace lies elsewhere."""
+    ours, theirs = captured(JOINT), captured(JOINT, Never, [])
+    theirs._ready = lambda *args: None
+    big = [TaskBatch("sst", random_batch([60] * 9), torch.zeros(9))]
+    for step in (ours, theirs):
+        step.terms = train(step, 5)
+        step.terms.append(step.round(big, 5))
+        step.terms += train(step, 4, first=6)
+    assert_same_bits(ours.terms, theirs.terms)
+    assert ours.num_replays > 1
+
+
+def test_where_capturing_fails_it_is_told_once_and_nothing_is_lost():
+    lines: list[str] = []
+    ours, theirs = captured(SBRRT, Never, lines), build(FastStep, SBRRT)
+    found, expected = train(ours), train(theirs)
+    assert lines == [
+        "the step runs launch by launch, which is slower: capture failed (operation not permitted)"
+    ]
+    assert ours.num_replays == 0
+    for ours_, theirs_ in zip(found, expected, strict=True):
+        assert torch.allclose(ours_["sst/loss"], theirs_["sst/loss"], rtol=1e-3)
+
+
+def test_a_profile_runs_launch_by_launch():
+    step = captured(SBRRT)
+    step.clock = StageClock(step.device)
+    train(step, 4)
+    assert step.num_replays == 0
+
+
+def test_the_summary_counts():
+    step = captured(SBRRT)
+    train(step)
+    (line,) = step.summary()
+    assert f"{len(step._captured)} graphs" in line
+    assert f"did {step.num_replays} of {3 * NUM_ROUNDS} optimiser steps" in line
+    assert "graphs" in step.memory()
+
+
+def test_recording_refuses_what_a_cuda_graph_cannot_hold():
+    x = torch.arange(4.0)
+    for work in (lambda: x[x > 1], lambda: x.sum().item(), lambda: x.nonzero(), lambda: x.unique(),
+                 lambda: torch.tensor([2.0])):  # fmt: skip
+        with pytest.raises(NotCapturable):
+            RecordedGraph().capture(work)
+
+
+def test_recording_repeats_what_was_frozen():
+    """A number that the host read stays what it was: the tests above would see it."""
+    x, rate = torch.ones(3), [2.0]
+    graph = RecordedGraph()
+    result = graph.capture(lambda: x.add_(1) * rate[0])
+    assert x.tolist() == [1.0] * 3
+    rate[0] = 100.0
+    x.fill_(5.0)
+    graph.replay()
+    assert result.tolist() == [12.0] * 3
+    assert x.tolist() == [6.0] * 3
+
+
+@pytest.mark.parametrize("limit", [64, 512])
+def test_buckets_bound_what_they_add_and_their_number(limit):
+    sizes = [bucket_size(n, limit) for n in range(1, 4097)]
+    assert all(n <= size for n, size in enumerate(sizes, 1))
+    assert all(size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))
+    if limit == 512:
+        assert len(set(sizes)) <= 8 * 5
+    assert [bucket_length(n, limit) for n in (1, 32, 33, 64)] == [32, 32, 64, 64]
+    assert max(bucket_length(n, limit) for n in range(1, limit + 1)) == limit
+
+
+@pytest.mark.parametrize("lengths", [[5, 9, 3], [32], [31, 2], [1]])
+def test_a_filled_batch_is_the_batch_and_padding(lengths):
+    batch = random_batch(lengths)
+    filled = fill(batch, 64, 97)
+    num_tokens, count = batch.num_tokens, batch.num_sequences
+    assert filled.num_tokens % 32 == 0 and filled.num_sequences == count + 1
+    for name in ("input_ids", "token_types", "positions", "sequence", "is_real", "is_special"):
+        assert torch.equal(getattr(filled, name)[:num_tokens], getattr(batch, name)), name
+    assert not filled.is_real[num_tokens:].any() and not filled.is_special[num_tokens:].any()
+    assert torch.equal(filled.cu_seqlens[:-1], batch.cu_seqlens)
+    assert filled.cu_seqlens[-1] == filled.num_tokens
+    assert torch.equal(filled.words[filled.word_index], filled.input_ids)
+    assert torch.equal(filled.words, filled.words.unique()) and len(filled.words) == min(
+        filled.num_tokens, 97
+    )
