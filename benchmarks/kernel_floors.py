@@ -16,6 +16,7 @@ from benchmarks.suite import OPS
 
 MODEL, DTYPE = "bert-base", "bf16"
 BATCHES = ("round", "512")
+HEAD = "| op | batch | part | MB | GFLOP | floor, us | bound by |\n" + "|---" * 7 + "|"
 ROW = "| {} | {} | {} | {:.2f} | {:.3f} | {:.2f} | {} |"
 
 
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes per second")
     parser.add_argument("--flops", type=float, default=790e12, help="per second, 16-bit matrices")
     args = parser.parse_args(arguments)
-    print("| op | batch | part | MB | GFLOP | floor, us | bound by |\n|---|---|---|---|---|---|---|")
+    print(HEAD)
     for kind in OPS:
         for line in rows(kind(settings()), args.bandwidth, args.flops):
             print(line)
