@@ -20,10 +20,10 @@ export PIP_ROOT_USER_ACTION := ignore
 test: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test aot bench gpu-check lint format info clean
+.PHONY: help env minilm train test aot cuda-check bench gpu-check lint format info clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) minilm  ## make .venv: dependencies, the compiled package, MiniLM's weights
 
@@ -54,6 +54,9 @@ test: env  ## run the tests (ARGS='tests/test_x.py -k name')
 
 aot: env  ## compile the Triton kernels for A100 and H100, without a GPU (ARGS='--only gelu')
 	$(BIN)/python -m sbrrt_fast.kernels.aot --jobs $$(nproc) $(ARGS)
+
+cuda-check:  ## compile the CUDA kernels without a GPU; registers, spills, instructions of each
+	PYTHON='$(PYTHON)' .ci/cuda-check $(ARGS)
 
 bench: env  ## benchmarks: JSON, report and plots in runs/bench (QUICK=1 under 2 minutes, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)

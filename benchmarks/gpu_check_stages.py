@@ -18,7 +18,7 @@ from benchmarks.machine import ROOT
 from sbrrt_fast.info import versions
 
 GPU_TESTS = ("test_gpu_*.py", "test_triton_*.py")  # run on a GPU where there is one
-NO_TESTS = ("test_triton_aot.py", "test_triton_launch_table.py")  # nor do these
+NO_TESTS = ("test_gpu_check.py", "test_triton_aot.py", "test_triton_launch_table.py")  # not these
 PYTHON = sys.executable
 
 

@@ -96,7 +96,7 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor rng, int site, Tensor offsets, bool[5] needs) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_norm(Tensor[] grads) -> Tensor");
-  // out = a b, cut over the threads so that each one calls the library on a part of its own.
+  // out = a b by torch's library; on the CPU every thread has a part of its own.
   m.def("mm_into(Tensor a, Tensor b, Tensor(a!) out) -> ()");
   m.def("philox_bits(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor");
   m.def("smart_ascend(Tensor delta, Tensor gradient, Tensor mask, Tensor sequence, "

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.cuda_on_cpu import short_name
-from tests.cuda_on_cpu.counts import executed
+from tests.cuda_on_cpu.counts import Executed, executed
 
 # Of a multiprocessor: CUDA C++ Programming Guide, table of technical specifications per compute
 # capability. The driver takes RESERVED bytes of shared memory for each block.
@@ -151,8 +151,8 @@ def demangled(names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def kernels(library: Path, launches: dict[str, tuple[int, int]] | None) -> list[Kernel]:
-    """The kernels of a library, by name; ``launches``: name -> threads, dynamic shared bytes."""
+def kernels(library: Path, launches: dict[str, Executed] | None) -> list[Kernel]:
+    """The kernels of a library, by name."""
     usage = dict(sections(tool("cuobjdump", "-res-usage", library)))
     sass = dict(sections(tool("cuobjdump", "-sass", library)))
     info = dict(sections(tool("cuobjdump", "-elf", library)))
@@ -161,7 +161,7 @@ def kernels(library: Path, launches: dict[str, tuple[int, int]] | None) -> list[
     for (arch, mangled), text in usage.items():
         name, facts = names[mangled], resources(text, arch)
         bound = most_threads(info[arch, mangled])
-        threads, dynamic = (launches or {}).get(name, (bound, 0))
+        threads, dynamic, _ = (launches or {}).get(name, Executed(bound))
         facts["shared"] += dynamic
         warps, limit = occupancy(arch, threads, facts["registers"], facts["shared"])
         found = instructions(sass[arch, mangled])

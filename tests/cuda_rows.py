@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda_on_cpu import library
-
-NUM_SEEDS = 20  # thread orders that must give the same bits
+from tests.cuda_on_cpu.counts import NUM_SEEDS
 
 
 def dense_rows(x: Tensor) -> Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from tests.cuda_on_cpu import CudaError, library
-from tests.cuda_on_cpu.build import ROOT, compiler
+from tests.cuda_on_cpu.sanitized import run_sanitized
 
 # In the order of Bug in cuda_on_cpu/ops/planted.cpp; what `checked` says of each. None: the result
 # is wrong, and nothing but the result.
@@ -142,21 +140,6 @@ def test_conversions_round_as_torch_does() -> None:
     assert torch.equal(bfloat16, x.bfloat16().float())
 
 
-def run_sanitized(*arguments: str) -> subprocess.CompletedProcess:
-    """Run this file in a process that has the address sanitizer, kernels compiled for it."""
-    libraries = [
-        subprocess.check_output([*compiler(), f"-print-file-name={name}"], text=True).strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    environment = os.environ | {
-        "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",  # of Python's own
-        "SBRRT_CUDA_ON_CPU_VARIANT": "sanitized",
-    }
-    command = [sys.executable, "-m", "tests.test_cuda_on_cpu", *arguments]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize(
     ("bug", "message"),
     {
@@ -169,7 +152,7 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess:
     }.items(),
 )
 def test_under_the_sanitizers(bug: str, message: str) -> None:
-    result = run_sanitized(bug)
+    result = run_sanitized("tests.test_cuda_on_cpu", bug)
     assert message in result.stderr
     assert (result.returncode == 0) == (bug == "none"), result.stderr
 

@@ -89,8 +89,8 @@ __device__ KeyTiles<T> keys_at(const T* from, int size) {
   return {from, from + size, from + 2 * size, from + 3 * size};
 }
 
-// Sequences of at most 128 tokens, all keys at once; as far as they fit in shared memory. Shared memory holds, head after head, [query |
-// its tangent | key | its tangent | value | its tangent][padded length].
+// Sequences of at most 128 tokens that fit in shared memory, all keys at once. It holds, head after
+// head, [query | its tangent | key | its tangent | value | its tangent][padded length].
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
     attention_jvp_short(const AttentionTangentParams p, int heads_per_block) {

@@ -132,9 +132,10 @@ class Device:
             self._value(function, i, letter, argument)
             for i, (letter, argument) in enumerate(zip(expected, arguments, strict=True))
         ]
+        before = self._library.kernels() if "SBRRT_KERNEL_COUNTS" in os.environ else {}
         self._native.cuda_on_cpu_begin(ctypes.c_uint64(self._seed))
         code = native(*values)
-        self._record_launches()
+        self._record_launches(before)
         error = self._native.cuda_on_cpu_error().decode()
         assert code or not error, f"{function} hides an error: {error}"
         if code:
@@ -153,11 +154,12 @@ class Device:
         assert isinstance(argument, kind), f"{where}: {argument!r}"
         return argument
 
-    def _record_launches(self) -> None:
-        """Note the kernels that have run where `python -m tests.cuda_on_cpu.counts` looks."""
+    def _record_launches(self, before: dict[str, Launches]) -> None:
+        """Note the kernels that ran where `python -m tests.cuda_on_cpu.counts` looks."""
         if folder := os.environ.get("SBRRT_KERNEL_COUNTS"):
-            kernels = self._library.kernels().items()
-            new = {(name, *launches[1:]) for name, launches in kernels if launches.count} - _noted
+            after = self._library.kernels().items()
+            ran = [(name, *now[1:]) for name, now in after if now.count > before[name].count]
+            new = {(*kernel, self._seed) for kernel in ran} - _noted
             _noted.update(new)
             with open(Path(folder, f"{os.getpid()}.txt"), "a") as file:
                 file.writelines("\t".join(map(str, line)) + "\n" for line in sorted(new))
