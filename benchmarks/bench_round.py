@@ -177,8 +177,10 @@ class Round(Benchmark):
 
     def _check_term(self, variant: str, name: str, found: float | None, expected: float) -> None:
         tolerance = TOLERANCE[variant.split()[1]]
-        if name.endswith("/loss") and (found is None or not abs(found / expected - 1) < tolerance):
-            raise WrongResult(f"{variant}: {name} is {found}, not {expected:.5g}")
+        if name.endswith("/loss") and found is None:
+            raise WrongResult(f"{variant}: there is no {name}")
+        if name.endswith("/loss") and not abs(found / expected - 1) < tolerance:
+            raise WrongResult(f"{variant}: {name} is {found:.5g}, not {expected:.5g}")
         if name.endswith("/smart") and found is not None:
             self._check_smart(variant, name, found, expected)
 

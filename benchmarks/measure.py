@@ -206,7 +206,7 @@ def check_close(
     what: str, found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], tolerance: float
 ) -> None:
     """Raises WrongResult unless every tensor is within ``tolerance`` of what is expected."""
-    for index, (a, b) in enumerate(zip(found, expected, strict=False)):
+    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         difference = relative_difference(a, b)
         if not difference <= tolerance:
             raise WrongResult(f"{what}, result {index}: off by {difference:.2g} of its size")

@@ -15,6 +15,8 @@ from benchmarks.ops import Benchmark
 from benchmarks.results import Row, Stage
 from benchmarks.shapes import Case
 
+PREPARATION = 0.6  # of a case's time, after which no other variant is checked or warmed up
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -55,10 +57,10 @@ def _samples(
     benchmark: Benchmark, case: Case, clock: Callable[[], float], until: Deadline, slow: bool
 ) -> tuple[dict[str, Samples], dict[str, str]]:
     """Of the variants that are slow, or of the others; the reasons of those that are absent."""
-    prepared, budget = benchmark.prepare(case, until, slow), benchmark.budget(case)
-    watches = {}
+    ready, budget = until.part(PREPARATION), benchmark.budget(case)
+    prepared, watches = benchmark.prepare(case, ready, slow), {}
     for name, calls in prepared.calls.items():
-        if until.left:
+        if ready.left:
             watches[name] = Stopwatch(calls, benchmark.device, budget, benchmark.graph, clock)
     found = interleave(watches, budget, until)
     late = {name: NO_TIME for name in prepared.calls if name not in found}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.short_run OUT [--rounds 100]
 
-It trains SBRRT in bf16 on DATA, a folder of the task files, or on the built-in sample, from the
-weights in BACKBONE, a folder, or MiniLM's. ``OUT/short_run.json`` has rounds per second and the
-scores before and after.
+It trains SBRRT in bf16, and evaluates in fp32, on DATA, a folder of the task files, or on the
+built-in sample, from the weights in BACKBONE, a folder, or MiniLM's. ``OUT/short_run.json`` has
+rounds per second and the scores before and after.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ShortRun:
     def scores(self) -> dict:
         """Of the dev splits."""
         self.step.model.eval()
-        return evaluate(self.step.model, self.dev_tasks, precision=SBRRT.precision)
+        return evaluate(self.step.model, self.dev_tasks)
 
     def train(self) -> dict[str, float]:
         """The last round's loss terms."""
