@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.bench_round import has_slow_bf16, told_slow
 from benchmarks.measure import check_close
 from benchmarks.ops import Absent, Benchmark
 from benchmarks.rounds import SBRRT, Rounds, build_model
@@ -64,7 +65,7 @@ class Evaluate(Benchmark):
 
     def cases(self):
         for model in MODELS if self.settings.is_gpu else ["minilm"]:
-            yield Case(model, f"sts-{64 if self.settings.quick else 256}", "", "predict")
+            yield Case(model, f"sts-{256 if self.settings.is_gpu else 64}", "", "predict")
 
     def tokens(self, case: Case) -> int:
         return len(self._task(case).tokens)
@@ -85,6 +86,8 @@ class Evaluate(Benchmark):
 
     def _call(self, model, task: TokenizedTask, variant: str):
         if variant in PEERS:
+            if "bf16" in variant and has_slow_bf16(self.settings):
+                raise Absent(told_slow(self.settings))
             return PaddedEvaluation(model, task, *PEERS[variant])
         precision = variant.split()[1]
         return lambda: predict(model, task, precision=precision)

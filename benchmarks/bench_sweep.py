@@ -9,20 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.bench_round import FAST, Round
+from benchmarks.bench_round import BF16_PEER, FAST, FP32_PEER, Round, peer_of
 from benchmarks.measure import Budget
 from benchmarks.ops import Absent
 from benchmarks.shapes import Case
 
-PEER = "hf bf16 sdpa"
-BATCHES = (8, 16, 32, 64)
-LENGTHS = (16, 32, 64, 128, 256, 512)
-PEERS_LARGEST = 16  # examples a task that the peer is timed with on a CPU
+BATCHES = (8, 64, 32, 16)  # the ends first, as time may be short
+LENGTHS = (512, 32, 128, 16, 64, 256)
+PEERS_LARGEST = 8  # examples a task that the peer is timed with on a CPU
 
 
 class Sweep(Round):
     name = "sweep"
-    variants = (FAST, "fast bf16 joint", PEER)
+    variants = (FAST, f"{FAST} joint", BF16_PEER, FP32_PEER)
 
     def cases(self):
         quick = self.settings.quick
@@ -33,18 +32,25 @@ class Sweep(Round):
 
     def budget(self, case: Case) -> Budget:
         if self.settings.is_gpu:
-            return replace(self.settings.round_budget, seconds=2.0, min_samples=5)
+            return replace(self.settings.round_budget, seconds=2.0, warm_up_seconds=3.0)
         least = 2 if self.settings.quick else 3
-        return Budget(seconds=3.0, min_samples=least, max_samples=9, warm_ups=1)
+        return Budget(seconds=3.0, min_samples=least, max_samples=9, warm_ups=1, variant_seconds=15)
 
     def _leave_out(self, case: Case, variant: str) -> None:
-        if variant != PEER or self.settings.is_gpu:
+        if variant not in (BF16_PEER, FP32_PEER):
+            return
+        if variant != peer_of(self.settings):
+            raise Absent(f"{peer_of(self.settings)} is quicker here")
+        if self.settings.is_gpu:
             return
         if self.settings.quick:
             raise Absent("a quick run has our rounds alone")
         kind, _, number = case.batch.partition("-")
         if kind == "round" and int(number) > PEERS_LARGEST:
             raise Absent(f"more than {PEERS_LARGEST} examples a task take too long on a CPU")
+
+    def share(self, case: Case) -> float:
+        return 1.0
 
     def _is_checked(self, case: Case) -> bool:
         return False

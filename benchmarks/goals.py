@@ -20,46 +20,58 @@ class Goal:
     """One line of the report.
 
     Attributes:
-        text: what is counted. wanted: as it is shown. is_met: of the figure.
+        text: what is counted. wanted: as it is shown.
+        is_met: of the figure; None where it is told for information.
         find: the figure of a run and how it is shown; raises Unknown.
         device: on which it is a goal, or any if empty.
     """
 
     text: str
     wanted: str
-    is_met: Callable[[float], bool]
+    is_met: Callable[[float], bool] | None
     find: Callable[[Results], tuple[float, str]]
     device: str = ""
 
     def line(self, results: Results) -> tuple[str, str, str, str]:
-        """(goal, wanted, figure, "met", "not met" or why it is not known)."""
+        """(goal, wanted, figure, "met", "not met", "for information" or why it is not known)."""
         try:
             if self.device and results.environment["device"] != self.device:
                 raise Unknown("not of this device")
             figure, shown = self.find(results)
         except Unknown as reason:
             return self.text, self.wanted, "-", str(reason)
+        if self.is_met is None:
+            return self.text, self.wanted, shown, "for information"
         return self.text, self.wanted, shown, "met" if self.is_met(figure) else "not met"
 
 
 def row_of(results: Results, key: tuple[str, str], variant: str) -> Row:
     found = by_case(results.rows).get(key, {})
     if variant not in found:
-        raise Unknown(f"no `{variant}` in this run")
+        raise Unknown(why_absent(results, key[0], variant))
     return found[variant]
 
 
-def times_faster(*rivals: str) -> Callable[[Results], tuple[float, str]]:
-    """How many times the quickest of some peers' time our round takes, with one step per task."""
+def why_absent(results: Results, benchmark: str, variant: str) -> str:
+    """In a run."""
+    for stage in results.stages.values():
+        for entry in stage.absent:
+            if (entry["benchmark"].split()[0], entry["variant"]) == (benchmark, variant):
+                return f"no `{variant}`: {entry['reason']}"
+    return f"no `{variant}` in this run"
+
+
+def times_faster(*rivals: str, ours: str = FAST) -> Callable[[Results], tuple[float, str]]:
+    """The time of the quickest of some peers over that of our round, with one step per task."""
 
     def find(results: Results) -> tuple[float, str]:
         known = by_case(results.rows).get(ROUND, {})
         present = [known[name] for name in rivals if name in known]
         if not present:
-            raise Unknown(f"no `{rivals[0]}` in this run")
+            raise Unknown(why_absent(results, ROUND[0], rivals[0]))
         rival = min(present, key=lambda row: row.seconds)
-        figure = rival.seconds / row_of(results, ROUND, FAST).seconds
-        joint = known.get(f"{FAST} joint")
+        figure = rival.seconds / row_of(results, ROUND, ours).seconds
+        joint = known.get(f"{ours} joint")
         more = f"; {rival.seconds / joint.seconds:.1f}x with one step per round" if joint else ""
         return figure, f"{figure:.1f}x ({rival.variant}){more}"
 
@@ -122,12 +134,27 @@ def at_most(limit: float) -> Callable[[float], bool]:
     return lambda figure: figure <= limit
 
 
-BF16 = ("hf bf16 eager", "hf bf16 sdpa")
+def lack(results: Results) -> str:
+    """What a machine has not that the goals in bf16 presuppose, in a sentence; or nothing."""
+    flops = results.detail("machine").get("flops")
+    if not flops or flops["bf16"] > flops["fp32"]:
+        return ""
+    capability = results.environment["cpu"]["capability"]
+    return (
+        f"This processor has no instructions for bf16 products ({capability}): torch's reach"
+        f" {flops['bf16'] / flops['fp32']:.2f} of the rate of fp32 ones. Goals against Hugging Face"
+        " were set for a processor that has them."
+    )
+
+
+BF16 = ("hf bf16 sdpa", "hf bf16 eager")
 GOALS = (
     Goal("SBRRT round against Hugging Face fp32 eager, CPU", ">= 8x", at_least(8.0),
          times_faster("hf fp32 eager"), "cpu"),
     Goal("SBRRT round against Hugging Face bf16 autocast, CPU", ">= 4x", at_least(4.0),
          times_faster(*BF16), "cpu"),
+    Goal("The same in fp32 on both sides, against fp32 eager, CPU", "-", None,
+         times_faster("hf fp32 eager", ours="fast fp32"), "cpu"),
     Goal("SBRRT round against our reference, eager, GPU", ">= 12x", at_least(12.0),
          times_faster("reference fp32"), "cuda"),
     Goal("SBRRT round against torch.compile with graphs, GPU", ">= 2.2x", at_least(2.2),

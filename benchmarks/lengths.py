@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from bisect import bisect_left
 from collections import Counter
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+
+import torch
 
 STORED = Path(__file__).with_name("lengths.json")
 TASKS = ("sst", "para", "sts")
@@ -34,11 +37,25 @@ def typical(task: str, num_sequences: int) -> list[int]:
 
     They rise and fall again, so that neighbours differ as little as they can.
     """
+    found = _quantiles(task, [(i + 0.5) / num_sequences for i in range(num_sequences)])
+    return found[::2] + found[1::2][::-1]
+
+
+def drawn(task: str, num_sequences: int, generator: torch.Generator) -> list[int]:
+    """Lengths of a random batch: one from each of so many equal parts of the task's histogram.
+
+    So batches differ, but not much in their number of tokens. Their order is random.
+    """
+    within = torch.rand(num_sequences, generator=generator).tolist()
+    found = _quantiles(task, [(i + x) / num_sequences for i, x in enumerate(within)])
+    return [found[i] for i in torch.randperm(num_sequences, generator=generator).tolist()]
+
+
+def _quantiles(task: str, places: list[float]) -> list[int]:
+    """Lengths at places between 0 and 1 of the task's sorted sequences."""
     counts = sorted(histograms()[task].items())
     reached = list(accumulate(count for _, count in counts))
-    wanted = [(i + 0.5) / num_sequences * reached[-1] for i in range(num_sequences)]
-    found = [next(l for (l, _), r in zip(counts, reached, strict=True) if r >= w) for w in wanted]
-    return found[::2] + found[1::2][::-1]
+    return [counts[bisect_left(reached, place * reached[-1])][0] for place in places]
 
 
 def count(data_dir: Path, backbone: str) -> dict:

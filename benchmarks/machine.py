@@ -7,6 +7,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -87,6 +88,20 @@ def _launch(device: torch.device) -> float:
     with torch.no_grad():
         watch = Stopwatch([lambda: x.add_(1.0)], device, budget)
         return quartiles([watch.sample() for _ in range(15)])[1]
+
+
+@cache
+def bf16_over_fp32(device: torch.device) -> float:
+    """Time of torch's matrix product in bfloat16 over that in float32.
+
+    Large where the processor has no instructions for it, so that torch emulates them.
+    """
+    found = {}
+    for name, dtype in PRECISIONS.items():
+        a, b = torch.randn(2, 512, 512, device=device).to(dtype)
+        watch = Stopwatch([lambda a=a, b=b: a @ b.t()], device, Budget())
+        found[name] = min(watch.sample() for _ in range(5))
+    return found["bf16"] / found["fp32"]
 
 
 def best(a: Machine, b: Machine) -> Machine:

@@ -3,7 +3,7 @@
 A sample is the time of one call: of a loop of calls between two synchronisations, or on a GPU of
 the replay of a graph that holds many, so that microsecond kernels are not hidden by their launch.
 Variants take turns sample by sample, each round starting with another one, so that a change of
-the machine's speed meets all of them.
+the machine's speed meets all of them. A variant too slow for that has fewer samples than others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.deadline import Deadline
+
 Call = Callable[[], object]
 GRAPH_CALLS = 32  # at least so many calls in a captured graph
 
@@ -28,7 +30,9 @@ class Budget:
     Attributes:
         seconds: sampling stops after so many, but takes ``min_samples`` of each variant.
         sample_seconds: quicker calls are looped until a sample takes so long.
-        warm_ups: calls before the first sample.
+        warm_ups: calls before the first sample, begun within ``warm_up_seconds``.
+        variant_seconds: that one variant is sampled. A call that takes longer is the only sample of
+            its variant, without a warm-up.
     """
 
     seconds: float = 1.0
@@ -36,6 +40,8 @@ class Budget:
     max_samples: int = 200
     sample_seconds: float = 5e-4
     warm_ups: int = 3
+    warm_up_seconds: float = math.inf
+    variant_seconds: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ class Stopwatch:
         calls: taken in turn. device: where their work runs.
         graph: whether a GPU may replay them from a graph.
         clock: seconds.
+
+    Attributes:
+        seconds: that a sample takes, roughly. only: of a call that is not to be repeated.
     """
 
     def __init__(
@@ -76,13 +85,17 @@ class Stopwatch:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.calls, self.device, self.clock = list(calls), device, clock
-        once = self._warm_up(budget.warm_ups)
+        once = self._warm_up(budget)
+        self.only = once if once > budget.variant_seconds else None
         self.replay = self._captured() if graph and device.type == "cuda" else None
         each = budget.sample_seconds / (once * len(self.calls))
         self.loops = max(1, min(1000, math.ceil(each)))
+        self.seconds = once * self.num_calls
 
     @property
     def method(self) -> str:
+        if self.only:
+            return "one call, the first"
         if self.replay:
             return f"replay of a graph of {self.num_calls} calls"
         return f"loop of {self.num_calls} calls"
@@ -105,9 +118,12 @@ class Stopwatch:
         self._wait()
         return (self.clock() - start) / self.num_calls
 
-    def _warm_up(self, times: int) -> float:
+    def _warm_up(self, budget: Budget) -> float:
         """Seconds of the last of some calls, at least one of every kind."""
-        for index in range(max(times, len(self.calls))):
+        begin = self.clock()
+        for index in range(max(1, budget.warm_ups, len(self.calls))):
+            if index >= len(self.calls) and self.clock() - begin > budget.warm_up_seconds:
+                break
             self._wait()
             start = self.clock()
             self.calls[index % len(self.calls)]()
@@ -135,15 +151,21 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-def interleave(watches: Mapping[str, Stopwatch], budget: Budget) -> dict[str, Samples]:
-    """Samples of every variant, taken in turn."""
-    names, found = list(watches), {name: [] for name in watches}
+def interleave(
+    watches: Mapping[str, Stopwatch], budget: Budget, until: Deadline | None = None
+) -> dict[str, Samples]:
+    """Samples of every variant, taken in turn; of none whose first would end too late."""
+    until = until or Deadline()
+    found = {name: [watch.only] if watch.only else [] for name, watch in watches.items()}
     start, turn = time.perf_counter(), 0
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         while _goes_on(turn, time.perf_counter() - start, budget):
+            names = [n for n, w in watches.items() if _is_due(w, len(found[n]), budget, until)]
+            if not names:
+                break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 found[name].append(watches[name].sample())
@@ -151,7 +173,14 @@ def interleave(watches: Mapping[str, Stopwatch], budget: Budget) -> dict[str, Sa
     finally:
         if was_enabled:
             gc.enable()
-    return {name: Samples(tuple(s), watches[name].method) for name, s in found.items()}
+    return {name: Samples(tuple(s), watches[name].method) for name, s in found.items() if s}
+
+
+def _is_due(watch: Stopwatch, taken: int, budget: Budget, until: Deadline) -> bool:
+    """Whether another sample still fits."""
+    if watch.only or watch.seconds > until.left:
+        return False
+    return taken == 0 or (taken + 1) * watch.seconds <= budget.variant_seconds
 
 
 def _goes_on(turn: int, elapsed: float, budget: Budget) -> bool:
@@ -177,7 +206,7 @@ def check_close(
     what: str, found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], tolerance: float
 ) -> None:
     """Raises WrongResult unless every tensor is within ``tolerance`` of what is expected."""
-    for index, (a, b) in enumerate(zip(found, expected, strict=False)):
+    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
         difference = relative_difference(a, b)
         if not difference <= tolerance:
             raise WrongResult(f"{what}, result {index}: off by {difference:.2g} of its size")

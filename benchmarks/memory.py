@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 
-NUM_ROUNDS = 12
+NUM_ROUNDS = 8
 VARIANTS = ("reference fp32", "fast fp32", "fast bf16", "fast bf16 joint")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.measure import Call, WrongResult, check_close, relative_difference
 from benchmarks.results import is_ours
 from benchmarks.settings import Settings
@@ -18,6 +20,7 @@ P, SITE = 0.1, 2  # dropout
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
 BACKENDS = ("cuda", "triton", "cpu")
 FLOOR = "copy"
+MOST_SETS = 64  # of inputs
 
 
 class Absent(Exception):
@@ -58,6 +61,12 @@ class Benchmark:
 
     def __init__(self, settings: Settings):
         self.settings, self.device = settings, settings.device
+        self.notes: list[str] = []
+
+    def note(self, line: str) -> None:
+        """Keeps what a reader of the figures should know, once."""
+        if line not in self.notes:
+            self.notes.append(line)
 
     def cases(self) -> Iterator[Case]:
         raise NotImplementedError
@@ -75,9 +84,21 @@ class Benchmark:
     def budget(self, case: Case):
         return self.settings.op_budget
 
-    def prepare(self, case: Case) -> Prepared:
+    def share(self, case: Case) -> float:
+        """Of the time that its stage has left, what the case may take."""
+        return 1.0
+
+    def is_slow(self, variant: str) -> bool:
+        """Whether a variant waits until the others have been timed, as it may take all the time."""
+        return False
+
+    def prepare(self, case: Case, until: Deadline, slow: bool = False) -> Prepared:
+        """The variants that are slow, or those that are not, with a copy."""
         prepared, num_sets = Prepared(), self._num_sets(case)
-        for variant in self.variants:
+        for variant in (name for name in self.variants if self.is_slow(name) == slow):
+            if not until.left:
+                prepared.absent[variant] = NO_TIME
+                continue
             try:
                 torch.manual_seed(0)
                 prepared.calls[variant] = self.calls(case, variant, num_sets)
@@ -90,16 +111,17 @@ class Benchmark:
                     raise
                 told = str(error).strip().partition("\n")[0]
                 prepared.absent[variant] = f"stopped: {type(error).__name__}: {told}"
-        if moved := self.cost(case).bytes:
+        if (moved := self.cost(case).bytes) and not slow:
             prepared.calls[FLOOR] = self._copies(moved, num_sets)
         return prepared
 
     def _num_sets(self, case: Case) -> int:
-        """As many sets of inputs as push each other out of a GPU's cache."""
+        """As many sets of inputs as push each other out of a GPU's cache, within reason."""
         if self.device.type != "cuda":
             return 1
         cache = torch.cuda.get_device_properties(self.device).L2_cache_size
-        return max(1, min(32, round(2 * cache / max(self.cost(case).bytes, 1.0))))
+        moved = self.cost(case).bytes
+        return min(MOST_SETS, math.ceil(2 * cache / moved)) if moved else 1
 
     def _copies(self, moved: float, num_sets: int) -> list[Call]:
         """Copies that read and write ``moved`` bytes in all."""

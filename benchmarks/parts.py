@@ -6,21 +6,33 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
+from benchmarks.deadline import Deadline
 from benchmarks.rounds import SBRRT, Rounds, build_ours
 from benchmarks.settings import Settings
 from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.training.floor import round_cost
 from sbrrt_fast.training.profile import StageClock
 
+LONGEST = 300.0  # seconds of a process
 MEASURED = ("fast bf16", "reference fp32")
+Found = Iterator[tuple[str, dict | None]]  # names and figures, None where no time was left
 
 
 def stage_times(
-    settings: Settings, case: Case, update: str, precision: str = "bf16", num_rounds: int = 12
+    settings: Settings,
+    case: Case,
+    update: str,
+    precision: str = "bf16",
+    num_rounds: int = 12,
+    until: Deadline | None = None,
 ) -> dict:
     """Median seconds of each stage of a round, and what the floor's arithmetic needs.
+
+    It takes fewer rounds, but at least 3, where time is short. A stage is waited for, so that on a
+    GPU nothing runs from a graph.
 
     Returns:
         ``seconds`` by stage; ``flops`` and ``bytes`` by stage; ``num_tokens`` of a round.
@@ -28,12 +40,13 @@ def stage_times(
     config = replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
     rounds = Rounds(settings, case)
     step = build_ours(rounds.encoder(), config, settings.device)
-    batches = [rounds[i] for i in range(num_rounds)]
-    step.clock = StageClock(settings.device)
-    for index, found in enumerate(batches):
-        step.round(found, index)
+    step.clock, until = StageClock(settings.device), until or Deadline()
+    for index in range(num_rounds):
+        if index >= 3 and not until.left:
+            break
+        step.round(rounds[index], index)
         step.clock.end_round()
-    num_tokens = sum(b.tokens.num_tokens for found in batches for b in found) / num_rounds
+    num_tokens = rounds.num_tokens
     trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
     cost = round_cost(case.config, config, num_tokens, trained)
     return {
@@ -45,28 +58,34 @@ def stage_times(
     }
 
 
-def stages(settings: Settings) -> dict:
-    """``<model> <batch> <update>`` -> ``stage_times``."""
+def stages(settings: Settings, until: Deadline) -> Found:
+    """``<model> <batch> <update>`` and its ``stage_times``."""
     num_rounds = 6 if settings.quick else 12
-    return {
-        f"{model} round {update}": stage_times(
-            settings, Case(model, "round", ""), update, num_rounds=num_rounds
-        )
-        for model in (MODELS if settings.is_gpu else ["minilm"])
-        for update in ("per_task", "joint")
-    }
+    for model in MODELS if settings.is_gpu else ["minilm"]:
+        for update in ("per_task", "joint"):
+            case, found = Case(model, "round", ""), None
+            if until.left:
+                found = stage_times(settings, case, update, num_rounds=num_rounds, until=until)
+            yield f"{model} round {update}", found
 
 
-def memory(settings: Settings) -> dict:
-    """Variant -> what ``benchmarks.memory`` found in a process of its own; a quick run has none."""
-    return {} if settings.quick else {name: memory_of(name, settings) for name in MEASURED}
+def memory(settings: Settings, until: Deadline) -> Found:
+    """Variant and what ``benchmarks.memory`` found of it; a quick run on a CPU has none."""
+    if settings.is_gpu or not settings.quick:
+        yield from ((name, memory_of(name, settings, until)) for name in MEASURED)
 
 
-def memory_of(variant: str, settings: Settings) -> dict:
-    """``round_bytes``, ``process_bytes`` and what they are of."""
+def memory_of(variant: str, settings: Settings, until: Deadline) -> dict | None:
+    """``round_bytes``, ``process_bytes`` and what they are of, found in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.memory", "--json", variant]
     environment = {**os.environ, "DEVICE": settings.device.type}
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    limit = min(until.left, LONGEST)
+    try:
+        told = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return None
     if told.returncode:
         raise RuntimeError(f"{' '.join(command)}: {told.stderr.strip().splitlines()[-1]}")
     return json.loads(told.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.floor import floor_table
-from benchmarks.goals import FAST, GOALS, MIB
+from benchmarks.goals import FAST, GOALS, MIB, lack
 from benchmarks.machine import ROOT, Machine
 from benchmarks.results import Results, Row, by_case, is_ours, write_text
 from benchmarks.suite import duration
@@ -34,7 +34,9 @@ def where(results: Results) -> str:
         for name in ("torch", "triton")
         if not e["versions"].get(name, "absent").startswith("absent")
     )
-    threads = "" if e["device"] == "cuda" else f", {e['threads']} thread(s)"
+    threads = ""
+    if e["device"] == "cpu":
+        threads = f" ({e['cpu']['capability']}), {e['threads']} thread(s)"
     quick = ", a quick run" if e["quick"] else ""
     return f"{e['hardware']}{threads}, {versions}, commit {e['commit']}, {e['date'][:10]}{quick}"
 
@@ -44,14 +46,19 @@ def markdown(results: Results, plots: list[str]) -> str:
     lines = ["# Benchmarks", "", where(results) + ".", ""]
     if machine := results.detail("machine"):
         lines += [_ceilings(Machine(**machine), results.environment["load"]), ""]
-    lines += ["## Goals", ""]
-    lines += table(["goal", "wanted", "figure", ""], [list(g.line(results)) for g in GOALS])
+    lines += ["## Goals", "", *goal_lines(results)]
     for part in (_rounds, _stages, _memory, _per_token, _ops):
         lines += part(results)
     for name in plots:
         lines += [f"![{name}]({name})", ""]
-    lines += _absent(results)
+    lines += [*_notes(results), *_absent(results)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def goal_lines(results: Results) -> list[str]:
+    """The table of goals, and what the machine lacks for them."""
+    lines = table(["goal", "wanted", "figure", ""], [list(g.line(results)) for g in GOALS])
+    return lines + ([lack(results), ""] if lack(results) else [])
 
 
 def _ceilings(machine: Machine, load: float) -> str:
@@ -67,13 +74,23 @@ def round_lines(rows: dict[str, Row], ours: Row) -> list[list[str]]:
     return [
         [
             row.variant,
-            f"{1e3 * row.seconds:.0f}",
-            f"{1e3 * row.low:.0f} to {1e3 * row.high:.0f}",
+            milliseconds(row.seconds),
+            "one sample" if row.samples == 1 else _quartiles(row),
             f"{row.seconds / ours.seconds:.2f}",
             f"{row.tokens / row.seconds:,.0f}",
         ]
         for row in sorted(rows.values(), key=lambda row: row.seconds)
     ]
+
+
+def milliseconds(seconds: float) -> str:
+    """At least three digits."""
+    shown = 1e3 * seconds
+    return f"{shown:.0f}" if shown >= 100 else f"{shown:.3g}"
+
+
+def _quartiles(row: Row) -> str:
+    return f"{milliseconds(row.low)} to {milliseconds(row.high)}"
 
 
 def _rounds(results: Results) -> list[str]:
@@ -145,6 +162,11 @@ def _op_line(case: str, rows: dict[str, Row], peers: list[str]) -> list[str]:
     return [case, ours.variant, duration(ours.seconds), rate, *ratios]
 
 
+def _notes(results: Results) -> list[str]:
+    found = [f"- {note}" for stage in results.stages.values() for note in stage.notes]
+    return ["## Notes", "", *found, ""] if found else []
+
+
 def _absent(results: Results) -> list[str]:
     entries = [e for stage in results.stages.values() for e in stage.absent]
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -168,7 +190,7 @@ def write_report(results: Results, folder: Path, with_plots: bool = True) -> str
 
         plots = draw_all(results, folder)
     write_text(folder / REPORT, markdown(results, plots))
-    return "\n".join(table(["goal", "wanted", "figure", ""], [[*g.line(results)] for g in GOALS]))
+    return "\n".join(goal_lines(results))
 
 
 def readme_table(found: list[Results]) -> str:
@@ -179,9 +201,11 @@ def readme_table(found: list[Results]) -> str:
         for (benchmark, case), rows in by_case(results.rows).items():
             if benchmark == "round" and FAST in rows:
                 model, each = case.split()[0], round_lines(rows, rows[FAST])
-                cells += [[model, f"`{name}`", ms, over] for name, ms, _, over, _ in each]
-        lines += [where(results) + ":", ""]
-        lines += table(["model", "round of", "ms", f"over `{FAST}`"], cells)
+                size = case.split()[1].partition("-")[2] or "8"
+                cells += [[model, size, f"`{name}`", *rest[:3]] for name, *rest in each]
+        lines += [where(results) + ".", *([lack(results)] if lack(results) else []), ""]
+        head = ["model", "examples a task", "round of", "ms", "quartiles", f"over `{FAST}`"]
+        lines += table(head, cells)
     return "\n".join([*lines, END])
 
 

@@ -1,7 +1,7 @@
 """What a run of the benchmarks leaves: one JSON file of stages, each with its rows.
 
 {"format": 1, "environment": {...}, "stages": {"ops": {"rows": [...], "absent": [...],
- "failures": [...], "details": {...}, "seconds": ...}, ...}}
+ "failures": [...], "notes": [...], "details": {...}, "seconds": ...}, ...}}
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Stage:
     Attributes:
         absent: ``{"benchmark", "variant", "reason"}`` of peers that could not be compared.
         failures: ``{"what", "error"}`` of benchmarks that stopped.
+        notes: what a reader of the figures should know.
         details: figures that are no times of variants.
         seconds: that the stage took.
     """
@@ -67,6 +68,7 @@ class Stage:
     rows: list[Row] = field(default_factory=list)
     absent: list[dict] = field(default_factory=list)
     failures: list[dict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     details: dict = field(default_factory=dict)
     seconds: float = 0.0
 

@@ -1,33 +1,39 @@
 """Rounds to be timed: their batches, and the model that all variants begin with.
 
-Batches have the lengths of the real task data and random words; with DATA=DIR in the environment
-they are real ones, and MiniLM has its real weights.
+There are a few rounds, which are timed again and again. Their batches are in the host's memory, as
+a data loader leaves them: what they cost on their way to the device belongs to a round. They have
+the lengths of the real task data and random words; with DATA=DIR in the environment they are real
+ones, and MiniLM has its real weights.
 """
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from benchmarks.lengths import TASKS, histograms
-from benchmarks.settings import Settings
+from benchmarks.lengths import TASKS, drawn
+from benchmarks.settings import NUM_ROUNDS, Settings
 from benchmarks.shapes import MODELS, SEQUENCES_PER_EXAMPLE, Case, token_batch
 from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step
 from sbrrt_fast.training.optimizer import build_optimizer
+from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.step import SbrrtStep, TaskBatch
 
-NUM_ROUNDS = 1000  # of the run that the timed rounds are the first of
+RUN_ROUNDS = 1000  # of the run that the timed rounds are the first of
 SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read
     recipe="sbrrt",
     precision="bf16",
@@ -47,9 +53,16 @@ class Rounds:
         self._made: list[list[TaskBatch]] = []
 
     def __getitem__(self, index: int) -> list[TaskBatch]:
+        index %= NUM_ROUNDS
         while len(self._made) <= index:
             self._made.append(self._real(len(self._made)) if data_dir() else self._next())
         return self._made[index]
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """The mean over the rounds."""
+        tokens = [batch.tokens.num_tokens for i in range(NUM_ROUNDS) for batch in self[i]]
+        return round(sum(tokens) / NUM_ROUNDS)
 
     def encoder(self) -> MiniBert:
         """Fresh, with the same weights each time; real ones for MiniLM on real data."""
@@ -71,7 +84,7 @@ class Rounds:
             tokens = token_batch(lengths, self.case.config.vocab_size, generator, row)
             row += tokens.num_sequences
             labels = self._labels(SBRRT.tasks[name], tokens, generator)
-            batches.append(self._on_device(name, tokens, labels))
+            batches.append(TaskBatch(name, tokens, labels))
         return batches
 
     def _lengths(self, name: str, generator: torch.Generator) -> list[int]:
@@ -79,14 +92,7 @@ class Rounds:
         each = SEQUENCES_PER_EXAMPLE[name]
         if kind == "tokens":
             return [int(number)] * (each * max(1, 1024 // (5 * int(number))))
-        sizes, counts = zip(*histograms()[name].items(), strict=True)
-        drawn = torch.multinomial(
-            torch.tensor(counts, dtype=torch.float64),
-            int(number or 8) * each,
-            replacement=True,
-            generator=generator,
-        )
-        return [sizes[i] for i in drawn.tolist()]
+        return drawn(name, int(number or 8) * each, generator)
 
     def _labels(self, task: TaskConfig, tokens: TokenBatch, generator: torch.Generator):
         count = tokens.num_sequences // task.sequences_per_example
@@ -95,21 +101,10 @@ class Rounds:
             return torch.randint(top, (count,), generator=generator).float()
         return task.label_range[1] * torch.rand(count, generator=generator)
 
-    def _on_device(self, name: str, tokens: TokenBatch, labels: torch.Tensor) -> TaskBatch:
-        device = self.settings.device
-        return TaskBatch(name, tokens.to(device), labels.to(device))
-
     def _real(self, index: int) -> list[TaskBatch]:
-        from sbrrt_fast.data.assemble import assemble, labels_of
-
-        row, batches, order = 0, [], self._order
-        drawn, self._cursor = order.next_round(self._cursor if index else order.start())
-        for name, examples in drawn:
-            tokens = assemble(self._tasks[name], examples, row)
-            row += tokens.num_sequences
-            labels = labels_of(self._tasks[name], examples)
-            batches.append(self._on_device(name, tokens, labels))
-        return batches
+        order = self._order
+        found, self._cursor = order.next_round(self._cursor if index else order.start())
+        return assembled(self._tasks, found)
 
     @cached_property
     def _tasks(self) -> dict:
@@ -122,12 +117,20 @@ class Rounds:
         return load_splits(config, tokenizer, "train", 512, lambda line: None)
 
     @cached_property
-    def _order(self):
-        from sbrrt_fast.training.round_robin import RoundRobin
-
+    def _order(self) -> RoundRobin:
         sizes = {name: task.num_examples for name, task in self._tasks.items()}
         number = int(self.case.batch.partition("-")[2] or 8)
-        return RoundRobin(sizes, RoundConfig(batch_size=number), 0, NUM_ROUNDS)
+        return RoundRobin(sizes, RoundConfig(batch_size=number), 0, RUN_ROUNDS)
+
+
+def assembled(tasks: dict[str, TokenizedTask], drawn: Batches) -> list[TaskBatch]:
+    """A round's batches in the host's memory, with rows numbered through the round."""
+    row, batches = 0, []
+    for name, examples in drawn:
+        tokens = assemble(tasks[name], examples, row)
+        row += tokens.num_sequences
+        batches.append(TaskBatch(name, tokens, labels_of(tasks[name], examples)))
+    return batches
 
 
 def data_dir() -> Path | None:
@@ -146,10 +149,15 @@ def build_model(
 
 
 def build_ours(
-    encoder: MiniBert, config: RunConfig, device: torch.device, p: float = 0.1
+    encoder: MiniBert,
+    config: RunConfig,
+    device: torch.device,
+    p: float = 0.1,
+    num_rounds: int = RUN_ROUNDS,
+    log: Callable[[str], object] = print,
 ) -> SbrrtStep:
-    """The step of a run, its model and optimiser."""
+    """The step of a run, its model and optimiser; ``log`` hears why it is a slower one."""
     model = build_model(encoder, config, device, p)
     teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    return build_step(model, teacher, optimizer, config, NUM_ROUNDS, lambda line: None)
+    return build_step(model, teacher, optimizer, config, num_rounds, log)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.run OUT [--stages machine round ...] [--only "minilm round"] [--no-plots]
 
-QUICK=1 takes a fifth of the time; DEVICE is cpu or cuda. ``results.json`` is written after every
-case, so that a run that is stopped leaves what it has. Stages that OUT has already from this
-commit and machine are kept where others are asked for.
+QUICK=1 takes a fifth of the time; DEVICE is cpu or cuda. Stages share ``--seconds`` out among them:
+what there is no time for is listed as absent. ``results.json`` is written after every case, so that
+a run that is stopped leaves what it has. Stages that OUT has already from this commit and machine
+are kept where others are asked for.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.deadline import Deadline
 from benchmarks.machine import Machine, best, environment, measure
 from benchmarks.report import write_report
 from benchmarks.results import FILE, Results, Stage
 from benchmarks.runner import use_own_stream
 from benchmarks.settings import Settings, settings
-from benchmarks.suite import STAGES, run_stage
+from benchmarks.suite import STAGES, run_stage, share_of
 
+SECONDS, QUICK_SECONDS = 540.0, 100.0  # with start, report and plots within 10 and 2 minutes
 SAME = ("hardware", "commit", "threads", "device", "quick")
 
 
@@ -48,8 +51,10 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--no-plots", action="store_true")
+    parser.add_argument("--seconds", type=float, help="for all stages together")
     args = parser.parse_args()
     chosen = settings()
+    until = Deadline(args.seconds or (QUICK_SECONDS if chosen.quick else SECONDS))
     use_own_stream(chosen.device)
     results = begin(args.output, chosen, is_whole=args.stages == STAGES)
 
@@ -57,9 +62,10 @@ def main() -> int:
         print(line, flush=True)
         results.save(args.output)
 
-    for name in args.stages:
+    for index, name in enumerate(args.stages):
         stage = results.stages[name] = Stage()
-        run_stage(stage, name, chosen, tell, args.only)
+        part = until.part(share_of(name, args.stages[index:]))
+        run_stage(stage, name, chosen, tell, args.only, part)
     measure_again(results, chosen)
     results.save(args.output)
     print(write_report(results, args.output, not args.no_plots))

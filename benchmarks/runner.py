@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.measure import Samples, Stopwatch, WrongResult, interleave
 from benchmarks.ops import Benchmark
 from benchmarks.results import Row, Stage
 from benchmarks.shapes import Case
+
+PREPARATION = 0.6  # of a case's time, after which no other variant is checked or warmed up
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,20 @@ class Outcome:
 
 
 def run_case(
-    benchmark: Benchmark, case: Case, clock: Callable[[], float] = time.perf_counter
+    benchmark: Benchmark,
+    case: Case,
+    clock: Callable[[], float] = time.perf_counter,
+    until: Deadline | None = None,
 ) -> Outcome:
-    """Checks and times all variants of a case.
+    """Checks and times the variants of a case, as many as there is time for.
 
     Raises:
         WrongResult: one of them computes something else; none of them is timed then.
     """
-    prepared, budget = benchmark.prepare(case), benchmark.budget(case)
-    watches = {
-        name: Stopwatch(calls, benchmark.device, budget, benchmark.graph, clock)
-        for name, calls in prepared.calls.items()
-    }
-    samples = interleave(watches, budget) if watches else {}
+    samples, absent = {}, {}
+    for slow in (False, True):
+        found, missing = _samples(benchmark, case, clock, until or Deadline(), slow)
+        samples, absent = samples | found, absent | missing
     cost = benchmark.cost(case)
     counted = {"bytes": cost.bytes or None, "flops": cost.flops or None}
     rows = {
@@ -46,11 +50,29 @@ def run_case(
         )
         for name, found in samples.items()
     }
-    return Outcome(samples, rows, prepared.absent)
+    return Outcome(samples, rows, absent)
+
+
+def _samples(
+    benchmark: Benchmark, case: Case, clock: Callable[[], float], until: Deadline, slow: bool
+) -> tuple[dict[str, Samples], dict[str, str]]:
+    """Of the variants that are slow, or of the others; the reasons of those that are absent."""
+    ready, budget = until.part(PREPARATION), benchmark.budget(case)
+    prepared, watches = benchmark.prepare(case, ready, slow), {}
+    for name, calls in prepared.calls.items():
+        if ready.left:
+            watches[name] = Stopwatch(calls, benchmark.device, budget, benchmark.graph, clock)
+    found = interleave(watches, budget, until)
+    late = {name: NO_TIME for name in prepared.calls if name not in found}
+    return found, prepared.absent | late
 
 
 def record_case(
-    stage: Stage, benchmark: Benchmark, case: Case, clock: Callable[[], float] = time.perf_counter
+    stage: Stage,
+    benchmark: Benchmark,
+    case: Case,
+    clock: Callable[[], float] = time.perf_counter,
+    until: Deadline | None = None,
 ) -> Outcome:
     """``run_case`` whose rows, absent variants and failure go into a stage.
 
@@ -58,7 +80,7 @@ def record_case(
         Exception: what stopped the case, after noting it.
     """
     try:
-        outcome = run_case(benchmark, case, clock)
+        outcome = run_case(benchmark, case, clock, until)
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
         stage.failures.append({"what": f"{benchmark.name} {case}", "error": told})
@@ -66,8 +88,11 @@ def record_case(
             traceback.print_exc()
         raise
     stage.rows += outcome.rows.values()
+    stage.notes += [f"{benchmark.name} {note}" for note in benchmark.notes]
+    benchmark.notes.clear()
     for variant, reason in outcome.absent.items():
-        stage.note_absent(benchmark.name, variant, reason)
+        where = f"{benchmark.name} {case}" if reason == NO_TIME else benchmark.name
+        stage.note_absent(where, variant, reason)
     return outcome
 
 

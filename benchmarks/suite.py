@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from benchmarks import parts
@@ -21,11 +21,13 @@ from benchmarks.bench_smart_ascend import SmartAscend
 from benchmarks.bench_smart_noise import SmartNoise
 from benchmarks.bench_sweep import Sweep
 from benchmarks.bench_symmetric_kl import Fisher, SymmetricKl
+from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.machine import measure
 from benchmarks.ops import Benchmark
 from benchmarks.results import Row, Stage
 from benchmarks.runner import record_case
 from benchmarks.settings import Settings
+from benchmarks.shapes import Case
 
 Tell = Callable[[str], object]
 OPS = (
@@ -34,46 +36,89 @@ OPS = (
 )  # fmt: skip
 BENCHMARKS = {"round": (Round,), "ops": OPS, "evaluate": (Assemble, Evaluate), "sweep": (Sweep,)}
 PARTS = {"stages": parts.stages, "memory": parts.memory}
-STAGES = ("machine", "round", "stages", "memory", "evaluate", "ops", "sweep")
+SHARES = {
+    "machine": 1,
+    "round": 56,
+    "stages": 6,
+    "memory": 8,
+    "evaluate": 4,
+    "ops": 17,
+    "sweep": 8,
+}  # of the time of a run; what a stage leaves goes to those after it
+STAGES = tuple(SHARES)
 
 
-def run_stage(stage: Stage, name: str, settings: Settings, tell: Tell, only: str = "") -> None:
-    """Fills a stage with the cases that have ``only`` in their name; what fails is left out.
+def share_of(name: str, stages: Sequence[str]) -> float:
+    """Of the time that is left before ``name``, the first of these stages, what it may take."""
+    return SHARES[name] / sum(SHARES[stage] for stage in stages)
 
-    ``tell`` hears of every case, when the stage has it.
+
+def run_stage(
+    stage: Stage,
+    name: str,
+    settings: Settings,
+    tell: Tell,
+    only: str = "",
+    until: Deadline | None = None,
+) -> None:
+    """Fills a stage with the cases that have ``only`` in their name.
+
+    What fails is left out, as is what there is no time for; the stage says so. ``tell`` hears of
+    every case, when the stage has it.
     """
-    start = time.perf_counter()
+    start, until = time.perf_counter(), until or Deadline()
     if name == "machine":
         stage.details["machine"] = asdict(measure(settings.device))
     elif name in PARTS:
-        run_part(stage, name, settings)
-    for kind in BENCHMARKS.get(name, ()):
-        run_benchmark(stage, kind(settings), tell, only)
+        run_part(stage, name, settings, until)
+    for benchmark, case in cases_of(name, settings):
+        if only in f"{benchmark.name} {case}":
+            run_case(stage, benchmark, case, tell, until)
     stage.seconds = time.perf_counter() - start
     tell(f"{name}: {stage.seconds:.0f} s")
 
 
-def run_benchmark(stage: Stage, benchmark: Benchmark, tell: Tell, only: str = "") -> None:
-    """Its cases; one that fails is told and left out."""
-    for case in (case for case in benchmark.cases() if only in f"{benchmark.name} {case}"):
-        try:
-            outcome = record_case(stage, benchmark, case)
-        except Exception:  # noted in the stage
-            tell(f"STOPPED {stage.failures[-1]['what']}: {stage.failures[-1]['error']}")
-        else:
-            tell(f"{benchmark.name} {case}: {_times(outcome.rows)}")
+def cases_of(name: str, settings: Settings) -> list[tuple[Benchmark, Case]]:
+    """Of a stage, each with its benchmark; of the ops those first that the report's plots show."""
+    benchmarks = [kind(settings) for kind in BENCHMARKS.get(name, ())]
+    found = [(benchmark, case) for benchmark in benchmarks for case in benchmark.cases()]
+    return sorted(found, key=lambda pair: name == "ops" and not is_main(pair[1]))
 
 
-def run_part(stage: Stage, name: str, settings: Settings) -> None:
-    """Figures that are no comparison."""
+def is_main(case: Case) -> bool:
+    """Whether it is about MiniLM's joint round, or about no model."""
+    return case.model != "bert-base" and case.batch not in ("task", "128", "512")
+
+
+def run_case(stage: Stage, benchmark: Benchmark, case: Case, tell: Tell, until: Deadline) -> None:
+    """One that fails, or that there is no time for, is told and left out."""
+    if not until.left:
+        stage.note_absent(benchmark.name, str(case), NO_TIME)
+        tell(f"{benchmark.name} {case}: {NO_TIME}")
+        return
     try:
-        stage.details[name] = PARTS[name](settings)
+        outcome = record_case(stage, benchmark, case, until=until.part(benchmark.share(case)))
+    except Exception:  # noted in the stage
+        tell(f"STOPPED {stage.failures[-1]['what']}: {stage.failures[-1]['error']}")
+    else:
+        tell(f"{benchmark.name} {case}: {_times(outcome.rows)}")
+
+
+def run_part(stage: Stage, name: str, settings: Settings, until: Deadline) -> None:
+    """Figures that are no comparison."""
+    found = stage.details[name] = {}
+    try:
+        for what, figures in PARTS[name](settings, until):
+            if figures:
+                found[what] = figures
+            else:
+                stage.note_absent(name, what, NO_TIME)
     except Exception as error:  # the run goes on, and ends with a failure
         stage.failures.append({"what": name, "error": f"{type(error).__name__}: {error}"})
 
 
 def _times(rows: dict[str, Row]) -> str:
-    return ", ".join(f"{name} {duration(row.seconds)}" for name, row in rows.items())
+    return ", ".join(f"{n} {duration(row.seconds)}" for n, row in rows.items()) or NO_TIME
 
 
 def duration(seconds: float) -> str:

@@ -172,8 +172,9 @@ def measured(kind: type[Gelu]) -> Results:
     return Results({"hardware": "x", "threads": 1, "device": "cpu"}, {"ops": stage})
 
 
-def test_a_planted_slowdown_of_a_real_op_is_found(one_thread):
+def test_a_planted_slowdown_of_a_real_op_is_found(one_thread, tmp_path):
     before, again, slow = measured(Gelu), measured(Gelu), measured(SlowGelu)
+    assert main([saved(before, tmp_path / "a"), saved(slow, tmp_path / "b")]) == 1
     assert [change.a.variant for change in compare(before, slow).slower()] == ["cpu"]
     assert compare(before, again).slower() == []
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import report, run, suite
+from benchmarks import parts, report, run, suite
 from benchmarks.bench_assemble import Assemble
+from benchmarks.bench_round import Round
+from benchmarks.deadline import NO_TIME
 from benchmarks.floor import Launches, floor_table, num_parameters, scaling
-from benchmarks.goals import GOALS
+from benchmarks.goals import GOALS, lack
 from benchmarks.machine import Machine
 from benchmarks.measure import WrongResult
 from benchmarks.plots import draw_all
 from benchmarks.results import Results, Row, Stage
+from benchmarks.settings import Settings
 from benchmarks.shapes import Case
 from benchmarks.suite import duration
 
@@ -41,7 +45,7 @@ def made(fast: float = 100.0, reference: int = 400, device: str = "cpu") -> Resu
     """A run with a row of every kind; a round of ours takes ``fast`` milliseconds."""
     times = {
         "hf fp32 eager": 900, "hf bf16 eager": 500, "hf bf16 sdpa": 450, "reference fp32": 800,
-        "fast bf16": fast, "fast bf16 joint": 80, "plain bf16": 40,
+        "fast bf16": fast, "fast bf16 joint": 80, "plain bf16": 40, "fast fp32": 180,
     }  # fmt: skip
     rounds = [row("round", "minilm round train", n, t, tokens=700) for n, t in times.items()]
     sweep = [
@@ -64,8 +68,9 @@ def made(fast: float = 100.0, reference: int = 400, device: str = "cpu") -> Resu
                      [{"what": "embed x", "error": "WrongResult: off"}]),
     }  # fmt: skip
     environment = {
-        "device": device, "hardware": "A Chip", "threads": 2, "versions": {"torch": "2.13"},
-        "commit": "abc", "date": "2026-01-02T03:04", "quick": False, "load": 0.5,
+        "device": device, "hardware": "A Chip", "cpu": {"capability": "AVX9"}, "threads": 2,
+        "versions": {"torch": "2.13"}, "commit": "abc", "date": "2026-01-02T03:04",
+        "quick": False, "load": 0.5,
     }  # fmt: skip
     return Results(environment, stages)
 
@@ -81,6 +86,9 @@ def test_goals_are_met_or_not():
         "9.0x (hf fp32 eager); 11.2x with one step per round", "met",
     )  # fmt: skip
     assert found["SBRRT round against Hugging Face bf16 autocast, CPU"][0].startswith("4.5x (hf bf")
+    assert found["The same in fp32 on both sides, against fp32 eager, CPU"] == (
+        "5.0x (hf fp32 eager)", "for information",
+    )  # fmt: skip
     assert found["SBRRT round over a plain round"] == ("2.50", "met")
     assert found["Memory of a round against the reference's"] == ("0.47 (190 of 400 MiB)", "met")
     spread = found["Time per token, batch 8 to 64, largest over smallest, a step per task"]
@@ -107,10 +115,41 @@ def test_goals_of_another_device_or_without_a_figure_give_the_reason():
     assert {figure for figure, _ in empty.values()} == {"-"}
 
 
+def test_a_goal_without_a_figure_gives_the_reason_that_the_run_noted():
+    results = made()
+    rows = results.stages["round"].rows
+    rows[:] = [row for row in rows if not row.variant.startswith("hf bf16")]
+    results.stages["round"].note_absent("round minilm round train", "hf bf16 sdpa", "too slow")
+    figure = goals(results)["SBRRT round against Hugging Face bf16 autocast, CPU"]
+    assert figure == ("-", "no `hf bf16 sdpa`: too slow")
+
+
+def test_what_a_machine_lacks_is_said_beside_goals_and_readme():
+    results = made()
+    assert lack(results) == ""
+    results.stages["machine"].details["machine"] = MACHINE | {"flops": {"fp32": 1e11, "bf16": 1e10}}
+    assert "no instructions for bf16 products (AVX9): torch's reach 0.10" in lack(results)
+    assert lack(results) in report.markdown(results, []).splitlines()
+    assert lack(results) in report.readme_table([results])
+    assert goals(results)["SBRRT round against Hugging Face fp32 eager, CPU"][1] == "met"
+
+
+def test_one_sample_and_notes_are_told():
+    results = made()
+    results.stages["round"].rows[0] = replace(results.stages["round"].rows[0], samples=1)
+    results.stages["round"].notes.append("round fast bf16: captured nothing")
+    text = report.markdown(results, [])
+    assert "| hf fp32 eager | 900 | one sample | 9.00 | 778 |" in text
+    assert "- round fast bf16: captured nothing" in text
+    assert "| minilm | 8 | `hf fp32 eager` | 900 | one sample | 9.00 |" in report.readme_table(
+        [results]
+    )
+
+
 def test_the_report_has_every_part():
     text = report.markdown(made(), ["ratios.png"])
     for line in (
-        "A Chip, 2 thread(s), torch 2.13, commit abc, 2026-01-02.",
+        "A Chip (AVX9), 2 thread(s), torch 2.13, commit abc, 2026-01-02.",
         "| hf fp32 eager | 900 | 810 to 990 | 9.00 | 778 |",
         "| clean | 40.00 | 56% | 20.00 | 2.0x |",
         "| optimiser | 30.00 | 42% | 10.00 | 3.0x |",
@@ -142,9 +181,9 @@ def test_the_readme_has_the_table_of_the_committed_results():
 def test_the_readmes_table_changes_with_the_results():
     text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter"
     found = report.with_table(text, report.readme_table([made()]))
-    assert found.startswith(f"before\n{report.BEGIN}\n\nA Chip, 2 thread(s)")
+    assert found.startswith(f"before\n{report.BEGIN}\n\nA Chip (AVX9), 2 thread(s)")
     assert found.endswith(f"{report.END}\nafter")
-    assert "| minilm | `hf bf16 sdpa` | 450 | 4.50 |" in found
+    assert "| minilm | 8 | `hf bf16 sdpa` | 450 | 405 to 495 | 4.50 |" in found
     assert "old" not in found
     with pytest.raises(ValueError, match="no place for the table"):
         report.with_table("without marks", "table")
@@ -163,17 +202,54 @@ def test_a_whole_run_through_the_command(tmp_path, monkeypatch, capsys):
 
 
 class Broken(Assemble):
+    name = "broken"
+
     def _check(self, tasks, examples) -> None:
         raise WrongResult("planted")
 
 
-def test_a_run_with_a_wrong_result_ends_with_a_failure(tmp_path, monkeypatch, capsys):
+def test_a_run_with_a_wrong_result_goes_on_and_ends_with_a_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUICK", "1")
     monkeypatch.setenv("DEVICE", "cpu")
-    monkeypatch.setattr(suite, "BENCHMARKS", {"evaluate": (Broken,)})
+    monkeypatch.setattr(suite, "BENCHMARKS", {"evaluate": (Broken, Assemble)})
     monkeypatch.setattr(sys, "argv", ["run", str(tmp_path), "--stages", "evaluate", "--no-plots"])
     assert run.main() == 1
-    assert "STOPPED assemble any model round data: WrongResult: planted" in capsys.readouterr().err
-    assert Results.load(tmp_path).rows == []
+    assert "STOPPED broken any model round data: WrongResult: planted" in capsys.readouterr().err
+    assert {row.benchmark for row in Results.load(tmp_path).rows} == {"assemble"}
+
+
+def test_what_there_is_no_time_for_is_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUICK", "1")
+    monkeypatch.setenv("DEVICE", "cpu")
+    arguments = ["run", str(tmp_path), "--stages", "stages", "ops", "--only", "gelu"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--no-plots", "--seconds", "1e-9"])
+    monkeypatch.setattr(parts, "stage_times", None)  # it must not be called
+    assert run.main() == 0
+    assert f"bias_gelu minilm round fp32 forward: {NO_TIME}" in capsys.readouterr().out
+    found = Results.load(tmp_path)
+    assert found.rows == []
+    assert {"benchmark": "bias_gelu", "variant": "minilm round bf16 backward",
+            "reason": NO_TIME} in found.stages["ops"].absent  # fmt: skip
+    assert [entry["variant"] for entry in found.stages["stages"].absent] == [
+        "minilm round per_task", "minilm round joint",
+    ]  # fmt: skip
+    assert f"- `minilm round joint` (stages): {NO_TIME}" in report.markdown(found, [])
+
+
+def test_every_stage_has_its_share_and_the_last_one_the_rest():
+    assert sum(suite.SHARES.values()) == 100
+    assert suite.share_of("sweep", ["sweep"]) == 1.0
+    assert suite.share_of("round", ["round", "stages"]) == pytest.approx(56 / 62)
+    settings = Settings(torch.device("cpu"), quick=False)
+    shares = [Round(settings).share(case) for case in Round(settings).cases()]
+    assert shares == [0.65, 1.0]
+
+
+def test_the_ops_of_a_joint_round_come_first():
+    names = [str(case) for _, case in suite.cases_of("ops", Settings(torch.device("cpu"), False))]
+    extra = [name.startswith("bert-base") or " 512 " in name for name in names]
+    assert True in extra
+    assert extra.index(True) > max(i for i, name in enumerate(names) if "minilm round" in name)
 
 
 def test_stages_are_added_to_a_run_under_the_same_conditions(tmp_path):
@@ -228,5 +304,8 @@ def test_committed_results_are_whole():
     for path in Path(report.COMMITTED).glob("*/results.json"):
         results = Results.load(path)
         assert not [f for stage in results.stages.values() for f in stage.failures], path
-        assert results.environment["quick"] is False
+        # What `make gpu-check` leaves is a quick run, and the README says so.
+        assert results.environment["quick"] is False or results.environment["device"] == "cuda"
         assert {"machine", "round", "ops"} <= set(results.stages)
+        assert not results.environment["commit"].endswith("+"), path
+        assert (path.parent / report.REPORT).exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_check_stages
+from benchmarks import gpu_check, gpu_check_stages, short_run
 from benchmarks.gpu_check import Outcome, Stage, main, run_all
+from benchmarks.machine import ROOT
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -89,11 +91,60 @@ def test_the_stages_fit_into_nine_minutes(tmp_path, dry_run):
     patience = gpu_check.PATIENCE if dry_run else 1
     assert stages[0].name == "build"
     assert gpu_check.SECONDS < 540
-    assert sum(stage.limit for stage in stages) <= 540 * patience
+    limits = {stage.name: stage.limit for stage in stages}
+    assert sum(limits.values()) - limits["no CUDA"] <= 540 * patience
+    for stage in stages:
+        if stage.name in gpu_check_stages.BENCHES:
+            assert float(stage.command[stage.command.index("--seconds") + 1]) < stage.limit
     for stage in stages:
         for need in stage.needs:
             reason = gpu_check_stages.missing()(need)
             assert reason is None or len(reason) > 5
+
+
+ABSENT = ("tyro", "pydantic", "tensorboard", "transformers", "pytest_benchmark")
+COMMANDS = ("run", "small_calls", "short_run", "memory", "report", "floor")
+WITHOUT = f"""
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+for name in {COMMANDS}:
+    importlib.import_module(f"benchmarks.{{name}}")
+"""
+
+
+def test_its_commands_need_no_library_beside_torchs():
+    """Of those that a GPU image may lack."""
+    told = subprocess.run(python(WITHOUT), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+
+
+def test_a_short_run_learns_something_and_says_how_fast(tmp_path, monkeypatch, minilm_dir):
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setenv("BACKBONE", str(minilm_dir))
+    monkeypatch.delenv("DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["short_run", str(tmp_path), "--rounds", "2"])
+    short_run.main()
+    record = json.loads((tmp_path / short_run.FILE).read_text(encoding="utf-8"))
+    assert record["data"] == "the built-in sample"
+    assert record["rounds_per_second"] > 0
+    assert record["before"].keys() == record["after"].keys() == {"sst", "para", "sts", "overall"}
+    assert record["before"] != record["after"]
+
+
+def test_a_build_without_cuda_takes_the_place_of_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check_stages, "ROOT", tmp_path)
+    (tmp_path / "sbrrt_fast").mkdir()
+    assert gpu_check_stages.missing()("a failed build") is None
+    (tmp_path / "sbrrt_fast" / "_C.x.so").touch()
+    assert gpu_check_stages.missing()("a failed build") == "the extension was built"
+    (stage,) = (s for s in gpu_check_stages.stages(tmp_path, False) if s.name == "no CUDA")
+    assert stage.environment == {"SBRRT_CUDA": "0"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")

@@ -1,8 +1,8 @@
 """One SBRRT round on Hugging Face's BertModel, as its users write it.
 
-Padded batches, torch's dropout, SMART by a noisy and an adversarial forward (arXiv 1911.03437,
-Algorithm 1 with the gradient's direction at a radius), a momentum teacher, clipping, fused AdamW
-and a linear schedule, with a step after each task's batch.
+Padded batches that a data loader has made ahead, torch's dropout, SMART by a noisy and an
+adversarial forward (arXiv 1911.03437, Algorithm 1 with the gradient's direction at a radius), a
+momentum teacher, clipping, fused AdamW and a linear schedule, with a step after each task's batch.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class HuggingFaceRound:
 
     def __init__(self, ours: MultiTaskModel, config: RunConfig, form: Form, num_rounds: int):
         self.config, self.smart, self.form = config, resolve(config.smart), form
+        self._made: dict[int, list[Tensor]] = {}
         self.device = next(ours.parameters()).device
         self.model = HuggingFaceModel(ours, form.attention).to(self.device).train()
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
@@ -122,7 +123,7 @@ class HuggingFaceRound:
         return torch.compile(function, dynamic=True)
 
     def round(self, batches: list[TaskBatch]) -> dict[str, Tensor]:
-        """Trains on the round's batches; each task's loss and R_s."""
+        """Trains on the round's batches, in the host's memory; each task's loss and R_s."""
         terms = {}
         for batch in batches:
             if self.form.compile == "graphs":
@@ -134,8 +135,14 @@ class HuggingFaceRound:
             terms[f"{batch.name}/smart"] = smart.detach()
         return terms
 
+    def _on_device(self, batch: TaskBatch) -> list[Tensor]:
+        """Ids and mask [sequences, length], where the input may be moved [..., 1], labels."""
+        found = self._made.get(id(batch))
+        if found is None:
+            found = self._made[id(batch)] = [*self._padded(batch), batch.labels]
+        return [x.to(self.device, non_blocking=True) for x in found]
+
     def _padded(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids and mask [sequences, length], and where the input may be moved, [..., 1]."""
         tokens = batch.tokens.padded()
         shape = tokens.num_sequences, tokens.max_length
         may_move = tokens.is_real & ~tokens.is_special
@@ -146,12 +153,12 @@ class HuggingFaceRound:
 
     def _losses(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
         task, name = self.config.tasks[batch.name], batch.name
-        input_ids, mask, may_move = self._padded(batch)
+        input_ids, mask, may_move, labels = self._on_device(batch)
         low = self.form.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             embeddings = self.model.embed(input_ids)
             outputs = self.student_outputs(name, embeddings, mask)
-            loss = loss_of(task, outputs, batch.labels)
+            loss = loss_of(task, outputs, labels)
             delta = self._perturbation(task, name, embeddings, outputs, mask, may_move)
             moved = self.student_outputs(name, embeddings + delta, mask)
             with torch.no_grad():

@@ -1,0 +1,254 @@
+"""How benchmarks time and check: few samples of what is slow, no time for what computes wrongly."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import bench_round
+from benchmarks.bench_adamw_ema import SMALL, AdamwEma
+from benchmarks.bench_optimizer import Optimizer
+from benchmarks.bench_round import FAST, Round
+from benchmarks.deadline import NO_TIME, Deadline
+from benchmarks.lengths import TASKS, drawn, typical
+from benchmarks.measure import Budget, Stopwatch, WrongResult, check_close, interleave
+from benchmarks.ops import Absent, Benchmark, Differentiable, Plain
+from benchmarks.results import Stage
+from benchmarks.runner import record_case, run_case
+from benchmarks.settings import NUM_ROUNDS, Settings
+from benchmarks.shapes import MODELS, Case
+from benchmarks.suite import OPS
+
+CPU = torch.device("cpu")
+QUICK = Settings(CPU, quick=True)
+CASE = Case("any model", "x")
+
+
+class Clock:
+    """Time that passes when a call says so."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call(self, name: str, seconds: float):
+        def run():
+            self.order.append(name)
+            self.now += seconds
+
+        return run
+
+    def watch(self, name: str, seconds: float, budget: Budget) -> Stopwatch:
+        return Stopwatch([self.call(name, seconds)], CPU, budget, clock=self)
+
+
+def sampled(calls: dict[str, float], budget: Budget, until: float = 1e9):
+    """Samples, and the names in the order in which they were called, without warm-ups."""
+    clock = Clock()
+    watches = {name: clock.watch(name, seconds, budget) for name, seconds in calls.items()}
+    clock.order.clear()
+    return interleave(watches, budget, Deadline(until, clock)), clock.order
+
+
+def test_variants_take_turns_and_each_begins_once():
+    found, order = sampled({"a": 1.0, "b": 2.0, "c": 3.0}, Budget(0, min_samples=3, max_samples=3))
+    assert order == list("abcbcacab")
+    assert {name: samples.seconds for name, samples in found.items()} == {
+        "a": (1.0,) * 3, "b": (2.0,) * 3, "c": (3.0,) * 3,
+    }  # fmt: skip
+
+
+def test_a_slow_variant_has_fewer_samples_and_a_very_slow_one_its_first_call():
+    budget = Budget(0, min_samples=5, max_samples=5, variant_seconds=10)
+    found, order = sampled({"quick": 1.0, "slow": 4.0, "hour": 3600.0}, budget)
+    assert {name: len(samples.seconds) for name, samples in found.items()} == {
+        "quick": 5, "slow": 2, "hour": 1,
+    }  # fmt: skip
+    assert found["hour"].seconds == (3600.0,)
+    assert found["hour"].method == "one call, the first"
+    assert "hour" not in order
+
+
+def test_no_sample_begins_that_would_end_too_late():
+    found, order = sampled({"a": 1.0, "b": 5.0}, Budget(0, min_samples=9, max_samples=9), until=4.5)
+    assert order == ["a"] * 4
+    assert list(found) == ["a"]
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.1, 7), (5.0, 3)])
+def test_warm_ups_end_in_time(seconds, calls):
+    clock = Clock()
+    clock.watch("a", seconds, Budget(warm_ups=7, warm_up_seconds=10, sample_seconds=0))
+    assert len(clock.order) == calls
+
+
+class Scripted(Benchmark):
+    """Variants that take so many seconds of a clock, when prepared and when called."""
+
+    name, variants = "scripted", ("ours", "eager", "sdpa")
+    prepared, slow = 0.0, ()
+
+    def __init__(self, clock: Clock):
+        super().__init__(QUICK)
+        self.clock = clock
+
+    def is_slow(self, variant):
+        return variant in self.slow
+
+    def budget(self, case):
+        return Budget(0, min_samples=2, max_samples=2, warm_ups=1)
+
+    def tokens(self, case):
+        return None
+
+    def calls(self, case, variant, num_sets):
+        self.clock.now += self.prepared
+        return [self.clock.call(variant, 1.0)]
+
+
+def test_variants_that_the_time_does_not_reach_are_listed():
+    clock = Clock()
+    benchmark, stage = Scripted(clock), Stage()
+    benchmark.prepared = 3.0
+    record_case(stage, benchmark, CASE, clock, Deadline(8.5, clock))
+    assert stage.rows == []
+    assert {entry["variant"] for entry in stage.absent} == {"ours", "eager", "sdpa"}
+    assert {"benchmark": "scripted any model x fp32 forward", "variant": "ours",
+            "reason": NO_TIME} in stage.absent  # fmt: skip
+
+
+def test_a_slow_variant_waits_for_the_others():
+    clock = Clock()
+    benchmark = Scripted(clock)
+    benchmark.slow = ("ours",)
+    outcome = run_case(benchmark, CASE, clock, Deadline(7.5, clock))
+    assert clock.order[-1] == "ours"  # its warm-up
+    assert {name: len(s.seconds) for name, s in outcome.samples.items()} == {"eager": 2, "sdpa": 2}
+    assert outcome.absent == {"ours": NO_TIME}
+
+
+def planted(kind: type) -> type:
+    """The op's benchmark, with our implementation off by a tenth."""
+
+    def off(x):
+        return torch.where(x.isfinite(), 1.1 * x, x) if x.is_floating_point() else x
+
+    class Wrong(kind):
+        def variant(self, case, name, backend):
+            found = super().variant(case, name, backend)
+            return replace(found, run=lambda inputs, p: off(found.run(inputs, p)))
+
+        def function(self, case, name, backend):
+            found = super().function(case, name, backend)
+            return (lambda *tensors: off(found(*tensors))) if backend else found
+
+    return Wrong
+
+
+@pytest.mark.parametrize("kind", [k for k in OPS if issubclass(k, (Differentiable, Plain))])
+def test_a_wrong_result_of_any_op_is_found(kind):
+    case = next(iter(kind(QUICK).cases()))
+    assert kind(QUICK).calls(case, "cpu", 1)
+    with pytest.raises(WrongResult):
+        planted(kind)(QUICK).calls(case, "cpu", 1)
+
+
+@pytest.mark.parametrize(("kind", "ours"), [(AdamwEma, "cpu"), (Optimizer, FAST)])
+def test_a_wrong_update_is_found(kind, ours, monkeypatch):
+    real = kind._update
+
+    def wrong(self, *args):
+        made = real(self, *args)
+        step, update = made if isinstance(made, tuple) else (None, made)
+        weights = [p for a in args if hasattr(a, "params") for p in a.params]
+        weights += list(step.model.parameters()) if step else []
+
+        def moved():
+            update()
+            weights[0].data.flatten()[0] += 1e-3
+
+        found = moved if ours in args else update
+        return (step, found) if step else found
+
+    monkeypatch.setitem(MODELS, "minilm", SMALL)
+    benchmark = kind(QUICK)
+    case = next(iter(benchmark.cases()))
+    assert benchmark.calls(case, ours, 1)
+    monkeypatch.setattr(kind, "_update", wrong)
+    with pytest.raises(WrongResult, match="other"):
+        benchmark.calls(case, ours, 1)
+
+
+RIGHT = {"sst/loss": 1.5, "sst/smart": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("terms", "told"),
+    [
+        (RIGHT, None),
+        (RIGHT | {"sst/loss": 1.49}, "sst/loss is 1.49, not 1.5"),
+        (RIGHT | {"sst/smart": 3e-4}, "sst/smart is 0.0003"),
+        ({"sst/smart": 1e-4}, "there is no sst/loss"),
+        (RIGHT | {"sst/loss": float("nan")}, "sst/loss is nan"),
+    ],
+)
+def test_a_round_with_other_losses_is_found(terms, told, monkeypatch):
+    def build(name, rounds, device, p=0.1, log=print):
+        found = RIGHT if name == "reference fp32" else terms
+        return lambda batches, index: {n: torch.tensor(x).double() for n, x in found.items()}
+
+    monkeypatch.setattr(bench_round, "build", build)
+    benchmark, case = Round(QUICK), Case("minilm", "round", "", "train")
+    if told is None:
+        assert len(benchmark.calls(case, "fast fp32", 1)) == 1
+        return
+    with pytest.raises(WrongResult, match=told):
+        benchmark.calls(case, "fast fp32", 1)
+
+
+def test_results_of_another_number_are_no_match():
+    x = torch.ones(3)
+    with pytest.raises(ValueError):
+        check_close("x", [x], [x, x], 1e-3)
+
+
+def test_peers_in_bf16_are_left_out_with_the_reason_where_it_is_emulated(monkeypatch):
+    case = Case("minilm", "round", "", "train")
+    monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 7.0)
+    slow = Round(Settings(CPU, quick=False))
+    with pytest.raises(Absent, match="takes 7 times as long as one in fp32; see hf fp32 sdpa"):
+        slow._leave_out(case, "hf bf16 eager")
+    slow._leave_out(case, "hf bf16 sdpa")  # the one that the goal is about
+    assert [name for name in slow.variants if slow.is_slow(name)] == ["hf bf16 sdpa"]
+    slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
+    monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 0.2)
+    Round(Settings(CPU, quick=False))._leave_out(case, "hf bf16 eager")
+    with pytest.raises(Absent, match="bert-base takes too long"):
+        slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
+
+
+def test_drawn_lengths_are_the_datas_and_batches_differ_little():
+    generator = torch.Generator().manual_seed(0)
+    for task in TASKS:
+        batches = [drawn(task, 16, generator) for _ in range(200)]
+        totals = torch.tensor([sum(batch) for batch in batches], dtype=torch.float64)
+        assert totals.mean().item() == pytest.approx(sum(typical(task, 2000)) / 125, rel=0.03)
+        assert totals.std() / totals.mean() < 0.1
+        assert len({tuple(batch) for batch in batches}) == 200
+    first_places = Counter(batch.index(max(batch)) for batch in batches)
+    assert len(first_places) > 8  # in random order
+
+
+def test_the_rounds_are_a_few_again_and_again():
+    rounds = bench_round.Rounds(QUICK, Case("minilm", "round", "", "train"))
+    found = list(itertools.islice((rounds[i] for i in itertools.count()), 2 * NUM_ROUNDS))
+    assert all(a is b for a, b in zip(found, found[NUM_ROUNDS:], strict=False))
+    assert len({id(batches) for batches in found}) == NUM_ROUNDS
+    assert found[0][0].tokens.input_ids.device == CPU
