@@ -3,7 +3,8 @@
 // The library's own division of a product with few rows and columns leaves most threads idle, and
 // all of them wait for each other between its stages. Here each thread multiplies a part of its own
 // from beginning to end: columns of the result, or, where the left factor lies transposed (a
-// weight's gradient), rows.
+// weight's gradient), rows. Where the processor cannot multiply bfloat16, the factors are widened:
+// their products are exact in float32, so this too is a bfloat16 product with float32 sums.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/mm.h>
@@ -13,6 +14,7 @@
 #include <cstdint>
 
 #include "common/matmul_checks.h"
+#include "cpu/widened.h"
 
 namespace sbrrt {
 namespace {
@@ -26,10 +28,7 @@ int64_t part_size(int64_t size, int64_t num_parts) {
   return (steps + num_parts - 1) / num_parts * kPartStep;
 }
 
-}  // namespace
-
-void mm_into_cpu(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  check_matmul("mm_into", a, b, out, at::kCPU);
+void multiply(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
   const int64_t dim = a.stride(0) == 1 && a.stride(1) != 1 ? 0 : 1, size = out.size(dim);
   const int64_t num_threads = at::get_num_threads();
   if (num_threads == 1 || size < num_threads * kMinPart) {
@@ -47,6 +46,25 @@ void mm_into_cpu(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out
                  dim == 1 ? b.narrow(1, first, count) : b);
     }
   });
+}
+
+void multiply_widened(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  static thread_local WideMatrix left, right, result;
+  const at::Tensor wide = result.like(out);
+  multiply(left.copy_of(a), right.copy_of(b), wide);
+  out.copy_(wide);  // rounds to nearest even
+}
+
+}  // namespace
+
+void mm_into_cpu(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
+  check_matmul("mm_into", a, b, out, at::kCPU);
+  if (a.scalar_type() == at::kBFloat16 && !has_bfloat16_products()) {
+    multiply_widened(a, b, out);
+  } else {
+    multiply(a, b, out);
+  }
 }
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { m.impl("mm_into", &mm_into_cpu); }
