@@ -59,6 +59,13 @@ def num_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def capabilities() -> list[str]:
+    """What ATEN_CPU_CAPABILITY may be on this processor: torch believes it, and dies of more."""
+    names = ["default", "avx2", "avx512"]
+    best = torch.backends.cpu.get_cpu_capability().lower()
+    return names[: names.index(best) + 1] if best in names else names[:1]
+
+
 def run_with_capability(module: str, capability: str) -> str:
     """Runs ``module.check_values()`` under one instruction set, and returns that set's name."""
     code = (

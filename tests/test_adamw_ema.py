@@ -21,6 +21,7 @@ from sbrrt_fast.ops.adamw_ema import (
     gradient_norm,
     gradient_norm_reference,
 )
+from tests.op_checks import capabilities
 
 assert extension is not None, extension_error
 ops = torch.ops.sbrrt
@@ -300,7 +301,7 @@ print(extension.build_info()["cpu_capability"], gradient_norm(grads).item(), *nu
 
 def test_every_instruction_set_agrees():
     found = {}
-    for capability in ("default", "avx2", "avx512"):
+    for capability in capabilities():
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
         command = [sys.executable, "-c", VARIANT]
         result = subprocess.run(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sbrrt_fast._extension import extension, extension_error
+from tests.op_checks import capabilities
 
 assert extension is not None, extension_error
 ops = torch.ops.sbrrt
@@ -162,7 +163,7 @@ print(extension.build_info()["cpu_capability"], digest.hexdigest())
 
 def test_same_bits_for_every_instruction_set():
     digests = {}
-    for capability in ("default", "avx2", "avx512"):
+    for capability in capabilities():
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
         command = [sys.executable, "-c", DIGEST]
         result = subprocess.run(

@@ -25,6 +25,7 @@ from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone
 
 NUM_ROUNDS = 3
+RESOLUTION = 2 * 5.0 * torch.finfo(torch.float32).eps  # of outputs up to 5, STS's highest label
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero):RuntimeWarning"  # of what masks leave out
 )
@@ -117,7 +118,9 @@ def test_three_rounds_equal_the_reference(config, tmp_path, launched):
     for found, expected in zip(ours.terms, theirs.terms, strict=True):
         assert all(expected[f"{task}/smart"] > 0 for task in ("sst", "para", "sts"))
         for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+            # D_Breg is of second order in the distance of outputs that are known to an ulp or two.
+            floor = 2 * value**0.5 * RESOLUTION if name.endswith("/bregman") else 1e-9
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=floor), name
     compare(ours.gradients, theirs.gradients, theirs.gradients, 1e-4)
     start = load_file(Path(config.backbone) / "model.safetensors")
     moved = {n: w - start[n] if n in start else w for n, w in theirs.weights.items()}

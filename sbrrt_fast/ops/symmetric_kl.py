@@ -86,10 +86,11 @@ class _TransformedFunction(_Function):
     @staticmethod
     def jvp(ctx, *tangents):
         logits, delta = ctx.saved_tensors
-        ones = torch.ones(logits.shape[0])
+        ones = torch.ones(logits.shape[0], device=logits.device)
         gradients = torch.ops.sbrrt.symmetric_kl_backward(ones, logits.float(), delta.float())
-        products = [g * t for g, t in zip(gradients, tangents, strict=True) if t is not None]
-        return sum(products).sum(dim=-1)
+        pairs = zip(gradients, tangents, strict=True)
+        products = [g.double() * t for g, t in pairs if t is not None]
+        return sum(products).sum(dim=-1).float()
 
 
 def _differentiable_backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tuple:
