@@ -120,9 +120,6 @@ class Round(Benchmark):
         cases = list(self.cases())
         return {0: 1.0, 1: 0.65}.get(len(cases) - 1 - cases.index(case), 0.4)
 
-    def is_slow(self, variant: str) -> bool:
-        return variant == BF16_PEER and has_slow_bf16(self.settings)
-
     def tokens(self, case: Case) -> int:
         return self._rounds(case).num_tokens
 
@@ -154,12 +151,7 @@ class Round(Benchmark):
             raise Absent(f"{case.model} takes too long on a CPU; see minilm")
         if self.settings.quick and variant == "hf bf16 eager":
             raise Absent("a quick run leaves it out")
-        is_only_bf16_peer = variant == BF16_PEER and not self.settings.quick
-        if variant in PEERS and "bf16" in variant and not is_only_bf16_peer:
-            self._refuse_slow_bf16()
-
-    def _refuse_slow_bf16(self) -> None:
-        if has_slow_bf16(self.settings):
+        if variant in PEERS and "bf16" in variant and has_slow_bf16(self.settings):
             raise Absent(told_slow(self.settings))
 
     def _is_checked(self, case: Case) -> bool:

@@ -71,7 +71,9 @@ class Machine:
     launch: float
 
     def ceilings(self, precision: str) -> Ceilings:
-        return Ceilings(self.flops[precision], self.bytes)
+        """What a round in a precision can reach; bf16 products may be made in fp32 too."""
+        known = self.flops.values() if precision == "bf16" else [self.flops[precision]]
+        return Ceilings(max(known), self.bytes)
 
 
 def measure(device: torch.device) -> Machine:

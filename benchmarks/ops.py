@@ -88,14 +88,10 @@ class Benchmark:
         """Of the time that its stage has left, what the case may take."""
         return 1.0
 
-    def is_slow(self, variant: str) -> bool:
-        """Whether a variant waits until the others have been timed, as it may take all the time."""
-        return False
-
-    def prepare(self, case: Case, until: Deadline, slow: bool = False) -> Prepared:
-        """The variants that are slow, or those that are not, with a copy."""
+    def prepare(self, case: Case, until: Deadline) -> Prepared:
+        """All variants for which there is time, and a copy."""
         prepared, num_sets = Prepared(), self._num_sets(case)
-        for variant in (name for name in self.variants if self.is_slow(name) == slow):
+        for variant in self.variants:
             if not until.left:
                 prepared.absent[variant] = NO_TIME
                 continue
@@ -111,7 +107,7 @@ class Benchmark:
                     raise
                 told = str(error).strip().partition("\n")[0]
                 prepared.absent[variant] = f"stopped: {type(error).__name__}: {told}"
-        if (moved := self.cost(case).bytes) and not slow:
+        if moved := self.cost(case).bytes:
             prepared.calls[FLOOR] = self._copies(moved, num_sets)
         return prepared
 

@@ -38,10 +38,7 @@ def run_case(
     Raises:
         WrongResult: one of them computes something else; none of them is timed then.
     """
-    samples, absent = {}, {}
-    for slow in (False, True):
-        found, missing = _samples(benchmark, case, clock, until or Deadline(), slow)
-        samples, absent = samples | found, absent | missing
+    samples, absent = _samples(benchmark, case, clock, until or Deadline())
     cost = benchmark.cost(case)
     counted = {"bytes": cost.bytes or None, "flops": cost.flops or None}
     rows = {
@@ -54,11 +51,11 @@ def run_case(
 
 
 def _samples(
-    benchmark: Benchmark, case: Case, clock: Callable[[], float], until: Deadline, slow: bool
+    benchmark: Benchmark, case: Case, clock: Callable[[], float], until: Deadline
 ) -> tuple[dict[str, Samples], dict[str, str]]:
-    """Of the variants that are slow, or of the others; the reasons of those that are absent."""
+    """Of the variants that can be timed, and the reasons of those that are absent."""
     ready, budget = until.part(PREPARATION), benchmark.budget(case)
-    prepared, watches = benchmark.prepare(case, ready, slow), {}
+    prepared, watches = benchmark.prepare(case, ready), {}
     for name, calls in prepared.calls.items():
         if ready.left:
             watches[name] = Stopwatch(calls, benchmark.device, budget, benchmark.graph, clock)

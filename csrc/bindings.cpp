@@ -11,6 +11,7 @@
 #include "autograd/only_inputs.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
+#include "cpu/widened.h"
 
 #if !SBRRT_NO_CUDA_REASON
 #include <cuda.h>
@@ -176,6 +177,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
         "Compiler, torch version built against, threads, CUDA (None, with cuda_reason) and the "
         "CPU capability chosen on this machine.");
+  m.def("has_bfloat16_products", &sbrrt::has_bfloat16_products,
+        "Whether the CPU multiplies bfloat16 itself, so that it is not slower than float32.");
   m.def("input_gradients_only", [] { return sbrrt::input_gradients_only.load(); },
         "Whether backward passes leave out the gradients of weights.");
   m.def("set_input_gradients_only",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import time
 from dataclasses import replace
 
 import pytest
@@ -116,13 +115,24 @@ def test_runs_without_a_common_case_are_refused(tmp_path, capsys):
 
 
 class Gelu(BiasGelu):
-    """The real benchmark, a few of its variants; calls of ours can take longer, or be wrong."""
+    """The real benchmark, a few of its variants; ours can take longer, or be wrong.
+
+    The calls do their work, and take the seconds of a clock of their own: so many for each variant,
+    and now and then more, as where other processes run.
+    """
 
     variants = ("cpu", "eager", "eager folded")
     extra, is_wrong = 0.0, False
 
+    def __init__(self, seed: int = 0):
+        super().__init__(Settings(torch.device("cpu"), quick=True))
+        self.now, self.generator = 0.0, random.Random(seed)
+
+    def clock(self) -> float:
+        return self.now
+
     def budget(self, case):
-        return Budget(seconds=0.6, min_samples=15, max_samples=60, sample_seconds=5e-3)
+        return Budget(min_samples=25, max_samples=25)
 
     def variant(self, case, name, backend):
         found = super().variant(case, name, backend)
@@ -130,19 +140,19 @@ class Gelu(BiasGelu):
             return found
         return replace(found, run=lambda inputs, p: found.run(inputs, p) * 1.01)
 
-    def calls(self, case, variant, num_sets):
-        made = super().calls(case, variant, num_sets)
-        return [self._slowed(call) for call in made] if variant == "cpu" else made
+    def prepare(self, case, until):
+        prepared = super().prepare(case, until)
+        for name, calls in prepared.calls.items():
+            seconds = VARIANTS.get(name, 1e-3) * (1 + self.extra * (name == "cpu"))
+            prepared.calls[name] = [self._timed(call, seconds) for call in calls]
+        return prepared
 
-    def _slowed(self, call):
-        def slow():
-            start = time.thread_time()
+    def _timed(self, call, seconds: float):
+        def timed():
             call()
-            end = start + (1 + self.extra) * (time.thread_time() - start)
-            while time.thread_time() < end:
-                pass
+            self.now += seconds * (1 + self.generator.expovariate(20))
 
-        return slow
+        return timed
 
 
 class SlowGelu(Gelu):
@@ -156,24 +166,15 @@ class WrongGelu(Gelu):
 CASE = Case("minilm", "task", "fp32", "forward")
 
 
-@pytest.fixture
-def one_thread():
-    """``time.thread_time`` sees the work of one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def measured(kind: type[Gelu]) -> Results:
-    """A run of one case, in processor time: other processes do not matter."""
+def measured(benchmark: Gelu) -> Results:
+    """A run of one case."""
     stage = Stage()
-    record_case(stage, kind(Settings(torch.device("cpu"), quick=True)), CASE, time.thread_time)
+    record_case(stage, benchmark, CASE, benchmark.clock)
     return Results({"hardware": "x", "threads": 1, "device": "cpu"}, {"ops": stage})
 
 
-def test_a_planted_slowdown_of_a_real_op_is_found(one_thread, tmp_path):
-    before, again, slow = measured(Gelu), measured(Gelu), measured(SlowGelu)
+def test_a_planted_slowdown_of_a_real_op_is_found(tmp_path):
+    before, again, slow = measured(Gelu(1)), measured(Gelu(2)), measured(SlowGelu(3))
     assert main([saved(before, tmp_path / "a"), saved(slow, tmp_path / "b")]) == 1
     assert [change.a.variant for change in compare(before, slow).slower()] == ["cpu"]
     assert compare(before, again).slower() == []
@@ -182,7 +183,7 @@ def test_a_planted_slowdown_of_a_real_op_is_found(one_thread, tmp_path):
 def test_a_wrong_result_stops_its_benchmark():
     stage = Stage()
     with pytest.raises(AssertionError, match="off by"):
-        record_case(stage, WrongGelu(Settings(torch.device("cpu"), quick=True)), CASE)
+        record_case(stage, WrongGelu(), CASE)
     assert stage.rows == []
     (failure,) = stage.failures
     assert failure["what"] == "bias_gelu minilm task fp32 forward"
@@ -203,8 +204,7 @@ class FailingPeer(Gelu):
 
 
 def test_a_peer_that_fails_is_absent_and_ours_stops():
-    settings = Settings(torch.device("cpu"), quick=True)
-    stage, benchmark = Stage(), FailingPeer(settings)
+    stage, benchmark = Stage(), FailingPeer()
     benchmark.fails = "eager"
     record_case(stage, benchmark, CASE)
     assert {"benchmark": "bias_gelu", "variant": "eager",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -16,9 +18,10 @@ from benchmarks.bench_round import FAST, Round
 from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.lengths import TASKS, drawn, typical
 from benchmarks.measure import Budget, Stopwatch, WrongResult, check_close, interleave
+from benchmarks.memory import peak_bytes
 from benchmarks.ops import Absent, Benchmark, Differentiable, Plain
 from benchmarks.results import Stage
-from benchmarks.runner import record_case, run_case
+from benchmarks.runner import record_case
 from benchmarks.settings import NUM_ROUNDS, Settings
 from benchmarks.shapes import MODELS, Case
 from benchmarks.suite import OPS
@@ -93,14 +96,11 @@ class Scripted(Benchmark):
     """Variants that take so many seconds of a clock, when prepared and when called."""
 
     name, variants = "scripted", ("ours", "eager", "sdpa")
-    prepared, slow = 0.0, ()
+    prepared = 0.0
 
     def __init__(self, clock: Clock):
         super().__init__(QUICK)
         self.clock = clock
-
-    def is_slow(self, variant):
-        return variant in self.slow
 
     def budget(self, case):
         return Budget(0, min_samples=2, max_samples=2, warm_ups=1)
@@ -122,16 +122,6 @@ def test_variants_that_the_time_does_not_reach_are_listed():
     assert {entry["variant"] for entry in stage.absent} == {"ours", "eager", "sdpa"}
     assert {"benchmark": "scripted any model x fp32 forward", "variant": "ours",
             "reason": NO_TIME} in stage.absent  # fmt: skip
-
-
-def test_a_slow_variant_waits_for_the_others():
-    clock = Clock()
-    benchmark = Scripted(clock)
-    benchmark.slow = ("ours",)
-    outcome = run_case(benchmark, CASE, clock, Deadline(7.5, clock))
-    assert clock.order[-1] == "ours"  # its warm-up
-    assert {name: len(s.seconds) for name, s in outcome.samples.items()} == {"eager": 2, "sdpa": 2}
-    assert outcome.absent == {"ours": NO_TIME}
 
 
 def planted(kind: type) -> type:
@@ -223,15 +213,21 @@ def test_peers_in_bf16_are_left_out_with_the_reason_where_it_is_emulated(monkeyp
     case = Case("minilm", "round", "", "train")
     monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 7.0)
     slow = Round(Settings(CPU, quick=False))
-    with pytest.raises(Absent, match="takes 7 times as long as one in fp32; see hf fp32 sdpa"):
-        slow._leave_out(case, "hf bf16 eager")
-    slow._leave_out(case, "hf bf16 sdpa")  # the one that the goal is about
-    assert [name for name in slow.variants if slow.is_slow(name)] == ["hf bf16 sdpa"]
+    for peer in ("hf bf16 sdpa", "hf bf16 eager"):
+        with pytest.raises(Absent, match="takes 7 times as long as one in fp32; see hf fp32 sdpa"):
+            slow._leave_out(case, peer)
     slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
     monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 0.2)
     Round(Settings(CPU, quick=False))._leave_out(case, "hf bf16 eager")
     with pytest.raises(Absent, match="bert-base takes too long"):
         slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
+
+
+def test_a_process_counts_its_own_memory_and_not_that_of_the_one_that_started_it():
+    held = torch.ones(300 << 20, dtype=torch.uint8)
+    tell = "from benchmarks.memory import peak_bytes; print(peak_bytes())"
+    told = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < held.nbytes < peak_bytes()
 
 
 def test_drawn_lengths_are_the_datas_and_batches_differ_little():

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.machine import Machine
 from sbrrt_fast.config import BregmanConfig, RoundConfig, RunConfig, SmartConfig
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.training import floor
 from sbrrt_fast.training.floor import Ceilings, measure_ceilings, round_cost
 from sbrrt_fast.training.profile import NoClock, StageClock, report
 
@@ -61,6 +63,18 @@ def test_ceilings_are_of_this_machine():
     found = measure_ceilings(torch.device("cpu"), torch.float32, rows=64, repeats=2)
     assert 1e8 < found.flops < 1e15
     assert 1e8 < found.bytes < 1e13
+
+
+def test_bf16_products_may_be_made_in_float32(monkeypatch):
+    rates = {torch.float32: Ceilings(8.0, 3.0), torch.bfloat16: Ceilings(1.0, 4.0)}
+    device = torch.device("cpu")
+    monkeypatch.setattr(floor, "measure_ceilings", lambda device, dtype: rates[dtype])
+    assert floor.best_ceilings(device, "bf16") == Ceilings(8.0, 4.0)
+    rates[torch.bfloat16] = Ceilings(16.0, 4.0)
+    assert floor.best_ceilings(device, "bf16").flops == 16.0
+    assert floor.best_ceilings(device, "fp32") == rates[torch.float32]
+    machine = Machine({"fp32": 8.0, "bf16": 1.0}, 3.0, 1e-6)
+    assert machine.ceilings("bf16") == machine.ceilings("fp32") == Ceilings(8.0, 3.0)
 
 
 def test_the_clock_adds_up_stages_and_takes_medians(monkeypatch):

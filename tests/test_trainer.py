@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,6 +132,19 @@ def test_padded_and_packed_predictions_agree(base, tmp_path):
         packed, padded = (predict(trainer.model, task, packed=p) for p in (True, False))
         assert torch.allclose(packed, padded, atol=1e-5)
         assert torch.allclose(predict(trainer.model, task, limit=5), packed[:5], atol=1e-5)
+
+
+@pytest.mark.parametrize("has_products", [True, False])
+def test_bf16_predictions_take_the_products_that_the_cpu_has(
+    base, tmp_path, monkeypatch, has_products
+):
+    stand_in = SimpleNamespace(has_bfloat16_products=lambda: has_products)
+    monkeypatch.setattr("sbrrt_fast.training.evaluate.extension", stand_in)
+    trainer = Trainer(replace(base, output=tmp_path))
+    task = trainer.dev_tasks["sts"]
+    low, full = (predict(trainer.model, task, precision=p, limit=20) for p in ("bf16", "fp32"))
+    assert torch.equal(low, full) == (not has_products)
+    assert torch.allclose(low, full, atol=0.2)
 
 
 def test_predictions_are_in_the_order_of_the_rows(base, tmp_path):

@@ -17,16 +17,18 @@ def assemble(task: TokenizedTask, examples: np.ndarray | Tensor, first_row: int 
         examples: int64 [num_examples], positions in the task.
         first_row: row of the first sequence in the round's batch.
     """
-    examples = torch.as_tensor(examples, dtype=torch.int64)
-    each = task.config.sequences_per_example
-    sequences = (examples[:, None] * each + torch.arange(each)).flatten()
-    begin = task.starts[sequences]
-    lengths = task.starts[sequences + 1] - begin
-    shift = begin - (torch.cumsum(lengths, 0) - lengths)
-    tokens = torch.repeat_interleave(shift, lengths) + torch.arange(int(lengths.sum()))
-    rows = torch.arange(first_row, first_row + len(sequences))
-    return TokenBatch.from_packed(
-        task.tokens[tokens], task.token_types[tokens], task.special[tokens], lengths, rows
+    starts, each = task.starts.numpy(), task.config.sequences_per_example
+    sequences = (np.asarray(examples)[:, None] * each + np.arange(each)).ravel()
+    begin = starts[sequences]
+    lengths = starts[sequences + 1] - begin
+    ends = lengths.cumsum()
+    tokens = (begin - ends + lengths).repeat(lengths) + np.arange(ends[-1] if len(ends) else 0)
+    return TokenBatch.from_arrays(
+        task.tokens.numpy()[tokens],
+        task.token_types.numpy()[tokens],
+        task.special.numpy()[tokens],
+        lengths,
+        np.arange(first_row, first_row + len(lengths)),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,22 +63,35 @@ class TokenBatch:
         rows: Tensor,
     ) -> TokenBatch:
         """A packed batch from concatenated sequences and their int64 ``lengths``."""
-        starts = torch.cumsum(lengths, 0) - lengths
-        sequence = torch.repeat_interleave(torch.arange(lengths.shape[0]), lengths)
-        positions = torch.arange(input_ids.shape[0]) - starts[sequence]
-        cu_seqlens = torch.zeros(lengths.shape[0] + 1, dtype=torch.int32)
-        cu_seqlens[1:] = torch.cumsum(lengths, 0)
-        return cls(
-            input_ids=input_ids.to(torch.int64),
-            token_types=token_types.to(torch.int64),
-            positions=positions,
-            sequence=sequence,
-            is_real=torch.ones_like(is_special),
-            is_special=is_special,
-            cu_seqlens=cu_seqlens,
-            rows=rows,
-            max_length=int(lengths.max()) if lengths.numel() else 0,
+        return cls.from_arrays(
+            *(x.numpy() for x in (input_ids, token_types, is_special, lengths, rows))
         )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        input_ids: np.ndarray,
+        token_types: np.ndarray,
+        is_special: np.ndarray,
+        lengths: np.ndarray,
+        rows: np.ndarray,
+    ) -> TokenBatch:
+        """``from_packed`` of arrays, whose small operations take a fraction of tensors' time."""
+        cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
+        lengths.cumsum(out=cu_seqlens[1:])
+        sequence = np.arange(len(lengths)).repeat(lengths)
+        arrays = {
+            "input_ids": input_ids.astype(np.int64),
+            "token_types": token_types.astype(np.int64),
+            "positions": np.arange(len(sequence)) - cu_seqlens[sequence],
+            "sequence": sequence,
+            "is_real": np.ones(len(sequence), dtype=bool),
+            "is_special": is_special,
+            "cu_seqlens": cu_seqlens,
+            "rows": rows,
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return cls(**tensors, max_length=int(lengths.max(initial=0)))
 
     @classmethod
     def concatenate(cls, batches: list[TokenBatch]) -> TokenBatch:

@@ -89,6 +89,13 @@ def measure_ceilings(
     return Ceilings(2.0 * rows * rows * width / product, 2.0 * source.nbytes / copied)
 
 
+def best_ceilings(device: torch.device, precision: str) -> Ceilings:
+    """What a round in ``fp32`` or ``bf16`` can reach; bf16 products may be made in float32 too."""
+    dtypes = [torch.float32, torch.bfloat16] if precision == "bf16" else [torch.float32]
+    found = [measure_ceilings(device, dtype) for dtype in dtypes]
+    return Ceilings(max(c.flops for c in found), max(c.bytes for c in found))
+
+
 def _fastest(call, device: torch.device, repeats: int) -> float:
     seconds = []
     for _ in range(repeats):

@@ -27,7 +27,7 @@ from sbrrt_fast.training.checkpoint import (
     save_state,
 )
 from sbrrt_fast.training.evaluate import evaluate
-from sbrrt_fast.training.floor import measure_ceilings, round_cost
+from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
@@ -146,9 +146,9 @@ class Trainer:
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         mean = self.num_tokens / max(len(self.clock.rounds), 1)
         cost = round_cost(self.model.config, self.config, mean, trained)
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         memory = {"peak": peak_bytes(self.device)} | self.step.memory()
-        for line in profile_report(self.clock, cost, measure_ceilings(self.device, dtype), memory):
+        ceilings = best_ceilings(self.device, self.config.precision)
+        for line in profile_report(self.clock, cost, ceilings, memory):
             self.log(line)
 
     def assemble(self, batches: Batches) -> list[TaskBatch]:
