@@ -52,7 +52,7 @@ def _with_limits(stage: Stage, patience: float) -> Stage:
     """A run of the benchmarks ends by itself in time for its report."""
     limit, command = stage.limit * patience, stage.command
     if stage.name in BENCHES:
-        command = (*command, "--seconds", f"{limit - REPORT_SECONDS:.0f}")
+        command = (*command, "--seconds", f"{limit - REPORT_SECONDS * patience:.0f}")
     return replace(stage, limit=limit, command=command)
 
 
