@@ -6,7 +6,7 @@
 
 #include "common/checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta {
 namespace {
 
 at::Tensor rows_meta(const char* op, const at::Tensor& offsets, const c10::SymInt& width,
@@ -38,4 +38,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("philox_bits", &philox_bits_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta

@@ -4,7 +4,7 @@
 
 #include "common/adamw_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_adamw {
 namespace {
 
 void adamw_ema_meta(at::TensorList params, at::TensorList grads, at::TensorList exp_avg,
@@ -45,4 +45,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("gradient_norm", &gradient_norm_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_adamw

@@ -7,7 +7,7 @@
 
 #include "common/attention_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_attention {
 namespace {
 
 using Two = std::tuple<at::Tensor, at::Tensor>;
@@ -114,4 +114,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("attention_jvp_into", &jvp_into_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_attention

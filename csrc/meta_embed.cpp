@@ -8,7 +8,7 @@
 
 #include "common/embed_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_embed {
 namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> forward_meta(
@@ -57,4 +57,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("embed_backward", &backward_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_embed

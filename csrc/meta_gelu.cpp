@@ -7,7 +7,7 @@
 
 #include "common/gelu_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_gelu {
 namespace {
 
 at::Tensor forward_meta(const at::Tensor& x, const at::Tensor& bias) {
@@ -60,4 +60,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("bias_gelu_jvp_into", &jvp_into_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_gelu

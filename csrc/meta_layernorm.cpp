@@ -8,7 +8,7 @@
 
 #include "common/layernorm_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_layernorm {
 namespace {
 
 at::Tensor empty_as(const at::Tensor& tensor) {
@@ -100,4 +100,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("dropout_add_layernorm_jvp_into", &jvp_into_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_layernorm

@@ -3,7 +3,7 @@
 
 #include "common/matmul_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_matmul {
 namespace {
 
 void mm_into_meta(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
@@ -14,4 +14,4 @@ void mm_into_meta(const at::Tensor& a, const at::Tensor& b, const at::Tensor& ou
 
 TORCH_LIBRARY_IMPL(sbrrt, Meta, m) { m.impl("mm_into", &mm_into_meta); }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_matmul

@@ -8,7 +8,7 @@
 #include "common/smart_ascend_checks.h"
 #include "common/symmetric_kl_checks.h"
 
-namespace sbrrt {
+namespace sbrrt::meta_smart {
 namespace {
 
 at::Tensor smart_ascend_meta(const at::Tensor& delta, const at::Tensor& gradient,
@@ -62,4 +62,4 @@ TORCH_LIBRARY_IMPL(sbrrt, Meta, m) {
   m.impl("symmetric_kl_fisher", &symmetric_kl_fisher_meta);
 }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::meta_smart

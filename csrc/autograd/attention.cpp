@@ -5,7 +5,7 @@
 
 #include "autograd/node.h"
 
-namespace sbrrt {
+namespace sbrrt::autograd::attention {
 namespace {
 
 using Forward = std::tuple<at::Tensor, at::Tensor>(
@@ -87,4 +87,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) { m.impl("attention", &w
 
 TORCH_LIBRARY_IMPL(sbrrt, Autograd, m) { m.impl("attention", &with_node); }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::autograd::attention

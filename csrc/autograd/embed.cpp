@@ -6,7 +6,7 @@
 
 #include "autograd/node.h"
 
-namespace sbrrt {
+namespace sbrrt::autograd::embed {
 namespace {
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
@@ -97,4 +97,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) { m.impl("embed", &witho
 
 TORCH_LIBRARY_IMPL(sbrrt, Autograd, m) { m.impl("embed", &with_node); }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::autograd::embed

@@ -5,7 +5,7 @@
 
 #include "autograd/node.h"
 
-namespace sbrrt {
+namespace sbrrt::autograd::gelu {
 namespace {
 
 using Forward = at::Tensor(const at::Tensor&, const at::Tensor&);
@@ -51,4 +51,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) { m.impl("bias_gelu", &w
 
 TORCH_LIBRARY_IMPL(sbrrt, Autograd, m) { m.impl("bias_gelu", &with_node); }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::autograd::gelu

@@ -5,7 +5,7 @@
 
 #include "autograd/node.h"
 
-namespace sbrrt {
+namespace sbrrt::autograd::layernorm {
 namespace {
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
@@ -86,4 +86,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(sbrrt, Autograd, m) { m.impl("dropout_add_layernorm", &with_node); }
 
-}  // namespace sbrrt
+}  // namespace sbrrt::autograd::layernorm

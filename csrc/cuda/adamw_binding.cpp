@@ -12,7 +12,7 @@
 #include "cuda/adamw.h"
 #include "cuda/binding.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::adamw_binding {
 namespace {
 
 struct Numbers {
@@ -164,4 +164,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("gradient_norm", &norm);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::adamw_binding

@@ -9,7 +9,7 @@
 #include "cuda/attention.h"
 #include "cuda/binding.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::attention_binding {
 namespace {
 
 constexpr int64_t kAlignment = 16;  // bytes that rows must begin on a multiple of
@@ -214,4 +214,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("attention_jvp_into", &jvp_into);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::attention_binding

@@ -11,7 +11,7 @@
 #include "cuda/binding.h"
 #include "cuda/embed.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::embed_binding {
 namespace {
 
 void check_kernel(const char* op, const EmbedTensors& t) {
@@ -133,4 +133,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("embed_backward", &backward);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::embed_binding

@@ -7,7 +7,7 @@
 #include "cuda/binding.h"
 #include "cuda/gelu.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::gelu_binding {
 namespace {
 
 // All arguments are checked; `out` may be x.
@@ -94,4 +94,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("bias_gelu_jvp_into", &jvp_into);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::gelu_binding

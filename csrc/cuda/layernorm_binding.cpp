@@ -8,7 +8,7 @@
 #include "cuda/binding.h"
 #include "cuda/layernorm.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::layernorm_binding {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -205,4 +205,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("dropout_add_layernorm_jvp_into", &checked_jvp_into);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::layernorm_binding

@@ -4,7 +4,7 @@
 
 #include "common/matmul_checks.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::matmul_binding {
 namespace {
 
 // A library call reads a gap between rows as its leading dimension: nothing is copied.
@@ -18,4 +18,4 @@ void mm_into(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
 
 TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) { m.impl("mm_into", &mm_into); }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::matmul_binding

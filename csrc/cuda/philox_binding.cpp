@@ -7,7 +7,7 @@
 #include "cuda/binding.h"
 #include "cuda/philox_ops.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::philox_binding {
 namespace {
 
 // [num_rows, width] of a dtype, uninitialised, after all checks that need no element.
@@ -89,4 +89,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("smart_noise", &noise);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::philox_binding

@@ -7,7 +7,7 @@
 #include "cuda/binding.h"
 #include "cuda/smart_ascend.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::smart_ascend_binding {
 namespace {
 
 
@@ -38,4 +38,4 @@ at::Tensor ascend(const at::Tensor& delta, const at::Tensor& gradient, const at:
 
 TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) { m.impl("smart_ascend", &ascend); }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::smart_ascend_binding

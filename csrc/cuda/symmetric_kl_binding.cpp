@@ -8,7 +8,7 @@
 #include "cuda/binding.h"
 #include "cuda/symmetric_kl.h"
 
-namespace sbrrt::cuda {
+namespace sbrrt::cuda::symmetric_kl_binding {
 namespace {
 
 KlTensor kl_tensor(const at::Tensor& tensor) {
@@ -63,4 +63,4 @@ TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
   m.impl("symmetric_kl_fisher", &fisher);
 }
 
-}  // namespace sbrrt::cuda
+}  // namespace sbrrt::cuda::symmetric_kl_binding
