@@ -16,7 +16,7 @@ from benchmarks.shapes import Case
 
 BATCHES = (8, 64, 32, 16)  # the ends first, as time may be short
 LENGTHS = (512, 32, 128, 16, 64, 256)
-PEERS_LARGEST = 8  # examples a task that the peer is timed with on a CPU
+PEERS_BATCH = "round-8"  # that the peer is timed with on a CPU
 
 
 class Sweep(Round):
@@ -34,7 +34,7 @@ class Sweep(Round):
         if self.settings.is_gpu:
             return replace(self.settings.round_budget, seconds=2.0, warm_up_seconds=3.0)
         least = 2 if self.settings.quick else 3
-        return Budget(seconds=3.0, min_samples=least, max_samples=9, warm_ups=1, variant_seconds=15)
+        return Budget(seconds=3.0, min_samples=least, max_samples=9, warm_ups=1, variant_seconds=9)
 
     def _leave_out(self, case: Case, variant: str) -> None:
         if variant not in (BF16_PEER, FP32_PEER):
@@ -45,9 +45,8 @@ class Sweep(Round):
             return
         if self.settings.quick:
             raise Absent("a quick run has our rounds alone")
-        kind, _, number = case.batch.partition("-")
-        if kind == "round" and int(number) > PEERS_LARGEST:
-            raise Absent(f"more than {PEERS_LARGEST} examples a task take too long on a CPU")
+        if case.batch != PEERS_BATCH:
+            raise Absent(f"takes too long on a CPU but for {PEERS_BATCH}")
 
     def share(self, case: Case) -> float:
         return 1.0

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 
-NUM_ROUNDS = 8
+NUM_ROUNDS = 5
 VARIANTS = ("reference fp32", "fast fp32", "fast bf16", "fast bf16 joint")
 
 

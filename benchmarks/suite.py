@@ -38,12 +38,12 @@ BENCHMARKS = {"round": (Round,), "ops": OPS, "evaluate": (Assemble, Evaluate), "
 PARTS = {"stages": parts.stages, "memory": parts.memory}
 SHARES = {
     "machine": 1,
-    "round": 56,
+    "round": 46,
     "stages": 6,
     "memory": 8,
     "evaluate": 4,
     "ops": 17,
-    "sweep": 8,
+    "sweep": 18,
 }  # of the time of a run; what a stage leaves goes to those after it
 STAGES = tuple(SHARES)
 

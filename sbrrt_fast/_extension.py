@@ -31,3 +31,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 extension, extension_error = _load()
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether bf16 products have no instructions there, as far as the extension can tell."""
+    return bool(device.type == "cpu" and extension and not extension.has_bfloat16_products())

@@ -239,7 +239,7 @@ def test_what_there_is_no_time_for_is_listed(tmp_path, monkeypatch, capsys):
 def test_every_stage_has_its_share_and_the_last_one_the_rest():
     assert sum(suite.SHARES.values()) == 100
     assert suite.share_of("sweep", ["sweep"]) == 1.0
-    assert suite.share_of("round", ["round", "stages"]) == pytest.approx(56 / 62)
+    assert suite.share_of("round", ["round", "stages"]) == pytest.approx(46 / 52)
     settings = Settings(torch.device("cpu"), quick=False)
     shares = [Round(settings).share(case) for case in Round(settings).cases()]
     assert shares == [0.65, 1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -256,3 +257,14 @@ def test_what_cannot_be_fast_is_told(monkeypatch):
     step = build(lambda *args: build_step(*args, lines.append))
     assert type(step) is SbrrtStep
     assert lines == ["the step runs under autograd, which is slower: the C++ ops are not built"]
+
+
+@pytest.mark.parametrize("has_products", [True, False])
+def test_bf16_that_saves_no_time_is_told(monkeypatch, has_products):
+    stand_in = SimpleNamespace(has_bfloat16_products=lambda: has_products)
+    monkeypatch.setattr(_extension, "extension", stand_in)
+    lines: list[str] = []
+    low = replace(SBRRT, precision="bf16")
+    step = build(lambda *args: build_step(*args, lines.append), low)
+    assert step.config.precision == "bf16"
+    assert [("--precision fp32" in line) for line in lines] == [True] * (not has_products)

@@ -139,7 +139,7 @@ def test_bf16_predictions_take_the_products_that_the_cpu_has(
     base, tmp_path, monkeypatch, has_products
 ):
     stand_in = SimpleNamespace(has_bfloat16_products=lambda: has_products)
-    monkeypatch.setattr("sbrrt_fast.training.evaluate.extension", stand_in)
+    monkeypatch.setattr("sbrrt_fast._extension.extension", stand_in)
     trainer = Trainer(replace(base, output=tmp_path))
     task = trainer.dev_tasks["sts"]
     low, full = (predict(trainer.model, task, precision=p, limit=20) for p in ("bf16", "fp32"))

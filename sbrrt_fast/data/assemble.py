@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.batch import Layout, TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 
 
@@ -17,21 +17,20 @@ def assemble(task: TokenizedTask, examples: np.ndarray | Tensor, first_row: int 
         examples: int64 [num_examples], positions in the task.
         first_row: row of the first sequence in the round's batch.
     """
-    starts, each = task.starts.numpy(), task.config.sequences_per_example
+    stored, each = task.arrays, task.config.sequences_per_example
     sequences = (np.asarray(examples)[:, None] * each + np.arange(each)).ravel()
-    begin = starts[sequences]
-    lengths = starts[sequences + 1] - begin
-    ends = lengths.cumsum()
-    tokens = (begin - ends + lengths).repeat(lengths) + np.arange(ends[-1] if len(ends) else 0)
+    begin = stored["starts"][sequences]
+    layout = Layout.of(stored["starts"][sequences + 1] - begin)
+    tokens = begin[layout.sequence] + layout.positions
     return TokenBatch.from_arrays(
-        task.tokens.numpy()[tokens],
-        task.token_types.numpy()[tokens],
-        task.special.numpy()[tokens],
-        lengths,
-        np.arange(first_row, first_row + len(lengths)),
+        stored["tokens"][tokens],
+        stored["token_types"][tokens],
+        stored["special"][tokens],
+        layout,
+        np.arange(first_row, first_row + len(begin)),
     )
 
 
 def labels_of(task: TokenizedTask, examples: np.ndarray | Tensor) -> Tensor:
     """float32 [num_examples]."""
-    return task.labels[torch.as_tensor(examples, dtype=torch.int64)]
+    return torch.from_numpy(task.arrays["labels"][np.asarray(examples)])

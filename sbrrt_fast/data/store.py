@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -96,6 +97,12 @@ class TokenizedTask:
     @property
     def num_sequences(self) -> int:
         return len(self.starts) - 1
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The tensors by name, as arrays in the same memory."""
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return {name: x.numpy() for name, x in tensors.items()}
 
     @property
     def lengths(self) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from tokenizers import Tokenizer
 
+from sbrrt_fast._extension import emulates_bf16
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.store import TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
@@ -67,13 +68,15 @@ def build_step(
 ) -> SbrrtStep:
     """The written-out step where it can run, captured on a GPU; else the one under autograd.
 
-    Says why where it is the slower one.
+    Says why where it is the slower one, and where bf16 saves no time.
     """
     device = next(model.parameters()).device
     reason = fast_why_not(config, device)
     arguments = model, teacher, optimizer, config, num_rounds
     if reason is None and device.type == "cuda" and config.graphs:
         return GraphStep(*arguments, log)
+    if config.precision == "bf16" and emulates_bf16(device):
+        log("this CPU has no bf16 instructions: --precision fp32 is at least as fast here")
     if reason is not None and config.backend != "reference":
         log(f"the step runs under autograd, which is slower: {reason}")
     return (FastStep if reason is None else SbrrtStep)(*arguments)

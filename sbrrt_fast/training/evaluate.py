@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sbrrt_fast._extension import extension
+from sbrrt_fast import _extension
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.model.heads import predictions
@@ -42,7 +42,9 @@ def predict(
     num_examples = min(limit or task.num_examples, task.num_examples)
     found = torch.empty(num_examples)
     bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
-    with bar, autocast(device, _quick_precision(device, precision)):
+    if _extension.emulates_bf16(device):
+        precision = "fp32"
+    with bar, autocast(device, precision):
         for examples in _batches(task, num_examples):
             tokens = assemble(task, examples).to(device)
             outputs = model(task.name, tokens if packed else tokens.padded())
@@ -64,12 +66,6 @@ def evaluate(
         metric = task.config.metric_name
         scores[name] = {metric: METRICS[metric](found, task.labels[: len(found)])}
     return scores | {"overall": overall(scores)}
-
-
-def _quick_precision(device: torch.device, precision: str) -> str:
-    """fp32 where torch would only emulate bf16."""
-    emulates = device.type == "cpu" and extension and not extension.has_bfloat16_products()
-    return "fp32" if emulates else precision
 
 
 def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:
