@@ -70,7 +70,8 @@ def roofline(results: Results) -> Figure | None:
 
 def _draw_roof(axes, machine: Machine) -> None:
     places = [2.0**i for i in range(-4, 14)]
-    for name, flops in machine.flops.items():
+    for name in machine.flops:
+        flops = machine.ceilings(name).flops
         axes.plot(places, [min(flops, x * machine.bytes) for x in places], label=f"roof, {name}")
     axes.set(
         xscale="log", yscale="log", xlabel="operations per byte", ylabel="operations per second"
@@ -109,7 +110,7 @@ def _draw_bytes(axes, results: Results, machine: Machine) -> None:
     axes.axvline(machine.bytes / 1e9, color="C1", label="copy of what no cache holds")
     axes.set(xlabel="GB/s", title="bytes that the op must move")
     axes.tick_params(axis="y", labelsize="x-small")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
 
 
 def per_token(results: Results) -> Figure | None:
@@ -127,8 +128,11 @@ def per_token(results: Results) -> Figure | None:
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for name, points in lines[kind].items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)
-        axes.set(xlabel=title, ylabel="us per token", xscale="log", yscale="log")
-        axes.grid(True, which="both", alpha=0.3)
+        axes.set(xlabel=title, ylabel="us per token", xscale="log", ylim=(0, None))
+        sizes = sorted({size for points in lines[kind].values() for size, _ in points})
+        axes.set_xticks(sizes, map(str, sizes))
+        axes.minorticks_off()
+        axes.grid(True, alpha=0.3)
         if lines[kind]:
             axes.legend(fontsize="small")
     return figure
@@ -153,7 +157,7 @@ def where_it_goes(results: Results) -> Figure | None:
             reached = {n: x + w for (n, x), w in zip(reached.items(), widths, strict=True)}
     axes.invert_yaxis()
     axes.set_xlabel("ms")
-    axes.legend(fontsize="small", ncols=3)
+    figure.legend(loc="outside lower center", fontsize="small", ncols=len(STAGES))
     return figure
 
 
