@@ -23,12 +23,6 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_bytes() -> int:
-    """The most the process has held; ``ru_maxrss`` counts what the one that started it held too."""
-    with open("/proc/self/status") as file:
-        return 1024 * next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
-
-
 def measure(variant: str, batch: str, model: str) -> dict:
     """Of one variant, in this process."""
     import torch
@@ -37,6 +31,7 @@ def measure(variant: str, batch: str, model: str) -> dict:
     from benchmarks.rounds import Rounds, build_ours
     from benchmarks.settings import settings
     from benchmarks.shapes import Case
+    from sbrrt_fast.training.profile import peak_bytes
 
     found = settings()
     rounds = Rounds(found, Case(model, batch, "", "train"))
@@ -45,17 +40,18 @@ def measure(variant: str, batch: str, model: str) -> dict:
     moments = 2 * sum(p.numel() * 4 for p in step.model.parameters() if p.requires_grad)
     if found.is_gpu:
         torch.cuda.reset_peak_memory_stats()
-        before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
+        before = torch.cuda.memory_allocated()
     else:
-        before, peak = resident_bytes(), peak_bytes
+        before = resident_bytes()
     for index, batch_of_round in enumerate(batches):
         step.round(batch_of_round, index)
+    peak = peak_bytes(found.device)
     return {
         "variant": variant,
         "model": model,
         "batch": batch,
-        "round_bytes": peak() - before - moments,
-        "process_bytes": peak(),
+        "round_bytes": peak - before - moments,
+        "process_bytes": peak,
     }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -18,7 +16,6 @@ from benchmarks.bench_round import FAST, Round
 from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.lengths import TASKS, drawn, typical
 from benchmarks.measure import Budget, Stopwatch, WrongResult, check_close, interleave
-from benchmarks.memory import peak_bytes
 from benchmarks.ops import Absent, Benchmark, Differentiable, Plain
 from benchmarks.results import Stage
 from benchmarks.runner import record_case
@@ -221,13 +218,6 @@ def test_peers_in_bf16_are_left_out_with_the_reason_where_it_is_emulated(monkeyp
     Round(Settings(CPU, quick=False))._leave_out(case, "hf bf16 eager")
     with pytest.raises(Absent, match="bert-base takes too long"):
         slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
-
-
-def test_a_process_counts_its_own_memory_and_not_that_of_the_one_that_started_it():
-    held = torch.ones(300 << 20, dtype=torch.uint8)
-    tell = "from benchmarks.memory import peak_bytes; print(peak_bytes())"
-    told = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
-    assert int(told.stdout) < held.nbytes < peak_bytes()
 
 
 def test_drawn_lengths_are_the_datas_and_batches_differ_little():

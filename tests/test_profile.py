@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -14,7 +16,7 @@ from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.training import floor
 from sbrrt_fast.training.floor import Ceilings, measure_ceilings, round_cost
-from sbrrt_fast.training.profile import NoClock, StageClock, report
+from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes, report
 
 MODEL = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96)
 FORWARD = 2.0 * 2 * (4 * 64 * 64 + 2 * 64 * 96) * 100  # 100 tokens
@@ -124,3 +126,13 @@ def test_the_report_names_every_stage_and_its_floor():
     assert cells["backward"] == ["4.0", "40%", "4.0", "1.0x"]
     assert cells["report"] == ["2.0", "20%"]
     assert lines[-1] == "  memory: peak 3 MiB"
+
+
+def test_a_process_counts_its_own_memory_and_not_that_of_the_one_that_started_it():
+    held = torch.ones(1 << 30, dtype=torch.uint8)
+    tell = (
+        "import torch; from sbrrt_fast.training.profile import peak_bytes;"
+        " print(peak_bytes(torch.device('cpu')))"
+    )
+    told = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < held.nbytes < peak_bytes(torch.device("cpu"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -65,6 +67,9 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory the process (or the GPU's allocator) has held so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # ru_maxrss begins with what the parent process held
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
