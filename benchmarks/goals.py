@@ -170,7 +170,7 @@ GOALS = (
     Goal("bf16 against fp32 over 3 seeds, 755 rounds", "within seed noise", at_least(1.0),
          elsewhere("docs/results.md")),
     Goal("Tangent gradient in bf16, cosine to float64; R_s at 1e-5", ">= .99; <= 1e-2 off",
-         at_least(1.0), elsewhere("tests/test_fast_step.py")),
+         at_least(1.0), elsewhere("docs/smart.md")),
     Goal("Dev mean after two epochs, MiniLM, bf16, CPU", ">= .72, < 12 min", at_least(1.0),
          elsewhere("docs/results.md")),
 )  # fmt: skip

@@ -77,7 +77,7 @@ class Adversary:
         """T_x ascent steps; the perturbation float32 [num_tokens, hidden]."""
         config, batch = self.config, self.heads.stream.batch
         for _ in range(config.num_steps):
-            gradient = self._tangent_gradient() if config.gradient == "tangent" else self._finite()
+            gradient = self.tangent_gradient() if config.gradient == "tangent" else self._finite()
             self.delta = smart_ascend(
                 self.delta,
                 gradient,
@@ -123,7 +123,7 @@ class Adversary:
             losses = [l_s(z, w).mean() / factor**2 for l_s, z, w in pairs]
         return found, losses, losses if values is None else values
 
-    def _tangent_gradient(self) -> Tensor:
+    def tangent_gradient(self) -> Tensor:
         """The gradient of mean l_s at x + delta, to first order in delta."""
         scale, change = self._first or self._change(self.delta)
         self._first = None
