@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sbrrt_fast import _extension
 from sbrrt_fast.cli import COMMANDS, main
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from tests.helpers import small_sample, train_tiny
@@ -206,7 +207,8 @@ def test_evaluate_scores_the_model_and_split_it_is_asked_for(model, split, run, 
     assert found["model"] == model
 
 
-def test_evaluate_takes_other_data_and_precision(run, runs, tmp_path):
+def test_evaluate_takes_other_data_and_precision(run, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(_extension, "emulates_bf16", lambda device: False)
     small_sample(tmp_path / "other", num_rows=10)
     flags = ("--data-dir", str(tmp_path / "other"))
     fp32 = evaluated(tmp_path, str(run), *flags)
