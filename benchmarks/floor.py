@@ -1,6 +1,7 @@
 """The floor of a round on this machine, from ceilings measured now, and the distance to it.
 
     python -m benchmarks.floor [--model minilm] [--batch round] [--update per_task] [--gpus 8]
+    python -m benchmarks.floor --by-op       # and which ops a round's time goes to, on a CPU
     python -m benchmarks.floor --model bert-base --flops 790e12 --bandwidth 4.3e12 --launch 2e-6
 
 With ``--flops`` and its companions it is the floor of a machine that has such ceilings, and nothing
@@ -15,18 +16,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.machine import PRECISIONS, Machine, measure
 from benchmarks.parts import stage_times
 from benchmarks.rounds import SBRRT, Rounds, build_model, build_ours
-from benchmarks.settings import Settings, settings
+from benchmarks.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.floor import RoundCost, round_cost
 
 LINK = 450e9  # bytes per second and direction of an H200's NVLink, by its datasheet
 GRADIENT_BYTES = 4
+MOST_OPS = 16
 
 
 def cost_of(figures: dict) -> RoundCost:
@@ -68,6 +71,27 @@ def count_launches(chosen: Settings, case: Case, update: str) -> int:
     with Launches() as launches:
         step.round(rounds[1], 1)
     return launches.count
+
+
+def op_lines(chosen: Settings, case: Case, update: str, precision: str) -> Iterator[str]:
+    """The ops that take the most of a round's time, as torch's profiler sees the calling thread.
+
+    An op's own time is without the ops that it calls. Of ``mm_into`` it is the wait for the slower
+    thread, and where bf16 is emulated ``copy_`` is the way there and back.
+    """
+    config = replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
+    rounds = Rounds(chosen, case)
+    step = build_ours(rounds.encoder(), config, chosen.device)
+    for index in range(NUM_ROUNDS):
+        step.round(rounds[index], index)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for index in range(NUM_ROUNDS):
+            step.round(rounds[index], index)
+    found = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
+    yield f"  {'op':<48}{'ms a round':>12}{'calls':>8}"
+    for op in found[:MOST_OPS]:
+        own, count = op.self_cpu_time_total / 1e3 / NUM_ROUNDS, op.count / NUM_ROUNDS
+        yield f"  {op.key:<48}{own:>12.2f}{count:>8.0f}"
 
 
 def num_parameters(case: Case) -> int:
@@ -123,6 +147,7 @@ def main() -> None:
     parser.add_argument("--flops", type=float, help="of a machine that is not this one, per second")
     parser.add_argument("--bandwidth", type=float, help="its bytes per second")
     parser.add_argument("--launch", type=float, help="its seconds per kernel in a graph")
+    parser.add_argument("--by-op", action="store_true", help="of this machine's CPU")
     parser.add_argument("--gpus", type=int, default=1, help="estimate for up to so many")
     parser.add_argument("--link", type=float, default=LINK, help="bytes per second between GPUs")
     args = parser.parse_args()
@@ -148,6 +173,8 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
         figures = stage_times(chosen, case, args.update, args.precision)
         yield from floor_table(figures, machine)
         one = sum(figures["seconds"].values())
+        if args.by_op:
+            yield from op_lines(chosen, case, args.update, args.precision)
     count, each = count_launches(chosen, case, args.update), machine.launch
     took = f"{1e3 * count * each:.2f} ms at {1e6 * each:.2f} us each"
     yield f"launches: {count} ops that are no views, {took}"

@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from benchmarks import parts, report, run, suite
+from benchmarks.bench_adamw_ema import SMALL
 from benchmarks.bench_assemble import Assemble
 from benchmarks.bench_round import Round
 from benchmarks.deadline import NO_TIME
-from benchmarks.floor import Launches, floor_table, num_parameters, scaling
+from benchmarks.floor import Launches, floor_table, num_parameters, op_lines, scaling
 from benchmarks.goals import GOALS, lack
 from benchmarks.machine import Machine
 from benchmarks.measure import WrongResult
 from benchmarks.plots import draw_all
 from benchmarks.results import Results, Row, Stage
 from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.shapes import MODELS, Case
 from benchmarks.suite import duration
 
 MS = 1e-3
@@ -288,6 +289,17 @@ def test_launches_are_ops_that_are_no_views():
     with Launches() as launches:
         (x.t() @ x).add_(1.0).view(16)[2:].sum()
     assert launches.count == 3
+
+
+@pytest.mark.parametrize(("update", "updates"), [("per_task", 3), ("joint", 1)])
+def test_a_round_is_told_op_by_op(monkeypatch, update, updates):
+    monkeypatch.setitem(MODELS, "minilm", SMALL)
+    chosen = Settings(torch.device("cpu"), quick=True)
+    lines = list(op_lines(chosen, Case("minilm", "round", ""), update, "fp32"))
+    counts = {line.split()[0]: int(line.split()[-1]) for line in lines[1:]}
+    own = [float(line.split()[1]) for line in lines[1:]]
+    assert own == sorted(own, reverse=True)
+    assert counts["sbrrt::attention_backward_into"] == 2 * SMALL.num_hidden_layers * updates
 
 
 def test_parameters_are_counted_without_making_them():
