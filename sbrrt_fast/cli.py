@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
-from sbrrt_fast.errors import SbrrtError
+from sbrrt_fast.errors import Interrupted, SbrrtError
 
 # Each command's module is imported when it is called, so that --help and errors are quick.
 COMMANDS = {
@@ -29,18 +30,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"sbrrt-fast: unknown command '{argv[0]}'\n{_usage()}", file=sys.stderr)
         return 2
-    command = importlib.import_module(COMMANDS[argv[0]][0])
+    share_the_machine()
+    threading.excepthook = _thread_failed
     try:
-        return command.main(argv[1:]) or 0
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
     except SbrrtError as error:
-        print(f"sbrrt-fast {argv[0]}: {error}", file=sys.stderr)
-        return 2
+        message, status = str(error), 2
+    except Interrupted as error:
+        message, status = str(error), error.status
     except BrokenPipeError:  # `sbrrt-fast train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print(f"sbrrt-fast {argv[0]}: interrupted", file=sys.stderr)
-        return 130
+        message, status = "interrupted", 130
+    except (OSError, MemoryError, RuntimeError) as error:
+        message, status = system_fault(error), 2
+        if message is None:
+            raise
+    print(f"sbrrt-fast {argv[0]}: {message}", file=sys.stderr)
+    return status
+
+
+def share_the_machine() -> None:
+    """Threads that wait for others give up their core soon, as long as torch is not loaded yet.
+
+    GNU OpenMP's threads spin for 300,000 turns, in which time another process could run; beside
+    two busy processes that costs training a factor of ten or more (docs/performance.md). Users'
+    own settings stay.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
+def system_fault(error: Exception) -> str | None:
+    """One line for what the system did, such as a full disk or no memory; None for a bug."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    text = str(error).partition("\n")[0]
+    is_memory = isinstance(error, MemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory")
+    )
+    if not is_memory:
+        return None
+    return f"out of memory; lower round.batch_size or model.max_length ({text or 'MemoryError'})"
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Leaves a log writer's file errors to the thread that waits for it, which tells them."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _usage() -> str:

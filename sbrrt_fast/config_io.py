@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
-import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -22,7 +22,10 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.files import write_text
 
+MINILM = "minilm"  # the backbone of that name, which is no folder
+CALL_FIELDS = ("output", "resume", "overwrite")  # of one call of a command, not of the run
 _TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -41,10 +44,33 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes every field as YAML, atomically; ``load_config`` gives back an equal configuration."""
-    text = yaml.dump(config_to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    temporary = Path(path).with_name(f"{Path(path).name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, _yaml_text(config_to_dict(config)))
+
+
+def save_recipe(config: RunConfig, path: Path) -> None:
+    """Writes what makes a run the run it is, as YAML, atomically.
+
+    That is every field but those of one call (``output``, ``resume``, ``overwrite``), with
+    absolute folders: the file trains the same run from anywhere, into any folder.
+    """
+    data = config_to_dict(portable(config))
+    write_text(path, _yaml_text({k: v for k, v in data.items() if k not in CALL_FIELDS}))
+
+
+def portable(config: RunConfig) -> RunConfig:
+    """The configuration with absolute folders of data and backbone, and its aliases resolved."""
+    config = _backbone_folded(config)
+    backbone = config.model.backbone
+    if backbone != MINILM and Path(backbone).expanduser().is_dir():
+        backbone = str(Path(backbone).expanduser().resolve())
+    model = dataclasses.replace(config.model, backbone=backbone)
+    data_dir = config.data_dir and config.data_dir.resolve()
+    return dataclasses.replace(config, model=model, data_dir=data_dir)
+
+
+def config_leaves(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted key: ``smart.radius``, ``tasks.sst.files.train``."""
+    return dict(_leaves(config_to_dict(config)))
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -105,7 +131,7 @@ def parse_run_config(argv: Sequence[str], prog: str) -> RunConfig:
     On an error it prints one line to stderr and exits with status 2.
     """
     try:
-        path, flags = _split_config_flag(argv)
+        path, flags = split_config_flag(argv)
         return parse_cli(flags, _read_config(path), prog)
     except ConfigError as error:
         print(f"{prog}: {error}", file=sys.stderr)
@@ -139,6 +165,10 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes the strings that ``_Loader`` would take for numbers."""
+
+
+def _yaml_text(data: Mapping[str, Any]) -> str:
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
@@ -203,7 +233,7 @@ def _known(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
     checked = {}
     for key, value in data.items():
         if key not in hints:
-            hint = _hint(key, hints) or _hint(key, _dotted_keys(RunConfig()))
+            hint = _hint(key, hints) or _hint(key, config_leaves(RunConfig()))
             raise ConfigError(f"unknown key '{prefix}{key}'{hint}")
         checked[key] = _known_value(value, hints[key], f"{prefix}{key}.")
     return checked
@@ -250,22 +280,20 @@ def _overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     return config_from_dict(data, "overrides")
 
 
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _dotted_keys(value: Any, prefix: str = "") -> list[str]:
-    """Keys of all leaves of a configuration: ``smart.radius``, ``tasks.sst.files.train``."""
-    if dataclasses.is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if not isinstance(value, Mapping):
-        return [prefix]
-    prefix = f"{prefix}." if prefix else ""
-    return [key for name, inner in value.items() for key in _dotted_keys(inner, prefix + name)]
 
 
 def _hint(word: str, known: Any) -> str:
@@ -280,7 +308,7 @@ def _hint(word: str, known: Any) -> str:
 # Command line
 
 
-def _split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The file of ``--config FILE`` or ``--config=FILE``, and the other arguments."""
     paths, rest, remaining = [], [], iter(argv)
     for argument in remaining:
@@ -332,9 +360,16 @@ def _refuse(unknown: Sequence[str], base: RunConfig) -> NoReturn:
     if flag is None:
         raise ConfigError(f"unexpected argument '{unknown[0]}'; settings are flags, see --help")
     key = flag.partition("=")[0].lstrip("-").replace("-", "_")
-    hint = _hint(key, _dotted_keys(base))
+    hint = _hint(key, config_leaves(base))
     hint = re.sub(r"'(.*)'", lambda match: f"'--{match[1].replace('_', '-')}'", hint)
     raise ConfigError(f"unknown flag '{flag.partition('=')[0]}'{hint or '; see --help'}")
+
+
+def flag_value(flag: str, argv: Sequence[str]) -> str | None:
+    """What follows ``--flag`` or ``--flag=`` for the last time, or None."""
+    values = [token.partition("=")[2] for token in argv if token.startswith(f"{flag}=")]
+    values += [value for token, value in itertools.pairwise(argv) if token == flag]
+    return values[-1] if values else None
 
 
 def _is_given(flag: str, argv: Sequence[str]) -> bool:

@@ -19,3 +19,18 @@ class WeightsError(SbrrtError, ValueError):
 
 class BackendError(SbrrtError, RuntimeError):
     """A named implementation that cannot run these inputs; the message gives its reason."""
+
+
+class OutputError(SbrrtError):
+    """A file or folder that cannot be written, or is somebody else's; it names the reason."""
+
+
+class Interrupted(Exception):
+    """A signal ended the run after a state was saved; ``status`` is the process's exit status.
+
+    It is no ``SbrrtError``: a loop over several runs must not go on to the next one.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

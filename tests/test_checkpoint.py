@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +15,12 @@ from torch import nn
 
 from sbrrt_fast.config import OptimizerConfig
 from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.files import CHECKSUMS, atomic_directory, readable_directory
 from sbrrt_fast.training import checkpoint
 from sbrrt_fast.training.checkpoint import (
-    atomic_directory,
     load_optimizer_tensors,
     load_state,
     optimizer_tensors,
-    readable_directory,
     save_state,
 )
 from sbrrt_fast.training.optimizer import build_optimizer, set_learning_rate
@@ -48,6 +49,7 @@ def same_bits(a, b):
 
 def test_state_comes_back_bit_for_bit(tmp_path):
     meta = {"round": 12, "best": 0.1 + 0.2, "cursor": {"taken": {"sst": 3}}, "none": None}
+    (tmp_path / "run").mkdir()
     save_state(tmp_path / "run" / "state", tensors=sample_tensors(), meta=meta)
     tensors, read = load_state(tmp_path / "run" / "state")
     assert read == meta
@@ -62,7 +64,11 @@ def test_saving_again_replaces_the_state_and_leaves_nothing_behind(tmp_path):
     tensors, meta = load_state(tmp_path / "state")
     assert tensors["x"].item() == meta["n"] == 3
     assert sorted(os.listdir(tmp_path)) == ["state"]
-    assert sorted(os.listdir(tmp_path / "state")) == ["state.json", "state.safetensors"]
+    assert sorted(os.listdir(tmp_path / "state")) == [
+        "checksums.json",
+        "state.json",
+        "state.safetensors",
+    ]
 
 
 class Net(nn.Module):
@@ -138,11 +144,14 @@ def test_optimizer_state_of_another_model_is_refused(change, message):
 
 STEPS_OF_A_WRITER = (
     (checkpoint, "save_file"),
-    (checkpoint.os, "fsync"),
-    (checkpoint.shutil, "rmtree"),
-    (checkpoint.Path, "mkdir"),
-    (checkpoint.Path, "rename"),
-    (checkpoint.Path, "write_text"),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+    (Path, "mkdir"),
+    (Path, "rename"),
+    (Path, "rmdir"),
+    (Path, "touch"),
+    (Path, "unlink"),
+    (Path, "write_text"),
 )
 
 
@@ -171,8 +180,9 @@ def save_until_killed(folder, stop, tensors, meta):
 def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path, had_state):
     values = {n: {"x": torch.full((1000,), float(n))} for n in (1, 2, 3)}
     left = []
-    for stop in range(1, 30):
+    for stop in range(1, 40):
         folder = tmp_path / str(stop) / "state"
+        folder.parent.mkdir()
         if had_state:
             save_state(folder, tensors=values[1], meta={"n": 1})
         status = save_until_killed(folder, stop, values[2], {"n": 2})
@@ -232,15 +242,24 @@ def rewrite_format(path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
 
 
+def rename_a_file(path):
+    path.write_text(path.read_text().replace("state.json", "stata.json"))
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "message"),
     [
         (checkpoint.TENSORS, truncate, "bytes instead of"),
         (checkpoint.TENSORS, flip, "checksum is wrong"),
         (checkpoint.TENSORS, os.remove, "the file is missing"),
-        (checkpoint.META, truncate, "Expecting"),
-        (checkpoint.META, rewrite_format, "not a state of format 1"),
+        (checkpoint.META, truncate, "bytes instead of"),
+        (checkpoint.META, flip, "checksum is wrong"),
+        (checkpoint.META, rewrite_format, "bytes instead of"),
         (checkpoint.META, os.remove, "the file is missing"),
+        (CHECKSUMS, truncate, "not the JSON that was written"),
+        (CHECKSUMS, rewrite_format, "not a list of format 1"),
+        (CHECKSUMS, rename_a_file, "checksum is wrong"),
+        (CHECKSUMS, os.remove, "the file is missing"),
     ],
 )
 def test_damage_is_named_with_its_file(tmp_path, file, damage, message):

@@ -213,14 +213,23 @@ def test_a_run_with_other_settings_is_not_passed_off(tables, shared, trained, ca
     before = report_of(tables, 2)
     path = tables / "table2" / "smart" / "seed0"
     metrics = metrics_of(path)
-    assert main(reproduce(shared, "2", tables, *flags)) == 1
-    text = capsys.readouterr().out
+    assert main(reproduce(shared, "2", tables, *flags)) == 2
+    text = capsys.readouterr().err
     assert f"{path} holds a run with rounds 2, now it is 3" in text
     assert "do not belong in one row" in text
     assert trained == [] and metrics_of(path) == metrics
-    assert report_of(tables, 2)["failures"] and report_of(tables, 2)["rows"][0]["seeds"] == []
-    assert main(reproduce(shared, "2", tables, "--report-only")) == 0
     assert report_of(tables, 2) == before
+
+
+def test_a_folder_that_is_somebody_s_own_is_refused_before_anything_is_trained(
+    shared, tmp_path, trained, capsys
+):
+    own = tmp_path / "table2" / "sbrrt" / "seed0"
+    own.mkdir(parents=True)
+    (own / "notes.txt").write_text("mine")
+    assert main(reproduce(shared, "2", tmp_path, "--rounds", "1")) == 2
+    assert f"{own}: is not empty and not the folder of a run" in capsys.readouterr().err
+    assert trained == [] and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["notes.txt"]
 
 
 def test_report_only_collects_what_is_there(shared, tmp_path, trained, capsys):
@@ -236,11 +245,15 @@ def test_report_only_collects_what_is_there(shared, tmp_path, trained, capsys):
 
 
 def test_report_only_does_not_mix_settings(shared, tmp_path, capsys):
-    for rounds in ("1", "2"):
+    for rounds, folder in (("1", tmp_path), ("2", tmp_path / "other")):
         flags = ("--rows", "round-robin", "--rounds", rounds, "--seeds", rounds)
-        main(reproduce(shared, "2", tmp_path, *flags))
-    assert main(reproduce(shared, "2", tmp_path, "--report-only")) == 1
-    assert "seed0 holds a run with rounds 1, in " in capsys.readouterr().out
+        assert main(reproduce(shared, "2", folder, *flags)) == 0
+    runs = Path("table2", "round-robin")
+    (tmp_path / "other" / runs / "seed1").rename(tmp_path / runs / "seed1")
+    before = report_of(tmp_path, 2)
+    assert main(reproduce(shared, "2", tmp_path, "--report-only")) == 2
+    assert "seed0 holds a run with rounds 1, in " in capsys.readouterr().err
+    assert report_of(tmp_path, 2) == before
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(shared, tmp_path, capsys):
@@ -302,8 +315,8 @@ def test_a_damaged_run_is_named(shared, tmp_path, capsys, file):
     assert main(reproduce(shared, "2", tmp_path, *flags)) == 0
     folder = tmp_path / "table2" / "round-robin" / "seed0"
     (folder / file).write_text('{"half')
-    assert main(reproduce(shared, "2", tmp_path, "--report-only")) == 1
-    assert f"{folder}: its metrics cannot be read" in capsys.readouterr().out
+    assert main(reproduce(shared, "2", tmp_path, "--report-only")) == 2
+    assert f"{folder}: its metrics cannot be read" in capsys.readouterr().err
 
 
 def fake_run(seed: int, scores: dict[str, float], backbone: str, data_dir: str | None = "data"):

@@ -10,7 +10,7 @@ from sbrrt_fast.data import sample
 from sbrrt_fast.data.reader import read_split
 from sbrrt_fast.data.sample import NUM_ROWS, SAMPLE_VERSION, sample_dir, write_sample
 from sbrrt_fast.data.task import BUILTIN_TASKS
-from sbrrt_fast.errors import DataError
+from sbrrt_fast.errors import DataError, OutputError
 
 SPLITS = ("train", "dev", "test")
 FILES = sorted(file for task in BUILTIN_TASKS.values() for file in task.files.values())
@@ -149,7 +149,7 @@ def test_sample_dir_without_xdg_is_below_home(tmp_path, monkeypatch):
 def test_sample_dir_that_cannot_be_written_is_a_clear_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot write the built-in sample.*XDG_CACHE_HOME"):
+    with pytest.raises(DataError, match=r"built-in sample: .* is a file.*XDG_CACHE_HOME"):
         sample_dir()
 
 
@@ -166,7 +166,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no")
 
-    monkeypatch.setattr(sample.os, "replace", fail)
-    with pytest.raises(OSError, match="no"):
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OutputError, match=r"cannot be written \(no\)"):
         write_sample(tmp_path)
     assert list(tmp_path.iterdir()) == []

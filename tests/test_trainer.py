@@ -222,7 +222,7 @@ def test_a_gpu_that_is_not_there_is_refused(base):
 
 
 def test_resuming_nothing_and_diverging_say_so(base, tmp_path):
-    with pytest.raises(WeightsError, match="no saved state"):
+    with pytest.raises(WeightsError, match="no run with a saved state to resume"):
         run(replace(base, resume=True), tmp_path / "nothing")
     hot = replace(base.optimizer, learning_rate=1e30, clip_norm=0.0, warmup=0.0)
     with pytest.raises(SbrrtError, match=r"is (inf|nan), so training cannot go on"):

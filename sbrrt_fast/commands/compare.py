@@ -16,7 +16,7 @@ from sbrrt_fast.config_io import config_from_dict, config_to_dict, parse_run_con
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.experiments.compare import Comparison, compare
-from sbrrt_fast.experiments.report import write_text
+from sbrrt_fast.files import make_folder, write_text
 
 PROG = "sbrrt-fast compare"
 
@@ -73,7 +73,7 @@ def write(comparison: Comparison, path: Path) -> None:
     """The comparison as JSON, and its plot as PNG beside it."""
     from sbrrt_fast.experiments.plots import comparison_figure, save_figure  # slow to import
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_text(path, json.dumps(comparison.to_dict(), indent=1) + "\n")
     save_figure(comparison_figure(comparison), path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")

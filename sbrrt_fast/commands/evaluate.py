@@ -11,9 +11,10 @@ from typing import Annotated
 from tyro.conf import arg
 
 from sbrrt_fast.commands.arguments import parse_arguments
-from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run, write_atomically
+from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.training.evaluate import evaluate
 from sbrrt_fast.training.scores import exposure_note, score_table
 
@@ -42,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
         )
     run = open_run(arguments)
     tasks = run.load(arguments.split)
+    if arguments.output is not None:
+        make_folder(arguments.output.parent)
     scores = evaluate(run.model, tasks, **run.options)
     num_examples = {name: task.num_examples for name, task in tasks.items()}
     print(_heading(arguments, run))
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         print(note)
     if arguments.output is not None:
         record = _record(arguments, run, scores, num_examples)
-        write_atomically(arguments.output, json.dumps(record, indent=2) + "\n")
+        write_text(arguments.output, json.dumps(record, indent=2) + "\n")
     return 0
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.commands.arguments import parse_arguments
-from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run, write_atomically
+from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
 from sbrrt_fast.data.store import split_path
 from sbrrt_fast.data.task import Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
+from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.training.evaluate import predict
+from sbrrt_fast.training.run_folder import note_predictions
 
 FOLDER = "predictions"
 
@@ -44,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
             continue
         path = arguments.run / FOLDER / file
         print(f"{path}: {_write(run, name, split, path):,} rows")
+        note_predictions(arguments.run, path)
         num_written += 1
     if not num_written:
         raise DataError(
@@ -109,5 +112,6 @@ def _write(run: TrainedRun, name: str, split: Split, path: Path) -> int:
     """Predicts one split and writes its file; returns the number of rows."""
     task = run.load(split, [name])[name]
     found = predict(run.model, task, **run.options)
-    write_atomically(path, format_predictions(task.config, task.ids, found))
+    make_folder(path.parent)
+    write_text(path, format_predictions(task.config, task.ids, found))
     return task.num_examples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,9 @@ from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult, wri
 from sbrrt_fast.experiments.tables import (
     TABLES,
     Row,
+    Run,
     Table,
+    check_run,
     check_same_settings,
     complete_run,
     default_configs,
@@ -77,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
         folders = {row.name: _finished(options.output, table, row) for row in rows}
     else:
         folders = _train_all(options, table, rows, flags, failures)
-    report = Report(table, [_collect(row, folders[row.name], failures) for row in rows], failures)
+    results = [RowResult(row, _runs_of(folders[row.name])) for row in rows]
+    report = Report(table, results, failures)
     print(report.text())
     print("written:", *write_report(report, options.output))
     return int(bool(failures))
@@ -90,26 +94,32 @@ def _train_all(
     flags: Sequence[str],
     failures: list[str],
 ) -> dict[str, list[Path]]:
-    """Trains what is missing; the finished runs' folders by row."""
+    """Trains what is missing; the finished runs' folders by row.
+
+    Raises:
+        SbrrtError: before anything is trained, where a folder holds something else.
+    """
     flags = [*flags, *_run_flags(options)]
-    configs = {row.name: row_config(row, options.configs, flags, PROG) for row in rows}
+    runs = {row.name: _configs(options, table, row, flags) for row in rows}
+    for config in chain.from_iterable(runs.values()):
+        check_run(config)
     if options.data_dir is None:
         print(f"!!! {SAMPLE_WARNING} !!!")
     return {
-        row.name: [
-            folder
-            for seed in range(options.seeds)
-            if _is_completed(
-                replace(
-                    configs[row.name],
-                    seed=seed,
-                    output=(folder := run_folder(options.output, table, row, seed)),
-                ),
-                failures,
-            )
-        ]
-        for row in rows
+        name: [config.output for config in configs if _is_completed(config, failures)]
+        for name, configs in runs.items()
     }
+
+
+def _configs(
+    options: ReproduceOptions, table: Table, row: Row, flags: Sequence[str]
+) -> list[RunConfig]:
+    """The row's runs, one per seed."""
+    config = row_config(row, options.configs, flags, PROG)
+    return [
+        replace(config, seed=seed, output=run_folder(options.output, table, row, seed))
+        for seed in range(options.seeds)
+    ]
 
 
 def _run_flags(options: ReproduceOptions) -> list[str]:
@@ -137,16 +147,10 @@ def _finished(output: Path, table: Table, row: Row) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
-def _collect(row: Row, folders: Sequence[Path], failures: list[str]) -> RowResult:
-    """The row's runs, or none where they do not belong together."""
-    try:
-        runs = [read_run(folder) for folder in folders]
-        if runs:
-            names = [f"{folder} holds" for folder in folders[:1]]
-            names += [f"in {folder}" for folder in folders[1:]]
-            check_same_settings([run.config for run in runs], names)
-    except SbrrtError as error:
-        failures.append(f"{row.name}: {error}")
-        print(f"{PROG}: {failures[-1]}")
-        runs = []
-    return RowResult(row, runs)
+def _runs_of(folders: Sequence[Path]) -> list[Run]:
+    """The finished runs of a row. SbrrtError where they do not belong together."""
+    runs = [read_run(folder) for folder in folders]
+    if runs:
+        names = [f"{folders[0]} holds", *(f"in {folder}" for folder in folders[1:])]
+        check_same_settings([run.config for run in runs], names)
+    return runs

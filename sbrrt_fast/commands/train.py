@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import parse_run_config
+from sbrrt_fast.config_io import (
+    flag_value,
+    load_config,
+    parse_cli,
+    parse_run_config,
+    split_config_flag,
+)
+from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
 from sbrrt_fast.training.scores import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer
 
+PROG = "sbrrt-fast train"
+
 
 def main(argv: Sequence[str]) -> int:
-    config = parse_run_config(argv, prog="sbrrt-fast train")
+    is_resumed = "--resume" in argv
+    config = _resumed_config(argv) if is_resumed else parse_run_config(argv, PROG)
+    check_output(config.output, resume=config.resume, overwrite=config.overwrite)
     print(_heading(config))
     print(_summary(config, Trainer(config).run()))
     return 0
+
+
+def _resumed_config(argv: Sequence[str]) -> RunConfig:
+    """The run's own settings, unless ``--config`` gives them, with flags over them.
+
+    Where ``--config`` is the config.yaml of a run and ``--output`` is not given, that run is meant.
+    """
+    path, flags = split_config_flag(argv)
+    output = Path(flag_value("--output", flags) or RunConfig().output)
+    if path is not None and flag_value("--output", flags) is None and is_run(path.parent):
+        output = path.parent
+    if path is None:
+        check_output(output, resume=True)
+        path = output / CONFIG
+    return parse_cli(flags, replace(load_config(path), output=output), PROG)
 
 
 def _heading(config: RunConfig) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,11 +13,11 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
-from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
+from sbrrt_fast.errors import ConfigError, WeightsError
+from sbrrt_fast.files import readable_directory
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device
-from sbrrt_fast.training.checkpoint import readable_directory
 
 _OWN = "(default: as the run was trained)"
 
@@ -102,21 +100,3 @@ def open_run(arguments: RunArguments) -> TrainedRun:
     precision = arguments.precision or config.precision
     config = replace(config, data_dir=data_dir, precision=precision, tasks=model.tasks)
     return TrainedRun(config, model.to(device), tokenizer)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file as a whole; its folder is made if it is not there.
-
-    Raises:
-        SbrrtError: it cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SbrrtError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -11,13 +11,13 @@ import csv
 import io
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 from sbrrt_fast.data.task import BUILTIN_TASKS, Split
-from sbrrt_fast.errors import DataError
+from sbrrt_fast.errors import DataError, OutputError
+from sbrrt_fast.files import make_folder, write_text
 
 SAMPLE_VERSION = 1  # names the cached folder: raise it when the rows change
 NUM_ROWS: dict[Split, int] = {"train": 400, "dev": 120, "test": 60}
@@ -39,10 +39,9 @@ def sample_dir() -> Path:
     if not all((folder / file).is_file() for file in wanted):
         try:
             write_sample(folder)
-        except OSError as error:
+        except OutputError as error:
             raise DataError(
-                f"{folder}: cannot write the built-in sample there ({error.strerror}); set "
-                "XDG_CACHE_HOME to a folder that can be written"
+                f"the built-in sample: {error}; set XDG_CACHE_HOME to a folder that can be written"
             ) from None
     return folder
 
@@ -54,14 +53,14 @@ def write_sample(directory: str | Path, seed: int = 0) -> None:
     texts.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     for name, make_row in _GRAMMARS.items():
         rng = Random(f"{name} {seed}")
         rows = _distinct_rows(rng, make_row, sum(NUM_ROWS.values()))
         for split, num_rows in NUM_ROWS.items():
             part, rows = rows[:num_rows], rows[num_rows:]
             rng.shuffle(part)
-            _write_atomically(
+            write_text(
                 directory / BUILTIN_TASKS[name].files[split], _file_text(rng, name, split, part)
             )
 
@@ -89,18 +88,6 @@ def _file_text(rng: Random, name: str, split: Split, rows: list[Row]) -> str:
         label_field = [] if is_test else [label]
         writer.writerow([*index, row_id, *(space + text for text in texts), *label_field])
     return buffer.getvalue()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _options(text: str, separator: str = "|") -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from sbrrt_fast.files import replacing
 
 if TYPE_CHECKING:
     from sbrrt_fast.experiments.comparison import Comparison, Difference
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 def comparison_figure(comparison: Comparison) -> Figure:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.experiments.tables import Row, Run, Table
+from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.training.scores import exposure_note
 
 UNKNOWN = "—"
@@ -218,20 +218,13 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """Writes ``table<T>.md``, ``.json`` and ``.png`` into ``folder``; returns their paths."""
     from sbrrt_fast.experiments.plots import save_figure, table_figure  # slow to import
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stem = folder / f"table{report.table.number}"
     paths = [stem.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
     write_text(paths[0], report.markdown())
     write_text(paths[1], json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
     save_figure(table_figure(report), paths[2])
     return paths
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _flat_scores(dev: Mapping[str, Any]) -> dict[str, float]:

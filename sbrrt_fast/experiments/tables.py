@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import config_to_dict, load_config, parse_cli
+from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, load_config, parse_cli, portable
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
-from sbrrt_fast.training.checkpoint import readable_directory
+from sbrrt_fast.files import readable_directory
 from sbrrt_fast.training.logging import FINAL
-from sbrrt_fast.training.trainer import STATE, Trainer
-
-CONFIG = "config.yaml"
-_OWN_FIELDS = ("seed", "output", "resume", "overwrite")  # set per run; the rest is the row's
+from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run
+from sbrrt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,19 @@ def run_folder(output: Path, table: Table, row: Row, seed: int) -> Path:
     return output / f"table{table.number}" / row.name / f"seed{seed}"
 
 
+def check_run(config: RunConfig) -> None:
+    """Looks whether ``complete_run`` can take ``config.output``; changes nothing.
+
+    Raises:
+        SbrrtError: the folder holds a run with other settings, or is not a run's.
+    """
+    if is_run(config.output):
+        started = load_config(config.output / CONFIG)
+        check_same_settings([started, config], [f"{config.output} holds", "now"])
+    else:
+        check_output(config.output)
+
+
 def complete_run(config: RunConfig, log: Callable[[str], object] = print) -> None:
     """Sees to it that ``config.output`` holds this run, finished.
 
@@ -142,15 +153,14 @@ def complete_run(config: RunConfig, log: Callable[[str], object] = print) -> Non
     it has none.
 
     Raises:
-        SbrrtError: the folder holds a run with other settings, or training fails.
+        SbrrtError: see ``check_run``; or training fails.
     """
+    check_run(config)
     output = config.output
-    if not (output / CONFIG).exists():
+    if not is_run(output):
         log(f"{output}: training")
         Trainer(config, log).run()
-        return
-    check_same_settings([load_config(output / CONFIG), config], [f"{output} holds", "now"])
-    if (output / FINAL).exists():
+    elif is_finished(output):
         log(f"{output}: is finished, kept")
     elif _has_state(output):
         log(f"{output}: was interrupted, goes on")
@@ -177,18 +187,8 @@ def check_same_settings(configs: Sequence[RunConfig], names: Sequence[str]) -> N
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    data = config_to_dict(config)
-    if config.data_dir is not None:  # a finished run keeps it absolute
-        data["data_dir"] = str(config.data_dir.resolve())
-    return dict(_leaves({k: v for k, v in data.items() if k not in _OWN_FIELDS}))
-
-
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    leaves = config_leaves(portable(config))
+    return {key: value for key, value in leaves.items() if key not in ("seed", *CALL_FIELDS)}
 
 
 def _has_state(output: Path) -> bool:

@@ -1,19 +1,9 @@
-"""Saved states that survive a kill: a folder is either the whole old or the whole new one.
-
-A folder is written beside its final name (``state.tmp-<pid>``) and swapped in by two renames:
-``state`` to ``state.old``, the new one to ``state``. A kill before the first rename leaves the old
-state in place; one between the two leaves it in ``state.old``, where readers find it. Only writers
-tidy up, so a reader never disturbs a run that is writing. One writer per folder.
-"""
+"""Saved states: tensors and what goes with them, which come back bit for bit."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,80 +13,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.files import atomic_directory, check_directory, damaged, readable_directory
 
 TENSORS, META = "state.safetensors", "state.json"
-_FORMAT = 1
+_FORMAT = 2
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-@contextlib.contextmanager
-def atomic_directory(directory: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill, which then takes the place of ``directory`` as a whole.
-
-    If the body raises, ``directory`` stays as it was.
-    """
-    directory = Path(directory)
-    _tidy(directory)
-    new = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
-    new.mkdir(parents=True)
-    try:
-        yield new
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    _flush(new)
-    old = _old(directory)
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def readable_directory(directory: Path) -> Path:
-    """The folder that holds the last whole state of ``directory``; it changes nothing on disk.
-
-    Raises:
-        WeightsError: there is none.
-    """
-    for candidate in (Path(directory), _old(Path(directory))):
-        if candidate.is_dir():
-            return candidate
-    raise WeightsError(f"{directory}: there is no saved state; train first, or check the path")
-
-
-def _old(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}.old")
-
-
-def _tidy(directory: Path) -> None:
-    """Finishes or undoes what a killed writer left."""
-    old = _old(directory)
-    if old.exists() and not directory.exists():
-        old.rename(directory)
-    for leftover in (old, *directory.parent.glob(f"{directory.name}.tmp-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _flush(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def save_state(directory: Path, *, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
     """Writes ``state.safetensors`` and ``state.json`` into ``directory``, replacing what it held.
 
     Args:
-        directory: folder of the state.
+        directory: folder of the state; its parent must be there.
         tensors: any dtypes and shapes on any device; no two of them may share memory.
         meta: JSON-serialisable values; floats come back bit for bit.
+
+    Raises:
+        OutputError: it cannot be written; the state that was there before is unchanged.
     """
     with atomic_directory(directory) as new:
-        path = new / TENSORS
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-        check = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-        record = {"format": _FORMAT, "files": {TENSORS: check}, "meta": meta}
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, new / TENSORS)
+        record = {"format": _FORMAT, "meta": meta}
         (new / META).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -109,48 +46,24 @@ def load_state(
         WeightsError: there is no state, or a file of it is missing, truncated or damaged.
     """
     folder = readable_directory(directory)
-    record = _read_record(folder / META)
-    path = folder / TENSORS
-    _check_file(path, record["files"][TENSORS])
+    check_directory(folder)
+    path, meta = folder / TENSORS, _read_meta(folder / META)
     try:
-        return load_file(path, device=str(device)), record["meta"]
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
+        return load_file(path, device=str(device)), meta
+    except (FileNotFoundError, SafetensorError) as error:
+        raise damaged(path, str(error)) from error
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_meta(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _damaged(path, "the file is missing") from None
-    except ValueError as error:  # JSON or UTF-8
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, "the file is missing") from None
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
+        raise damaged(path, str(error)) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        raise _damaged(path, f"it is not a state of format {_FORMAT}")
-    return record
-
-
-def _check_file(path: Path, expected: Mapping[str, int]) -> None:
-    if not path.is_file():
-        raise _damaged(path, "the file is missing")
-    if (size := path.stat().st_size) != expected["bytes"]:
-        raise _damaged(path, f"it has {size} bytes instead of {expected['bytes']}")
-    if _crc32(path) != expected["crc32"]:
-        raise _damaged(path, "its checksum is wrong")
-
-
-def _damaged(path: Path, reason: str) -> WeightsError:
-    return WeightsError(
-        f"{path}: cannot be used, {reason}; restore the folder from a copy or train anew"
-    )
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+        raise damaged(path, f"it is not a state of format {_FORMAT}")
+    return record["meta"]
 
 
 def optimizer_tensors(

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.config import LogConfig
-from sbrrt_fast.errors import SbrrtError
+from sbrrt_fast.errors import OutputError, SbrrtError
+from sbrrt_fast.files import make_folder, sync_tree, write_text, writing
 
 LINES, FINAL, EVENTS = "metrics.jsonl", "metrics.json", "tensorboard"
+EVENT_SUFFIX = ".sbrrt_fast"  # of the event files: who wrote them
 _FINAL_KEYS = ("dev", "rounds", "rounds_per_second", "backend", "precision", "seed")
 
 
@@ -56,36 +58,51 @@ class RunLogger(AbstractContextManager):
         output: folder of the run; made if it is not there.
         config: whether TensorBoard events are written as well.
         resume_round: number of rounds done in the state the run resumes from. What was logged
-            after it is cut off, as if the run had never been interrupted. None starts a new run:
-            what an earlier one logged in this folder is removed.
+            after it is cut off, as if the run had never been interrupted. None starts a new
+            ``metrics.jsonl``.
 
     Raises:
         SbrrtError: on resume, a line of ``metrics.jsonl`` other than an unfinished last one is
             not JSON.
+        OutputError: the folder or a file in it cannot be written.
     """
 
     def __init__(self, output: Path, config: LogConfig, resume_round: int | None = None):
         self.output = Path(output)
-        self.output.mkdir(parents=True, exist_ok=True)
-        path = self.output / LINES
-        lines = [] if resume_round is None else _lines_until(path, resume_round)
-        _write_atomically(path, "".join(lines))
-        self._file = path.open("a", encoding="utf-8")
-        self._events = self._open_events(resume_round) if config.tensorboard else None
+        make_folder(self.output)
+        self.path = self.output / LINES
+        lines = [] if resume_round is None else _lines_until(self.path, resume_round)
+        write_text(self.path, "".join(lines))
+        with writing(self.path):
+            self._file = self.path.open("a", encoding="utf-8")
+        with writing(self.output / EVENTS):
+            self._events = self._open_events(resume_round) if config.tensorboard else None
 
     def log(self, round: int, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Writes one line, and one TensorBoard scalar per value, at ``round`` rounds done.
 
         Returns:
             The values as floats, for ``check_finite`` and the progress bar.
+
+        Raises:
+            OutputError: the line cannot be written, or the file was deleted.
         """
         read = read_values(values)
-        self._file.write(json.dumps(_json({"round": round, **read}), allow_nan=False) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in read.items():
-                self._events.add_scalar(name, value, round)
+        with writing(self.path):
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise OutputError(f"{self.path}: was deleted while the run was writing to it")
+            self._file.write(json.dumps(_json({"round": round, **read}), allow_nan=False) + "\n")
+            self._file.flush()
+            if self._events is not None:
+                for name, value in read.items():
+                    self._events.add_scalar(name, value, round)
         return read
+
+    def sync(self) -> None:
+        """Sees to it that what was logged is on the disk. OutputError if it cannot be."""
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def write_final(self, metrics: Mapping[str, Any]) -> Path:
         """Writes ``metrics.json`` as a whole and returns its path.
@@ -97,13 +114,18 @@ class RunLogger(AbstractContextManager):
         missing = [key for key in _FINAL_KEYS if key not in metrics]
         assert not missing and "overall" in metrics["dev"], f"incomplete metrics: {missing}"
         path = self.output / FINAL
-        _write_atomically(path, json.dumps(_json(metrics), indent=2, allow_nan=False) + "\n")
+        write_text(path, json.dumps(_json(metrics), indent=2, allow_nan=False) + "\n")
         return path
 
     def close(self) -> None:
-        self._file.close()
+        """Ends both logs, down to the disk. OutputError if they cannot be written."""
+        with writing(self.path), self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self._events is not None:
-            self._events.close()
+            with writing(self.output / EVENTS):
+                self._events.close()
+                sync_tree(self.output / EVENTS)
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -111,12 +133,10 @@ class RunLogger(AbstractContextManager):
     def _open_events(self, resume_round: int | None):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        folder = self.output / EVENTS
-        if resume_round is None:
-            for path in folder.glob("events.out.tfevents.*"):
-                path.unlink()
-            return SummaryWriter(str(folder))
-        return SummaryWriter(str(folder), purge_step=resume_round + 1)
+        purge_step = None if resume_round is None else resume_round + 1
+        return SummaryWriter(
+            str(self.output / EVENTS), purge_step=purge_step, filename_suffix=EVENT_SUFFIX
+        )
 
 
 def _lines_until(path: Path, last_round: int) -> list[str]:
@@ -148,9 +168,3 @@ def _json(value: Any) -> Any:
     if hasattr(value, "item"):  # 0-dim tensors and numpy scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,20 @@ class IntervalMeans:
         self.counts: dict[str, int] = {}
         self.num_rounds, self.seconds = 0, 0.0
         self._begin: float | None = None
+
+    @classmethod
+    def restored(cls, sums: dict[str, Tensor], meta: dict[str, Any]) -> IntervalMeans:
+        """The interval whose ``sums`` and ``to_meta`` were saved."""
+        interval = cls()
+        interval.counts = dict(meta["counts"])
+        interval.sums = {name: sums[name] for name in interval.counts}  # in the order of the terms
+        interval.num_rounds, interval.seconds = meta["num_rounds"], meta["seconds"]
+        return interval
+
+    def to_meta(self) -> dict[str, Any]:
+        """All but the sums, as JSON values."""
+        seconds = self.seconds + self._running()
+        return {"counts": self.counts, "num_rounds": self.num_rounds, "seconds": seconds}
 
     def start(self) -> None:
         if self._begin is None:
@@ -36,8 +51,13 @@ class IntervalMeans:
         if self.sums:
             stacked = torch.stack([value.double() for value in self.sums.values()]).tolist()
             read = {n: v / self.counts[n] for n, v in zip(self.sums, stacked, strict=True)}
-        self.seconds = time.perf_counter() - self._begin if self._begin is not None else 0.0
+        self.seconds += self._running()
+        self._begin = None
         return read
+
+    def _running(self) -> float:
+        """Seconds since the clock was started."""
+        return 0.0 if self._begin is None else time.perf_counter() - self._begin
 
 
 def run_means(path: Path) -> dict[str, float]:

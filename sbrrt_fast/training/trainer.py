@@ -5,39 +5,42 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sbrrt_fast.config import RunConfig, SmartConfig
-from sbrrt_fast.config_io import save_config
+from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, save_recipe
 from sbrrt_fast.data.assemble import assemble, labels_of
-from sbrrt_fast.errors import SbrrtError, WeightsError
+from sbrrt_fast.errors import Interrupted, OutputError
+from sbrrt_fast.files import atomic_directory, check_directory, readable_directory, remove_directory
 from sbrrt_fast.model.io import load_model, save_model
+from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_model, build_step, load_splits, pick_device
-from sbrrt_fast.training.checkpoint import (
-    atomic_directory,
-    load_optimizer_tensors,
-    load_state,
-    optimizer_tensors,
-    save_state,
-)
+from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.evaluate import evaluate
 from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
-from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
+from sbrrt_fast.training.logging import LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
 from sbrrt_fast.training.profile import report as profile_report
+from sbrrt_fast.training.progress import (
+    Progress,
+    check_same_inputs,
+    check_same_run,
+    input_checksums,
+    restore_progress,
+    restore_tensors,
+    state_tensors,
+)
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
+from sbrrt_fast.training.run_folder import BEST, CONFIG, LAST, STATE, open_output, start_run
 from sbrrt_fast.training.scores import flatten_scores, format_scores
-
-STATE, BEST, LAST = "state", "best", "last"
+from sbrrt_fast.training.stopping import Stopped, StopSignals
 
 
 class Trainer:
@@ -74,77 +77,91 @@ class Trainer:
         if config.profile:
             self.step.clock = self.clock = StageClock(self.device)
         self.num_tokens = 0
-        self.cursor = self.order.start()
-        self.best: dict = {"overall": -float("inf"), "round": 0}
-        self.seconds = 0.0
+        self.progress = Progress(self.order.start())
+        self.stop = StopSignals()
 
     def run(self) -> dict:
-        """Trains to the end and returns what ``metrics.json`` holds."""
-        self._check_output()
-        resumed = self._resume() if self.config.resume else None
-        self.config.output.mkdir(parents=True, exist_ok=True)
-        save_config(_portable(self.config), self.config.output / "config.yaml")
-        with RunLogger(self.config.output, self.config.log, resumed) as logger:
-            self._train(logger)
-            for line in self.step.summary():
-                self.log(line)
-            if self.config.profile:
-                self._tell_profile()
-            metrics = self._final_metrics()
-            logger.write_final(metrics)
-        shutil.rmtree(self.config.output / STATE, ignore_errors=True)
+        """Trains to the end and returns what ``metrics.json`` holds.
+
+        Raises:
+            SbrrtError: the output folder cannot be used, the saved state is not of this run, or
+                training cannot go on.
+            Interrupted: SIGTERM or Ctrl-C came; the state was saved.
+        """
+        output, resume = self.config.output, self.config.resume
+        with open_output(output, resume=resume, overwrite=self.config.overwrite):
+            started = self._resume() if resume else self.config
+            self._check_space()
+            start_run(output, resume=resume)
+            save_recipe(started, output / CONFIG)
+            resume_round = self.progress.cursor.round if resume else None
+            with RunLogger(output, self.config.log, resume_round) as logger:
+                metrics = self._train_or_stop(logger)
+            remove_directory(output / STATE)
         return metrics
 
-    def _check_output(self) -> None:
-        output, config = self.config.output, self.config
-        if config.resume and (output / FINAL).exists():
-            raise SbrrtError(f"{output}: this run is finished; there is nothing to resume")
-        if not (config.resume or config.overwrite) and (output / "config.yaml").exists():
-            raise SbrrtError(
-                f"{output}: holds a run already; choose another --output, or pass --resume to "
-                "continue it or --overwrite to replace it"
-            )
-        if config.overwrite and not config.resume:
-            for name in (FINAL, STATE, BEST, LAST, "predictions"):
-                path = output / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    def _train_or_stop(self, logger: RunLogger) -> dict:
+        with self.stop:
+            try:
+                self._train(logger)
+                for line in self.step.summary():
+                    self.log(line)
+                if self.config.profile:
+                    self._tell_profile()
+                metrics = self._final_metrics()
+            except Stopped as stopped:
+                self._save_state(logger)
+                raise Interrupted(self._how_to_go_on(stopped), stopped.status) from None
+            logger.write_final(metrics)
+        return metrics
+
+    def _how_to_go_on(self, stopped: Stopped) -> str:
+        return (
+            f"{stopped.reason}: the state after round {self.progress.cursor.round} of "
+            f"{self.num_rounds} is saved; go on with "
+            f"`sbrrt-fast train --output {self.config.output} --resume`"
+        )
 
     def _train(self, logger: RunLogger) -> None:
-        interval = IntervalMeans()
-        bar = tqdm(total=self.num_rounds, initial=self.cursor.round, desc=self.config.recipe)
+        done = self.progress.cursor.round
+        bar = tqdm(total=self.num_rounds, initial=done, desc=self.config.recipe)
         with bar:
-            while self.cursor.round < self.num_rounds:
-                self._round(interval)
+            self._evaluate_if_due(logger)
+            while self.progress.cursor.round < self.num_rounds:
+                self.stop.check()
+                self._round()
                 bar.update()
-                if self._is_logged(self.cursor.round):
-                    self._log_interval(logger, interval, bar)
-                    interval = IntervalMeans()
+                if self._is_logged(self.progress.cursor.round):
+                    self._log_interval(logger, bar)
                 self._keep(logger)
 
     def _keep(self, logger: RunLogger) -> None:
         """Scores and saves what is due after a round."""
-        done = self.cursor.round
-        if self._is_evaluated(done):
-            self._evaluate(logger)
+        done = self.progress.cursor.round
+        self.progress.evaluation_is_due = self._is_evaluated(done)
+        self._evaluate_if_due(logger)
         if self._is_state(done):
-            self._save_state()
+            self._save_state(logger)
 
-    def _round(self, interval: IntervalMeans) -> None:
-        interval.start()
-        batches, after = self.order.next_round(self.cursor)
+    def _round(self) -> None:
+        progress = self.progress
+        progress.interval.start()
+        batches, after = self.order.next_round(progress.cursor)
         report = self.config.log.gain and self._is_logged(after.round)
         with self.clock("data"):
             assembled = self.assemble(batches)
-        interval.add(self.step.round(assembled, self.cursor.round, report))
-        self.cursor = after
+        progress.interval.add(self.step.round(assembled, progress.cursor.round, report))
+        progress.cursor = after
         if self.config.profile:
             self.clock.end_round()
             self.num_tokens += sum(batch.tokens.num_tokens for batch in assembled)
 
     def _tell_profile(self) -> None:
         """Where the rounds of this run went, against the floor."""
+        if not self.clock.rounds:
+            return
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        mean = self.num_tokens / max(len(self.clock.rounds), 1)
+        mean = self.num_tokens / len(self.clock.rounds)
         cost = round_cost(self.model.config, self.config, mean, trained)
         memory = {"peak": peak_bytes(self.device)} | self.step.memory()
         ceilings = best_ceilings(self.device, self.config.precision)
@@ -163,100 +180,114 @@ class Trainer:
             assembled.append(TaskBatch(name, tokens, labels_of(task, examples)))
         return assembled
 
-    def _log_interval(self, logger: RunLogger, interval: IntervalMeans, bar: tqdm) -> None:
+    def _log_interval(self, logger: RunLogger, bar: tqdm) -> None:
+        progress, interval = self.progress, self.progress.interval
         values = interval.read()
-        self.seconds += interval.seconds
+        progress.interval = IntervalMeans()
+        progress.seconds += interval.seconds
         for group in self.optimizer.param_groups:
             values["learning_rate/" + group["name"].split(".")[0]] = group["lr"]
-        values["epoch"] = self.cursor.round / self.rounds_per_epoch
+        values["epoch"] = progress.cursor.round / self.rounds_per_epoch
         values["num_rounds"] = interval.num_rounds
         values["rounds_per_second"] = interval.num_rounds / interval.seconds
-        logger.log(self.cursor.round, values)
-        check_finite(values, self.cursor.round)
+        logger.log(progress.cursor.round, values)
+        check_finite(values, progress.cursor.round)
         totals = {k.split("/")[0]: v for k, v in values.items() if k.endswith("/total")}
         bar.set_postfix({name: f"{value:.3f}" for name, value in totals.items()})
 
-    def _evaluate(self, logger: RunLogger) -> None:
-        scores = self._scores(self.config.log.dev_rows)
-        self.log(f"round {self.cursor.round}: dev {format_scores(scores)}")
-        logger.log(self.cursor.round, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
+    def _evaluate_if_due(self, logger: RunLogger) -> None:
+        if not self.progress.evaluation_is_due:
+            return
+        done = self.progress.cursor.round
+        scores = self._scores(self.model, self.config.log.dev_rows)
+        self.log(f"round {done}: dev {format_scores(scores)}")
+        logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         self._save(LAST)
-        if scores["overall"] > self.best["overall"]:
-            self.best = {"overall": scores["overall"], "round": self.cursor.round}
-            self.best["scores"] = scores
+        best = self.progress.best
+        if best is None or scores["overall"] > best["overall"]:
             self._save(BEST)
+            self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
+        self.progress.evaluation_is_due = False
 
-    def _scores(self, limit: int | None) -> dict:
-        return evaluate(
-            self.model,
-            self.dev_tasks,
-            precision=self.config.precision,
-            packed=self.config.layout == "packed",
-            limit=limit,
-            progress=True,
-        )
+    def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
+        with self.stop.stoppable():
+            return evaluate(
+                model,
+                self.dev_tasks,
+                precision=self.config.precision,
+                packed=self.config.layout == "packed",
+                limit=limit,
+                progress=True,
+            )
 
     def _final_metrics(self) -> dict:
         """Scores of the best model on all dev rows, and what the run was."""
-        dev = self.best["scores"]
-        if self.config.log.dev_rows is not None:
-            best, _ = load_model(self.config.output / BEST)
-            self.model.load_state_dict(best.state_dict())
-            dev = self._scores(None)
+        best, config = self.progress.best, self.config
         return {
-            "dev": dev,
+            "dev": best["scores"] if config.log.dev_rows is None else self._best_scores(),
             "rounds": self.num_rounds,
-            "rounds_per_second": self.num_rounds / max(self.seconds, 1e-9),
-            "backend": self.config.backend,
-            "precision": self.config.precision,
-            "seed": self.config.seed,
-            "recipe": self.config.recipe,
-            "layout": self.config.layout,
-            "best_round": self.best["round"],
-            "train_seconds": self.seconds,
+            "rounds_per_second": self.num_rounds / max(self.progress.seconds, 1e-9),
+            "backend": config.backend,
+            "precision": config.precision,
+            "seed": config.seed,
+            "recipe": config.recipe,
+            "layout": config.layout,
+            "best_round": best["round"],
+            "train_seconds": self.progress.seconds,
             "smart": _settings(self.step.smart),
-            "means": run_means(self.config.output / LINES),
+            "means": run_means(config.output / LINES),
         }
+
+    def _best_scores(self) -> dict:
+        """The best model's on all dev rows."""
+        model, _ = load_model(self.config.output / BEST)
+        model.encoder.set_backend(self.config.backend)
+        return self._scores(model.to(self.device), None)
 
     def _save(self, name: str) -> None:
         with atomic_directory(self.config.output / name) as folder:
             save_model(self.model, folder, self.tokenizer)
 
-    def _save_state(self) -> None:
-        named = list(self.model.named_parameters())
-        tensors = {f"model.{name}": p for name, p in named if p.requires_grad}
-        tensors |= optimizer_tensors(self.optimizer, named)
-        if self.teacher is not None:
-            tensors |= {f"teacher.{name}": t for name, t in self.teacher.state_dict().items()}
-        meta = {
-            "cursor": self.cursor.to_dict(),
-            "num_rounds": self.num_rounds,
-            "best": None if "scores" not in self.best else self.best,
-            "seconds": self.seconds,
-        }
+    def _save_state(self, logger: RunLogger) -> None:
+        logger.sync()  # a state never knows of more rounds than the log
+        tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
+        meta = self.progress.to_meta()
+        meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs()}
         save_state(self.config.output / STATE, tensors=tensors, meta=meta)
 
-    def _resume(self) -> int:
-        """Takes over the saved state; returns its number of rounds."""
-        tensors, meta = load_state(self.config.output / STATE)
-        if meta["num_rounds"] != self.num_rounds:
-            raise SbrrtError(
-                f"{self.config.output}: was started with {meta['num_rounds']} rounds, not "
-                f"{self.num_rounds}; resume with the same --rounds or --epochs"
+    def _inputs(self) -> dict[str, int]:
+        splits = {"train": self.train_tasks, "dev": self.dev_tasks}
+        return input_checksums(self.model, splits)
+
+    def _resume(self) -> RunConfig:
+        """Takes over the saved state, changing nothing on disk; returns the run's settings."""
+        output = self.config.output
+        tensors, meta = load_state(output / STATE)
+        started = config_from_dict(meta["config"], str(output / STATE))
+        check_same_run(started, self.config, str(output))
+        check_same_inputs(meta["inputs"], self._inputs(), str(output))
+        if meta["best"] is not None:
+            for name in (BEST, LAST):
+                check_directory(readable_directory(output / name))
+        restore_tensors(tensors, self.model, self.optimizer, self.teacher)
+        cursor = self.order.cursor(meta["cursor"])
+        self.progress = restore_progress(tensors, meta, cursor, self.device)
+        return started
+
+    def _check_space(self) -> None:
+        """OutputError where the disk has no room for what will be saved."""
+        output, parameters = self.config.output, list(self.model.parameters())
+        model = sum(p.nbytes for p in parameters)
+        trained = sum(p.nbytes for p in parameters if p.requires_grad)
+        state = trained * (3 if self.teacher is None else 4)
+        needed = 2 * model + state + max(model, state)  # one more while it takes another's place
+        folders = (output / name for name in (BEST, LAST, STATE))
+        held = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
+        if (free := shutil.disk_usage(output).free) + held < needed:
+            raise OutputError(
+                f"{output}: the run saves up to {needed / 2**20:,.0f} MiB and its disk has "
+                f"{free / 2**20:,.0f} MiB left; make room or choose another --output"
             )
-        named = list(self.model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in named:
-                if parameter.requires_grad:
-                    parameter.copy_(_state_tensor(tensors, f"model.{name}", parameter))
-        load_optimizer_tensors(self.optimizer, named, tensors)
-        if self.teacher is not None:
-            prefix = "teacher."
-            averages = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            self.teacher.load_state_dict(averages)
-        self.cursor = self.order.cursor(meta["cursor"])
-        self.best, self.seconds = meta["best"] or self.best, meta["seconds"]
-        return self.cursor.round
 
     def _is_evaluated(self, done: int) -> bool:
         every = self.config.log.evaluate_every or self.rounds_per_epoch
@@ -272,24 +303,8 @@ class Trainer:
         return due or self._is_evaluated(done) or self._is_state(done)
 
 
-def _portable(config: RunConfig) -> RunConfig:
-    """With an absolute data folder, so that the run can be scored from anywhere."""
-    if config.data_dir is None:
-        return config
-    return replace(config, data_dir=config.data_dir.resolve())
-
-
 def _settings(smart: SmartConfig) -> dict | None:
     """SMART's resolved settings; infinity as a word, since JSON has none."""
     if smart.weight == 0:
         return None
     return {k: "inf" if v == math.inf else v for k, v in asdict(smart).items()}
-
-
-def _state_tensor(tensors: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-    if name not in tensors or tensors[name].shape != parameter.shape:
-        raise WeightsError(
-            f"saved state: '{name}' is missing or has another shape; resume with the same model, "
-            "tasks and mode as the run was started with"
-        )
-    return tensors[name]

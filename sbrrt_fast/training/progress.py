@@ -1,0 +1,181 @@
+"""How far a run has come, and what it saves to go on from there."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, portable
+from sbrrt_fast.data.store import TokenizedTask
+from sbrrt_fast.errors import SbrrtError, WeightsError
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sbrrt_fast.training.means import IntervalMeans
+from sbrrt_fast.training.round_robin import Cursor
+
+# What a resumed run may have otherwise: where things are (their contents are compared), where it
+# computes, and what it tells.
+MAY_DIFFER = {
+    *CALL_FIELDS,
+    *("data_dir", "model.backbone", "device", "graphs", "profile"),
+    *("log.every", "log.gain", "log.tensorboard", "log.state_every"),
+}
+_MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."
+
+
+@dataclass
+class Progress:
+    """What changes from round to round, besides weights, optimiser and teacher.
+
+    Attributes:
+        cursor: rounds done and batches taken.
+        best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
+        seconds: of training, without evaluations.
+        interval: loss terms since the last logged line.
+        evaluation_is_due: the rounds done are to be evaluated before the next one.
+    """
+
+    cursor: Cursor
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+    interval: IntervalMeans = field(default_factory=IntervalMeans)
+    evaluation_is_due: bool = False
+
+    def to_meta(self) -> dict[str, Any]:
+        """As JSON values; the interval's sums are tensors, see ``state_tensors``."""
+        return {
+            "cursor": self.cursor.to_dict(),
+            "best": self.best,
+            "seconds": self.seconds,
+            "interval": self.interval.to_meta(),
+            "evaluation_is_due": self.evaluation_is_due,
+        }
+
+
+def state_tensors(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+    progress: Progress,
+) -> dict[str, Tensor]:
+    """Everything of a run that is a tensor, by name."""
+    named = list(model.named_parameters())
+    tensors = {f"{_MODEL}{name}": p for name, p in named if p.requires_grad}
+    tensors |= optimizer_tensors(optimizer, named)
+    if teacher is not None:
+        tensors |= {f"{_TEACHER}{name}": t for name, t in teacher.state_dict().items()}
+    return tensors | {f"{_INTERVAL}{n}": t.clone() for n, t in progress.interval.sums.items()}
+
+
+@torch.no_grad()
+def restore_tensors(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+) -> None:
+    """Puts back weights, optimiser and teacher.
+
+    Raises:
+        WeightsError: a tensor is missing or has another shape.
+    """
+    named = list(model.named_parameters())
+    weights = _below(tensors, _MODEL)
+    for name, parameter in named:
+        if parameter.requires_grad:
+            parameter.copy_(_state_tensor(weights, name, parameter))
+    load_optimizer_tensors(optimizer, named, tensors)
+    if teacher is not None:
+        teacher.load_state_dict(_below(tensors, _TEACHER))
+
+
+def restore_progress(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], cursor: Cursor, device: torch.device
+) -> Progress:
+    """The progress that ``to_meta`` and ``state_tensors`` saved."""
+    sums = {name: t.to(device) for name, t in _below(tensors, _INTERVAL).items()}
+    return Progress(
+        cursor=cursor,
+        best=meta["best"],
+        seconds=meta["seconds"],
+        interval=IntervalMeans.restored(sums, meta["interval"]),
+        evaluation_is_due=meta["evaluation_is_due"],
+    )
+
+
+def check_same_run(started: RunConfig, now: RunConfig, where: str) -> None:
+    """SbrrtError naming every setting in which a resumed run differs from the one it continues."""
+    first, other = config_leaves(portable(started)), config_leaves(portable(now))
+    differences = [
+        f"{key} {first.get(key)!r}, not {other.get(key)!r}"
+        for key in sorted(first.keys() | other.keys())
+        if first.get(key) != other.get(key) and key not in MAY_DIFFER
+    ]
+    if differences:
+        raise SbrrtError(
+            f"{where}: was started with {'; '.join(differences)}; resume with these settings "
+            "(--output and --resume alone take them), or train anew with --overwrite"
+        )
+
+
+def check_same_inputs(started: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
+    """SbrrtError naming the data or the encoder that changed since a run was started."""
+    for name in sorted(started.keys() | now.keys()):
+        if started.get(name) != now.get(name):
+            raise SbrrtError(
+                f"{where}: {name} is not what the run was started with; resume with the same "
+                "files, or train anew with --overwrite"
+            )
+
+
+def input_checksums(
+    model: MultiTaskModel, splits: Mapping[str, Mapping[str, TokenizedTask]]
+) -> dict[str, int]:
+    """CRC-32 of what a run is given besides its configuration, by a name for messages.
+
+    Args:
+        splits: by name of the split, its tokenised tasks.
+    """
+    shape = json.dumps([asdict(model.config), model.encoder.pooling], sort_keys=True)
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    return {
+        "the backbone's config.json": zlib.crc32(shape.encode()),
+        "the backbone's frozen weights": _crc32(p.detach().cpu().numpy().data for p in frozen),
+        **{
+            f"the {split} split of task '{name}', as tokenised,": _task_checksum(task)
+            for split, tasks in splits.items()
+            for name, task in tasks.items()
+        },
+    }
+
+
+def _task_checksum(task: TokenizedTask) -> int:
+    return _crc32(["\n".join(task.ids).encode(), *(a.data for a in task.arrays.values())])
+
+
+def _crc32(parts: Iterable[Any]) -> int:
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return value
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _state_tensor(tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+    if name not in tensors or tensors[name].shape != parameter.shape:
+        raise WeightsError(
+            f"saved state: '{name}' is missing or has another shape; resume with the same model, "
+            "tasks and mode as the run was started with"
+        )
+    return tensors[name]

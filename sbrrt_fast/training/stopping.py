@@ -1,0 +1,73 @@
+"""SIGTERM and Ctrl-C: the round at hand is ended, a state is saved, then the run stops."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import FrameType
+
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+class Stopped(BaseException):
+    """Raised where a run may stop; a BaseException, so that nothing takes it for a fault.
+
+    Attributes:
+        reason: what asked for it, for messages.
+        status: exit status of the process, 128 and the signal's number.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(_NAMES[signal.Signals(number)])
+        self.reason, self.status = str(self), 128 + number
+
+
+class StopSignals(AbstractContextManager):
+    """Inside the block the first signal waits for ``check`` or a ``stoppable`` block.
+
+    A second one ends the process at once, as without this class. Outside the main thread signals
+    are left alone.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+        self._is_stoppable = False
+        self._previous: dict[int, signal.Handlers] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._received) for n in _NAMES}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raises ``Stopped`` if a signal came."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside, work that changes nothing is given up as soon as a signal comes."""
+        self.check()
+        self._is_stoppable = True
+        try:
+            yield
+        finally:
+            self._is_stoppable = False
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+        if self._is_stoppable:
+            self._is_stoppable = False
+            raise Stopped(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
