@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 

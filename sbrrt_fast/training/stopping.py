@@ -29,7 +29,7 @@ class StopSignals(AbstractContextManager):
     """Inside the block the first signal waits for ``check`` or a ``stoppable`` block.
 
     A second one ends the process at once, as without this class. Outside the main thread signals
-    are left alone.
+    are left alone, and so is one that the process was started to ignore (``nohup``).
     """
 
     def __init__(self):
@@ -39,7 +39,8 @@ class StopSignals(AbstractContextManager):
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._received) for n in _NAMES}
+            heard = [n for n in _NAMES if signal.getsignal(n) is not signal.SIG_IGN]
+            self._previous = {n: signal.signal(n, self._received) for n in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
