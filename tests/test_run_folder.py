@@ -18,12 +18,8 @@ from sbrrt_fast.files import atomic_directory, check_directory, remove_directory
 from sbrrt_fast.training.run_folder import open_output, start_run
 from tests.helpers import train_tiny
 
-OWN = (
-    "notes.txt",
-    "best/thesis.txt",
-    "best/encoder/mine.json",
-    "tensorboard/events.out.tfevents.1",
-)
+EVENTS = "tensorboard/events.out.tfevents.1"
+OWN = ("notes.txt", "best/thesis.txt", "best/encoder/mine.json", EVENTS)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,7 @@ def write(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["best/x", "last/x", "state/x", "best.old/x", "config.yaml", "a.b"]
+    "name", ["best/x", "last/x", "state/x", "best.old/x", "config.yaml", "run.json", "a.b"]
 )
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)])
 def test_a_folder_of_one_s_own_is_refused_and_untouched(trained, tmp_path, capsys, name, flags):
@@ -72,10 +68,9 @@ def test_a_folder_of_one_s_own_is_refused_and_untouched(trained, tmp_path, capsy
 
 
 def test_overwriting_removes_what_runs_wrote_and_nothing_else(run):
-    write(run, *OWN)
     shutil.copytree(run / "best", run / "state.old")
     shutil.copytree(run / "best", run / "best.old")
-    (run / "best.old" / "thesis.txt").unlink()
+    write(run, *OWN)
     (run / "metrics.json.tmp-1-2").write_text("half")
     old = files(run)
     assert train(run, "--overwrite", "--seed", "5") == 0
@@ -84,7 +79,7 @@ def test_overwriting_removes_what_runs_wrote_and_nothing_else(run):
         assert new[name] == old[name]
     assert not any(name.startswith(("state", "best.old", "predictions")) for name in new)
     assert not any("tmp" in name for name in new)
-    assert [n for n in new if n.startswith("tensorboard")] == ["tensorboard/" + Path(OWN[3]).name]
+    assert [n for n in new if n.startswith("tensorboard")] == [EVENTS]
     assert new["last/heads.safetensors"] != old["last/heads.safetensors"]
     check_directory(run / "best")
 
