@@ -16,11 +16,15 @@ MINILM_STAMP := $(VENV)/.minilm
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 export PIP_ROOT_USER_ACTION := ignore
+# Waiting threads give their core up soon: the machine may have other work (docs/performance.md).
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 2000
+endif
 # Processes, not threads, share the tests out: their tensors are small.
-test: export OMP_NUM_THREADS := 1
+test test-long: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test aot cuda-check bench gpu-check lint format info clean
+.PHONY: help env minilm train test test-long aot cuda-check bench gpu-check lint format info clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +55,9 @@ train: env  ## train SBRRT on the built-in sample, print its dev scores (ARGS='-
 
 test: env  ## run the tests (ARGS='tests/test_x.py -k name')
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+test-long: env  ## the long tests: a hundred kills, damaged states and checkpoints, 10^5 fuzzed ops
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist load -m long -s $(ARGS)
 
 aot: env  ## compile the Triton kernels for A100 and H100, without a GPU (ARGS='--only gelu')
 	$(BIN)/python -m sbrrt_fast.kernels.aot --jobs $$(nproc) $(ARGS)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,3 +257,51 @@ def test_minilm_s_exposure_to_quora_is_told(backbone, is_told, run, capsys):
     (run / "config.yaml").write_text("\n".join(lines))
     assert main(["evaluate", str(run)]) == 0
     assert ("all-MiniLM-L6-v2 saw Quora's duplicate pairs" in capsys.readouterr().out) == is_told
+
+
+def omp_settings(**environment: str) -> str:
+    """What GNU OpenMP says of itself when the command line loads torch."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    told = subprocess.run(
+        [sys.executable, "-m", "sbrrt_fast.cli", "info"],
+        env={**kept, "OMP_DISPLAY_ENV": "verbose", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "OPENMP DISPLAY ENVIRONMENT" not in told.stderr:
+        pytest.skip("this torch does not use GNU OpenMP, whose settings these are")
+    return told.stderr
+
+
+def test_waiting_threads_give_their_core_up_unless_the_user_decided():
+    assert "GOMP_SPINCOUNT = '2000'" in omp_settings()
+    assert "GOMP_SPINCOUNT = '77'" in omp_settings(GOMP_SPINCOUNT="77")
+    assert "GOMP_SPINCOUNT = '2000'" not in omp_settings(OMP_WAIT_POLICY="active")
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (MemoryError(), "out of memory; lower round.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory; lower"),
+    ],
+)
+def test_what_the_system_did_is_one_line(fault, line, monkeypatch, capsys):
+    def main_of_info(argv):
+        raise fault
+
+    monkeypatch.setattr("sbrrt_fast.commands.info.main", main_of_info)
+    assert line in refused(["info"], capsys)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def main_of_info(argv):
+        raise RuntimeError("a tensor has the wrong shape")
+
+    monkeypatch.setattr("sbrrt_fast.commands.info.main", main_of_info)
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        main(["info"])
