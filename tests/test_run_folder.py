@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
 from sbrrt_fast.files import atomic_directory, check_directory, remove_directory
 from sbrrt_fast.training.run_folder import open_output, start_run
+from sbrrt_fast.training.step import SbrrtStep
 from tests.helpers import train_tiny
 
 EVENTS = "tensorboard/events.out.tfevents.1"
@@ -168,6 +170,61 @@ def test_a_file_in_place_of_the_folder_is_one_line(trained, tmp_path, capsys, be
     assert main(["train", "--data-dir", data, "--output", str(tmp_path / "file" / below)]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and "is a file" in message
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write to")
+def test_an_output_that_cannot_be_written_is_one_line(trained, capsys):
+    data = str(trained.parent / "data")
+    assert main(["train", "--data-dir", data, "--output", "/proc/sbrrt_fast/run"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "/proc/sbrrt_fast: cannot be written" in message
+
+
+def at_round(patch, number: int, action) -> None:
+    """Does something when a round begins, counted over all runs."""
+    original, indices = SbrrtStep.round, []
+
+    def acting(self, batches, index, report=False):
+        indices.append(index)
+        if len(indices) == number:
+            action()
+        return original(self, batches, index, report)
+
+    patch.setattr(SbrrtStep, "round", acting)
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["sbrrt_fast.training.checkpoint", "sbrrt_fast.model.io"])
+def test_a_full_disk_is_one_line_and_the_state_before_it_can_be_used(
+    run, tmp_path, monkeypatch, capsys, where
+):
+    whole, full = (run.parent / name for name in ("whole", "full"))
+    flags = ["--rounds", "6", "--log.state-every", "2", "--log.evaluate-every", "3"]
+    assert train(run, *flags, "--output", str(whole)) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_round(patch, 4, lambda: patch.setattr(f"{where}.save_file", no_room))
+        assert train(run, *flags, "--output", str(full)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be written (No space left on device)" in message and str(full) in message
+    assert not any("tmp" in name for name in files(full))
+    assert main(["train", "--output", str(full), "--resume"]) == 0
+    weights = "last/encoder/model.safetensors"
+    assert (full / weights).read_bytes() == (whole / weights).read_bytes()
+
+
+@pytest.mark.parametrize("log", ["--log.tensorboard", "--log.no-tensorboard"])
+def test_a_folder_deleted_while_training_is_told(run, monkeypatch, capsys, log):
+    gone = run.parent / "gone"
+    flags = ["--rounds", "9", "--log.every", "2", "--output", str(gone), log]
+    at_round(monkeypatch, 3, lambda: shutil.rmtree(gone))
+    assert train(run, *flags) == 2
+    assert "metrics.jsonl: was deleted while the run was writing" in capsys.readouterr().err
+    assert not gone.exists()
 
 
 def test_a_disk_without_room_is_told_before_training(run, monkeypatch, capsys):

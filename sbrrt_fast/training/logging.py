@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -127,8 +128,10 @@ class RunLogger(AbstractContextManager):
                 self._events.close()
                 sync_tree(self.output / EVENTS)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        # What went wrong first is what the user hears of.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(OutputError):
+            self.close()
 
     def _open_events(self, resume_round: int | None):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
