@@ -11,7 +11,7 @@ import torch
 
 from sbrrt_fast.config import LogConfig
 from sbrrt_fast.errors import SbrrtError
-from sbrrt_fast.training.logging import RunLogger, check_finite, read_values
+from sbrrt_fast.training.logging import RunLogger, read_values
 
 QUIET = LogConfig(tensorboard=False)
 FINAL = {
@@ -65,13 +65,6 @@ def test_numbers_json_does_not_have_become_null(tmp_path):
     assert lines(tmp_path) == [{"round": 1, "a": None, "b": None, "c": 1.0}]
     text = (tmp_path / "metrics.json").read_text()
     assert json.loads(text, parse_constant=refuse_constant)["gain"] == [None, None]
-
-
-def test_check_finite_names_the_first_bad_term_and_what_to_do():
-    check_finite({"loss/sst": 1.0, "loss/sts": -3.0}, round=4)
-    values = {"loss/sst": 1.0, "smart/sts": math.inf, "loss/sts": math.nan}
-    with pytest.raises(SbrrtError, match=r"round 40: smart/sts is inf.*lower optimizer.learning"):
-        check_finite(values, round=40)
 
 
 @pytest.mark.parametrize("torn", ["", '{"round": 7, "loss/ss'])

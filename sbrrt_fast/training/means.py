@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -11,12 +12,23 @@ from torch import Tensor
 
 
 class IntervalMeans:
-    """Sums terms on the device until they are read; the clock starts with the first round."""
+    """Means of what is finite, summed on the device until it is read.
+
+    The clock starts with the first round.
+
+    Attributes:
+        num_rounds: added. seconds: from the first round to the reading.
+        num_values, num_nonfinite: how often a term was added, and how often it was not finite; by
+            name, known after the reading.
+    """
 
     def __init__(self):
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
         self.num_rounds, self.seconds = 0, 0.0
+        self.num_values: dict[str, int] = {}
+        self.num_nonfinite: dict[str, int] = {}
+        # By the names of a round's terms: float64 [2, number of terms], sums and finite counts.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._rounds: dict[tuple[str, ...], int] = {}
         self._begin: float | None = None
 
     def start(self) -> None:
@@ -26,22 +38,34 @@ class IntervalMeans:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds one round's detached scalars."""
         self.num_rounds += 1
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
+        names = tuple(terms)
+        values = torch.stack(list(terms.values())).double()
+        is_finite = torch.isfinite(values)
+        found = torch.stack([torch.where(is_finite, values, 0.0), is_finite.double()])
+        self._sums[names] = self._sums[names] + found if names in self._sums else found
+        self._rounds[names] = self._rounds.get(names, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means, after which the clock stops; waits for the device once."""
-        read = {}
-        if self.sums:
-            stacked = torch.stack([value.double() for value in self.sums.values()]).tolist()
-            read = {n: v / self.counts[n] for n, v in zip(self.sums, stacked, strict=True)}
+        """The means, NaN of what was never finite; the clock stops. Waits for the device once."""
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        stacked = torch.cat(list(self._sums.values()), dim=1).tolist() if self._sums else ([], [])
+        names = [(name, n) for key, n in self._rounds.items() for name in key]
+        for (name, num_rounds), total, count in zip(names, *stacked, strict=True):
+            sums[name] = sums.get(name, 0.0) + total
+            counts[name] = counts.get(name, 0.0) + count
+            self.num_values[name] = self.num_values.get(name, 0) + num_rounds
+        self.num_nonfinite = {name: n - int(counts[name]) for name, n in self.num_values.items()}
         self.seconds = time.perf_counter() - self._begin if self._begin is not None else 0.0
-        return read
+        return {name: sums[name] / n if n else math.nan for name, n in counts.items()}
 
 
 def run_means(path: Path) -> dict[str, float]:
-    """Each term's mean over the whole run, from the interval means in ``metrics.jsonl``."""
+    """Each term's mean over the whole run, from the interval means in ``metrics.jsonl``.
+
+    Intervals in which a term could not be computed (null) have no share in its mean; a term that
+    never could has none.
+    """
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -18,7 +18,13 @@ from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.build import build_model, build_step, load_splits, pick_device
+from sbrrt_fast.training.build import (
+    build_model,
+    build_step,
+    fit_label_units,
+    load_splits,
+    pick_device,
+)
 from sbrrt_fast.training.checkpoint import (
     atomic_directory,
     load_optimizer_tensors,
@@ -27,9 +33,16 @@ from sbrrt_fast.training.checkpoint import (
     save_state,
 )
 from sbrrt_fast.training.evaluate import evaluate
+from sbrrt_fast.training.finite import (
+    SKIPPED,
+    SkippedUpdates,
+    check_interval,
+    check_trained,
+    skipped_updates,
+)
 from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
-from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
+from sbrrt_fast.training.logging import FINAL, LINES, RunLogger
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
@@ -59,6 +72,7 @@ class Trainer:
         max_positions = model.config.max_position_embeddings
         self.train_tasks = load_splits(config, self.tokenizer, "train", max_positions, log)
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
+        fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
         sizes = {name: task.num_examples for name, task in self.train_tasks.items()}
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
@@ -86,7 +100,7 @@ class Trainer:
         save_config(_portable(self.config), self.config.output / "config.yaml")
         with RunLogger(self.config.output, self.config.log, resumed) as logger:
             self._train(logger)
-            for line in self.step.summary():
+            for line in [*self.step.summary(), *self._skipped().summary(self.num_rounds)]:
                 self.log(line)
             if self.config.profile:
                 self._tell_profile()
@@ -171,12 +185,20 @@ class Trainer:
         values["epoch"] = self.cursor.round / self.rounds_per_epoch
         values["num_rounds"] = interval.num_rounds
         values["rounds_per_second"] = interval.num_rounds / interval.seconds
+        values[SKIPPED] = num_skipped = self.step.update.take_num_left_out()
         logger.log(self.cursor.round, values)
-        check_finite(values, self.cursor.round)
+        if self.config.on_nonfinite == "stop":
+            weights = self.model.state_dict()
+            check_interval(interval, num_skipped, self.cursor.round, weights)
         totals = {k.split("/")[0]: v for k, v in values.items() if k.endswith("/total")}
         bar.set_postfix({name: f"{value:.3f}" for name, value in totals.items()})
 
+    def _skipped(self) -> SkippedUpdates:
+        per_round = self.step.num_steps // self.num_rounds
+        return skipped_updates(self.config.output / LINES, per_round)
+
     def _evaluate(self, logger: RunLogger) -> None:
+        check_trained(self.model.state_dict(), self.cursor.round)
         scores = self._scores(self.config.log.dev_rows)
         self.log(f"round {self.cursor.round}: dev {format_scores(scores)}")
         logger.log(self.cursor.round, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
@@ -216,6 +238,7 @@ class Trainer:
             "train_seconds": self.seconds,
             "smart": _settings(self.step.smart),
             "means": run_means(self.config.output / LINES),
+            SKIPPED: self._skipped().num_skipped,
         }
 
     def _save(self, name: str) -> None:
@@ -223,11 +246,13 @@ class Trainer:
             save_model(self.model, folder, self.tokenizer)
 
     def _save_state(self) -> None:
+        self.step.update.settle()
         named = list(self.model.named_parameters())
-        tensors = {f"model.{name}": p for name, p in named if p.requires_grad}
+        tensors = {f"model.{name}": x for name, x in self.model.trained_tensors().items()}
         tensors |= optimizer_tensors(self.optimizer, named)
         if self.teacher is not None:
             tensors |= {f"teacher.{name}": t for name, t in self.teacher.state_dict().items()}
+        check_trained(tensors, self.cursor.round)
         meta = {
             "cursor": self.cursor.to_dict(),
             "num_rounds": self.num_rounds,
@@ -246,9 +271,8 @@ class Trainer:
             )
         named = list(self.model.named_parameters())
         with torch.no_grad():
-            for name, parameter in named:
-                if parameter.requires_grad:
-                    parameter.copy_(_state_tensor(tensors, f"model.{name}", parameter))
+            for name, tensor in self.model.trained_tensors().items():
+                tensor.copy_(_state_tensor(tensors, f"model.{name}", tensor))
         load_optimizer_tensors(self.optimizer, named, tensors)
         if self.teacher is not None:
             prefix = "teacher."
@@ -286,8 +310,8 @@ def _settings(smart: SmartConfig) -> dict | None:
     return {k: "inf" if v == math.inf else v for k, v in asdict(smart).items()}
 
 
-def _state_tensor(tensors: dict[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-    if name not in tensors or tensors[name].shape != parameter.shape:
+def _state_tensor(tensors: dict[str, Tensor], name: str, expected: Tensor) -> Tensor:
+    if name not in tensors or tensors[name].shape != expected.shape:
         raise WeightsError(
             f"saved state: '{name}' is missing or has another shape; resume with the same model, "
             "tasks and mode as the run was started with"

@@ -5,7 +5,7 @@ is the same in one pass over all tensors (``ops.adamw_ema``). Both keep their st
 torch.optim.AdamW, so a saved run does not depend on which of them made it.
 
 An update whose gradient norm is not finite is left out: weights, moments, numbers of updates and
-the teacher stay as they were. The device decides and counts; ``settle`` tells the host.
+the teacher stay as they were. The device decides and counts.
 """
 
 from __future__ import annotations
@@ -62,18 +62,20 @@ class TorchUpdate:
         """
         norm = clip_gradients([p for p, _ in self.members], self.clip_norm)
         left_out = ~torch.isfinite(norm)
-        self._num_left_out += left_out
+        self._num_left_out.add_(left_out)
         self._step(left_out)
         if self.teacher is not None:
             self.teacher.update(step, self.num_steps, left_out)
         return norm
 
-    def settle(self) -> int:
-        """How many updates were left out since the last call; waits for the device.
+    def settle(self) -> None:
+        """Makes the optimiser's numbers of updates right, which comes before they are saved.
 
-        The optimiser's numbers of updates are right from here to the next update, so this comes
-        before its state is saved.
+        They count updates that were left out until then. Waits for the device.
         """
+
+    def take_num_left_out(self) -> int:
+        """How many updates were left out since the last call; waits for the device."""
         count = int(self._num_left_out.item())
         self._num_left_out.zero_()
         return count
@@ -172,9 +174,8 @@ class FusedUpdate(TorchUpdate):
             self._plans[structure] = plan
         return plan
 
-    def settle(self) -> int:
+    def settle(self) -> None:
         self._counts.settle()
-        return self._counts.take_total()
 
     def numbers(self, plan: list[Alike]) -> list[float]:
         """Counts the update; for each op the parameters' learning rates and the update's number."""
@@ -223,6 +224,7 @@ class FusedUpdate(TorchUpdate):
                 self._update(alike, part[:-1], gradients, teacher, copies, averages, common)
         self._move_idle(gradients, teacher, beta, left_out)
         self._counts.leave_out(left_out, {alike.history for alike in plan})
+        self._num_left_out.add_(left_out)
         return norm
 
     def _adopt(self, structure: Structure) -> None:

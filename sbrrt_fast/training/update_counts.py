@@ -30,7 +30,6 @@ class UpdateCounts:
         self.sent, self.views = counts.numpy(), counts.unbind()
         self.histories = np.zeros(num_parameters, dtype=np.int64)
         self._left_out = torch.zeros(num_parameters, device=device)
-        self._total = torch.zeros((), device=device)
 
     def tell_apart(self, places: Sequence[int]) -> None:
         """Splits the histories of which some, but not all, are updated when ``places`` are."""
@@ -57,7 +56,6 @@ class UpdateCounts:
         """Counts an update of these histories if the bool ``left_out`` on the device is set."""
         for history in histories:
             self._left_out[history].add_(left_out)
-        self._total.add_(left_out)
 
     def settle(self) -> None:
         """Takes the updates that were left out off ``sent``; waits for the device."""
@@ -65,9 +63,3 @@ class UpdateCounts:
         if left_out.any():
             self.sent -= left_out[self.histories]
             self._left_out.zero_()
-
-    def take_total(self) -> int:
-        """How many updates were left out since the last call; waits for the device."""
-        total = int(self._total.item())
-        self._total.zero_()
-        return total
