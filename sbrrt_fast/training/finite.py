@@ -106,16 +106,17 @@ def check_interval(
     losses = [name for name, count in interval.num_nonfinite.items() if count and is_loss(name)]
     if not losses and not num_skipped:
         return
-    last = f"the last {interval.num_rounds} rounds" if interval.num_rounds > 1 else "this round"
     if losses:
-        count = interval.num_nonfinite[losses[0]]
-        what = f"{losses[0]} is not finite ({count} times in {last})"
-        if count == interval.num_values[losses[0]] and interval.num_rounds == round:
-            what += " from the first round on"
+        count, num_rounds = interval.num_nonfinite[losses[0]], interval.num_rounds
+        what = f"{losses[0]} is not finite in {count} of the last {num_rounds} rounds"
     else:
-        what = f"the gradients' norm is not finite ({num_skipped} updates in {last})"
+        what = f"the gradients' norm of {num_skipped} updates since the last line is not finite"
     if names := nonfinite_names(weights):
-        what += f" and training made '{names[0]}' infinite or nan"
+        what += f", and training made '{names[0]}' infinite or nan"
+    elif losses and count == interval.num_values[losses[0]] and num_rounds == round:
+        what += (
+            ", from the first on: the weights of backbone or losses may be too large for float32"
+        )
     raise SbrrtError(
         f"round {round}: {what}, so training cannot go on; {_ADVICE}, or leave such updates out "
         "with on_nonfinite skip"
