@@ -19,7 +19,7 @@ from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.training.checkpoint import load_state
 from sbrrt_fast.training.fast_step import FastStep
-from sbrrt_fast.training.finite import check_losses, nonfinite_names
+from sbrrt_fast.training.finite import check_terms, nonfinite_names
 from sbrrt_fast.training.graph_step import GraphStep
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.step import SbrrtStep
@@ -155,10 +155,10 @@ def test_names_are_found_in_order_and_whole_numbers_passed_over():
 
 
 def test_a_diagnostic_does_not_stop_a_run_and_a_loss_does():
-    check_losses({"sst/gain": math.nan, "sst/perturbation": math.inf, "sst/loss": 1.0}, 4)
-    for name in ("sst/loss", "sst/smart", "sst/bregman", "sst/total"):
+    check_terms({"sst/gain": math.nan, "sst/perturbation": math.inf, "sst/loss": 1.0}, 4)
+    for name in ("sst/loss", "sst/smart", "sst/bregman", "sst/total", "gradient_norm"):
         with pytest.raises(SbrrtError, match=rf"round 40: {name} is inf.*lower optimizer.learning"):
-            check_losses({"sts/loss": 1.0, name: math.inf}, 40)
+            check_terms({"sts/loss": 1.0, name: math.inf}, 40)
 
 
 # Runs
@@ -233,7 +233,7 @@ def test_a_run_that_stops_says_where_and_why(place, overflowing, tmp_path, capsy
 def test_gradients_that_overflow_alone_stop_a_run_too(place, tmp_path, capsys):
     (tmp_path / "alone.yaml").write_text("tasks: {para: {weight: 3.0e+38}}\n")
     assert main(command(place, tmp_path / "run", "--config", str(tmp_path / "alone.yaml"))) == 2
-    assert "round 2: the gradients' norm of 2 updates" in capsys.readouterr().err
+    assert "round 2: gradient_norm is not finite in 2 of the last 2" in capsys.readouterr().err
 
 
 class Killed(Exception):

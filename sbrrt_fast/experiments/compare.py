@@ -22,7 +22,7 @@ from sbrrt_fast.experiments.comparison import (
     RoundDifference,
     worst_of,
 )
-from sbrrt_fast.training.finite import check_losses
+from sbrrt_fast.training.finite import check_terms
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import read_values
 from sbrrt_fast.training.round_robin import Cursor
@@ -114,7 +114,7 @@ def _round(runs: list[Trainer], cursor: Cursor) -> tuple[list[dict[str, float]],
     losses = []
     for run in runs:
         terms = read_values(run.step.round(run.assemble(batches), cursor.round))
-        check_losses(terms, after.round)
+        check_terms(terms, after.round)
         losses.append({name: value for name, value in terms.items() if "/" in name})
     return losses, after
 

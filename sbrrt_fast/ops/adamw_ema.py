@@ -286,7 +286,7 @@ def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     factor = torch.ones_like(norm)
     if max_norm > 0:
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norm), factor, torch.nan).to(torch.float32)
+    return factor.masked_fill(~torch.isfinite(norm), torch.nan).to(torch.float32)
 
 
 OPS = (_adamw, _rows, _norm)

@@ -68,7 +68,7 @@ def _predict(
             # Class numbers are always finite: where an output is not, neither is the prediction.
             is_finite = torch.isfinite(outputs).reshape(len(examples), -1).all(dim=1)
             values = model.predictions(task.name, outputs)
-            found[examples] = torch.where(is_finite, values, torch.nan).cpu()
+            found[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
             bar.update(len(examples))
     _check_predictions(task, found)
     return found

@@ -18,7 +18,7 @@ from torch import Tensor
 from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.training.means import IntervalMeans
 
-LOSSES = ("loss", "smart", "bregman", "total")
+STOPPING = ("loss", "smart", "bregman", "total", "gradient_norm")
 SKIPPED = "skipped_updates"
 _ADVICE = (
     "lower optimizer.learning_rate, smart.radius or smart.weight, or keep optimizer.clip_norm "
@@ -74,18 +74,15 @@ def check_trained(tensors: Mapping[str, Tensor], round: int) -> None:
         )
 
 
-def is_loss(name: str) -> bool:
-    """Whether a term, such as ``sst/loss``, is part of what is minimised."""
-    return name.rpartition("/")[2] in LOSSES
+def is_stopping(name: str) -> bool:
+    """Whether a term, such as ``sst/loss``, has to be finite; a diagnostic may be anything."""
+    return name.rpartition("/")[2] in STOPPING
 
 
-def check_losses(values: Mapping[str, float], round: int) -> None:
-    """Raises SbrrtError naming the first loss term that is infinite or not a number.
-
-    Diagnostics may be anything.
-    """
+def check_terms(values: Mapping[str, float], round: int) -> None:
+    """Raises SbrrtError naming the first term of a round that has to be finite and is not."""
     for name, value in values.items():
-        if is_loss(name) and not math.isfinite(value):
+        if is_stopping(name) and not math.isfinite(value):
             raise SbrrtError(
                 f"round {round}: {name} is {value}, so training cannot go on; {_ADVICE}"
             )
@@ -101,19 +98,19 @@ def check_interval(
         weights: by name; looked at only where something was not finite.
 
     Raises:
-        SbrrtError: naming the first loss term, or the gradients' norm, and what to do.
+        SbrrtError: naming the first term that has to be finite and is not, and what to do.
     """
-    losses = [name for name, count in interval.num_nonfinite.items() if count and is_loss(name)]
-    if not losses and not num_skipped:
+    terms = [name for name, n in interval.num_nonfinite.items() if n and is_stopping(name)]
+    if not terms and not num_skipped:
         return
-    if losses:
-        count, num_rounds = interval.num_nonfinite[losses[0]], interval.num_rounds
-        what = f"{losses[0]} is not finite in {count} of the last {num_rounds} rounds"
+    if terms:
+        count, num_rounds = interval.num_nonfinite[terms[0]], interval.num_rounds
+        what = f"{terms[0]} is not finite in {count} of the last {num_rounds} rounds"
     else:
         what = f"the gradients' norm of {num_skipped} updates since the last line is not finite"
     if names := nonfinite_names(weights):
         what += f", and training made '{names[0]}' infinite or nan"
-    elif losses and count == interval.num_values[losses[0]] and num_rounds == round:
+    elif terms and count == interval.num_values[terms[0]] and num_rounds == round:
         what += (
             ", from the first on: the weights of backbone or losses may be too large for float32"
         )

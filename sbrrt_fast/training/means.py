@@ -41,7 +41,7 @@ class IntervalMeans:
         names = tuple(terms)
         values = torch.stack(list(terms.values())).double()
         is_finite = torch.isfinite(values)
-        found = torch.stack([torch.where(is_finite, values, 0.0), is_finite.double()])
+        found = torch.stack([values.masked_fill(~is_finite, 0.0), is_finite.double()])
         self._sums[names] = self._sums[names] + found if names in self._sums else found
         self._rounds[names] = self._rounds.get(names, 0) + 1
 
