@@ -133,3 +133,11 @@ def test_tensorboard_has_the_same_scalars_also_after_a_resume(tmp_path):
     with RunLogger(tmp_path, LogConfig()) as logger:
         logger.log(1, {"loss/sst": 4.0})
     assert read_scalars(tmp_path) == [(1, 4.0)]
+
+
+def test_tensorboard_has_no_point_for_what_json_does_not_have(tmp_path):
+    with RunLogger(tmp_path, LogConfig()) as logger:
+        for index, value in ((1, 0.5), (2, math.nan), (3, math.inf), (4, 1.5)):
+            logger.log(index, {"loss/sst": value})
+    assert read_scalars(tmp_path) == [(1, 0.5), (4, 1.5)]
+    assert [line["loss/sst"] for line in lines(tmp_path)] == [0.5, None, None, 1.5]

@@ -16,8 +16,8 @@ from sbrrt_fast.cli import main
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS
-from sbrrt_fast.errors import ConfigError, SbrrtError
-from sbrrt_fast.training.checkpoint import load_state
+from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
+from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.fast_step import FastStep
 from sbrrt_fast.training.finite import check_terms, nonfinite_names
 from sbrrt_fast.training.graph_step import GraphStep
@@ -347,6 +347,18 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
     assert not nonfinite_names(tensors)
     for name in ("last/heads", "best/heads", "last/encoder/model"):
         assert not nonfinite_names(load_file(tmp_path / "run" / f"{name}.safetensors"))
+
+
+def test_a_state_that_is_not_finite_is_not_resumed(place, tmp_path):
+    config = RunConfig(data_dir=place / "data", backbone=str(place / "backbone"), rounds=6)
+    config = replace(config, output=tmp_path / "run", log=replace(config.log, tensorboard=False))
+    trainer = Trainer(config, lambda line: None)
+    tensors = {f"model.{name}": x for name, x in trainer.model.trained_tensors().items()}
+    tensors["model.heads.sst.classifier.bias"] = torch.tensor([0.0, math.nan, 1.0, 2.0, 3.0])
+    meta = {"cursor": trainer.cursor.to_dict(), "num_rounds": 6, "best": None, "seconds": 0.0}
+    save_state(tmp_path / "run" / "state", tensors=tensors, meta=meta)
+    with pytest.raises(WeightsError, match=r"state: 'model\.heads\.sst\.classifier\.bias' is not"):
+        Trainer(replace(config, resume=True), lambda line: None).run()
 
 
 def spoil(path: Path, name: str, value: float) -> None:

@@ -37,6 +37,7 @@ from sbrrt_fast.training.finite import (
     SKIPPED,
     SkippedUpdates,
     check_interval,
+    check_loaded,
     check_trained,
     skipped_updates,
 )
@@ -264,6 +265,7 @@ class Trainer:
     def _resume(self) -> int:
         """Takes over the saved state; returns its number of rounds."""
         tensors, meta = load_state(self.config.output / STATE)
+        check_loaded(tensors, self.config.output / STATE, "it cannot be resumed: train anew")
         if meta["num_rounds"] != self.num_rounds:
             raise SbrrtError(
                 f"{self.config.output}: was started with {meta['num_rounds']} rounds, not "
