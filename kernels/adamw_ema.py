@@ -161,10 +161,12 @@ def _update_kernel(
     BLOCK: tl.constexpr,
 ):
     i_tensor, i_begin, i_end = load_piece(p_pieces, tl.program_id(0).to(tl.int64))
+    clip = tl.load(p_clip)
+    i_end = tl.where(clip == clip, i_end, i_begin)  # NaN leaves the update out
     p_rate = p_rates + i_tensor * rate_stride
     of_tensor = corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
     decays = (new_mean, new_square, old_square, eps)
-    numbers = (of_tensor, tl.load(p_clip), decays, (ema_new, ema_old))
+    numbers = (of_tensor, clip, decays, (ema_new, ema_old))
     p_address = p_addresses + i_tensor
     p_param = tensor_at(p_address, tl.float32, ALIGNED)
     p_mean = tensor_at(p_address + num_tensors, tl.float32, ALIGNED)

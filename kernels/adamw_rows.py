@@ -44,6 +44,8 @@ def _rows_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    clip = tl.load(p_clip)
+    num_rows = tl.where(clip == clip, num_rows, 0)  # NaN leaves the update out
     o_row, o_column, m = tile_rows(tl.program_id(0).to(tl.int64), num_rows, width, ROWS, BLOCK)
     o = o_row * width + o_column
     i_place = tl.load(p_place + o_row, mask=o_row < num_rows, other=-1)
@@ -51,7 +53,7 @@ def _rows_kernel(
     has_grad = i_place >= 0
     m_grad = o_column < tl.where(has_grad, width, 0)
     m_moves = o_column < tl.where(has_grad | was_touched, width, 0)
-    b_grad = load_float(p_grad, i_place * width + o_column, m_grad) * tl.load(p_clip)
+    b_grad = load_float(p_grad, i_place * width + o_column, m_grad) * clip
     b_mean, b_square = load_float(p_mean, o, m_moves), load_float(p_square, o, m_moves)
     numbers = corrections(p_constants, p_rate, p_step, 0, 1)
     decays = (new_mean, new_square, old_square, eps)

@@ -172,6 +172,9 @@ class RunConfig:
         resume: continue the run in ``output`` from its last state.
         overwrite: replace a run that ``output`` holds already.
         profile: print at the end where a round's time and memory went, against the floor.
+        on_nonfinite: ``stop`` ends the run at the next logging step after a loss or the gradients'
+            norm was not finite; ``skip`` leaves out the updates whose gradients' norm was not, and
+            counts them. Weights that are not finite are never saved.
         graphs: on a GPU, capture the step's work as CUDA graphs and replay them.
         tasks: the tasks, in round order.
     """
@@ -191,6 +194,7 @@ class RunConfig:
     resume: bool = False
     overwrite: bool = False
     profile: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     graphs: bool = True
     tasks: dict[str, TaskConfig] = field(
         default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}

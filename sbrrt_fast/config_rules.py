@@ -6,20 +6,38 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
+import numpy as np
+
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
 
 SPLITS = get_args(Split)
 
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_RANGE = "of a size from 1.2e-38 to 3.4e+38 to be held by float32 (smaller ones are 0 there)"
+# Numbers that the step multiplies or divides by in float32.
+_COMPUTED_WITH = (
+    "smart.weight",
+    "smart.sigma",
+    "smart.step_size",
+    "smart.radius",
+    "bregman.weight",
+    "optimizer.learning_rate",
+    "optimizer.head_learning_rate",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+)
+
 
 def validate(config: RunConfig) -> None:
     """Raises ConfigError naming the dotted key of the first value that makes no sense."""
     for name, task in config.tasks.items():
         task.validate(name)
-    for key, is_fine, expected in _rules(config):
-        if not is_fine:
-            raise ConfigError(f"{key}: must be {expected}, got {_value_at(config, key)!r}")
+    for rules in (_rules, _float32_rules):
+        for key, is_fine, expected in rules(config):
+            if not is_fine:
+                raise ConfigError(f"{key}: must be {expected}, got {_value_at(config, key)!r}")
 
 
 def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
@@ -59,6 +77,45 @@ def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
     for key in ("evaluate_every", "dev_rows"):
         count = getattr(c.log, key)
         yield f"log.{key}", count is None or count >= 1, at_least_one
+
+
+def _float32_rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
+    """The same for values that are fine as they are written, but not as float32 holds them."""
+    for key in _COMPUTED_WITH:
+        value = _value_at(c, key)
+        is_infinite_step = key == "smart.step_size" and value == math.inf
+        yield key, value is None or is_infinite_step or _is_held(value), _RANGE
+    yield "optimizer.eps", _is_held(c.optimizer.eps), _RANGE
+    for name, task in c.tasks.items():
+        yield f"tasks.{name}.weight", _is_held(task.weight), _RANGE
+        if task.is_regression:
+            yield from _label_rules(f"tasks.{name}.label_range", *task.label_range)
+    below_one = "below 1 as float32, which rounds it to 1"
+    yield "optimizer.betas", all(_float32(beta) < 1 for beta in c.optimizer.betas), below_one
+    for key in ("hidden_dropout", "attention_dropout"):
+        p = getattr(c.model, key)
+        yield f"model.{key}", p is None or _float32(p) < 1, below_one
+    radius = c.smart.radius
+    yield (
+        "smart.radius",
+        radius is None or _is_held(radius**2),
+        "from 1.1e-19 to 1.8e+19: R_s is quadratic in it, and float32 has to hold the square",
+    )
+
+
+def _label_rules(key: str, low: float, high: float) -> Iterator[tuple[str, bool, str]]:
+    yield key, _is_held(low) and _is_held(high), f"two numbers {_RANGE}"
+    yield key, _float32(low) < _float32(high), "two numbers that are still different as float32"
+
+
+def _float32(value: float) -> float:
+    """As float32 holds it: infinite where it is too large, 0 where it is too small."""
+    return float(np.float32(min(max(value, -_LARGEST * 2), _LARGEST * 2)))
+
+
+def _is_held(value: float) -> bool:
+    """Whether float32 holds it with all its digits: 0, or a normal number."""
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
 
 
 def _value_at(config: Any, key: str) -> Any:

@@ -267,6 +267,29 @@ def test_clip_factor_equals_float64(shapes, max_norm):
     assert torch.allclose(factor.double(), expected, rtol=3e-7, atol=0)
 
 
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_a_norm_that_is_not_finite_has_no_clip_factor(norm, max_norm):
+    assert clip_factor(torch.tensor(norm), max_norm).isnan()
+    assert clip_factor(torch.tensor(3e38), max_norm).isfinite()
+
+
+@samples
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_clip_factor_of_nan_leaves_the_update_out(shapes, backend):
+    """Nothing is written, and the next update goes on from there."""
+    ours = State(shapes)
+    ours.update(ours.grads(), 1, backend)
+    whole, before = copy.deepcopy(ours), ours.bits()
+    bad = [torch.full_like(g, math.inf) for g in ours.grads()]
+    ours.update(bad, 2, backend, clip_factor=torch.tensor(math.nan))
+    assert ours.bits() == before
+    grads = ours.grads()
+    for state in (ours, whole):
+        state.update(grads, 2, backend)
+    assert ours.bits() == whole.bits() != before
+
+
 def test_same_bits_for_any_number_of_threads_and_again():
     first = State([(7919,), (500, 301), (64,), (129, 511)])
     others = [copy.deepcopy(first) for _ in range(4)]

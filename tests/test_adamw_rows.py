@@ -103,6 +103,27 @@ def test_what_does_not_fit_is_refused_and_nothing_written(rows, touched, message
     assert all(torch.equal(value, before[key]) for key, value in state.items())
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_clip_factor_of_nan_leaves_the_update_out(backend):
+    size = SIZES["prime"]
+    state, touched = table(size), torch.zeros(size[0], dtype=torch.bool)
+
+    def update(step, **changes):
+        adamw_ema_rows_(
+            state["param"], gradient(size, step), touched, state["exp_avg"], state["exp_avg_sq"],
+            weight_decay=0.1, ema=state["ema"], backend=backend, **(numbers(step) | changes),
+        )  # fmt: skip
+
+    update(3)
+    before = {key: value.clone() for key, value in state.items()} | {"touched": touched.clone()}
+    update(5, clip_factor=torch.tensor(torch.nan))
+    for key, value in (state | {"touched": touched}).items():
+        assert torch.equal(value, before[key]), key
+    update(5)
+    assert not torch.equal(touched, before["touched"])
+    assert all(not torch.equal(value, before[key]) for key, value in state.items())
+
+
 def test_the_op_s_schema_is_what_it_does():
     state, found = table(SIZES["prime"]), gradient(SIZES["prime"], 3)
     touched = torch.zeros(97, dtype=torch.bool)

@@ -193,13 +193,37 @@ def test_rows_are_updated_like_the_reference_s(name):
         assert torch.equal(*touched.values())
 
 
-def update_rows(state, found, touched, step, seed=0):
+def update_rows(state, found, touched, step, seed=0, **changes):
     size, names = state["param"].shape, ("param", "exp_avg", "exp_avg_sq", "ema")
     library("adamw").call(
-        "update_rows", *update_numbers(**{"eps": 1e-8} | numbers(step)),
+        "update_rows", *update_numbers(**{"eps": 1e-8} | numbers(step) | changes),
         *(state[name] for name in names), found.values, 0.1, *size, len(found.rows), found.rows,
         touched, seed=seed,
     )  # fmt: skip
+
+
+def test_a_clip_factor_of_nan_leaves_the_update_out():
+    left_out = {"clip_factor": torch.tensor(math.nan)}
+    for shapes in (SHAPES["odd sizes"], ALIGNED):
+        state = CudaState(shapes)
+        state.update(state.grads(), 1)
+        before = state.bits()
+        state.update([torch.full_like(g, math.inf) for g in state.grads()], 2, **left_out)
+        assert state.bits() == before
+        state.update(state.grads(), 2)
+        assert state.bits() != before
+
+
+def test_a_clip_factor_of_nan_leaves_the_rows_out():
+    for size in ((70, 36), (97, 37)):
+        rows, touched = table(size), torch.zeros(size[0], dtype=torch.bool)
+        update_rows(rows, gradient(size, 3), touched, 3)
+        before = [x.clone() for x in (*rows.values(), touched)]
+        update_rows(rows, gradient(size, 5), touched, 5, clip_factor=torch.tensor(math.nan))
+        pairs = zip((*rows.values(), touched), before, strict=True)
+        assert all(torch.equal(x, old) for x, old in pairs)
+        update_rows(rows, gradient(size, 5), touched, 5)
+        assert not torch.equal(touched, before[-1])
 
 
 def test_same_bits_in_any_order_of_threads():

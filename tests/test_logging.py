@@ -11,7 +11,7 @@ import torch
 
 from sbrrt_fast.config import LogConfig
 from sbrrt_fast.errors import SbrrtError
-from sbrrt_fast.training.logging import RunLogger, check_finite, read_values
+from sbrrt_fast.training.logging import RunLogger, read_values
 
 QUIET = LogConfig(tensorboard=False)
 FINAL = {
@@ -65,13 +65,6 @@ def test_numbers_json_does_not_have_become_null(tmp_path):
     assert lines(tmp_path) == [{"round": 1, "a": None, "b": None, "c": 1.0}]
     text = (tmp_path / "metrics.json").read_text()
     assert json.loads(text, parse_constant=refuse_constant)["gain"] == [None, None]
-
-
-def test_check_finite_names_the_first_bad_term_and_what_to_do():
-    check_finite({"loss/sst": 1.0, "loss/sts": -3.0}, round=4)
-    values = {"loss/sst": 1.0, "smart/sts": math.inf, "loss/sts": math.nan}
-    with pytest.raises(SbrrtError, match=r"round 40: smart/sts is inf.*lower optimizer.learning"):
-        check_finite(values, round=40)
 
 
 @pytest.mark.parametrize("torn", ["", '{"round": 7, "loss/ss'])
@@ -139,3 +132,11 @@ def test_tensorboard_has_the_same_scalars_also_after_a_resume(tmp_path):
     assert read_scalars(tmp_path) == [(1, 0.5), (2, 1.0), (3, 8.0)]
     names = [path.name for path in (tmp_path / "tensorboard").iterdir()]
     assert len(names) == 2 and all(name.endswith(".sbrrt_fast") for name in names)
+
+
+def test_tensorboard_has_no_point_for_what_json_does_not_have(tmp_path):
+    with RunLogger(tmp_path, LogConfig()) as logger:
+        for index, value in ((1, 0.5), (2, math.nan), (3, math.inf), (4, 1.5)):
+            logger.log(index, {"loss/sst": value})
+    assert read_scalars(tmp_path) == [(1, 0.5), (4, 1.5)]
+    assert [line["loss/sst"] for line in lines(tmp_path)] == [0.5, None, None, 1.5]

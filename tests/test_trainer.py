@@ -225,7 +225,7 @@ def test_resuming_nothing_and_diverging_say_so(base, tmp_path):
     with pytest.raises(WeightsError, match="no run with a saved state to resume"):
         run(replace(base, resume=True), tmp_path / "nothing")
     hot = replace(base.optimizer, learning_rate=1e30, clip_norm=0.0, warmup=0.0)
-    with pytest.raises(SbrrtError, match=r"is (inf|nan), so training cannot go on"):
+    with pytest.raises(SbrrtError, match=r"is not finite .*so training cannot go on"):
         run(replace(base, optimizer=hot), tmp_path / "hot")
 
 

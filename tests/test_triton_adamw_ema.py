@@ -94,6 +94,19 @@ def compare(shapes, grad_dtype=F32, count=3, **changes):
 
 
 @samples
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_clip_factor_of_nan_leaves_the_update_out(shapes, copies):
+    state = State(shapes, copies=copies)
+    state.update(state.grads(), 1)
+    before = state.bits()
+    bad = [torch.full_like(g, math.inf) for g in state.grads()]
+    state.update(bad, 2, clip_factor=torch.tensor(math.nan, device=DEVICE))
+    assert state.bits() == before
+    state.update(state.grads(), 2)
+    assert state.bits() != before
+
+
+@samples
 @pytest.mark.parametrize("grad_dtype", [F32, F16])
 def test_one_step_is_as_good_as_torch_s(shapes, grad_dtype):
     compare(shapes, grad_dtype)

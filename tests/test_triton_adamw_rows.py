@@ -104,6 +104,18 @@ def doubled(table: Table) -> Table:
     return exact
 
 
+def test_a_clip_factor_of_nan_leaves_the_update_out():
+    for size in (SIZES["primes"], SIZES["wide"]):
+        ours = Table(size)
+        ours.step(found_in(size, 3), 3)
+        before = [x.clone() for x in (*ours.tensors(), ours.touched)]
+        ours.step(found_in(size, 5), 5, clip_factor=torch.tensor(torch.nan, device=DEVICE))
+        after = *ours.tensors(), ours.touched
+        assert all(torch.equal(x, old) for x, old in zip(after, before, strict=True))
+        ours.step(found_in(size, 5), 5)
+        assert not torch.equal(ours.touched, before[-1])
+
+
 @samples
 @pytest.mark.parametrize("has_average", [True, False])
 def test_rows_are_updated_like_the_dense_table(size, has_average):

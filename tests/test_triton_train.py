@@ -64,7 +64,7 @@ class Run:
 
 def run(config: RunConfig, backend: str, output: Path) -> Run:
     trainer = Trainer(replace(config, backend=backend, output=output), log=lambda line: None)
-    gradients, update = {}, trainer.step.update
+    gradients, update = {}, trainer.step._update
 
     def noted(step: int) -> Tensor:
         if step == 1:
@@ -72,7 +72,7 @@ def run(config: RunConfig, backend: str, output: Path) -> Run:
             gradients.update({n: p.grad.clone() for n, p in named if p.grad is not None})
         return update(step)
 
-    trainer.step.update = noted
+    trainer.step._update = noted
     trainer.run()
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     terms = [

@@ -231,9 +231,9 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
                       {"ema", ema}, {"low_precision", low_precision},
                       {"ema_low_precision", ema_low_precision}};
   check_no_overlap(lists.op, written);
-  if (params.empty()) return;
-  const AdamwNumbers numbers =
-      numbers_of(number(clip_factor, 0), beta1, beta2, eps, count, ema_beta);
+  const double factor = number(clip_factor, 0);
+  if (params.empty() || std::isnan(factor)) return;  // NaN leaves the update out
+  const AdamwNumbers numbers = numbers_of(factor, beta1, beta2, eps, count, ema_beta);
   const auto tensors =
       tensors_of(lists, learning_rate, weight_decay, 1 - std::pow(beta1, count));
   const bool is_float = grads[0].scalar_type() == at::kFloat;
@@ -260,8 +260,9 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
   const WrittenLists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
                       {"exp_avg_sq", exp_avg_sq}, {"ema", ema}};
   check_no_overlap(lists.op, written);
-  const AdamwNumbers numbers =
-      numbers_of(number(clip_factor, 0), beta1, beta2, eps, count, ema_beta);
+  const double factor = number(clip_factor, 0);
+  if (std::isnan(factor)) return;
+  const AdamwNumbers numbers = numbers_of(factor, beta1, beta2, eps, count, ema_beta);
   const AdamwTensor tensor =
       tensor_of(lists, 0, rate, weight_decay, 1 - std::pow(beta1, count));
   const at::Tensor dense_grad = grad.contiguous(), dense_rows = rows.contiguous();

@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(kPieceThreads)
   if (threadIdx.x == 0) factors[0] = adamw_factors(p.numbers, index, t.weight_decay);
   __syncthreads();
   const AdamwFactors f = factors[0];
+  if (f.is_left_out) return;
   const int64_t begin = (static_cast<int>(blockIdx.x) - p.first_block[index]) * kAdamwPiece;
   const int64_t end = begin + kAdamwPiece < t.size ? begin + kAdamwPiece : t.size;
   for_each_element(begin, end, is_vector(t), [&](auto n, int64_t i) {
@@ -81,6 +82,7 @@ __global__ void __launch_bounds__(kPieceThreads) adamw_ema_rows_kernel(const Ada
   if (threadIdx.x == 0) factors[0] = adamw_factors(p.numbers, 0, p.tensor.weight_decay);
   __syncthreads();
   const AdamwFactors f = factors[0];
+  if (f.is_left_out) return;
   const bool vector = is_vector(p.tensor) && p.width % 4 == 0;
   const int64_t first = (int64_t{blockIdx.x} * kPieceWarps + warp_index()) * kRowsPerWarp;
   const int64_t after = first + kRowsPerWarp < p.num_rows ? first + kRowsPerWarp : p.num_rows;

@@ -18,6 +18,7 @@ from sbrrt_fast.files import readable_directory
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device
+from sbrrt_fast.training.finite import check_loaded
 
 _OWN = "(default: as the run was trained)"
 
@@ -96,7 +97,9 @@ def open_run(arguments: RunArguments) -> TrainedRun:
         raise ConfigError(
             f"{data_dir}: there is no such folder; name that of the task files with --data-dir"
         )
-    model, tokenizer = load_model(readable_directory(arguments.run / arguments.model))
+    folder = readable_directory(arguments.run / arguments.model)
+    model, tokenizer = load_model(folder)
+    check_loaded(model.state_dict(), folder, "restore the folder from a copy or train again")
     precision = arguments.precision or config.precision
     config = replace(config, data_dir=data_dir, precision=precision, tasks=model.tasks)
     return TrainedRun(config, model.to(device), tokenizer)

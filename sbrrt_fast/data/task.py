@@ -22,7 +22,8 @@ class TaskConfig:
         encoding: ``single`` sentence; ``siamese`` encodes both sentences as two sequences;
             ``cross`` encodes ``[CLS] a [SEP] b [SEP]`` as one.
         head: ``classes`` (softmax over ``num_classes``), ``binary`` (one logit), ``cosine``
-            (``label_range[1] * cos(u, v)``, siamese only) or ``regression`` (one value).
+            (``label_range[1] * cos(u, v)``, siamese only) or ``regression`` (one value). The last
+            two are trained in units in which a label's own unit does not matter.
         num_classes: number of classes; only for ``head="classes"``.
         label_range: lowest and highest label; only for ``cosine`` and ``regression``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` or ``mse``; follows from the head
@@ -92,6 +93,11 @@ class TaskConfig:
             )
         if self.is_regression and not self.label_range[0] < self.label_range[1]:
             yield f"label_range: needs low < high, got {self.label_range}"
+        if self.head == "cosine" and not self.label_range[1] > 0:
+            yield (
+                "label_range: head 'cosine' gives its highest label to equal sentences, which must "
+                f"be above 0, got {self.label_range}"
+            )
         if self.loss_name not in _LOSSES_OF_HEAD[self.head]:
             yield f"loss: '{self.loss}' does not fit head '{self.head}'; use 'auto'"
         if self.metric_name == "pearson" and not self.is_regression:

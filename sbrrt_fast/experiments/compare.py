@@ -22,8 +22,9 @@ from sbrrt_fast.experiments.comparison import (
     RoundDifference,
     worst_of,
 )
+from sbrrt_fast.training.finite import check_terms
 from sbrrt_fast.training.group import TaskBatch
-from sbrrt_fast.training.logging import check_finite, read_values
+from sbrrt_fast.training.logging import read_values
 from sbrrt_fast.training.round_robin import Cursor
 from sbrrt_fast.training.trainer import Trainer
 
@@ -113,7 +114,7 @@ def _round(runs: list[Trainer], cursor: Cursor) -> tuple[list[dict[str, float]],
     losses = []
     for run in runs:
         terms = read_values(run.step.round(run.assemble(batches), cursor.round))
-        check_finite(terms, after.round)
+        check_terms(terms, after.round)
         losses.append({name: value for name, value in terms.items() if "/" in name})
     return losses, after
 

@@ -1,8 +1,8 @@
 """Task heads: from pooled sentence vectors to outputs, their losses and their divergences.
 
 Outputs are [num_examples, num_classes] logits for ``classes``, one logit [num_examples] for
-``binary``, and values in label units [num_examples] for ``cosine`` and ``regression``. They are
-computed in float32 (or float64) whatever the encoder's precision.
+``binary``, and values in training units [num_examples] for ``cosine`` and ``regression`` (see
+``model.label_units``). They are computed in float32 (or float64) whatever the encoder's precision.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.model.label_units import LabelUnits
 from sbrrt_fast.ops.symmetric_kl import bernoulli_logits
+
+# Highest label of a cosine head in training units: that of STS-B, whose labels are 0 to 5. A label
+# of another unit then has the same loss beside those of other tasks.
+COSINE_HIGHEST = 5.0
 
 
 def pair_features(u: Tensor, v: Tensor, kind: str) -> Tensor:
@@ -22,7 +27,12 @@ def pair_features(u: Tensor, v: Tensor, kind: str) -> Tensor:
 
 
 class LinearHead(nn.Module):
-    """One linear layer for ``classes``, ``binary`` and ``regression``."""
+    """One linear layer for ``classes``, ``binary`` and ``regression``.
+
+    Attributes:
+        units: of ``regression``, else None; the range of labels until they are fitted to the
+            training labels.
+    """
 
     def __init__(self, task: TaskConfig, hidden_size: int, pair_kind: str):
         super().__init__()
@@ -34,8 +44,10 @@ class LinearHead(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
         self.is_vector = task.head == "classes"
+        self.units: LabelUnits | None = None
         if task.head == "regression":
-            nn.init.constant_(self.classifier.bias, sum(task.label_range) / 2)
+            low, high = task.label_range
+            self.units = LabelUnits(low / 2 + high / 2, high / 2 - low / 2, persistent=True)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[num_sequences, hidden] -> outputs."""
@@ -46,15 +58,15 @@ class LinearHead(nn.Module):
 
 
 class CosineHead(nn.Module):
-    """highest label * cos(u, v), without parameters."""
+    """cos(u, v) times the highest label, in training units; it has no parameters."""
 
     def __init__(self, task: TaskConfig):
         super().__init__()
-        self.scale = task.label_range[1]
+        self.units = LabelUnits(0.0, task.label_range[1] / COSINE_HIGHEST, persistent=False)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """[2 * num_examples, hidden] -> [num_examples], in label units."""
-        return self.scale * F.cosine_similarity(pooled[0::2], pooled[1::2], dim=-1, eps=1e-6)
+        """[2 * num_examples, hidden] -> [num_examples], in training units."""
+        return COSINE_HIGHEST * F.cosine_similarity(pooled[0::2], pooled[1::2], dim=-1, eps=1e-6)
 
 
 def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> nn.Module:
@@ -68,7 +80,8 @@ def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
     """Mean loss of a batch.
 
     Args:
-        outputs: the head's; labels: float [num_examples] (whole numbers for classes).
+        outputs: the head's.
+        labels: float [num_examples], whole numbers for classes, values in training units.
 
     Returns:
         a scalar.
@@ -86,7 +99,7 @@ def class_logits(task: TaskConfig, outputs: Tensor) -> Tensor:
 
 
 def predictions(task: TaskConfig, outputs: Tensor) -> Tensor:
-    """What is scored and written, float32: class numbers, or values in label units."""
+    """What is scored and written, float32: class numbers, or values in the units of outputs."""
     if task.head == "classes":
         return outputs.argmax(dim=-1).to(torch.float32)
     if task.head == "binary":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
@@ -44,10 +46,20 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
     model = MultiTaskModel(load_encoder(directory / ENCODER), tasks, record["pair_features"])
     path = directory / HEADS
     try:
-        model.heads.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        _check_complete(path, tensors, model.heads.state_dict())
+        model.heads.load_state_dict(tensors)
     except (FileNotFoundError, SafetensorError, RuntimeError) as error:
         raise WeightsError(f"{path}: cannot be used, {error}") from error
     return model, load_tokenizer(directory / ENCODER)
+
+
+def _check_complete(path: Path, tensors: Mapping[str, Tensor], expected: Iterable[str]) -> None:
+    if missing := [name for name in expected if name not in tensors]:
+        reason = "it was saved by an earlier version or for other tasks; train again"
+        if missing[0].endswith((".units.mean", ".units.scale")):
+            reason = "it was saved before regression was trained in standardised units; train again"
+        raise WeightsError(f"{path}: '{missing[0]}' is missing, so {reason}")
 
 
 def _read_tasks(path: Path) -> dict:

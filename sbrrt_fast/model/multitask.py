@@ -9,7 +9,8 @@ from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.model.heads import build_head, class_logits
+from sbrrt_fast.model.heads import build_head, class_logits, predictions, task_loss
+from sbrrt_fast.model.label_units import LabelUnits
 
 
 class MultiTaskModel(nn.Module):
@@ -78,6 +79,38 @@ class MultiTaskModel(nn.Module):
     def forward(self, task: str, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
         """A task's outputs from tokens."""
         return self.outputs(task, self.embed(batch, stream), batch, stream)
+
+    def loss(self, task: str, outputs: Tensor, labels: Tensor) -> Tensor:
+        """A task's mean loss, a scalar in training units.
+
+        Args:
+            outputs: the head's. labels: float [num_examples], as they are in the task's file.
+        """
+        units = self.label_units(task)
+        labels = labels if units is None else units.standardize(labels)
+        return task_loss(self.tasks[task], outputs, labels)
+
+    def predictions(self, task: str, outputs: Tensor) -> Tensor:
+        """What is scored and written, float32 [num_examples]: class numbers, values as labels are.
+
+        Args:
+            outputs: the head's.
+        """
+        units = self.label_units(task)
+        return predictions(self.tasks[task], outputs if units is None else units.restore(outputs))
+
+    def label_units(self, task: str) -> LabelUnits | None:
+        """The units that a task's values are trained in; None for classes."""
+        return self.heads[task].units
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What training sets, by name: trainable parameters, and the label units."""
+        persistent = self.state_dict(keep_vars=True)
+        return {
+            name: x
+            for name, x in persistent.items()
+            if x.requires_grad or not isinstance(x, nn.Parameter)
+        }
 
     def freeze_encoder(self) -> None:
         """Trains the heads alone (``mode: pretrain``)."""

@@ -7,6 +7,9 @@ With the gradient g scaled by the clip factor, step t from 1, rate eta and weigh
     p <- (1 - eta l) p - eta / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
     e <- e + (1 - beta) (p - e)
 
+A clip factor that is NaN leaves the update out: nothing is written. So the device alone decides
+about an update whose gradient is not finite.
+
 Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is SMART's teacher
 (arXiv 1911.03437, Algorithm 1). ``docs/math/adamw_ema.md`` counts the bytes.
 """
@@ -44,21 +47,26 @@ def adamw_ema_reference(
     ema_beta: float,
 ) -> None:
     """See ``adamw_ema_``; any floating dtype."""
-    step = step.double()
+    step, left_out = step.double(), clip_factor.isnan()
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     rates = learning_rate.double().expand(len(params))
     averages = ema or [None] * len(params)
     for i, (p, m, v, e) in enumerate(zip(params, exp_avg, exp_avg_sq, averages, strict=True)):
         g = grads[i].to(p.dtype) * clip_factor.to(p.dtype)
-        m.lerp_(g, 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        _put(m, m.lerp(g, 1 - beta1), left_out)
+        _put(v, (v * beta2).addcmul_(g, g, value=1 - beta2), left_out)
         denominator = v.sqrt() / correction2.sqrt().to(p.dtype) + eps
-        p.mul_((1 - rates[i] * weight_decay[i]).to(p.dtype))
-        p.sub_((rates[i] / correction1).to(p.dtype) * (m / denominator))
+        kept = p * (1 - rates[i] * weight_decay[i]).to(p.dtype)
+        _put(p, kept - (rates[i] / correction1).to(p.dtype) * (m / denominator), left_out)
         if e is not None and e.numel():
-            e.lerp_(p, 1 - ema_beta)
-            _copy(ema_low_precision, i, e)
-        _copy(low_precision, i, p)
+            _put(e, e.lerp(p, 1 - ema_beta), left_out)
+            _copy(ema_low_precision, i, e, left_out)
+        _copy(low_precision, i, p, left_out)
+
+
+def _put(target: Tensor, value: Tensor, left_out: Tensor) -> None:
+    """Writes ``value`` into ``target`` unless the bool ``left_out`` is set, on the device."""
+    target.copy_(torch.where(left_out, target, value))
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,13 @@ def adamw_ema_rows_reference(
     dense = RowGradient(rows, grad).dense(param)
     state = ([exp_avg], [exp_avg_sq], [ema] if ema.numel() else [], [], [])
     adamw_ema_reference([param], [dense], *state, learning_rate, [weight_decay], *numbers)
-    touched[rows] = True
+    clip_factor = numbers[3]
+    touched[rows] |= ~clip_factor.isnan()
 
 
-def _copy(copies: Sequence[Tensor], index: int, source: Tensor) -> None:
+def _copy(copies: Sequence[Tensor], index: int, source: Tensor, left_out: Tensor) -> None:
     if len(copies) and copies[index].numel():
-        copies[index].copy_(source)
+        _put(copies[index], source.to(copies[index].dtype), left_out)
 
 
 def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
@@ -183,7 +192,8 @@ def adamw_ema_(
         grads: float32 or bfloat16, only read.
         learning_rate: float32 or float64, one number or [number of params].
         weight_decay: one number per parameter.
-        clip_factor: float32, one number that multiplies every gradient; see ``clip_factor``.
+        clip_factor: float32, one number that multiplies every gradient; NaN leaves the update
+            out, so that nothing is written. See ``clip_factor``.
         step: int64 or float32, one number, this update's from 1.
         betas, eps: AdamW's.
         ema: averages, float32; ema_beta: their momentum in this update.
@@ -270,11 +280,13 @@ def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     """What gradients of this norm are multiplied by, float32 0-dim; 0 does not clip.
 
-    ``min(1, max_norm / (norm + 1e-6))``, as torch.nn.utils.clip_grad_norm_ has it.
+    ``min(1, max_norm / (norm + 1e-6))``, as torch.nn.utils.clip_grad_norm_ has it. NaN for a norm
+    that is not finite, which leaves the update out (see ``adamw_ema_``).
     """
-    if max_norm == 0:
-        return torch.ones((), device=norm.device)
-    return (max_norm / (norm + 1e-6)).clamp(max=1.0).to(torch.float32)
+    factor = torch.ones_like(norm)
+    if max_norm > 0:
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    return factor.masked_fill(~torch.isfinite(norm), torch.nan).to(torch.float32)
 
 
 OPS = (_adamw, _rows, _norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,14 @@ class Teacher:
         """The teacher's output, without a graph."""
         return self.module(*args, **kwargs)
 
-    @torch.no_grad()
-    def update(self, step: int, total_steps: int) -> None:
-        """Moves the averages towards the student after optimiser step ``step`` (from 1)."""
+    def update(self, step: int, total_steps: int, left_out: Tensor | None = None) -> None:
+        """Moves the averages towards the student after optimiser step ``step`` (from 1).
+
+        Args:
+            left_out: bool, 0-dim, on the weights' device: True leaves everything as it is.
+        """
         weight = 1.0 - beta_at(step, total_steps, self.config)
-        torch._foreach_lerp_(list(self._averages.values()), self._targets, weight)
+        follow(list(self._averages.values()), self._targets, weight, left_out)
 
     def averages_by_parameter(self) -> dict[int, Tensor]:
         """Each average by the id of the student's parameter that it follows."""
@@ -94,3 +97,21 @@ class Teacher:
                     f"{tuple(average.shape)} in the model; resume with the same model"
                 )
             average.copy_(tensors[name])
+
+
+@torch.no_grad()
+def follow(
+    averages: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    weight: float,
+    left_out: Tensor | None = None,
+) -> None:
+    """Moves every average by ``weight`` of the way to its target, unless ``left_out`` is True.
+
+    ``left_out`` is read on the device: the host does not wait.
+    """
+    if left_out is None:
+        torch._foreach_lerp_(list(averages), list(targets), weight)
+        return
+    for average, target in zip(averages, targets, strict=True):
+        average.copy_(torch.where(left_out, average, average.lerp(target, weight)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.fast_step import FastStep, fast_why_not
+from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.graph_step import GraphStep
 from sbrrt_fast.training.step import SbrrtStep
 
@@ -36,9 +37,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_model(config: RunConfig) -> tuple[MultiTaskModel, Tokenizer]:
-    """The pretrained encoder with fresh heads, on the CPU, and its tokenizer."""
+    """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
+
+    Raises:
+        WeightsError: the backbone cannot be used, or a weight of it is not finite.
+    """
     folder = resolve_backbone(config.backbone or config.model.backbone)
     encoder = load_encoder(folder, pooling=config.model.pooling)
+    advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
+    check_loaded(encoder.state_dict(), folder, advice)
     _set_dropout(encoder, config)
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
     if config.mode == "pretrain":
@@ -56,6 +63,13 @@ def load_splits(
         name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log)
         for name, task in config.tasks.items()
     }
+
+
+def fit_label_units(model: MultiTaskModel, train_tasks: Mapping[str, TokenizedTask]) -> None:
+    """Regression is trained in units of its training labels; see ``model.label_units``."""
+    for name, task in train_tasks.items():
+        if task.config.head == "regression":
+            model.label_units(name).fit(task.labels)
 
 
 def build_step(

@@ -11,15 +11,16 @@ from tqdm import tqdm
 from sbrrt_fast import _extension
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.model.heads import predictions
+from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.metrics import METRICS, overall
 from sbrrt_fast.training.step import autocast
 
+_TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from another backbone"
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
 
 
-@torch.no_grad()
 def predict(
     model: MultiTaskModel,
     task: TokenizedTask,
@@ -36,8 +37,24 @@ def predict(
             takes float32 ones, which are several times quicker there.
 
     Returns:
-        float32 [num_examples] on the CPU; see ``model.heads.predictions``.
+        float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
+
+    Raises:
+        WeightsError: a weight is not finite, or the model's outputs are not.
     """
+    check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
+    return _predict(model, task, precision, packed, limit, progress)
+
+
+@torch.no_grad()
+def _predict(
+    model: MultiTaskModel,
+    task: TokenizedTask,
+    precision: str = "fp32",
+    packed: bool = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Tensor:
     device = next(model.parameters()).device
     num_examples = min(limit or task.num_examples, task.num_examples)
     found = torch.empty(num_examples)
@@ -48,9 +65,23 @@ def predict(
         for examples in _batches(task, num_examples):
             tokens = assemble(task, examples).to(device)
             outputs = model(task.name, tokens if packed else tokens.padded())
-            found[examples] = predictions(task.config, outputs).cpu()
+            # Class numbers are always finite: where an output is not, neither is the prediction.
+            is_finite = torch.isfinite(outputs).reshape(len(examples), -1).all(dim=1)
+            values = model.predictions(task.name, outputs)
+            found[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
             bar.update(len(examples))
+    _check_predictions(task, found)
     return found
+
+
+def _check_predictions(task: TokenizedTask, found: Tensor) -> None:
+    if num_bad := int((~torch.isfinite(found)).sum()):
+        first = task.ids[int((~torch.isfinite(found)).nonzero()[0])]
+        raise WeightsError(
+            f"task '{task.name}' {task.split}: {num_bad:,} of {len(found):,} outputs are nan or "
+            f"infinite (first: id {first}), although all weights are finite; they are too large to "
+            f"compute with: {_TRAIN_AGAIN}"
+        )
 
 
 def evaluate(
@@ -58,11 +89,12 @@ def evaluate(
 ) -> dict[str, dict[str, float] | float]:
     """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
 
-    Keyword arguments are those of ``predict``.
+    Keyword arguments are those of ``predict``, as are the errors.
     """
     scores: dict = {}
+    check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     for name, task in tasks.items():
-        found = predict(model, task, **kwargs)
+        found = _predict(model, task, **kwargs)
         metric = task.config.metric_name
         scores[name] = {metric: METRICS[metric](found, task.labels[: len(found)])}
     return scores | {"overall": overall(scores)}

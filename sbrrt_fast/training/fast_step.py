@@ -19,7 +19,6 @@ from torch import Tensor
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
-from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.layer import Block
@@ -203,7 +202,7 @@ class FastStep(SbrrtStep):
         summed = 0.0
         for i, name in enumerate(group.names):
             task, found = self.model.tasks[name], terms[i]
-            found["loss"] = total = task_loss(task, clean.outputs[i], group.labels[i])
+            found["loss"] = total = self.model.loss(name, clean.outputs[i], group.labels[i])
             shown = total.detach()
             if smart is not None:
                 total = total + self.smart.weight * smart[i]

@@ -147,7 +147,7 @@ class GraphStep(FastStep):
     def _capture(self, key: Key, group: Group, plan: list[Alike]) -> Captured:
         num_numbers = sum(len(alike.places) + 1 for alike in plan)
         inputs = StaticGroup(group, num_numbers, self.device)
-        inputs.load(group, (self.config.seed, 0), [1.0] * num_numbers)
+        inputs.load(group, (self.config.seed, 0), [float(self.num_steps)] * num_numbers)
         graph, names = self._new_graph(self.device), []
 
         def work() -> Tensor:

@@ -38,22 +38,12 @@ def read_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {name: read[name] if name in read else float(v) for name, v in values.items()}
 
 
-def check_finite(values: Mapping[str, float], round: int) -> None:
-    """Raises SbrrtError naming the first of ``values`` that is infinite or not a number."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise SbrrtError(
-                f"round {round}: {name} is {value}, so training cannot go on; lower "
-                "optimizer.learning_rate, smart.radius or smart.weight, or keep "
-                "optimizer.clip_norm above 0"
-            )
-
-
 class RunLogger(AbstractContextManager):
     """Writes a run's numbers into its folder.
 
     ``metrics.jsonl`` has one object per call of ``log``, ``{"round": r, name: value, ...}``,
-    flushed at once. Numbers that JSON does not have (NaN, infinity) become null.
+    flushed at once. Numbers that JSON does not have (NaN, infinity) become null, and TensorBoard
+    has no point for them.
 
     Args:
         output: folder of the run; made if it is not there.
@@ -83,7 +73,7 @@ class RunLogger(AbstractContextManager):
         """Writes one line, and one TensorBoard scalar per value, at ``round`` rounds done.
 
         Returns:
-            The values as floats, for ``check_finite`` and the progress bar.
+            The values as floats.
 
         Raises:
             OutputError: the line cannot be written, or the file was deleted.
@@ -96,7 +86,8 @@ class RunLogger(AbstractContextManager):
             self._file.flush()
             if self._events is not None:
                 for name, value in read.items():
-                    self._events.add_scalar(name, value, round)
+                    if math.isfinite(value):
+                        self._events.add_scalar(name, value, round)
         return read
 
     def sync(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +14,44 @@ from torch import Tensor
 
 
 class IntervalMeans:
-    """Sums terms on the device until they are read; the clock starts with the first round."""
+    """Means of what is finite, summed on the device until it is read.
+
+    The clock starts with the first round.
+
+    Attributes:
+        num_rounds: added. seconds: from the first round to the reading.
+        num_values, num_nonfinite: how often a term was added, and how often it was not finite; by
+            name, known after the reading.
+    """
 
     def __init__(self):
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
         self.num_rounds, self.seconds = 0, 0.0
+        self.num_values: dict[str, int] = {}
+        self.num_nonfinite: dict[str, int] = {}
+        # By the names of a round's terms: float64 [2, number of terms], sums and finite counts.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._rounds: dict[tuple[str, ...], int] = {}
         self._begin: float | None = None
 
     @classmethod
-    def restored(cls, sums: dict[str, Tensor], meta: dict[str, Any]) -> IntervalMeans:
-        """The interval whose ``sums`` and ``to_meta`` were saved."""
+    def restored(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> IntervalMeans:
+        """The interval whose ``tensors`` and ``to_meta`` were saved."""
         interval = cls()
-        interval.counts = dict(meta["counts"])
-        interval.sums = {name: sums[name] for name in interval.counts}  # in the order of the terms
         interval.num_rounds, interval.seconds = meta["num_rounds"], meta["seconds"]
+        for i, (names, num_rounds) in enumerate(meta["terms"]):
+            interval._sums[tuple(names)] = tensors[str(i)]
+            interval._rounds[tuple(names)] = num_rounds
         return interval
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was summed so far, by a number."""
+        return {str(i): sums.clone() for i, sums in enumerate(self._sums.values())}
 
     def to_meta(self) -> dict[str, Any]:
         """All but the sums, as JSON values."""
         seconds = self.seconds + self._running()
-        return {"counts": self.counts, "num_rounds": self.num_rounds, "seconds": seconds}
+        terms = [[list(names), num_rounds] for names, num_rounds in self._rounds.items()]
+        return {"num_rounds": self.num_rounds, "seconds": seconds, "terms": terms}
 
     def start(self) -> None:
         if self._begin is None:
@@ -41,19 +60,27 @@ class IntervalMeans:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds one round's detached scalars."""
         self.num_rounds += 1
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
+        names = tuple(terms)
+        values = torch.stack(list(terms.values())).double()
+        is_finite = torch.isfinite(values)
+        found = torch.stack([values.masked_fill(~is_finite, 0.0), is_finite.double()])
+        self._sums[names] = self._sums[names] + found if names in self._sums else found
+        self._rounds[names] = self._rounds.get(names, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means, after which the clock stops; waits for the device once."""
-        read = {}
-        if self.sums:
-            stacked = torch.stack([value.double() for value in self.sums.values()]).tolist()
-            read = {n: v / self.counts[n] for n, v in zip(self.sums, stacked, strict=True)}
+        """The means, NaN of what was never finite; the clock stops. Waits for the device once."""
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        stacked = torch.cat(list(self._sums.values()), dim=1).tolist() if self._sums else ([], [])
+        names = [(name, n) for key, n in self._rounds.items() for name in key]
+        for (name, num_rounds), total, count in zip(names, *stacked, strict=True):
+            sums[name] = sums.get(name, 0.0) + total
+            counts[name] = counts.get(name, 0.0) + count
+            self.num_values[name] = self.num_values.get(name, 0) + num_rounds
+        self.num_nonfinite = {name: n - int(counts[name]) for name, n in self.num_values.items()}
         self.seconds += self._running()
         self._begin = None
-        return read
+        return {name: sums[name] / n if n else math.nan for name, n in counts.items()}
 
     def _running(self) -> float:
         """Seconds since the clock was started."""
@@ -61,7 +88,11 @@ class IntervalMeans:
 
 
 def run_means(path: Path) -> dict[str, float]:
-    """Each term's mean over the whole run, from the interval means in ``metrics.jsonl``."""
+    """Each term's mean over the whole run, from the interval means in ``metrics.jsonl``.
+
+    Intervals in which a term could not be computed (null) have no share in its mean; a term that
+    never could has none.
+    """
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, portable
@@ -40,6 +40,7 @@ class Progress:
         best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
         seconds: of training, without evaluations.
         interval: loss terms since the last logged line.
+        num_skipped: updates left out since the last logged line, as far as they were counted.
         evaluation_is_due: the rounds done are to be evaluated before the next one.
     """
 
@@ -47,6 +48,7 @@ class Progress:
     best: dict[str, Any] | None = None
     seconds: float = 0.0
     interval: IntervalMeans = field(default_factory=IntervalMeans)
+    num_skipped: int = 0
     evaluation_is_due: bool = False
 
     def to_meta(self) -> dict[str, Any]:
@@ -56,29 +58,29 @@ class Progress:
             "best": self.best,
             "seconds": self.seconds,
             "interval": self.interval.to_meta(),
+            "num_skipped": self.num_skipped,
             "evaluation_is_due": self.evaluation_is_due,
         }
 
 
 def state_tensors(
-    model: nn.Module,
+    model: MultiTaskModel,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
     progress: Progress,
 ) -> dict[str, Tensor]:
     """Everything of a run that is a tensor, by name."""
-    named = list(model.named_parameters())
-    tensors = {f"{_MODEL}{name}": p for name, p in named if p.requires_grad}
-    tensors |= optimizer_tensors(optimizer, named)
+    tensors = {f"{_MODEL}{name}": x for name, x in model.trained_tensors().items()}
+    tensors |= optimizer_tensors(optimizer, model.named_parameters())
     if teacher is not None:
         tensors |= {f"{_TEACHER}{name}": t for name, t in teacher.state_dict().items()}
-    return tensors | {f"{_INTERVAL}{n}": t.clone() for n, t in progress.interval.sums.items()}
+    return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
 
 
 @torch.no_grad()
 def restore_tensors(
     tensors: Mapping[str, Tensor],
-    model: nn.Module,
+    model: MultiTaskModel,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
 ) -> None:
@@ -87,12 +89,10 @@ def restore_tensors(
     Raises:
         WeightsError: a tensor is missing or has another shape.
     """
-    named = list(model.named_parameters())
     weights = _below(tensors, _MODEL)
-    for name, parameter in named:
-        if parameter.requires_grad:
-            parameter.copy_(_state_tensor(weights, name, parameter))
-    load_optimizer_tensors(optimizer, named, tensors)
+    for name, tensor in model.trained_tensors().items():
+        tensor.copy_(_state_tensor(weights, name, tensor))
+    load_optimizer_tensors(optimizer, model.named_parameters(), tensors)
     if teacher is not None:
         teacher.load_state_dict(_below(tensors, _TEACHER))
 
@@ -101,12 +101,13 @@ def restore_progress(
     tensors: Mapping[str, Tensor], meta: Mapping[str, Any], cursor: Cursor, device: torch.device
 ) -> Progress:
     """The progress that ``to_meta`` and ``state_tensors`` saved."""
-    sums = {name: t.to(device) for name, t in _below(tensors, _INTERVAL).items()}
+    sums = {number: t.to(device) for number, t in _below(tensors, _INTERVAL).items()}
     return Progress(
         cursor=cursor,
         best=meta["best"],
         seconds=meta["seconds"],
         interval=IntervalMeans.restored(sums, meta["interval"]),
+        num_skipped=meta["num_skipped"],
         evaluation_is_due=meta["evaluation_is_due"],
     )
 
@@ -172,8 +173,8 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _state_tensor(tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-    if name not in tensors or tensors[name].shape != parameter.shape:
+def _state_tensor(tensors: Mapping[str, Tensor], name: str, expected: Tensor) -> Tensor:
+    if name not in tensors or tensors[name].shape != expected.shape:
         raise WeightsError(
             f"saved state: '{name}' is missing or has another shape; resume with the same model, "
             "tasks and mode as the run was started with"

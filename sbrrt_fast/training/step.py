@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
-from sbrrt_fast.model.heads import class_logits, task_loss
+from sbrrt_fast.model.heads import class_logits
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
@@ -129,7 +129,7 @@ class SbrrtStep:
             embeddings = self.model.embed(tokens, stream)
             outputs = self.model.outputs(batch.name, embeddings, tokens, stream)
             logits = class_logits(task, outputs)
-            terms = {"loss": task_loss(task, outputs, batch.labels)}
+            terms = {"loss": self.model.loss(batch.name, outputs, batch.labels)}
             total = terms["loss"]
             if self.smart.weight > 0:
                 terms |= self._smart(batch, embeddings, logits, stream, report)

@@ -18,12 +18,26 @@ from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.build import build_model, build_step, load_splits, pick_device
+from sbrrt_fast.training.build import (
+    build_model,
+    build_step,
+    fit_label_units,
+    load_splits,
+    pick_device,
+)
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.evaluate import evaluate
+from sbrrt_fast.training.finite import (
+    SKIPPED,
+    SkippedUpdates,
+    check_interval,
+    check_loaded,
+    check_trained,
+    skipped_updates,
+)
 from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
-from sbrrt_fast.training.logging import LINES, RunLogger, check_finite
+from sbrrt_fast.training.logging import LINES, RunLogger
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
@@ -62,6 +76,7 @@ class Trainer:
         max_positions = model.config.max_position_embeddings
         self.train_tasks = load_splits(config, self.tokenizer, "train", max_positions, log)
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
+        fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
         sizes = {name: task.num_examples for name, task in self.train_tasks.items()}
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
@@ -104,7 +119,7 @@ class Trainer:
         with self.stop:
             try:
                 self._train(logger)
-                for line in self.step.summary():
+                for line in [*self.step.summary(), *self._skipped().summary(self.num_rounds)]:
                     self.log(line)
                 if self.config.profile:
                     self._tell_profile()
@@ -190,15 +205,28 @@ class Trainer:
         values["epoch"] = progress.cursor.round / self.rounds_per_epoch
         values["num_rounds"] = interval.num_rounds
         values["rounds_per_second"] = interval.num_rounds / interval.seconds
+        values[SKIPPED] = num_skipped = self._take_skipped()
         logger.log(progress.cursor.round, values)
-        check_finite(values, progress.cursor.round)
+        if self.config.on_nonfinite == "stop":
+            check_interval(interval, num_skipped, progress.cursor.round, self.model.state_dict())
         totals = {k.split("/")[0]: v for k, v in values.items() if k.endswith("/total")}
         bar.set_postfix({name: f"{value:.3f}" for name, value in totals.items()})
+
+    def _take_skipped(self) -> int:
+        """How many updates were left out since the last line."""
+        count = self.progress.num_skipped + self.step.update.take_num_left_out()
+        self.progress.num_skipped = 0
+        return count
+
+    def _skipped(self) -> SkippedUpdates:
+        per_round = self.step.num_steps // self.num_rounds
+        return skipped_updates(self.config.output / LINES, per_round)
 
     def _evaluate_if_due(self, logger: RunLogger) -> None:
         if not self.progress.evaluation_is_due:
             return
         done = self.progress.cursor.round
+        check_trained(self.model.state_dict(), done)
         scores = self._scores(self.model, self.config.log.dev_rows)
         self.log(f"round {done}: dev {format_scores(scores)}")
         logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
@@ -236,6 +264,7 @@ class Trainer:
             "train_seconds": self.progress.seconds,
             "smart": _settings(self.step.smart),
             "means": run_means(config.output / LINES),
+            SKIPPED: self._skipped().num_skipped,
         }
 
     def _best_scores(self) -> dict:
@@ -250,7 +279,10 @@ class Trainer:
 
     def _save_state(self, logger: RunLogger) -> None:
         logger.sync()  # a state never knows of more rounds than the log
+        self.step.update.settle()
+        self.progress.num_skipped = self._take_skipped()
         tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
+        check_trained(tensors, self.progress.cursor.round)
         meta = self.progress.to_meta()
         meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs()}
         save_state(self.config.output / STATE, tensors=tensors, meta=meta)
@@ -263,6 +295,7 @@ class Trainer:
         """Takes over the saved state, changing nothing on disk; returns the run's settings."""
         output = self.config.output
         tensors, meta = load_state(output / STATE)
+        check_loaded(tensors, output / STATE, "it cannot be resumed: train anew")
         started = config_from_dict(meta["config"], str(output / STATE))
         check_same_run(started, self.config, str(output))
         check_same_inputs(meta["inputs"], self._inputs(), str(output))

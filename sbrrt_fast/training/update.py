@@ -3,6 +3,9 @@
 ``TorchUpdate`` is the reference: torch's own clipping and AdamW, then the average. ``FusedUpdate``
 is the same in one pass over all tensors (``ops.adamw_ema``). Both keep their state in the same
 torch.optim.AdamW, so a saved run does not depend on which of them made it.
+
+An update whose gradient norm is not finite is left out: weights, moments, numbers of updates and
+the teacher stay as they were. The device decides and counts.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from sbrrt_fast.ops.adamw_ema import (
     gradient_norm,
     native_reason,
 )
-from sbrrt_fast.smart.bregman import Teacher, beta_at
+from sbrrt_fast.smart.bregman import Teacher, beta_at, follow
 from sbrrt_fast.training.optimizer import clip_gradients
+from sbrrt_fast.training.update_counts import UpdateCounts
 
 _NOTHING: Mapping[int, Tensor] = {}
 
@@ -48,6 +52,8 @@ class TorchUpdate:
         self.optimizer, self.teacher = optimizer, teacher
         self.clip_norm, self.num_steps = clip_norm, num_steps
         self.members = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.members[0][0].device
+        self._num_left_out = torch.zeros((), device=self.device)
 
     def __call__(self, step: int) -> Tensor:
         """Update number ``step``, from 1; returns the gradients' norm before clipping.
@@ -55,10 +61,35 @@ class TorchUpdate:
         Gradients are the parameters' ``grad``; a parameter without one stays as it is.
         """
         norm = clip_gradients([p for p, _ in self.members], self.clip_norm)
-        self.optimizer.step()
+        left_out = ~torch.isfinite(norm)
+        self._num_left_out.add_(left_out)
+        self._step(left_out)
         if self.teacher is not None:
-            self.teacher.update(step, self.num_steps)
+            self.teacher.update(step, self.num_steps, left_out)
         return norm
+
+    def settle(self) -> None:
+        """Makes the optimiser's numbers of updates right, which comes before they are saved.
+
+        They count updates that were left out until then. Waits for the device.
+        """
+
+    def take_num_left_out(self) -> int:
+        """How many updates were left out since the last call; waits for the device."""
+        count = int(self._num_left_out.item())
+        self._num_left_out.zero_()
+        return count
+
+    def _step(self, left_out: Tensor) -> None:
+        if not all(group.get("fused") for group in self.optimizer.param_groups):
+            if not left_out.item():  # torch's other updates cannot be told on the device
+                self.optimizer.step()
+            return
+        self.optimizer.found_inf = left_out.float()  # as torch.amp.GradScaler tells it
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.found_inf = None
 
 
 Copies = Mapping[int, Tensor]
@@ -71,14 +102,16 @@ Structure = tuple[tuple[int, torch.dtype | None], ...]
 
 @dataclass(frozen=True)
 class Alike:
-    """Parameters that one op updates: they were updated as often, their gradients are of one dtype.
+    """Parameters that one op updates: always updated together, with gradients of one dtype.
 
     Attributes:
         places: int64 [num_parameters], in ``members``. dtype: of the gradients; None for rows.
+        history: place of the first of all parameters that were always updated together with these.
     """
 
     places: np.ndarray
     dtype: torch.dtype | None
+    history: int
 
 
 class FusedUpdate(TorchUpdate):
@@ -93,8 +126,7 @@ class FusedUpdate(TorchUpdate):
     def __init__(self, *args):
         super().__init__(*args)
         self._touched: dict[int, tuple[Tensor, Tensor]] = {}
-        counts = torch.zeros(len(self.members))  # of updates; the optimiser's state views them
-        self._counts, self._views = counts.numpy(), counts.unbind()
+        self._counts = UpdateCounts(len(self.members), self.device)
         self._plans: dict[Structure, list[Alike]] = {}
 
     @torch.no_grad()
@@ -116,8 +148,7 @@ class FusedUpdate(TorchUpdate):
                 written in the same pass, by id of the parameter.
         """
         plan = self.plan(self.structure_of(gradients))
-        device = self.members[0][0].device
-        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64, device=device)
+        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64, device=self.device)
         return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
 
     def structure_of(self, gradients: Gradients) -> Structure:
@@ -131,21 +162,28 @@ class FusedUpdate(TorchUpdate):
         """The ops of an update. A head is only updated in its task's turns, so counts differ."""
         self._adopt(structure)
         plan = self._plans.get(structure)
-        if plan is None or not all(self._is_level(alike) for alike in plan):
+        counts = self._counts
+        if plan is None:
+            counts.tell_apart([i for i, _ in structure])
+        if plan is None or not all(counts.are_alike(a.places, a.history) for a in plan):
             groups: dict[tuple, list[int]] = {}
             for i, dtype in structure:
-                groups.setdefault((self._counts[i], dtype), []).append(i)
-            plan = [Alike(np.array(places), dtype) for (_, dtype), places in groups.items()]
+                key = dtype, int(counts.histories[i]), counts.sent[i]
+                groups.setdefault(key, []).append(i)
+            plan = [Alike(np.array(places), *key[:2]) for key, places in groups.items()]
             self._plans[structure] = plan
         return plan
+
+    def settle(self) -> None:
+        self._counts.settle()
 
     def numbers(self, plan: list[Alike]) -> list[float]:
         """Counts the update; for each op the parameters' learning rates and the update's number."""
         found: list[float] = []
         for alike in plan:
-            self._counts[alike.places] += 1
+            self._counts.sent[alike.places] += 1
             found += [self.members[i][1]["lr"] for i in alike.places]
-            found.append(self._counts[alike.places[0]])
+            found.append(self._counts.sent[alike.places[0]])
         return found
 
     def beta_at(self, step: int) -> float:
@@ -170,13 +208,13 @@ class FusedUpdate(TorchUpdate):
         """
         found = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
         norm = _norm_of(found, self.backend)
-        factor = clip_factor(norm, self.clip_norm)
+        factor, left_out = clip_factor(norm, self.clip_norm), ~torch.isfinite(norm)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
         counts = [len(alike.places) + 1 for alike in plan]
         for alike, part in zip(plan, numbers.split(counts), strict=True):
             common = {
                 "clip_factor": factor,
-                "step": part[-1].to(torch.float32),
+                "step": self._counts.number(part[-1], alike.history),
                 "ema_beta": beta,
                 "backend": self.backend,
             }
@@ -184,25 +222,24 @@ class FusedUpdate(TorchUpdate):
                 self._update_rows(alike, part[:-1], gradients, teacher, common)
             else:
                 self._update(alike, part[:-1], gradients, teacher, copies, averages, common)
-        self._move_idle(gradients, teacher, beta)
+        self._move_idle(gradients, teacher, beta, left_out)
+        self._counts.leave_out(left_out, {alike.history for alike in plan})
+        self._num_left_out.add_(left_out)
         return norm
 
     def _adopt(self, structure: Structure) -> None:
         """The optimiser's state of these parameters; its numbers of updates are ours from here."""
         for i, _ in structure:
-            parameter, view = self.members[i][0], self._views[i]
+            parameter, view = self.members[i][0], self._counts.views[i]
             state = self.optimizer.state[parameter]
             if not state:
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] = view
             elif state["step"] is not view:
-                self._counts[i] = state["step"].item()
+                self._counts.settle()  # what was left out before is of the state that was replaced
+                self._counts.sent[i] = state["step"].item()
                 state["step"] = view
-
-    def _is_level(self, alike: Alike) -> bool:
-        counts = self._counts[alike.places]
-        return bool((counts == counts[0]).all())
 
     def _update_rows(
         self, alike: Alike, rates: Tensor, gradients: Gradients, teacher: Copies, common: dict
@@ -262,11 +299,12 @@ class FusedUpdate(TorchUpdate):
             **common,
         )
 
-    def _move_idle(self, gradients: Gradients, teacher: Copies, beta: float) -> None:
+    def _move_idle(
+        self, gradients: Gradients, teacher: Copies, beta: float, left_out: Tensor
+    ) -> None:
         """The teacher follows parameters without a gradient too, which have not moved."""
         idle = [p for p, _ in self.members if id(p) not in gradients and id(p) in teacher]
-        if idle:
-            torch._foreach_lerp_([teacher[id(p)] for p in idle], idle, 1.0 - beta)
+        follow([teacher[id(p)] for p in idle], idle, 1.0 - beta, left_out)
 
 
 def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

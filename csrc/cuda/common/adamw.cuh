@@ -16,6 +16,7 @@ struct AdamwFactors {
   float ema_new, ema_old;        // 1 - ema_beta, ema_beta
   float kept;       // 1 - learning rate * weight decay
   float step_size;  // learning rate / (1 - beta1^step)
+  bool is_left_out;  // nothing is written
 };
 
 // `index` is the tensor's place in its list. Powers are slow: one thread of a block comes here.
@@ -36,7 +37,8 @@ __device__ inline AdamwFactors adamw_factors(const AdamwNumbers& n, int index,
           static_cast<float>(1 - n.ema_beta),
           static_cast<float>(n.ema_beta),
           static_cast<float>(1 - rate * weight_decay),
-          static_cast<float>(rate / (1 - pow(n.beta1, step)))};
+          static_cast<float>(rate / (1 - pow(n.beta1, step))),
+          *n.clip_factor != *n.clip_factor};
 }
 
 // The moments of elements i ... i + N - 1, and the change of the parameter that follows.
