@@ -24,6 +24,7 @@ from sbrrt_fast.training.graph_step import GraphStep
 from sbrrt_fast.training.means import IntervalMeans, run_means
 from sbrrt_fast.training.step import SbrrtStep
 from sbrrt_fast.training.trainer import Trainer
+from sbrrt_fast.training.update_counts import UpdateCounts
 from tests.helpers import small_sample, tiny_backbone, train_tiny
 from tests.recorded_graph import RecordedGraph
 from tests.test_fast_step import JOINT, SBRRT, build
@@ -103,6 +104,22 @@ def test_settling_in_between_changes_nothing(kind):
     assert numbers["optimizer.heads.sst.classifier.bias.step"] == NUM_ROUNDS
     assert numbers["optimizer.heads.para.classifier.bias.step"] == NUM_ROUNDS - 2
     assert max(numbers.values()) == 3 * NUM_ROUNDS - len(BAD)
+
+
+def test_parameters_that_part_later_keep_what_they_shared():
+    """An update is left out before another one tells its parameters apart."""
+    counts, made = UpdateCounts(3, torch.device("cpu")), [0, 0, 0]
+    updates = [((0, 1), True), ((0, 1), False), ((1, 2), True), ((0, 2), False), ((1,), True)]
+    for places, is_left_out in updates:
+        counts.tell_apart(places)
+        counts.sent[list(places)] += 1
+        for i in places:
+            number = counts.number(torch.tensor(float(counts.sent[i])), int(counts.histories[i]))
+            assert number == made[i] + 1
+            made[i] += not is_left_out
+        counts.leave_out(torch.tensor(is_left_out), {int(counts.histories[i]) for i in places})
+    counts.settle()
+    assert counts.sent.tolist() == made == [2, 1, 1]
 
 
 class NeverWaits(TorchDispatchMode):
