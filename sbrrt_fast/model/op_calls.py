@@ -15,6 +15,9 @@ from sbrrt_fast.ops.attention_limits import MAX_LENGTH
 from sbrrt_fast.ops.dispatch import Choice, Op
 from sbrrt_fast.ops.registry import OPS
 
+PASS_OPS = ("embed", "attention", "dropout_add_layernorm", "bias_gelu")
+"""The ops of an encoder's pass."""
+
 _OPS = {op.name: op for op in OPS}
 
 
@@ -113,4 +116,4 @@ def _rng(encoder: MiniBert) -> torch.Tensor:
 
 def _hidden_dropout(encoder: MiniBert) -> tuple:
     rng = _rng(encoder)
-    return encoder.config.hidden_dropout_prob, rng, 0, rng[:0]
+    return encoder.config.hidden_dropout_prob, rng, 0, rng.new_empty(0)

@@ -16,7 +16,7 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import BackendError
 from sbrrt_fast.model.dropout import noise_width
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.model.op_calls import OpCall, encoder_calls
+from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
 from sbrrt_fast.ops.attention_limits import MAX_LENGTH
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.fast_step import DTYPES
@@ -48,10 +48,10 @@ def _smart_calls(model: MultiTaskModel, smart: SmartConfig) -> list[OpCall]:
     delta, indices = word.new_empty(0, width), word.new_empty(0, dtype=torch.int64)
     names = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")
     options = {name: asdict(smart)[name] for name in names}
-    rng = indices.new_zeros(2)
+    rng, mask = indices.new_zeros(2), indices.new_empty(0, dtype=torch.bool)
     return [
         OpCall.named("smart_noise", indices, noise_width(width), rng, 0),
-        OpCall.named("smart_ascend", delta, delta, indices.bool(), indices, 0, **options),
+        OpCall.named("smart_ascend", delta, delta, mask, indices, 0, **options),
     ]
 
 
@@ -83,7 +83,7 @@ def written_out_why_not(calls: Sequence[OpCall], backend: str, device: torch.dev
 
 def _is_fused(call: OpCall, backend: str, device: torch.device) -> bool:
     taken = call.explain(backend).backend
-    if call.op.name in ("embed", "attention", "dropout_add_layernorm", "bias_gelu"):
+    if call.op.name in PASS_OPS:
         return taken == device.type
     return call.op.name != _UPDATE or taken != "reference"
 
@@ -131,7 +131,7 @@ def _taken(call: OpCall, backend: str) -> str:
     shorter = call.shorter and call.shorter.explain(backend).backend
     if shorter in (None, taken):
         return taken
-    return f"{shorter} for batches of up to {MAX_LENGTH} tokens a sequence, {taken} beyond"
+    return f"{shorter}, but {taken} for a batch with a text of more than {MAX_LENGTH} tokens"
 
 
 def tell_evaluation(
