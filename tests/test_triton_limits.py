@@ -53,7 +53,9 @@ def test_a_gpu_has_the_interpreter_s_reasons_but_for_bfloat16(op, monkeypatch):
 def test_a_run_is_refused_before_it_starts(tmp_path):
     backbone = tiny_backbone(tmp_path / "backbone", hidden_size=48, head_dim=24)
     config = RunConfig(
-        data_dir=small_sample(tmp_path / "data", 4), backbone=str(backbone), output=tmp_path / "run"
+        data_dir=small_sample(tmp_path / "data", 12),
+        backbone=str(backbone),
+        output=tmp_path / "run",
     )
     reason = "attention: the head dimension, 48 / 2, is neither 32 nor 64"
     with pytest.raises(BackendError, match=rf"^backend 'triton' cannot run .*\({reason}\); use"):
