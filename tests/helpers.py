@@ -53,6 +53,7 @@ def tiny_backbone(
     hidden_size: int = 32,
     num_layers: int = 2,
     head_dim: int = 32,
+    intermediate_size: int | None = None,
     pooling: str = "mean",
     max_length: int = 128,
     seed: int = 0,
@@ -61,6 +62,7 @@ def tiny_backbone(
 
     Args:
         directory: folder to write; it may not hold anything else.
+        intermediate_size: twice the hidden size if None.
         max_length: longest sequence in tokens; longer texts are truncated.
         seed: of the weights; the global random state is left alone.
     """
@@ -70,7 +72,7 @@ def tiny_backbone(
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=hidden_size // head_dim,
-        intermediate_size=2 * hidden_size,
+        intermediate_size=intermediate_size or 2 * hidden_size,
         max_position_embeddings=max_length,
         initializer_range=0.1,  # at 0.02 a narrow encoder hardly tells texts apart
     )

@@ -260,3 +260,10 @@ def test_what_no_kernel_takes_is_an_error(name, value):
     setattr(case, name, value)
     with pytest.raises(CudaError):
         Kernels(case).forward(*case.inputs)
+
+
+@pytest.mark.parametrize("head_dim", [16, 26, 48, 128])
+def test_no_kernel_takes_another_head_dimension(head_dim):
+    case = Case(([4], 2, head_dim, F32, 0.0, 512, "dense"))
+    with pytest.raises(CudaError, match="returned error 1"):
+        Kernels(case).forward(*case.inputs)

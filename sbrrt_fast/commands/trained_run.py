@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device
 from sbrrt_fast.training.finite import check_loaded
+from sbrrt_fast.training.op_choice import tell_evaluation
 
 _OWN = "(default: as the run was trained)"
 
@@ -52,11 +53,13 @@ class TrainedRun:
         config: as trained, with the tasks of the model and the arguments' data and precision.
         model: on its device.
         tokenizer: the model's.
+        told: the lines on the choice of ops that were printed.
     """
 
     config: RunConfig
     model: MultiTaskModel
     tokenizer: Tokenizer
+    told: set[str] = field(default_factory=set)
 
     @property
     def data(self) -> str:
@@ -73,7 +76,17 @@ class TrainedRun:
         """A split of the named tasks (all if None), tokenised as in training."""
         chosen = {name: self.config.tasks[name] for name in names or self.config.tasks}
         max_positions = self.model.config.max_position_embeddings
-        return load_splits(replace(self.config, tasks=chosen), self.tokenizer, split, max_positions)
+        config = replace(self.config, tasks=chosen)
+        tasks = load_splits(config, self.tokenizer, split, max_positions)
+        how = {name: self.options[name] for name in ("precision", "packed")}
+        tell_evaluation(self.model, tasks.values(), self._tell, **how)
+        return tasks
+
+    def _tell(self, line: str) -> None:
+        """Prints what has not been printed yet."""
+        if line not in self.told:
+            self.told.add(line)
+            print(line)
 
 
 def open_run(arguments: RunArguments) -> TrainedRun:

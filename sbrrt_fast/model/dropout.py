@@ -28,6 +28,11 @@ def output_site(layer: int) -> int:
     return 3 + SITES_PER_LAYER * layer
 
 
+def noise_width(width: int) -> int:
+    """The multiple of 4 that ``smart_noise`` draws for rows of ``width`` features."""
+    return -(-width // 4) * 4
+
+
 class DropoutStream:
     """The random numbers of one pass over one batch at one training step.
 
@@ -85,9 +90,14 @@ class DropoutStream:
         return self._mask(offsets, width, p, HEAD_SITE, dtype)
 
     def normal(self, width: int, site: int = NOISE_SITE) -> Tensor:
-        """Standard normal noise [num_tokens, width], float32, as a function like the masks."""
-        offsets, site = self._hidden_offsets(width), self._site(site)
-        return smart_noise(offsets, width, self.rng, site, backend=self.backend)
+        """Standard normal noise [num_tokens, width], float32, as a function like the masks.
+
+        Its elements are counted in rows of whole blocks of the generator, ``noise_width`` each.
+        """
+        whole = noise_width(width)
+        offsets, site = self._hidden_offsets(whole), self._site(site)
+        noise = smart_noise(offsets, whole, self.rng, site, backend=self.backend)
+        return noise if whole == width else noise[:, :width].contiguous()
 
     def _site(self, site: int) -> int:
         return self.pass_id << 16 | site

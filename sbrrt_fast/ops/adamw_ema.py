@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -144,8 +143,9 @@ _adamw = Op(
 )
 
 
-def _rows_why_not(device: str, param: Tensor, *args) -> str | None:
-    return _why_not(device, [param], [param])
+def _rows_why_not(device: str, param: Tensor, grad: Tensor, *args) -> str | None:
+    reason = _why_not(device, [param], [param])
+    return reason or triton_smart.row_gradient_reason(grad)
 
 
 _rows = Op(
@@ -265,16 +265,8 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
 
 def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None:
     """Why no fused op of this backend can update these parameters, or None."""
-    fused = takewhile(
-        lambda i: backend != "auto" or i.backend != "reference", _adamw.implementations
-    )
-    reasons = {
-        i.backend: _adamw.missing(i) or i.why_not(params, params)
-        for i in fused
-        if backend in ("auto", i.backend)
-    }
-    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return None if None in reasons.values() else told
+    choice = _adamw.explain(backend, params, params)
+    return choice.told if choice.backend in (None, "reference") else None
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sbrrt_fast.ops.attention_limits import shape_reason
 from sbrrt_fast.ops.autodiff import has_tangent, tangent_is_differentiated
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.native import native, native_reason
 from sbrrt_fast.ops.triton_attention import IMPLEMENTATION as TRITON
 from sbrrt_fast.ops.triton_ops import with_triton
-
-NATIVE_HEAD_DIMS = (32, 64)
-NATIVE_MAX_LENGTH = 512
 
 
 def attention_reference(
@@ -187,7 +185,11 @@ def _why_not(
     cu_seqlens: Tensor,
     max_length: int,
     num_heads: int,
-    *args,
+    p: float,
+    rng: Tensor,
+    site: int,
+    rows: Tensor,
+    max_positions: int,
 ) -> str | None:
     inputs = {"query": query, "key": key, "value": value}
     reason = native_reason(device, differentiable=inputs, constant={})
@@ -195,12 +197,9 @@ def _why_not(
         return reason
     if not query.dtype == key.dtype == value.dtype:
         return "query, key and value differ in dtype, which runs on the reference"
-    if max_length > NATIVE_MAX_LENGTH:
-        return f"max_length is {max_length}, above {NATIVE_MAX_LENGTH}"
-    head_dims = [num_heads * head_dim for head_dim in NATIVE_HEAD_DIMS]
-    if query.dim() == 2 and query.shape[1] not in head_dims:
-        return f"the head dimension, {query.shape[1]} / {num_heads}, is neither 32 nor 64"
-    return None
+    if query.dim() != 2:
+        return None  # a mistake, which the op names
+    return shape_reason(query.shape[1], num_heads, max_length, max_positions)
 
 
 _op = Op(

@@ -36,6 +36,26 @@ class Implementation:
     missing: Callable[[], str | None]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What an op takes for some inputs.
+
+    Attributes:
+        op: its name.
+        backend: the one that takes them; None where none of those asked can.
+        reasons: by backend, why each of those asked before it cannot.
+    """
+
+    op: str
+    backend: str | None
+    reasons: dict[str, str]
+
+    @property
+    def told(self) -> str:
+        """``cpu: the reason; triton: the reason``."""
+        return "; ".join(f"{backend}: {reason}" for backend, reason in self.reasons.items())
+
+
 def never() -> None:
     """For implementations that are always there."""
     return
@@ -63,7 +83,20 @@ class Op:
         for implementation in self._candidates.get(backend, ()):
             if self._why_not(implementation, args, kwargs) is None:
                 return implementation
-        raise BackendError(f"{self.name} cannot run here ({self._reasons(backend, args, kwargs)})")
+        told = self.explain(backend, *args, **kwargs).told
+        raise BackendError(f"{self.name} cannot run here ({told})")
+
+    def explain(self, backend: str, *args, **kwargs) -> Choice:
+        """What ``choose`` takes for these arguments, and why not those before it; never raises."""
+        if backend not in self._candidates:
+            return Choice(self.name, None, {backend: "there is no such implementation"})
+        reasons: dict[str, str] = {}
+        for implementation in self._candidates[backend]:
+            reason = self._why_not(implementation, args, kwargs)
+            if reason is None:
+                return Choice(self.name, implementation.backend, reasons)
+            reasons[implementation.backend] = reason
+        return Choice(self.name, None, reasons)
 
     def __call__(self, *args, backend: str = "auto", **kwargs):
         return self.choose(backend, *args, **kwargs).run(*args, **kwargs)
@@ -80,12 +113,6 @@ class Op:
 
     def _why_not(self, implementation: Implementation, args: tuple, kwargs: dict) -> str | None:
         return self.missing(implementation) or implementation.why_not(*args, **kwargs)
-
-    def _reasons(self, backend: str, args: tuple, kwargs: dict) -> str:
-        if backend not in self._candidates:
-            return f"{backend}: there is no such implementation"
-        candidates = self._candidates[backend]
-        return "; ".join(f"{i.backend}: {self._why_not(i, args, kwargs)}" for i in candidates)
 
 
 def _not_built(op: str, backend: str) -> str | None:

@@ -7,11 +7,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sbrrt_fast.ops import triton_ops
+from sbrrt_fast.ops.attention_limits import shape_reason
 from sbrrt_fast.ops.dispatch import Implementation
 from sbrrt_fast.ops.triton_ops import define, ops, triton_reason
 
-MAX_LENGTH = 512
-HEAD_DIMS = (32, 64)
 _MATRICES = "Tensor query, Tensor key, Tensor value"
 _BATCH = (
     "Tensor cu_seqlens, int max_length, int num_heads, float p, Tensor rng, int site, "
@@ -106,18 +105,20 @@ def _why_not(
     cu_seqlens: Tensor,
     max_length: int,
     num_heads: int,
-    *batch,
+    p: float,
+    rng: Tensor,
+    site: int,
+    rows: Tensor,
+    max_positions: int,
 ) -> str | None:
     inputs = {"query": query, "key": key, "value": value}
     if reason := triton_reason(differentiable=inputs, constant={}):
         return reason
     if not query.dtype == key.dtype == value.dtype:
         return "query, key and value differ in dtype, which runs on the reference"
-    if max_length > MAX_LENGTH:
-        return f"max_length is {max_length}, above {MAX_LENGTH}"
-    if query.dim() == 2 and query.shape[1] not in [num_heads * d for d in HEAD_DIMS]:
-        return f"the head dimension, {query.shape[1]} / {num_heads}, is neither 32 nor 64"
-    return None
+    if query.dim() != 2:
+        return None  # a mistake, which the op names
+    return shape_reason(query.shape[1], num_heads, max_length, max_positions)
 
 
 IMPLEMENTATION = Implementation("triton", _run, _why_not, triton_ops.missing)

@@ -13,7 +13,8 @@ MAX_WIDTH = 8192  # of kernels.rows, which needs Triton
 _ops = triton_ops.ops
 
 
-def _too_wide(width: int) -> str | None:
+def too_wide(width: int) -> str | None:
+    """Why no Triton kernel holds a row of so many features, or None."""
     return f"rows of {width} features are above {MAX_WIDTH}" if width > MAX_WIDTH else None
 
 
@@ -79,7 +80,7 @@ def _layernorm_why_not(x, bias, residual, weight, shift, *_) -> str | None:
         differentiable={"x": x, "residual": residual},
         constant={"bias": bias, "weight": weight, "shift": shift},
     )
-    return reason or _too_wide(x.shape[-1])
+    return reason or too_wide(x.shape[-1])
 
 
 LAYERNORM = Implementation(
@@ -170,7 +171,7 @@ def _embed_why_not(ids, positions, types, word, position, type_, weight, shift, 
     tables = {"word": word, "position": position, "type": type_}
     vectors = {"weight": weight, "shift": shift}
     reason = triton_ops.triton_reason(differentiable={}, constant=tables | vectors)
-    return reason or _too_wide(word.shape[-1])
+    return reason or too_wide(word.shape[-1])
 
 
 EMBED = Implementation(

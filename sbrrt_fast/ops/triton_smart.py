@@ -10,6 +10,7 @@ from torch import Tensor
 from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.dispatch import Implementation
 from sbrrt_fast.ops.triton_autograd import differentiable
+from sbrrt_fast.ops.triton_rows import too_wide
 
 MAX_CLASSES = 4096  # of kernels.symmetric_kl, which needs Triton
 _ops = triton_ops.ops
@@ -125,9 +126,10 @@ def _ascend(
 
 
 def _ascend_why_not(delta: Tensor, gradient: Tensor, *args, **options) -> str | None:
-    return triton_ops.triton_reason(
+    reason = triton_ops.triton_reason(
         differentiable={}, constant={"delta": delta, "gradient": gradient}
     )
+    return reason or too_wide(delta.shape[-1])
 
 
 SMART_ASCEND = Implementation("triton", _ascend, _ascend_why_not, triton_ops.missing)
@@ -173,13 +175,20 @@ def adamw_why_not(params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> s
     return _norm_why_not(grads)
 
 
+def row_gradient_reason(grad: Tensor) -> str | None:
+    """Why no kernel takes the gradient of some rows of a table, or None."""
+    if grad.dtype == torch.float32:
+        return None
+    return f"a {str(grad.dtype)[6:]} gradient of rows runs on the reference"
+
+
 ADAMW_EMA = Implementation(
     "triton", lambda *args: _ops.adamw_ema_(*args), adamw_why_not, triton_ops.missing
 )
 ADAMW_EMA_ROWS = Implementation(
     "triton",
     lambda *args: _ops.adamw_ema_rows_(*args),
-    lambda param, grad, *args: adamw_why_not([param], [grad]),
+    lambda param, grad, *args: adamw_why_not([param], [param]) or row_gradient_reason(grad),
     triton_ops.missing,
 )
 GRADIENT_NORM = Implementation(

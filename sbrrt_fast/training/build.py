@@ -20,6 +20,12 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.fast_step import FastStep, fast_why_not
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.graph_step import GraphStep
+from sbrrt_fast.training.op_choice import (
+    check_calls,
+    choice_lines,
+    step_calls,
+    written_out_why_not,
+)
 from sbrrt_fast.training.step import SbrrtStep
 
 Log = Callable[[str], object]
@@ -79,13 +85,25 @@ def build_step(
     config: RunConfig,
     num_rounds: int,
     log: Log = print,
+    max_length: int | None = None,
 ) -> SbrrtStep:
     """The written-out step where it can run, captured on a GPU; else the one under autograd.
 
-    Says why where it is the slower one, and where bf16 saves no time.
+    Says why where it is the slower one, which op then takes what, and where bf16 saves no time.
+
+    Args:
+        max_length: tokens of the longest sequence it will meet; if None, as many as the model and
+            the configuration allow.
+
+    Raises:
+        BackendError: the named backend cannot run an op of this model, with each one's reason.
     """
     device = next(model.parameters()).device
-    reason = fast_why_not(config, device)
+    if max_length is None:
+        max_length = min(config.model.max_length, model.config.max_position_embeddings)
+    calls = step_calls(model, config, max_length)
+    check_calls(calls, config.backend)
+    reason = fast_why_not(config, device) or written_out_why_not(calls, config.backend, device)
     arguments = model, teacher, optimizer, config, num_rounds
     if reason is None and device.type == "cuda" and config.graphs:
         return GraphStep(*arguments, log)
@@ -93,6 +111,8 @@ def build_step(
         log("this CPU has no bf16 instructions: --precision fp32 is at least as fast here")
     if reason is not None and config.backend != "reference":
         log(f"the step runs under autograd, which is slower: {reason}")
+        for line in choice_lines(calls, config.backend, device, known=reason):
+            log(line)
     return (FastStep if reason is None else SbrrtStep)(*arguments)
 
 

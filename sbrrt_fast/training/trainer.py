@@ -39,6 +39,7 @@ from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import LINES, RunLogger
 from sbrrt_fast.training.means import IntervalMeans, run_means
+from sbrrt_fast.training.op_choice import longest_sequence, tell_evaluation
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
 from sbrrt_fast.training.profile import report as profile_report
@@ -86,8 +87,15 @@ class Trainer:
         self.teacher = Teacher(self.model, config.bregman) if config.bregman.weight > 0 else None
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optimizer)
         self.step = build_step(
-            self.model, self.teacher, self.optimizer, config, self.num_rounds, log
+            self.model,
+            self.teacher,
+            self.optimizer,
+            config,
+            self.num_rounds,
+            log,
+            longest_sequence(self.train_tasks.values()),
         )
+        self._check_evaluation()
         self.clock: StageClock | NoClock = NoClock()
         if config.profile:
             self.step.clock = self.clock = StageClock(self.device)
@@ -136,6 +144,19 @@ class Trainer:
             f"{self.num_rounds} is saved; go on with "
             f"`sbrrt-fast train --output {self.config.output} --resume`"
         )
+
+    def _check_evaluation(self) -> None:
+        """Dev texts may be longer than those that the step was built for."""
+        config, dev = self.config, self.dev_tasks.values()
+        if longest_sequence(dev) > longest_sequence(self.train_tasks.values()):
+            tell_evaluation(
+                self.model,
+                dev,
+                lambda line: self.log(f"evaluation: {line}"),
+                backend=config.backend,
+                precision=config.precision,
+                packed=config.layout == "packed",
+            )
 
     def _train(self, logger: RunLogger) -> None:
         done = self.progress.cursor.round
