@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.data.task import Split
+from sbrrt_fast.data.task import Split, check_task_names
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.messages import shown
 
 SPLITS = get_args(Split)
+_LONGEST = 4096  # of a text, like Linux's longest path
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 
 def validate(config: RunConfig) -> None:
     """Raises ConfigError naming the dotted key of the first value that makes no sense."""
+    check_task_names(config.tasks)
     for name, task in config.tasks.items():
         task.validate(name)
+    for key, text in _texts(config):
+        if problem := _problem_of(key, text):
+            raise ConfigError(f"{key}: {problem}, got {shown(repr(text))}")
     for key, is_fine, expected in _rules(config):
         if not is_fine:
-            raise ConfigError(f"{key}: must be {expected}, got {_value_at(config, key)!r}")
+            raise ConfigError(
+                f"{key}: must be {expected}, got {shown(repr(_value_at(config, key)))}"
+            )
 
 
 def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
@@ -59,6 +71,29 @@ def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
     for key in ("evaluate_every", "dev_rows"):
         count = getattr(c.log, key)
         yield f"log.{key}", count is None or count >= 1, at_least_one
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and texts of all strings and paths."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, str | Path):
+        yield key, str(value)
+    elif isinstance(value, Mapping | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in items:
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+
+
+def _problem_of(key: str, text: str) -> str | None:
+    """Why a text can be no name, path or column."""
+    if len(text) > _LONGEST:
+        return f"must have at most {_LONGEST:,} characters"
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "must be UTF-8"
+    if "\0" in text or (not key.endswith(".prediction_header") and _CONTROL.search(text)):
+        return 'must have no control characters (in YAML, "\\t" and "\\n" make some)'
+    return None
 
 
 def _value_at(config: Any, key: str) -> Any:

@@ -13,7 +13,7 @@ from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.model.heads import predictions
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.training.metrics import METRICS, overall
+from sbrrt_fast.training.metrics import METRICS, UNDEFINED, overall, why_undefined
 from sbrrt_fast.training.step import autocast
 
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
@@ -55,16 +55,21 @@ def predict(
 
 def evaluate(
     model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
-) -> dict[str, dict[str, float] | float]:
+) -> dict[str, dict[str, float | str | None] | float | None]:
     """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
+
+    A score that is undefined is None with its reason beside it, ``{"pearson": None, "undefined":
+    "all labels are 3"}``; the overall score is None then, unless it does not count the task.
 
     Keyword arguments are those of ``predict``.
     """
     scores: dict = {}
     for name, task in tasks.items():
         found = predict(model, task, **kwargs)
-        metric = task.config.metric_name
-        scores[name] = {metric: METRICS[metric](found, task.labels[: len(found)])}
+        metric, labels = task.config.metric_name, task.labels[: len(found)]
+        scores[name] = {metric: METRICS[metric](found, labels)}
+        if scores[name][metric] is None:
+            scores[name][UNDEFINED] = why_undefined(found, labels)
     return scores | {"overall": overall(scores)}
 
 

@@ -31,6 +31,7 @@ from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import FINAL, LINES, RunLogger, check_finite
 from sbrrt_fast.training.means import IntervalMeans, run_means
+from sbrrt_fast.training.metrics import is_better
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
 from sbrrt_fast.training.profile import report as profile_report
@@ -75,7 +76,7 @@ class Trainer:
             self.step.clock = self.clock = StageClock(self.device)
         self.num_tokens = 0
         self.cursor = self.order.start()
-        self.best: dict = {"overall": -float("inf"), "round": 0}
+        self.best: dict = {"overall": None, "round": 0}
         self.seconds = 0.0
 
     def run(self) -> dict:
@@ -181,7 +182,7 @@ class Trainer:
         self.log(f"round {self.cursor.round}: dev {format_scores(scores)}")
         logger.log(self.cursor.round, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         self._save(LAST)
-        if scores["overall"] > self.best["overall"]:
+        if is_better(scores["overall"], self.best["overall"]):
             self.best = {"overall": scores["overall"], "round": self.cursor.round}
             self.best["scores"] = scores
             self._save(BEST)
