@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from sbrrt_fast.errors import SbrrtError
+from sbrrt_fast.messages import shown
 
 # Each command's module is imported when it is called, so that --help and errors are quick.
 COMMANDS = {
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if argv[0] not in COMMANDS:
-        print(f"sbrrt-fast: unknown command '{argv[0]}'\n{_usage()}", file=sys.stderr)
+        print(f"sbrrt-fast: unknown command '{shown(argv[0])}'\n{_usage()}", file=sys.stderr)
         return 2
     command = importlib.import_module(COMMANDS[argv[0]][0])
     try:

@@ -181,7 +181,8 @@ def _known_value(value: Any, hint: Any, prefix: str) -> Any:
         }
     choices = [c for arg in (hint, *get_args(hint)) for c in get_args(arg) if isinstance(c, str)]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number and str(value) in choices else value  # norm: 2, norm: .inf
+    is_choice = choices and is_number and str(value) in choices  # norm: 2, norm: .inf
+    return str(value) if is_choice else value
 
 
 def _typed(data: dict[str, Any]) -> RunConfig:
@@ -300,7 +301,7 @@ def _run_tyro(argv: Sequence[str], base: RunConfig, prog: str) -> tuple[RunConfi
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise ConfigError(one_line(messages.getvalue())) from None
+        raise ConfigError(shown(one_line(messages.getvalue()), 300)) from None
 
 
 def one_line(box: str) -> str:
@@ -320,11 +321,12 @@ def one_line(box: str) -> str:
 def _refuse(unknown: Sequence[str], base: RunConfig) -> NoReturn:
     flag = next((token for token in unknown if token.startswith("-")), None)
     if flag is None:
-        raise ConfigError(f"unexpected argument '{unknown[0]}'; settings are flags, see --help")
+        argument = shown(unknown[0])
+        raise ConfigError(f"unexpected argument '{argument}'; settings are flags, see --help")
     key = flag.partition("=")[0].lstrip("-").replace("-", "_")
     hint = _hint(key, _dotted_keys(base))
     hint = re.sub(r"'(.*)'", lambda match: f"'--{match[1].replace('_', '-')}'", hint)
-    raise ConfigError(f"unknown flag '{flag.partition('=')[0]}'{hint or '; see --help'}")
+    raise ConfigError(f"unknown flag '{shown(flag.partition('=')[0])}'{hint or '; see --help'}")
 
 
 def _is_given(flag: str, argv: Sequence[str]) -> bool:

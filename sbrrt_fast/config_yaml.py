@@ -221,6 +221,14 @@ def _float(text: str, node: yaml.Node) -> float:
 class _Dumper(yaml.SafeDumper):
     """Quotes the strings that a reader of either version would take for something else."""
 
+    def analyze_scalar(self, scalar: str) -> Any:
+        """Escapes what does not print; PyYAML's other styles lose U+0085."""
+        analysis = super().analyze_scalar(scalar)
+        if not scalar.isprintable():
+            analysis.allow_flow_plain = analysis.allow_block_plain = False
+            analysis.allow_single_quoted = analysis.allow_block = False
+        return analysis
+
 
 for _kind, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
