@@ -66,7 +66,11 @@ def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
     yield "optimizer.clip_norm", 0 <= o.clip_norm < math.inf, "at least 0"
     epoch_task = c.round.epoch_task
     yield "round.batch_size", c.round.batch_size >= 1, at_least_one
-    yield "round.epoch_task", epoch_task is None or epoch_task in c.tasks, f"in {list(c.tasks)}"
+    yield (
+        "round.epoch_task",
+        epoch_task is None or epoch_task in c.tasks,
+        f"in {shown(list(c.tasks), 200)}",
+    )
     yield "log.every", c.log.every >= 1, at_least_one
     for key in ("evaluate_every", "dev_rows"):
         count = getattr(c.log, key)

@@ -22,7 +22,7 @@ from sbrrt_fast.data.reader import read_split
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, DataError
 
-SEEDS = [pytest.param(0, 300, id="few"), pytest.param(1, 20_000, id="many", marks=pytest.mark.long)]
+SEEDS = [pytest.param(0, 300, id="few"), pytest.param(1, 5_000, id="many", marks=pytest.mark.long)]
 YAML_PIECES = [
     *"{}[],:-?&*!|>'\"%@`#~=<>.\n\t \x00\x1b\x85\u2028\ufeff\U0001f600",
     *("\n  ", ": ", "- ", "? ", "<<: ", "---\n", "...\n", "%YAML 1.1\n", "!!str ", "!!int ", "!x "),
@@ -90,7 +90,7 @@ def test_any_configuration_is_read_or_refused(tmp_path, seed, count):
             num_read += 1
             save_config(config, saved)
             assert load_config(saved) == config
-    assert 0.02 * count < num_read < 0.9 * count
+    assert 0.01 * count < num_read < 0.9 * count
 
 
 @pytest.mark.parametrize(("seed", "count"), SEEDS)

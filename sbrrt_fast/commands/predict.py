@@ -17,7 +17,7 @@ from sbrrt_fast.data.reader import ReadReport
 from sbrrt_fast.data.store import split_path
 from sbrrt_fast.data.task import Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
-from sbrrt_fast.messages import printable
+from sbrrt_fast.messages import printable, shown
 from sbrrt_fast.training.evaluate import predict
 
 FOLDER = "predictions"
@@ -88,7 +88,7 @@ def prediction_files(
     for split in dict.fromkeys(splits):
         for name, task in tasks.items():
             file = task.prediction_file.replace("{split}", split)
-            where = f"tasks.{name}.prediction_file: '{task.prediction_file}'"
+            where = f"tasks.{name}.prediction_file: '{shown(task.prediction_file)}'"
             if Path(file).name != file or file == "..":
                 raise ConfigError(f"{where} must be the name of a file, without a folder")
             if file and file.casefold() in taken:

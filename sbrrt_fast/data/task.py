@@ -85,10 +85,11 @@ class TaskConfig:
             raise ConfigError(f"tasks.{name}.{reason}")
 
     def _problems(self):
+        columns = shown(self.text_columns)
         if self.encoding == "single" and len(self.text_columns) != 1:
-            yield f"text_columns: encoding 'single' needs one column, got {self.text_columns}"
+            yield f"text_columns: encoding 'single' needs one column, got {columns}"
         if self.encoding != "single" and len(self.text_columns) != 2:
-            yield f"text_columns: encoding '{self.encoding}' needs two, got {self.text_columns}"
+            yield f"text_columns: encoding '{self.encoding}' needs two, got {columns}"
         if self.head == "cosine" and self.encoding != "siamese":
             yield (
                 "encoding: head 'cosine' compares two sentences; "
