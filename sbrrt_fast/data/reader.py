@@ -182,7 +182,8 @@ class _Columns:
 
     def _id(self, fields: list[str]) -> str:
         text = self._filled(fields, self.id)
-        if any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
+        is_odd = not text.isprintable()  # a quick look first
+        if is_odd and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
             raise _BadRow(
                 f"{shown(self.header[self.id])} '{shown(text)}' holds a line break or another "
                 "control character"
