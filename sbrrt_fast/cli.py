@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from sbrrt_fast.errors import Interrupted, SbrrtError
+from sbrrt_fast.messages import shown
 
 # Each command's module is imported when it is called, so that --help and errors are quick.
 COMMANDS = {
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0
     if argv[0] not in COMMANDS:
-        print(f"sbrrt-fast: unknown command '{argv[0]}'\n{_usage()}", file=sys.stderr)
+        print(f"sbrrt-fast: unknown command '{shown(argv[0])}'\n{_usage()}", file=sys.stderr)
         return 2
     share_the_machine()
     threading.excepthook = _thread_failed

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import tyro
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_rules import validate
-from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
+from sbrrt_fast.config_yaml import read_yaml, to_yaml
+from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig, check_task_name
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import write_text
+from sbrrt_fast.messages import shown
 
 MINILM = "minilm"  # the backbone of that name, which is no folder
 CALL_FIELDS = ("output", "resume", "overwrite")  # of one call of a command, not of the run
-_TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -44,7 +44,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes every field as YAML, atomically; ``load_config`` gives back an equal configuration."""
-    write_text(path, _yaml_text(config_to_dict(config)))
+    write_text(path, to_yaml(config_to_dict(config)))
 
 
 def save_recipe(config: RunConfig, path: Path) -> None:
@@ -54,7 +54,7 @@ def save_recipe(config: RunConfig, path: Path) -> None:
     absolute folders: the file trains the same run from anywhere, into any folder.
     """
     data = config_to_dict(portable(config))
-    write_text(path, _yaml_text({k: v for k, v in data.items() if k not in CALL_FIELDS}))
+    write_text(path, to_yaml({k: v for k, v in data.items() if k not in CALL_FIELDS}))
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -94,7 +94,7 @@ def config_from_dict(data: Mapping[str, Any], source: str = "configuration") -> 
     """
     try:
         if not isinstance(data, Mapping):
-            raise ConfigError(f"expected keys and values, got {data!r}")
+            raise ConfigError(f"expected keys and values, got {_repr(data)}")
         data = dict(data)
         if "tasks" in data:
             data["tasks"] = _complete_tasks(data["tasks"])
@@ -146,52 +146,11 @@ def _validated(config: RunConfig, path: Path | None) -> RunConfig:
     return config
 
 
-# YAML
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with ``3e-5`` as a number and no key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen or key_node.tag not in _KEY_TAGS:
-                problem = f"key '{key}' " + ("is given twice" if key in seen else "is not a name")
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that ``_Loader`` would take for numbers."""
-
-
-def _yaml_text(data: Mapping[str, Any]) -> str:
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
-_FLOAT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
 def _read_config(path: Path | None) -> RunConfig:
-    return RunConfig() if path is None else config_from_dict(_read_yaml(Path(path)), str(path))
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason}); check the path") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or error}") from None
-    return {} if data is None else data
+    if path is None:
+        return RunConfig()
+    data = read_yaml(Path(path))
+    return config_from_dict({} if data is None else data, str(path))
 
 
 # Dicts to dataclasses
@@ -201,16 +160,15 @@ def _complete_tasks(tasks: Any) -> dict[str, Any]:
     """Full records for all ``tasks``; those of built-in tasks are filled from ``BUILTIN_TASKS``."""
     if isinstance(tasks, list) and all(isinstance(name, str) for name in tasks):
         if len(set(tasks)) < len(tasks):
-            raise ConfigError(f"tasks: a name is given twice in {tasks}")
+            raise ConfigError(f"tasks: a name is given twice in {_repr(tasks)}")
         tasks = dict.fromkeys(tasks)
     if not isinstance(tasks, Mapping):
-        raise ConfigError(f"tasks: must be a list of names or a mapping, got {tasks!r}")
+        raise ConfigError(f"tasks: must be a list of names or a mapping, got {_repr(tasks)}")
     return {name: _complete_task(name, fields) for name, fields in tasks.items()}
 
 
 def _complete_task(name: str, fields: Any) -> Any:
-    if not _TASK_NAME.fullmatch(name):
-        raise ConfigError(f"tasks: '{name}' is no task name; use letters, digits, '_' and '-'")
+    check_task_name(name)
     if name not in BUILTIN_TASKS:
         if not fields:
             raise ConfigError(
@@ -234,7 +192,7 @@ def _known(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
     for key, value in data.items():
         if key not in hints:
             hint = _hint(key, hints) or _hint(key, config_leaves(RunConfig()))
-            raise ConfigError(f"unknown key '{prefix}{key}'{hint}")
+            raise ConfigError(f"unknown key '{prefix}{shown(key)}'{hint}")
         checked[key] = _known_value(value, hints[key], f"{prefix}{key}.")
     return checked
 
@@ -250,34 +208,64 @@ def _known_value(value: Any, hint: Any, prefix: str) -> Any:
         }
     choices = [c for arg in (hint, *get_args(hint)) for c in get_args(arg) if isinstance(c, str)]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number and str(value) in choices else value  # norm: 2, norm: .inf
+    is_choice = choices and is_number and str(value) in choices  # norm: 2, norm: .inf
+    return str(value) if is_choice else value
 
 
 def _typed(data: dict[str, Any]) -> RunConfig:
     # JSON mode: lists may fill tuples and strings paths, but nothing else is converted.
-    text = json.dumps(data, default=str)
     try:
+        text = json.dumps(data, default=str)
         return TypeAdapter(RunConfig).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
+    except (ValueError, RecursionError):  # from Python: a value inside itself, an endless number
+        raise ConfigError("the values cannot be written as JSON; give plain, finite ones") from None
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         raise ConfigError(f"'{key}' is missing; add it") from None
+    if first["type"] == "json_invalid":
+        raise ConfigError("a text holds half of a surrogate pair (such as '\\ud800'); remove it")
     expected = first["msg"].replace("Input should be", "must be")
-    raise ConfigError(f"{key}: {expected}, got {first['input']!r}")
+    advice = _TYPE_ADVICE.get(first["type"], "")
+    raise ConfigError(f"{key}: {expected}, got {_repr(first['input'])}{advice}")
+
+
+_TYPE_ADVICE = {
+    "bool_type": "; write true or false",
+    "int_type": "; write digits alone, such as 90",
+    "float_type": "; write a number such as 3e-5 or .inf",
+    "string_type": "; put it in quotes",
+}
 
 
 def _overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
     if not overrides:
         return config
+    return config_with(config, overrides, "overrides")
+
+
+def config_with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    """``config`` with ``values`` by dotted key, such as ``{"smart.weight": 1.0}``, on top.
+
+    Raises:
+        ConfigError: starting with ``source``, see ``config_from_dict``.
+    """
     data = config_to_dict(config)
-    for key, value in overrides.items():
+    for key, value in values.items():
         *sections, last = key.split(".")
-        section = data
+        section: Any = data
         for name in sections:
             section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                key = shown(key)
+                raise ConfigError(f"{source}: '{key}' is not a field; '{name}' has none")
         section[last] = _plain(value)
-    return config_from_dict(data, "overrides")
+    return config_from_dict(data, source)
+
+
+def _repr(value: Any) -> str:
+    return shown(repr(value))
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -338,7 +326,7 @@ def _run_tyro(argv: Sequence[str], base: RunConfig, prog: str) -> tuple[RunConfi
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise ConfigError(one_line(messages.getvalue())) from None
+        raise ConfigError(shown(one_line(messages.getvalue()), 300)) from None
 
 
 def one_line(box: str) -> str:
@@ -358,11 +346,12 @@ def one_line(box: str) -> str:
 def _refuse(unknown: Sequence[str], base: RunConfig) -> NoReturn:
     flag = next((token for token in unknown if token.startswith("-")), None)
     if flag is None:
-        raise ConfigError(f"unexpected argument '{unknown[0]}'; settings are flags, see --help")
+        argument = shown(unknown[0])
+        raise ConfigError(f"unexpected argument '{argument}'; settings are flags, see --help")
     key = flag.partition("=")[0].lstrip("-").replace("-", "_")
     hint = _hint(key, config_leaves(base))
     hint = re.sub(r"'(.*)'", lambda match: f"'--{match[1].replace('_', '-')}'", hint)
-    raise ConfigError(f"unknown flag '{flag.partition('=')[0]}'{hint or '; see --help'}")
+    raise ConfigError(f"unknown flag '{shown(flag.partition('=')[0])}'{hint or '; see --help'}")
 
 
 def flag_value(flag: str, argv: Sequence[str]) -> str | None:

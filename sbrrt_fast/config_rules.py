@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.data.task import Split
+from sbrrt_fast.data.task import Split, check_task_names
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.messages import shown
 
 SPLITS = get_args(Split)
+_LONGEST = 4096  # of a text, like Linux's longest path
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _RANGE = "of a size from 1.2e-38 to 3.4e+38 to be held by float32 (smaller ones are 0 there)"
@@ -32,12 +38,17 @@ _COMPUTED_WITH = (
 
 def validate(config: RunConfig) -> None:
     """Raises ConfigError naming the dotted key of the first value that makes no sense."""
+    check_task_names(config.tasks)
     for name, task in config.tasks.items():
         task.validate(name)
+    for key, text in _texts(config):
+        if problem := _problem_of(key, text):
+            raise ConfigError(f"{key}: {problem}, got {shown(repr(text))}")
     for rules in (_rules, _float32_rules):
         for key, is_fine, expected in rules(config):
             if not is_fine:
-                raise ConfigError(f"{key}: must be {expected}, got {_value_at(config, key)!r}")
+                value = shown(repr(_value_at(config, key)))
+                raise ConfigError(f"{key}: must be {expected}, got {value}")
 
 
 def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
@@ -72,7 +83,11 @@ def _rules(c: RunConfig) -> Iterator[tuple[str, bool, str]]:
     yield "optimizer.clip_norm", 0 <= o.clip_norm < math.inf, "at least 0"
     epoch_task = c.round.epoch_task
     yield "round.batch_size", c.round.batch_size >= 1, at_least_one
-    yield "round.epoch_task", epoch_task is None or epoch_task in c.tasks, f"in {list(c.tasks)}"
+    yield (
+        "round.epoch_task",
+        epoch_task is None or epoch_task in c.tasks,
+        f"in {shown(list(c.tasks), 200)}",
+    )
     yield "log.every", c.log.every >= 1, at_least_one
     for key in ("evaluate_every", "dev_rows"):
         count = getattr(c.log, key)
@@ -116,6 +131,30 @@ def _float32(value: float) -> float:
 def _is_held(value: float) -> bool:
     """Whether float32 holds it with all its digits: 0, or a normal number."""
     return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and texts of all strings and paths."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, str | Path):
+        yield key, str(value)
+    elif isinstance(value, Mapping | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, inner in items:
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+
+
+def _problem_of(key: str, text: str) -> str | None:
+    """Why a text can be no name, path or column."""
+    if len(text) > _LONGEST:
+        return f"must have at most {_LONGEST:,} characters"
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "must be UTF-8"
+    may_have = "\t" if key.endswith(".prediction_header") else ""  # as the course's have
+    if set(_CONTROL.findall(text)) - set(may_have):
+        return 'must have no control characters (in YAML, "\\t" and "\\n" make some)'
+    return None
 
 
 def _value_at(config: Any, key: str) -> Any:

@@ -1,8 +1,18 @@
 """Errors a user can act on. Each message says what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
+from sbrrt_fast.messages import printable
+
 
 class SbrrtError(Exception):
-    """Base of every error this package raises on bad input; the command line prints it bare."""
+    """Base of every error this package raises on bad input; the command line prints it bare.
+
+    The message is one line: control characters and line breaks in it are escaped.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 class ConfigError(SbrrtError, ValueError):

@@ -192,6 +192,17 @@ def test_evaluate_repeats_the_dev_scores_of_the_run_exactly(kind, runs, tmp_path
     assert lines[5].split() == ["overall", f"{dev['overall']:.4f}"]
 
 
+def test_evaluate_says_which_rows_are_not_scored(run, tmp_path, capsys):
+    data = small_sample(tmp_path / "data", num_rows=9)
+    path = data / "quora-dev.csv"
+    path.write_text(path.read_text(encoding="utf-8") + "1\tx\ty\n", encoding="utf-8")
+    found = evaluated(tmp_path, str(run), "--data-dir", str(data))
+    assert found["num_skipped"] == {"sst": 0, "para": 1, "sts": 0}
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("para is scored without some rows: quora-dev.csv: 9 rows, skipped 1 (")
+    assert "first: quora-dev.csv:11: 3 fields" in last
+
+
 def test_evaluate_writes_nothing_unless_asked(run):
     before = contents(run.parent)
     assert main(["evaluate", str(run)]) == 0

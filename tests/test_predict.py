@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +145,13 @@ def test_skipped_rows_are_said_and_not_predicted(run, tmp_path, capsys):
     lines = path.read_text(encoding="utf-8").splitlines()
     lines[3] = lines[3].rpartition("\t")[0] + "\t"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert main(["predict", str(run), "--data-dir", str(data)]) == 0
-    said = capsys.readouterr().out
+    assert main(["predict", str(run), "--data-dir", str(data)]) == 1
+    said, last = capsys.readouterr()
+    path = run / "predictions" / "para-dev-output.csv"
+    assert last.splitlines()[-1] == (
+        f"sbrrt-fast predict: {path}: lacks 1 row that could not be used, the first is "
+        "quora-dev.csv:4: is_duplicate is empty; correct the file and predict again"
+    )
     assert (
         "quora-dev.csv: 8 rows, skipped 1 (first: quora-dev.csv:4: is_duplicate is empty)" in said
     )
@@ -153,6 +160,23 @@ def test_skipped_rows_are_said_and_not_predicted(run, tmp_path, capsys):
     found = predicted(run / "predictions" / "para-dev-output.csv")
     assert len(kept) == 8
     assert [row_id for row_id, _ in found] == kept
+
+
+def test_every_file_that_lacks_rows_is_named_last(run, tmp_path):
+    data = small_sample(tmp_path / "data", num_rows=9)
+    for split in ("dev", "test"):
+        path = data / BUILTIN_TASKS["para"].files[split]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        lines[5:8] = ["1\tx\x1b\ttext", "2\ty\ttext", ""]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "sbrrt_fast.cli", "predict", str(run), "--data-dir", str(data)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert told.returncode == 1
+    for line, split in zip(told.stdout.splitlines()[-2:], ("dev", "test"), strict=True):
+        file = BUILTIN_TASKS["para"].files[split]
+        assert f"para-{split}-output.csv: lacks 2 rows that could not be used" in line
+        assert f"the first is {file}:6: 3 fields where the header has " in line
+        assert len(predicted(run / "predictions" / f"para-{split}-output.csv")) == 6
 
 
 def test_nothing_to_predict_is_an_error(run, tmp_path, capsys):
@@ -189,6 +213,8 @@ def test_a_file_that_cannot_be_replaced_stays_whole(run, monkeypatch, capsys):
     [
         ("fixed.csv", ("dev", "test"), "'fixed.csv' is also another prediction's file"),
         ("para-{split}-output.csv", ("dev",), "is also another prediction's file"),
+        ("PARA-{split}-Output.CSV", ("dev",), "that differs not only in case"),
+        ("..", ("dev",), "must be the name of a file, without a folder"),
         ("../{split}.csv", ("dev",), "must be the name of a file, without a folder"),
         ("/{split}.csv", ("dev",), "must be the name of a file, without a folder"),
     ],

@@ -10,10 +10,12 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizerFast
 
+from sbrrt_fast.config import ModelConfig, RunConfig
 from sbrrt_fast.data.store import TokenizedTask, load_task, split_path
 from sbrrt_fast.data.task import BUILTIN_TASKS, Example
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, DataError, WeightsError
+from sbrrt_fast.training.build import load_splits
 
 SST, PARA, STS = (BUILTIN_TASKS[name] for name in ("sst", "para", "sts"))
 CROSS = dataclasses.replace(STS, encoding="cross", head="regression")
@@ -266,6 +268,20 @@ def test_load_task_says_what_was_skipped_and_cut(tmp_path, tokenizer):
     (tmp_path / "quora-dev.csv").write_text("\n".join(lines[:2]))
     load_task("para", PARA, "dev", tmp_path, tokenizer, 64, said.append)
     assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("max_length", "limit"), [(6, "model.max_length"), (512, "the backbone's 8 positions")]
+)
+def test_the_limit_that_cut_texts_is_named(tmp_path, tokenizer, max_length, limit):
+    row = "x\ta film\tthe film is fine , the film is fine\t1.0"
+    (tmp_path / "quora-dev.csv").write_text(f"id\tsentence1\tsentence2\tis_duplicate\n{row}\n")
+    model = ModelConfig(max_length=max_length)
+    config = RunConfig(data_dir=tmp_path, tasks={"para": PARA}, model=model)
+    said: list[str] = []
+    load_splits(config, tokenizer, "dev", 8, said.append)
+    tokens = min(max_length, 8)
+    assert said == [f"para dev: cut 1 of 2 sequences to {tokens} tokens ({limit})"]
 
 
 def test_a_split_without_a_file_is_a_clear_error(tmp_path):

@@ -11,6 +11,7 @@ import tyro
 
 from sbrrt_fast.config_io import one_line
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.messages import shown
 
 Arguments = TypeVar("Arguments")
 
@@ -29,4 +30,4 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str], prog: str) -> Arg
         if not stop.code:
             raise  # --help
         mistake = one_line(messages.getvalue()).replace(f" from {prog}:", ":").rstrip(".")
-        raise ConfigError(f"{mistake}; see `{prog} --help`") from None
+        raise ConfigError(f"{shown(mistake, 300)}; see `{prog} --help`") from None

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
-import yaml
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import config_from_dict, config_to_dict, parse_run_config
+from sbrrt_fast.config_io import config_with, parse_run_config
 from sbrrt_fast.config_rules import validate
+from sbrrt_fast.config_yaml import parse_yaml
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.experiments.compare import Comparison, compare
 from sbrrt_fast.files import make_folder, write_text
+from sbrrt_fast.messages import shown
 
 PROG = "sbrrt-fast compare"
 
@@ -85,27 +86,13 @@ def with_overrides(base: RunConfig, text: str, flag: str) -> RunConfig:
     Raises:
         ConfigError: naming ``flag``, for text of another form, an unknown key or a bad value.
     """
-    data = config_to_dict(base)
-    for item in filter(None, text.split(",")):
+    values = {}
+    for item in filter(None, re.split(r",(?=[^,=]*=)|,$", text)):  # not inside [0.8, 0.9]
         key, equals, value = item.partition("=")
         if not equals:
-            raise ConfigError(f"{flag}: '{item}' is not of the form key=value")
-        *sections, last = key.strip().split(".")
-        place: Any = data
-        for name in sections:
-            place = place.setdefault(name, {}) if isinstance(place, dict) else place
-        if not isinstance(place, dict):
-            raise ConfigError(f"{flag}: '{key}' is not a field; '{sections[-1]}' has none")
-        place[last] = _value(value.strip())
-    config = config_from_dict(data, flag)
+            raise ConfigError(f"{flag}: '{shown(item)}' is not of the form key=value")
+        key = key.strip()
+        values[key] = parse_yaml(value, f"{flag}: {shown(key)}", has_lines=False)
+    config = config_with(base, values, flag)
     validate(config)
     return config
-
-
-def _value(text: str) -> Any:
-    for read, error in ((json.loads, ValueError), (yaml.safe_load, yaml.YAMLError)):
-        try:
-            return read(text)  # JSON first: YAML 1.1 takes 3e-5 for a string
-        except error:
-            continue
-    return text

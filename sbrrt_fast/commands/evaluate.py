@@ -12,9 +12,11 @@ from tyro.conf import arg
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
+from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import make_folder, write_text
+from sbrrt_fast.messages import printable
 from sbrrt_fast.training.evaluate import evaluate
 from sbrrt_fast.training.scores import exposure_note, score_table
 
@@ -49,28 +51,32 @@ def main(argv: Sequence[str]) -> int:
     num_examples = {name: task.num_examples for name, task in tasks.items()}
     print(_heading(arguments, run))
     print(score_table(scores, num_examples))
+    for name, task in tasks.items():
+        if task.report.num_skipped:
+            print(f"{name} is scored without some rows: {task.report.message()}")
     if note := exposure_note(run.config):
         print(note)
     if arguments.output is not None:
-        record = _record(arguments, run, scores, num_examples)
+        record = _record(arguments, run, scores, tasks)
         write_text(arguments.output, json.dumps(record, indent=2) + "\n")
     return 0
 
 
 def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:
-    return (
+    return printable(
         f"{arguments.split} scores of the {arguments.model} model of {arguments.run} on "
         f"{run.data}, {run.config.precision}"
     )
 
 
 def _record(
-    arguments: EvaluateArguments, run: TrainedRun, scores: dict, num_examples: dict[str, int]
+    arguments: EvaluateArguments, run: TrainedRun, scores: dict, tasks: dict[str, TokenizedTask]
 ) -> dict:
     """What ``--output`` writes; the scores are under the split's name as in ``metrics.json``."""
     return {
         arguments.split: scores,
-        "num_examples": num_examples,
+        "num_examples": {name: task.num_examples for name, task in tasks.items()},
+        "num_skipped": {name: task.report.num_skipped for name, task in tasks.items()},
         "run": str(arguments.run),
         "model": arguments.model,
         "data_dir": None if run.config.data_dir is None else str(run.config.data_dir),

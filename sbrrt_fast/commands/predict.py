@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,12 @@ from torch import Tensor
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
+from sbrrt_fast.data.reader import ReadReport
 from sbrrt_fast.data.store import split_path
 from sbrrt_fast.data.task import Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, write_text
+from sbrrt_fast.messages import printable, shown
 from sbrrt_fast.training.evaluate import predict
 from sbrrt_fast.training.run_folder import note_predictions
 
@@ -38,22 +42,39 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("--split: name at least one of train, dev and test")
     run = open_run(arguments)
     files = prediction_files(run.config.tasks, arguments.split)
-    print(f"predictions of the {arguments.model} model of {arguments.run} on {run.data}")
-    num_written = 0
+    print(
+        f"predictions of the {arguments.model} model of {printable(arguments.run)} on "
+        f"{printable(run.data)}"
+    )
+    reports = {}
     for (name, split), file in files.items():
         if reason := _why_passed_over(run, name, split):
-            print(f"{name} {split}: passed over, {reason}")
+            print(f"{name} {split}: passed over, {printable(reason)}")
             continue
         path = arguments.run / FOLDER / file
-        print(f"{path}: {_write(run, name, split, path):,} rows")
+        reports[path] = _write(run, name, split, path)
         note_predictions(arguments.run, path)
-        num_written += 1
-    if not num_written:
+        print(f"{printable(path)}: {reports[path].num_rows:,} rows")
+    if not reports:
         raise DataError(
             f"{run.data}: nothing to predict, no task has a file there and a prediction_file; "
             "name the folder of the task files with --data-dir"
         )
-    return 0
+    return _tell_left_out(reports)
+
+
+def _tell_left_out(reports: dict[Path, ReadReport]) -> int:
+    """Says last, on stderr, which prediction files lack rows; returns the exit status."""
+    sys.stdout.flush()  # so that it is last where both go to one file
+    lacking = {path: report for path, report in reports.items() if report.num_skipped}
+    for path, report in lacking.items():
+        rows = "1 row" if report.num_skipped == 1 else f"{report.num_skipped:,} rows"
+        line = (
+            f"sbrrt-fast predict: {path}: lacks {rows} that could not be used, the first is "
+            f"{report.first_skipped}; correct the file and predict again"
+        )
+        print(printable(line), file=sys.stderr)
+    return int(bool(lacking))
 
 
 def prediction_files(
@@ -62,20 +83,23 @@ def prediction_files(
     """File name by task and split; empty for a task without ``prediction_file``.
 
     Raises:
-        ConfigError: a name has a folder in it, or two predictions have the same name.
+        ConfigError: a name has a folder in it, or two predictions have the same name, apart from
+            case: some file systems do not tell it apart.
     """
     files: dict[tuple[str, Split], str] = {}
+    taken: set[str] = set()
     for split in dict.fromkeys(splits):
         for name, task in tasks.items():
             file = task.prediction_file.replace("{split}", split)
-            where = f"tasks.{name}.prediction_file: '{task.prediction_file}'"
-            if Path(file).name != file:
+            where = f"tasks.{name}.prediction_file: '{shown(task.prediction_file)}'"
+            if Path(file).name != file or file == "..":
                 raise ConfigError(f"{where} must be the name of a file, without a folder")
-            if file and file in files.values():
+            if file and file.casefold() in taken:
                 raise ConfigError(
                     f"{where} is also another prediction's file; use a name per task, with "
-                    "'{split}' in it"
+                    "'{split}' in it, that differs not only in case"
                 )
+            taken.add(file.casefold())
             files[name, split] = file
     return files
 
@@ -105,13 +129,13 @@ def _why_passed_over(run: TrainedRun, name: str, split: Split) -> str | None:
     if split not in task.files:
         return f"it has no {split} file (tasks.{name}.files.{split})"
     path = split_path(name, task, split, run.config.data_dir)
-    return None if path.exists() else f"{path} is not there"
+    return None if os.path.exists(path) else f"{path} is not there"
 
 
-def _write(run: TrainedRun, name: str, split: Split, path: Path) -> int:
-    """Predicts one split and writes its file; returns the number of rows."""
+def _write(run: TrainedRun, name: str, split: Split, path: Path) -> ReadReport:
+    """Predicts one split and writes its file; returns how the split was read."""
     task = run.load(split, [name])[name]
     found = predict(run.model, task, **run.options)
     make_folder(path.parent)
     write_text(path, format_predictions(task.config, task.ids, found))
-    return task.num_examples
+    return task.report

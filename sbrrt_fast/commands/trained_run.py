@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -98,7 +99,7 @@ def open_run(arguments: RunArguments) -> TrainedRun:
         BackendError: there is no such device.
     """
     path = arguments.run / "config.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise WeightsError(
             f"{arguments.run}: is not the folder of a run, it has no config.yaml; give the "
             "--output of `sbrrt-fast train`"
@@ -106,7 +107,7 @@ def open_run(arguments: RunArguments) -> TrainedRun:
     config = load_config(path)
     device = pick_device(arguments.device)
     data_dir = arguments.data_dir or config.data_dir
-    if data_dir is not None and not data_dir.is_dir():
+    if data_dir is not None and not os.path.isdir(data_dir):
         raise ConfigError(
             f"{data_dir}: there is no such folder; name that of the task files with --data-dir"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,11 +14,12 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from sbrrt_fast.data.reader import read_split
+from sbrrt_fast.data.reader import ReadReport, read_split
 from sbrrt_fast.data.sample import sample_dir
 from sbrrt_fast.data.task import Example, Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
 
+MAX_LENGTH = "model.max_length"  # the setting
 _TEXTS_PER_CALL = 4096  # bounds the memory of Encoding objects
 
 
@@ -40,6 +41,7 @@ class TokenizedTask:
         special: [num_tokens] bool, true at the [CLS] and [SEP] the tokenizer added.
         starts: [num_sequences + 1] int64 offsets into ``tokens``.
         num_truncated: sequences that were longer than ``max_length``.
+        report: how the file was read; None where the examples came from elsewhere.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TokenizedTask:
     special: Tensor
     starts: Tensor
     num_truncated: int
+    report: ReadReport | None = None
 
     @classmethod
     def build(
@@ -119,14 +122,18 @@ class TokenizedTask:
         here = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return self.tokens[here], self.token_types[here], self.special[here]
 
-    def message(self) -> str:
-        """One printable line on truncation, or an empty string if there was none."""
+    def message(self, limit_name: str = MAX_LENGTH) -> str:
+        """One printable line on truncation, or an empty string if there was none.
+
+        Args:
+            limit_name: what set the ``max_length``.
+        """
         if not self.num_truncated:
             return ""
         longest = int(self.lengths.max())
         return (
             f"{self.name} {self.split}: cut {self.num_truncated:,} of {self.num_sequences:,} "
-            f"sequences to {longest} tokens (model.max_length)"
+            f"sequences to {longest} tokens ({limit_name})"
         )
 
 
@@ -138,11 +145,13 @@ def load_task(
     tokenizer: Tokenizer,
     max_length: int,
     log: Callable[[str], object] = print,
+    limit_name: str = MAX_LENGTH,
 ) -> TokenizedTask:
     """Read and tokenise one split; ``log`` hears of skipped rows and of truncation.
 
     Args:
         data_dir: folder of the task files; the built-in sample when None.
+        limit_name: what set ``max_length``, for messages.
 
     Raises:
         DataError: see ``read_split``; also when the task names no file for this split.
@@ -154,8 +163,8 @@ def load_task(
         log(report.message())
     task = TokenizedTask.build(name, task_config, split, examples, tokenizer, max_length)
     if task.num_truncated:
-        log(task.message())
-    return task
+        log(task.message(limit_name))
+    return replace(task, report=report)
 
 
 def split_path(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.messages import shown
 
 Split = Literal["train", "dev", "test"]
+OVERALL = "overall"  # where scores have their mean
+_TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class TaskConfig:
             when ``auto``.
         metric: ``accuracy`` or ``pearson``; follows from the head when ``auto``.
         weight: factor on all of this task's loss terms.
+        quoting: ``csv`` (fields may be quoted, ``""`` inside ``"..."``) or ``none`` (a quote is a
+            character like any other, as in GLUE's files).
         on_bad_row: ``error`` stops at the first row that cannot be used; ``skip`` leaves such rows
             out and prints how many.
         prediction_file: name of the prediction file, with ``{split}``; none is written if empty.
@@ -47,6 +54,7 @@ class TaskConfig:
     loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse"] = "auto"
     metric: Literal["auto", "accuracy", "pearson"] = "auto"
     weight: float = 1.0
+    quoting: Literal["csv", "none"] = "csv"
     on_bad_row: Literal["error", "skip"] = "error"
     prediction_file: str = ""
     prediction_header: str = ""
@@ -73,14 +81,16 @@ class TaskConfig:
 
     def validate(self, name: str) -> None:
         """Raises ConfigError naming ``tasks.<name>.<field>`` when fields do not fit together."""
+        check_task_name(name)
         for reason in self._problems():
             raise ConfigError(f"tasks.{name}.{reason}")
 
     def _problems(self):
+        columns = shown(self.text_columns)
         if self.encoding == "single" and len(self.text_columns) != 1:
-            yield f"text_columns: encoding 'single' needs one column, got {self.text_columns}"
+            yield f"text_columns: encoding 'single' needs one column, got {columns}"
         if self.encoding != "single" and len(self.text_columns) != 2:
-            yield f"text_columns: encoding '{self.encoding}' needs two, got {self.text_columns}"
+            yield f"text_columns: encoding '{self.encoding}' needs two, got {columns}"
         if self.head == "cosine" and self.encoding != "siamese":
             yield (
                 "encoding: head 'cosine' compares two sentences; "
@@ -104,6 +114,32 @@ class TaskConfig:
             yield f"metric: 'pearson' needs a cosine or regression head, not '{self.head}'"
         if self.metric_name == "accuracy" and self.is_regression:
             yield f"metric: 'accuracy' needs a classes or binary head, not '{self.head}'"
+
+
+def check_task_name(name: str) -> None:
+    """Raises ConfigError where a task cannot be called ``name``."""
+    if not _TASK_NAME.fullmatch(name):
+        raise ConfigError(
+            f"tasks: '{shown(name)}' is no task name; use letters, digits, '_' and '-', at most 64"
+        )
+    if name == OVERALL:
+        raise ConfigError(
+            f"tasks: a task cannot be called '{OVERALL}', where the mean score stands; choose "
+            "another name"
+        )
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """Raises ConfigError where two tasks would have the same flags on the command line."""
+    flags: dict[str, str] = {}
+    for name in names:
+        check_task_name(name)
+        other = flags.setdefault(name.replace("_", "-"), name)
+        if other != name:
+            raise ConfigError(
+                f"tasks: '{other}' and '{name}' differ in '-' and '_' alone, which flags do not "
+                "tell apart; rename one"
+            )
 
 
 _LOSS_OF_HEAD = {

@@ -82,7 +82,8 @@ def _draw_scores(axes, report: Report) -> None:
     """One colour per task; a dot with its standard deviation is ours, a cross the paper's."""
     for i, task in enumerate(report.tasks):
         shift = 0.15 * (i - (len(report.tasks) - 1) / 2)
-        scored = [(x, row.scores[task]) for x, row in enumerate(report.rows) if task in row.scores]
+        spread_of = [(x, row.scores.get(task)) for x, row in enumerate(report.rows)]
+        scored = [(x, s) for x, s in spread_of if s is not None and s.mean is not None]
         places, spreads = zip(*scored, strict=True) if scored else ((), ())
         axes.errorbar(
             [x + shift for x in places],

@@ -11,9 +11,10 @@ from typing import Any
 
 from sbrrt_fast.experiments.tables import Row, Run, Table
 from sbrrt_fast.files import make_folder, write_text
-from sbrrt_fast.training.scores import exposure_note
+from sbrrt_fast.training.metrics import main_metric
+from sbrrt_fast.training.scores import exposure_note, undefined_notes
 
-UNKNOWN = "—"
+UNKNOWN, UNDEFINED = "—", "undefined"
 SAMPLE_WARNING = (
     "THESE NUMBERS MEAN NOTHING: the runs were trained on the built-in sample, which is made up. "
     "Name the task files with --data-dir."
@@ -22,24 +23,29 @@ SAMPLE_WARNING = (
 
 @dataclass(frozen=True)
 class Spread:
-    """A value over seeds; ``sd`` is the sample standard deviation, None for one seed."""
+    """A value over seeds, None where it is undefined for one of them.
 
-    values: tuple[float, ...]
+    ``sd`` is the sample standard deviation; it is None for one seed.
+    """
+
+    values: tuple[float | None, ...]
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
+    def mean(self) -> float | None:
+        return None if None in self.values else statistics.fmean(self.values)
 
     @property
     def sd(self) -> float | None:
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        is_known = len(self.values) > 1 and None not in self.values
+        return statistics.stdev(self.values) if is_known else None
 
     def to_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
 
     def __format__(self, spec: str) -> str:
-        sd = UNKNOWN if self.sd is None else format(self.sd, spec)
-        return f"{self.mean:{spec}} ± {sd}"
+        if self.mean is None:
+            return UNDEFINED
+        return f"{self.mean:{spec}} ± {_number(self.sd, spec)}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,9 @@ class Report:
             "R_s: SMART's term, mean over the run, before its weight. gain: R_s over that of a "
             "random direction of the same size, mean over the logged rounds."
         )
+        for row in self.rows:
+            lines = [line for run in row.runs for line in undefined_notes(run.metrics["dev"])]
+            notes += [f"{row.row.name}: {line}." for line in dict.fromkeys(lines)]
         if any(not row.runs for row in self.rows):
             notes.append("rows with 0 seeds have no finished run.")
         return notes + [f"failed: {failure}" for failure in self.failures]
@@ -227,12 +236,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def _flat_scores(dev: Mapping[str, Any]) -> dict[str, float]:
+def _flat_scores(dev: Mapping[str, Any]) -> dict[str, float | None]:
     """Each task's main metric, and ``overall``."""
-    return {
-        name: next(iter(score.values())) if isinstance(score, Mapping) else score
-        for name, score in dev.items()
-    }
+    return {name: main_metric(score) for name, score in dev.items()}
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -13,6 +13,16 @@ from sbrrt_fast.model.heads import build_head, class_logits, predictions, task_l
 from sbrrt_fast.model.label_units import LabelUnits
 
 
+class TaskHeads(nn.ModuleDict):
+    """Heads by task name, whatever the name: a task may be called ``type`` or ``update``.
+
+    Heads are reached as ``heads[name]`` alone, so no name can collide with an attribute.
+    """
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        self._modules[name] = module
+
+
 class MultiTaskModel(nn.Module):
     """MiniBert with task heads.
 
@@ -35,7 +45,7 @@ class MultiTaskModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             hidden_size = encoder.config.hidden_size
-            self.heads = nn.ModuleDict(
+            self.heads = TaskHeads(
                 {name: build_head(task, hidden_size, pair_features) for name, task in tasks.items()}
             )
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from sbrrt_fast._extension import emulates_bf16
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.data.store import TokenizedTask, load_task
+from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
@@ -64,9 +64,11 @@ def load_splits(
     config: RunConfig, tokenizer: Tokenizer, split: Split, max_positions: int, log: Log = print
 ) -> dict[str, TokenizedTask]:
     """One split of every task that names a file for it, tokenised."""
-    max_length = min(config.model.max_length, max_positions)
+    max_length, limit_name = config.model.max_length, MAX_LENGTH
+    if max_positions < max_length:
+        max_length, limit_name = max_positions, f"the backbone's {max_positions} positions"
     return {
-        name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log)
+        name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log, limit_name)
         for name, task in config.tasks.items()
     }
 

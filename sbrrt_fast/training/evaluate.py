@@ -14,7 +14,7 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.metrics import METRICS, overall
+from sbrrt_fast.training.metrics import METRICS, UNDEFINED, overall, why_undefined
 from sbrrt_fast.training.step import autocast
 
 _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from another backbone"
@@ -86,8 +86,11 @@ def _check_predictions(task: TokenizedTask, found: Tensor) -> None:
 
 def evaluate(
     model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
-) -> dict[str, dict[str, float] | float]:
+) -> dict[str, dict[str, float | str | None] | float | None]:
     """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
+
+    A score that is undefined is None with its reason beside it, ``{"pearson": None, "undefined":
+    "all labels are 3"}``; the overall score is None then, unless it does not count the task.
 
     Keyword arguments are those of ``predict``, as are the errors.
     """
@@ -95,8 +98,10 @@ def evaluate(
     check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     for name, task in tasks.items():
         found = _predict(model, task, **kwargs)
-        metric = task.config.metric_name
-        scores[name] = {metric: METRICS[metric](found, task.labels[: len(found)])}
+        metric, labels = task.config.metric_name, task.labels[: len(found)]
+        scores[name] = {metric: METRICS[metric](found, labels)}
+        if scores[name][metric] is None:
+            scores[name][UNDEFINED] = why_undefined(found, labels)
     return scores | {"overall": overall(scores)}
 
 

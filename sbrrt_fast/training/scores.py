@@ -2,39 +2,67 @@
 
 from __future__ import annotations
 
+import math
+
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.task import OVERALL
+from sbrrt_fast.training.metrics import UNDEFINED
 
 
 def flatten_scores(scores: dict) -> dict[str, float]:
-    """``{"sst/accuracy": …, …, "overall": …}``, for logs."""
+    """``{"sst/accuracy": …, …, "overall": …}``, for logs; NaN where a score is undefined."""
     flat = {}
     for name, value in scores.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}/{metric}": score for metric, score in value.items()}
-        else:
-            flat[name] = value
+        for metric, score in _metrics(value).items():
+            flat[f"{name}/{metric}" if metric else name] = math.nan if score is None else score
     return flat
 
 
 def format_scores(scores: dict) -> str:
     """One line: ``sst/accuracy .505  para/accuracy .719  …``."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in flatten_scores(scores).items())
+    texts = [f"{name} {_number(value)}" for name, value in flatten_scores(scores).items()]
+    return "  ".join(texts + [f"({line})" for line in undefined_notes(scores)])
+
+
+def undefined_notes(scores: dict) -> list[str]:
+    """A line for each task's score that is undefined, with its reason."""
+    tasks = {name: value for name, value in scores.items() if isinstance(value, dict)}
+    reasons = {name: value[UNDEFINED] for name, value in tasks.items() if UNDEFINED in value}
+    is_counted = scores.get(OVERALL, 0.0) is None
+    so = f", so there is no {OVERALL} score" if is_counted else ""
+    return [
+        f"{name}/{metric} is undefined: {reason}{so}"
+        for name, reason in reasons.items()
+        for metric in _metrics(tasks[name])
+    ]
 
 
 def score_table(scores: dict, num_examples: dict[str, int] | None = None) -> str:
-    """A row per task and metric and one for the overall score, with the number of rows if given."""
+    """A row per task and metric and one for the overall score, with the number of rows if given.
+
+    A score that is undefined is a dash, with a line that says why below the table.
+    """
     rows = [("task", "metric", "score", "rows" if num_examples else "")]
     for name, value in scores.items():
-        if isinstance(value, dict):
-            count = f"{num_examples[name]:,}" if num_examples else ""
-            rows += [(name, metric, f"{score:.4f}", count) for metric, score in value.items()]
-        else:
-            rows.append((name, "", f"{value:.4f}", ""))
+        count = f"{num_examples[name]:,}" if num_examples and isinstance(value, dict) else ""
+        rows += [(name, m, _number(score), count) for m, score in _metrics(value).items()]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    lines = [
         f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}".rstrip()
         for a, b, c, d in rows
-    )
+    ]
+    return "\n".join(lines + undefined_notes(scores))
+
+
+def _metrics(value: dict | float | None) -> dict[str, float | None]:
+    """A task's metrics; an overall score under no name."""
+    if not isinstance(value, dict):
+        return {"": value}
+    return {metric: score for metric, score in value.items() if metric != UNDEFINED}
+
+
+def _number(score: float | None) -> str:
+    return "—" if score is None or math.isnan(score) else f"{score:.4f}"
 
 
 def exposure_note(config: RunConfig) -> str:

@@ -39,6 +39,7 @@ from sbrrt_fast.training.floor import best_ceilings, round_cost
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import LINES, RunLogger
 from sbrrt_fast.training.means import IntervalMeans, run_means
+from sbrrt_fast.training.metrics import is_better
 from sbrrt_fast.training.op_choice import longest_sequence, tell_evaluation
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
@@ -253,7 +254,7 @@ class Trainer:
         logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         self._save(LAST)
         best = self.progress.best
-        if best is None or scores["overall"] > best["overall"]:
+        if is_better(scores["overall"], best and best["overall"]):
             self._save(BEST)
             self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
         self.progress.evaluation_is_due = False
