@@ -14,8 +14,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model import backbone
-from sbrrt_fast.model.backbone import read_config, read_pooling, resolve_backbone
+from sbrrt_fast.model.backbone import read_config, resolve_backbone
 from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.modules import read_modules
 
 TINY = {
     "vocab_size": 61,
@@ -211,22 +212,22 @@ def write_pooling(folder: Path, settings: dict) -> None:
     [
         (None, "cls"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls_token"),
         ({"pooling_mode": "mean", "embedding_dimension": 64}, "mean"),
-        ({"pooling_mode": ["cls"]}, "cls"),
+        ({"pooling_mode": ["cls"]}, "cls_token"),
     ],
 )
 def test_pooling_is_the_checkpoints(folder, settings, pooling):
     if settings is not None:
         write_pooling(folder, settings)
-    assert read_pooling(folder) == pooling
+    assert read_modules(folder).pooling == pooling
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls \+ mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls_token \+ mean"),
         ({"pooling_mode": "lasttoken"}, "lasttoken"),
         ({"embedding_dimension": 64}, "not named"),
     ],
@@ -234,4 +235,4 @@ def test_pooling_is_the_checkpoints(folder, settings, pooling):
 def test_other_pooling_is_refused_by_name(folder, settings, named):
     write_pooling(folder, settings)
     with pytest.raises(WeightsError, match=rf"1_Pooling/config\.json: pooling .*{named}"):
-        read_pooling(folder)
+        read_modules(folder)

@@ -208,7 +208,7 @@ def test_half_a_pooler_is_a_missing_tensor(folder):
         (lambda t: t | {f"bert.{QUERY}": torch.zeros(64, 64)}, f"{QUERY} is there twice"),
         (
             lambda t: t | {"encoder.layer.2.output.dense.bias": torch.zeros(64)},
-            r"encoder\.layer\.2\.output\.dense\.bias has no place in this encoder",
+            r"encoder\.layer\.2\.output\.dense\.bias has no place in this model",
         ),
         (
             without("encoder.layer.1."),
