@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.backbone import (
     ONLY_SUPPORTED,
@@ -224,9 +227,8 @@ def _write_tokenizer(model: MiniBert, folder: Path, tokenizer: Any) -> None:
         tokenizer = getattr(model, "source", None)
     if isinstance(tokenizer, Tokenizer):
         tokenizer.save(str(folder / "tokenizer.json"))
-        settings = _tokenizer_settings(tokenizer, model.config.max_position_embeddings)
-        _write_json(folder / "tokenizer_config.json", settings)
         _write_vocabulary(tokenizer, folder / "vocab.txt")
+        _write_tokenizer_config(tokenizer, model.config.max_position_embeddings, folder)
     elif isinstance(tokenizer, str | Path):
         for name in TOKENIZER_FILES:
             if (Path(tokenizer) / name).is_file():
@@ -236,24 +238,29 @@ def _write_tokenizer(model: MiniBert, folder: Path, tokenizer: Any) -> None:
 
 
 def _write_vocabulary(tokenizer: Tokenizer, path: Path) -> None:
-    """vocab.txt: one token per line, its id is the line's number; not written if ids have gaps."""
+    """vocab.txt: one token per line, its id is the line's number; only if it reads back equal."""
     vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
-    if sorted(vocabulary) == list(range(len(vocabulary))):
-        lines = "".join(f"{vocabulary[i]}\n" for i in range(len(vocabulary)))
-        path.write_text(lines, encoding="utf-8", newline="\n")
+    has_gaps = sorted(vocabulary) != list(range(len(vocabulary)))
+    if has_gaps or any(t != t.strip() or "\n" in t for t in vocabulary.values()):
+        return
+    lines = "".join(f"{vocabulary[i]}\n" for i in range(len(vocabulary)))
+    path.write_text(lines, encoding="utf-8", newline="\n")
 
 
-def _tokenizer_settings(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """tokenizer_config.json: AutoTokenizer takes the normaliser's options from here."""
+def _write_tokenizer_config(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
+    """tokenizer_config.json: of a BertTokenizer where that is what it is, else one as it is."""
     special = {key: t for key, t in _SPECIAL_TOKENS.items() if tokenizer.token_to_id(t) is not None}
     settings = {**special, "model_max_length": max_length}
-    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
-    if normalizer.get("type") != "BertNormalizer" or len(special) < len(_SPECIAL_TOKENS):
-        return {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return {
-        **settings,
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": normalizer["lowercase"],
-        "strip_accents": normalizer["strip_accents"],
-        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
-    }
+    path, normalizer = folder / "tokenizer_config.json", tokenizer.normalizer
+    if isinstance(normalizer, BertNormalizer) and len(special) == len(_SPECIAL_TOKENS):
+        names = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": normalizer.lowercase,
+            "strip_accents": normalizer.strip_accents,
+            "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+        }
+        _write_json(path, settings | names)
+        with suppress(WeightsError):
+            load_tokenizer(folder)
+            return
+    _write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})

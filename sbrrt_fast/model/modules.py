@@ -188,8 +188,8 @@ def _read_pooling(path: Path) -> str:
     modes = list(dict.fromkeys(_pooling_modes(path, read_json(path))))
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise WeightsError(
-            f"{path}: pooling {' + '.join(modes) or 'is not named'}; only that of [CLS] or the mean "
-            f"is supported: {_OVERRIDE}"
+            f"{path}: pooling {' + '.join(modes) or 'is not named'}; only that of [CLS] or the "
+            f"mean is supported: {_OVERRIDE}"
         )
     return modes[0]
 
