@@ -24,6 +24,7 @@ BERT_CLASSES = frozenset(
 )
 ROLES = ("unk", "sep", "pad", "cls", "mask")  # in the order in which they are added
 
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -88,13 +89,16 @@ def read_settings(folder: Path) -> TokenizerSettings:
     tokens = {role: f"[{role.upper()}]" for role in ROLES}
     tokens |= {name.removesuffix("_token"): token for name, token in special.items()}
     named = {n: _token(folder, n, t, special=True) for n, t in tokens.items() if t is not None}
-    extra = list(_extra(folder, config))
-    contents = {token.content for token in [*named.values(), *extra]}
+    own, mapped = config, _object(folder / SPECIAL) if entries is None else {}
+    extra = [t for key in _EXTRA for source in (own, mapped) for t in _extra(folder, source, key)]
     if entries is None:
-        added = _added_tokens(folder, contents)
+        said = {named[role].content for role in ROLES if special.get(f"{role}_token") is not None}
+        said |= {t.content for key in _EXTRA for t in _extra(folder, own, key)}
+        said |= {t.content for t in _extra(folder, mapped, _EXTRA[0])}
+        added = _added_tokens(folder, said)
     else:
         added = _decoder(folder, entries)
-        _check_same_ids(folder, added, _added_tokens(folder, contents))
+        _check_same_ids(folder, added, _added_tokens(folder, set()))
     return TokenizerSettings(
         folder,
         _class_name(folder, config),
@@ -135,15 +139,13 @@ def _content(folder: Path, name: str, token: Any) -> str | None:
     return None if token is None else _token(folder, name, token).content
 
 
-def _extra(folder: Path, config: dict[str, Any]) -> Iterator[AddedToken]:
+def _extra(folder: Path, source: dict[str, Any], key: str) -> Iterator[AddedToken]:
     """Special tokens without a role."""
-    for source in (config, _object(folder / SPECIAL)):
-        for key in ("extra_special_tokens", "additional_special_tokens"):
-            tokens = source.get(key) or []
-            if not isinstance(tokens, dict | list):
-                raise WeightsError(f"{folder}: {key} must be an array, got {kind_of(tokens)}")
-            for token in tokens.values() if isinstance(tokens, dict) else tokens:
-                yield _token(folder, key, token, special=True)
+    tokens = source.get(key) or []
+    if not isinstance(tokens, dict | list):
+        raise WeightsError(f"{folder}: {key} must be an array, got {kind_of(tokens)}")
+    for token in tokens.values() if isinstance(tokens, dict) else tokens:
+        yield _token(folder, key, token, special=True)
 
 
 def _token(folder: Path, name: str, token: Any, special: bool = False) -> AddedToken:
@@ -188,7 +190,8 @@ def _added_tokens(folder: Path, special: set[str]) -> dict[str, tuple[int, Added
                 f"{kind_of(number)}"
             )
         is_special = content in special
-        added[content] = (number, AddedToken(content, special=is_special))
+        token = AddedToken(content, normalized=not is_special, special=is_special)
+        added[content] = (number, token)
     return added
 
 
