@@ -13,14 +13,9 @@ from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import WeightsError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-PIECES = (
-    "A a é e Él el ß ss İ i dé de ##é ##e ##s ##l new NEW york ##york 中 文 , . ! - ' [ ] < > /"
-)
-WORDS = [
-    *SPECIAL,
-    *PIECES.split(),
-    *["##a", "##A", "ent", "##ent", "cls", "CLS", "mask", "sep", "n", "t"],
-]
+PIECES = "A a é e Él el ß ss İ i dé de ##é ##e ##s ##l new NEW york ##york 中 文"
+MORE = "##a ##A ent ##ent cls CLS mask sep n t , . ! - ' [ ] < > /"
+WORDS = [*SPECIAL, *PIECES.split(), *MORE.split()]
 TEXTS = [
     "A new NEW York, new-york!",
     "Éle él ELÉ \u0130i ßs \u00df",

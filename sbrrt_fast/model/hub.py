@@ -154,7 +154,7 @@ def _read_dense(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]
     """The pooler's tensors from a Dense module of sentence-transformers."""
     stored = {name.replace(_POOLER, "linear."): name for name in shapes}
     reader = TensorReader(shapes, lambda name: stored.get(name, name))
-    for path in weight_files(folder):
+    for path in weight_files(folder, "Dense"):
         reader.read(path)
     return reader.finish(f"{folder}: the layer does not fit config.json", "save it again")
 

@@ -7,6 +7,7 @@ checkpoint names is either left out knowingly, which ``SentenceModules.summary``
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -81,13 +82,9 @@ def read_modules(directory: str | Path, pooling: str = "checkpoint") -> Sentence
             f"{path}: starts with {first}; only an encoder (Transformer) can be used"
         )
     encoder, rest = modules[0].folder, modules[1:]
-    if pooling != "checkpoint":
-        dense = _tanh_behind_cls(path, rest) if pooling == "cls" else None
-        taken = [m for m in rest if m.folder == dense]
-        others = [str(m) for m in rest if m not in taken]
-        summary = f"pooling '{pooling}' (model.pooling)" + _left_out(others)
-        return SentenceModules(encoder, pooling, dense, summary)
-    return _as_listed(path, encoder, rest)
+    if pooling == "checkpoint":
+        return _as_listed(path, encoder, rest)
+    return _as_said(path, encoder, rest, pooling)
 
 
 def list_modules(path: Path) -> list[_Module]:
@@ -115,6 +112,17 @@ def _without_list(directory: Path, pooling: str) -> SentenceModules:
         return SentenceModules(directory, "cls", None, "pooling 'cls' (BERT's own pooler)")
     found = _read_pooling(settings)
     return SentenceModules(directory, found, None, f"pooling '{found}' ({POOLING_FOLDER})")
+
+
+def _as_said(path: Path, encoder: Path, modules: list[_Module], pooling: str) -> SentenceModules:
+    """``model.pooling`` whatever follows the encoder; ``cls`` is the checkpoint's where it has it."""
+    dense = None
+    if pooling == "cls":
+        with suppress(WeightsError):  # for layers that are left out
+            dense = _as_listed(path, encoder, modules).dense
+    others = [str(m) for m in modules if dense is None or m.kind not in ("Pooling", "Dense")]
+    summary = f"pooling '{pooling}' (model.pooling)" + _left_out(others)
+    return SentenceModules(encoder, pooling, dense, summary)
 
 
 def _as_listed(path: Path, encoder: Path, modules: list[_Module]) -> SentenceModules:
@@ -151,18 +159,6 @@ def _settings(path: Path, module: _Module) -> Path:
             f"{path} names {module}, but {settings} is missing; download or save it again"
         )
     return settings
-
-
-def _tanh_behind_cls(path: Path, modules: list[_Module]) -> Path | None:
-    """Folder of the layer that ``cls`` means in this checkpoint, where it has one."""
-    if [module.kind for module in modules[:2]] != ["Pooling", "Dense"]:
-        return None
-    first, dense = modules[:2]
-    try:
-        pooling = _read_pooling(_settings(path, first))
-    except WeightsError:  # another pooling, which the user does not want
-        return None
-    return None if _why_no_tanh(path, pooling, dense) else dense.folder
 
 
 def _why_no_tanh(path: Path, pooling: str, dense: _Module) -> str | None:

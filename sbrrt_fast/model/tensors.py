@@ -19,6 +19,11 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _NUM_LISTED = 4
+_CONVERT = {
+    "BertModel": "transformers, "
+    "BertModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)",
+    "Dense": "sentence-transformers, SentenceTransformer(DIR).save(NEW_DIR)",
+}
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 # What training scripts and wrappers put before BertModel's names, of which `encoder` is one too.
 _WRAPPERS = re.compile(
@@ -127,7 +132,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
         ) from None
 
 
-def weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path, saver: str = "BertModel") -> list[Path]:
     """``model.safetensors``, or the files that its index names.
 
     Raises:
@@ -139,8 +144,7 @@ def weight_files(directory: Path) -> list[Path]:
     if not index.is_file():
         raise WeightsError(
             f"{directory} has no {WEIGHTS}; pickled weights (pytorch_model.bin) are not loaded, "
-            "because unpickling can run any code: convert them once with transformers, "
-            "BertModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
+            f"because unpickling can run any code: convert them once with {_CONVERT[saver]}"
         )
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
