@@ -96,8 +96,6 @@ def _bert_tokenizer(
 
 def _from_json(path: Path, settings: TokenizerSettings) -> Tokenizer:
     tokenizer = _parse(path)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     _check_between_special_tokens(path.parent, tokenizer)
     listed = _listed_tokens(path, tokenizer)
     _check_added(path, settings, listed)
@@ -140,11 +138,36 @@ def _agreed(
 
 
 def _parse(path: Path) -> Tokenizer:
+    """The tokenizer of a file, tried out: some damage shows at the first text only."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+        tokenizer = Tokenizer.from_file(str(path))
+        _check_templates(path, read_json(path).get("post_processor"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode("a")
+        tokenizer.encode("a", "a")
+    except (KeyboardInterrupt, SystemExit, WeightsError):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: not a tokenizer ({reason}); fetch the file again") from None
+    return tokenizer
+
+
+def _check_templates(path: Path, processor: Any) -> None:
+    """A template may put only special tokens that it defines; the library would panic."""
+    if not isinstance(processor, dict):
+        return
+    for inner in processor.get("processors") or []:
+        _check_templates(path, inner)
+    pieces = [*(processor.get("single") or []), *(processor.get("pair") or [])]
+    put = {p["SpecialToken"]["id"] for p in pieces if isinstance(p, dict) and "SpecialToken" in p}
+    defined = processor.get("special_tokens") or {}
+    if unknown := put - {name for name, token in defined.items() if token.get("id") == name}:
+        raise WeightsError(
+            f"{path}: post_processor puts {shown(min(unknown))}, which it does not define; fetch "
+            "the file again"
+        )
 
 
 def _normalizer_disagreement(normalizer: Any, settings: TokenizerSettings) -> str | None:

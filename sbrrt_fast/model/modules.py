@@ -115,7 +115,7 @@ def _without_list(directory: Path, pooling: str) -> SentenceModules:
 
 
 def _as_said(path: Path, encoder: Path, modules: list[_Module], pooling: str) -> SentenceModules:
-    """``model.pooling`` whatever follows the encoder; ``cls`` is the checkpoint's where it has it."""
+    """``model.pooling`` whatever follows; ``cls`` is the checkpoint's layer where it has one."""
     dense = None
     if pooling == "cls":
         with suppress(WeightsError):  # for layers that are left out
