@@ -10,12 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import WeightsError
@@ -33,7 +31,14 @@ from sbrrt_fast.model.modules import (
     SentenceModules,
     read_modules,
 )
-from sbrrt_fast.model.tensors import WEIGHTS, TensorReader, encoder_name, readable, weight_files
+from sbrrt_fast.model.tensors import (
+    WEIGHTS,
+    TensorReader,
+    encoder_name,
+    readable,
+    shapes_only,
+    weight_files,
+)
 
 __all__ = ["load_encoder", "read_config", "read_modules", "resolve_backbone", "save_encoder"]
 
@@ -42,15 +47,6 @@ _WRITTEN = {"config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, *TOKE
 _SPECIAL_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")
 }
-
-
-class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves out ``normal_``, which imports the compiler (a second) for meta tensors."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.nn.init.normal_, Tensor.normal_):
-            return None
-        return function(*args, **(kwargs or {}))
 
 
 def load_encoder(directory: str | Path, pooling: str = "checkpoint") -> MiniBert:
@@ -74,7 +70,7 @@ def load_encoder(directory: str | Path, pooling: str = "checkpoint") -> MiniBert
     """
     modules = read_modules(directory, pooling)
     config = read_config(modules.encoder)
-    with torch.device("meta"), _NoRandomNumbers():  # shapes alone, until the weights are read
+    with shapes_only():
         model = MiniBert(config, modules.pooling)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     model.load_state_dict(_read_weights(modules, shapes), strict=True, assign=True)

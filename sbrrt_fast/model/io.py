@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -19,7 +19,7 @@ from sbrrt_fast.json_file import kind_of, read_json, shown
 from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.hub import load_encoder, save_encoder
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.model.tensors import TensorReader
+from sbrrt_fast.model.tensors import TensorReader, shapes_only
 
 ENCODER, HEADS, TASKS = "encoder", "heads.safetensors", "tasks.json"
 
@@ -45,10 +45,11 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
     tasks, pair_features = _read_tasks(directory / TASKS)
     encoder, tokenizer = load_encoder(directory / ENCODER), load_tokenizer(directory / ENCODER)
     check_fit(tokenizer, encoder.config, tasks, directory / ENCODER)
-    with torch.device("meta"):  # shapes alone, until the weights are read
+    with shapes_only():
         model = MultiTaskModel(encoder, tasks, pair_features)
     shapes = {name: list(tensor.shape) for name, tensor in model.heads.state_dict().items()}
     model.heads.load_state_dict(_read_heads(directory / HEADS, shapes), assign=True)
+    assert not any(t.is_meta for t in chain(model.parameters(), model.buffers())), "all is read"
     return model, tokenizer
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.json_file import read_json, shown
@@ -30,6 +31,22 @@ _WRAPPERS = re.compile(
     r"(?:(?:module|model|base_model|auto_model|bert|transformer|\d+)\."
     r"|encoder\.(?=(?:embeddings|encoder|pooler)\.))*"
 )
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves out ``normal_``, which imports the compiler (a second) for meta tensors."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.nn.init.normal_, Tensor.normal_):
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules that are made in here have shapes and no memory, until weights are assigned."""
+    with torch.device("meta"), _NoRandomNumbers():
+        yield
 
 
 def encoder_name(stored: str) -> str | None:
@@ -132,6 +149,10 @@ def open_tensors(path: Path) -> Iterator[Any]:
         ) from None
 
 
+def _is_file_name(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
+
+
 def weight_files(directory: Path, saver: str = "BertModel") -> list[Path]:
     """``model.safetensors``, or the files that its index names.
 
@@ -150,7 +171,7 @@ def weight_files(directory: Path, saver: str = "BertModel") -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise WeightsError(f"{index}: weight_map is missing; download the checkpoint again")
     for name in shards.values():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or not _is_file_name(name):
             raise WeightsError(
                 f"{index} names {shown(name)}, which is no file of its folder; download it again"
             )
