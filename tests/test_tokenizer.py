@@ -172,6 +172,10 @@ FAST = {
         {"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}},
     ),
     "special_tokens_not_listed": (lambda: pipeline(special=False), {"tokenizer_config": {}}),
+    "special_tokens_not_listed_as_it_is": (
+        lambda: pipeline(special=False),
+        {"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast", "sep_token": "[SEP]"}},
+    ),
 }
 
 
@@ -278,6 +282,13 @@ def test_tokenizer_json_of_another_pipeline(parts, named, tmp_path):
                 "tokenizer_config": {"cls_token": "[CLS]"},
             },
             "make them say the same",
+        ),
+        (
+            {
+                "special_tokens_map": {"additional_special_tokens": ["<ent>"]},
+                "tokenizer_config": {"extra_special_tokens": ["<ENT2>"]},
+            },
+            "name other extra or additional special tokens",
         ),
         (
             {

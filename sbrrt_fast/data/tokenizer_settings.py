@@ -82,34 +82,33 @@ def read_settings(folder: Path) -> TokenizerSettings:
         WeightsError: a file is malformed, or two of them contradict each other.
     """
     config = _object(folder / CONFIG)
-    entries = config.get("added_tokens_decoder")
-    special = {name: t for name, t in config.items() if _is_token_name(name, t)}
+    entries, class_name = config.get("added_tokens_decoder"), _class_name(folder, config)
+    mapped = _object(folder / SPECIAL) if entries is None else {}
+    given = _named(folder, config, mapped)
+    extra = _extra(folder, config, mapped)
     if entries is None:
-        special |= _special_map(folder, special)
-    tokens = {role: f"[{role.upper()}]" for role in ROLES}
-    tokens |= {name.removesuffix("_token"): token for name, token in special.items()}
-    named = {n: _token(folder, n, t, special=True) for n, t in tokens.items() if t is not None}
-    own, mapped = config, _object(folder / SPECIAL) if entries is None else {}
-    extra = [t for key in _EXTRA for source in (own, mapped) for t in _extra(folder, source, key)]
-    if entries is None:
-        said = {named[role].content for role in ROLES if special.get(f"{role}_token") is not None}
-        said |= {t.content for key in _EXTRA for t in _extra(folder, own, key)}
-        said |= {t.content for t in _extra(folder, mapped, _EXTRA[0])}
-        added = _added_tokens(folder, said)
+        roles = {given[role].content for role in ROLES if given.get(role)}
+        added = _added_tokens(folder, roles | _known_as_special(folder, config, mapped))
     else:
         added = _decoder(folder, entries)
         _check_same_ids(folder, added, _added_tokens(folder, set()))
+    defaults = ROLES if class_name in BERT_CLASSES else ()
+    named = {role: _special(f"[{role.upper()}]") for role in defaults} | given
     return TokenizerSettings(
         folder,
-        _class_name(folder, config),
+        class_name,
         _flag(folder, config, "do_lower_case", True),
         _flag(folder, config, "tokenize_chinese_chars", True),
         _flag(folder, config, "strip_accents", None),
-        {n: added.get(t.content, (0, t))[1] for n, t in named.items()},
+        {n: added.get(t.content, (0, t))[1] for n, t in named.items() if t is not None},
         extra,
         added,
         entries is not None,
     )
+
+
+def _special(content: str) -> AddedToken:
+    return AddedToken(content, special=True)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -122,30 +121,59 @@ def _is_token_name(name: str, value: Any) -> bool:
     return name.endswith("_token") and (is_role or isinstance(value, str | dict))
 
 
-def _special_map(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """``special_tokens_map.json``, which may name what ``tokenizer_config.json`` does not."""
-    found = {n: t for n, t in _object(folder / SPECIAL).items() if _is_token_name(n, t)}
-    for name in found.keys() & given.keys():
-        pair = [_content(folder, n, t[name]) for n, t in ((CONFIG, given), (SPECIAL, found))]
-        if pair[0] != pair[1]:
+def _named(
+    folder: Path, config: dict[str, Any], mapped: dict[str, Any]
+) -> dict[str, AddedToken | None]:
+    """Special tokens by role; None where a file says that there is none.
+
+    ``special_tokens_map.json`` may name what ``tokenizer_config.json`` does not.
+    """
+    named: dict[str, AddedToken | None] = {}
+    for source in (config, mapped):
+        for name, token in source.items():
+            if not _is_token_name(name, token):
+                continue
+            role = name.removesuffix("_token")
+            found = None if token is None else _token(folder, name, token, special=True)
+            if role in named and str(named[role]) != str(found):
+                raise WeightsError(
+                    f"{folder}: {name} is {_text(named[role])} in {CONFIG} and {_text(found)} in "
+                    f"{SPECIAL}; make them say the same"
+                )
+            named[role] = found
+    return named
+
+
+def _text(token: AddedToken | None) -> str:
+    return shown(None if token is None else token.content)
+
+
+def _extra(folder: Path, config: dict[str, Any], mapped: dict[str, Any]) -> list[AddedToken]:
+    """Special tokens without a role, which all files that name any must name alike."""
+    own, older = (_listed(folder, config, key) for key in _EXTRA)
+    others = _listed(folder, mapped, _EXTRA[1])
+    lists = [tokens for tokens in (own, older, others) if tokens]
+    for tokens in lists[1:]:
+        if {t.content for t in tokens} != {t.content for t in lists[0]}:
             raise WeightsError(
-                f"{folder}: {name} is {shown(pair[0])} in {CONFIG} and {shown(pair[1])} in "
-                f"{SPECIAL}; make them say the same"
+                f"{folder}: {CONFIG} and {SPECIAL} name other extra or additional special tokens; "
+                "make them say the same"
             )
-    return found
+    return [*(lists[0] if lists else []), *_listed(folder, mapped, _EXTRA[0])]
 
 
-def _content(folder: Path, name: str, token: Any) -> str | None:
-    return None if token is None else _token(folder, name, token).content
+def _known_as_special(folder: Path, config: dict[str, Any], mapped: dict[str, Any]) -> set[str]:
+    """Extra tokens that ``transformers`` knows to be special when it reads added_tokens.json."""
+    lists = [_listed(folder, config, key) for key in _EXTRA] + [_listed(folder, mapped, _EXTRA[0])]
+    return {token.content for tokens in lists for token in tokens}
 
 
-def _extra(folder: Path, source: dict[str, Any], key: str) -> Iterator[AddedToken]:
-    """Special tokens without a role."""
+def _listed(folder: Path, source: dict[str, Any], key: str) -> list[AddedToken]:
     tokens = source.get(key) or []
     if not isinstance(tokens, dict | list):
         raise WeightsError(f"{folder}: {key} must be an array, got {kind_of(tokens)}")
-    for token in tokens.values() if isinstance(tokens, dict) else tokens:
-        yield _token(folder, key, token, special=True)
+    values = tokens.values() if isinstance(tokens, dict) else tokens
+    return [_token(folder, key, token, special=True) for token in values]
 
 
 def _token(folder: Path, name: str, token: Any, special: bool = False) -> AddedToken:
