@@ -184,6 +184,7 @@ def test_other_layers_are_refused_unless_said(folder, name):
         ('[{"type": "a.Transformer", "path": "../other"}]', "outside the folder"),
         ('[{"type": "a.Transformer", "path": "/etc"}]', "outside the folder"),
         ('[{"type": "a.BoW", "path": ""}]', r"starts with \. \(BoW\)"),
+        ('[{"type": "a.B\\n\\u001b", "path": "x\\ny"}]', r'starts with "x\\ny" \("B\\n\\u001b"\)'),
         ("[" * 9000 + "]" * 9000, "nested too deeply"),
     ],
 )

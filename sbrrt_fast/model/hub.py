@@ -130,8 +130,9 @@ def _read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dic
 
 
 def _wanted_name(stored: str, shapes: dict[str, list[int]]) -> str | None:
+    """A pooler that is not wanted is passed over like a head."""
     name = encoder_name(stored)
-    return None if name and name.startswith(_POOLER) and name not in shapes else name
+    return None if name and name.startswith("pooler.") and name not in shapes else name
 
 
 def _check_any_fits(folder: Path, reader: TensorReader) -> None:

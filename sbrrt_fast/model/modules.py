@@ -15,6 +15,7 @@ from typing import Any
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.json_file import kind_of, read_json, shown
 from sbrrt_fast.model.pooling import POOLINGS
+from sbrrt_fast.model.tensors import readable
 
 MODULES = "modules.json"
 POOLING_FOLDER, DENSE_FOLDER = "1_Pooling", "2_Dense"
@@ -54,7 +55,7 @@ class _Module:
     path: str
 
     def __str__(self) -> str:
-        return f"{self.path or '.'} ({self.kind})"
+        return f"{readable(self.path or '.')} ({readable(self.kind or '?')})"
 
 
 def read_modules(directory: str | Path, pooling: str = "checkpoint") -> SentenceModules:
