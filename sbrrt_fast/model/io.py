@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
-from itertools import chain
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +23,7 @@ from sbrrt_fast.model.tensors import TensorReader, shapes_only
 ENCODER, HEADS, TASKS = "encoder", "heads.safetensors", "tasks.json"
 
 _MOST_CLASSES = 1_000_000
+_UNITS = (".units.mean", ".units.scale")
 
 
 def save_model(model: MultiTaskModel, directory: Path, tokenizer: Tokenizer) -> None:
@@ -46,19 +46,23 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
     encoder, tokenizer = load_encoder(directory / ENCODER), load_tokenizer(directory / ENCODER)
     check_fit(tokenizer, encoder.config, tasks, directory / ENCODER)
     with shapes_only():
-        model = MultiTaskModel(encoder, tasks, pair_features)
-    shapes = {name: list(tensor.shape) for name, tensor in model.heads.state_dict().items()}
-    model.heads.load_state_dict(_read_heads(directory / HEADS, shapes), assign=True)
-    assert not any(t.is_meta for t in chain(model.parameters(), model.buffers())), "all is read"
+        heads = MultiTaskModel(encoder, tasks, pair_features).heads
+    shapes = {name: list(tensor.shape) for name, tensor in heads.state_dict().items()}
+    tensors = _read_heads(directory / HEADS, shapes)  # before any head has memory
+    model = MultiTaskModel(encoder, tasks, pair_features)
+    model.heads.load_state_dict(tensors)
     return model, tokenizer
 
 
 def _read_heads(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: is missing; restore the folder from a copy or train anew")
-    reader = TensorReader(shapes, lambda stored: stored)
+    reader = TensorReader(shapes, lambda stored: stored, dtype=None)
     reader.read(path)
-    return reader.finish(f"{path}: does not fit {TASKS}", "restore the folder or train anew")
+    advice = "restore the folder or train anew"
+    if any(name.endswith(_UNITS) for name in reader.missing()):
+        advice = "it was saved before regression was trained in standardised units; train anew"
+    return reader.finish(f"{path}: does not fit {TASKS}", advice)
 
 
 def _read_tasks(path: Path) -> tuple[dict[str, TaskConfig], str]:

@@ -69,14 +69,20 @@ class TensorReader:
     Args:
         shapes: by name; all of them are wanted.
         name_of: the name of a stored tensor, or None for one that is passed over.
+        dtype: of the copies; None for that of the file.
 
     Attributes:
-        tensors: float32 copies of what was read. problems: by name, what is wrong with it.
+        tensors: copies of what was read. problems: by name, what is wrong with it.
         stored: the first names in the files, and how many there are.
     """
 
-    def __init__(self, shapes: Mapping[str, list[int]], name_of: Callable[[str], str | None]):
-        self.shapes, self.name_of = shapes, name_of
+    def __init__(
+        self,
+        shapes: Mapping[str, list[int]],
+        name_of: Callable[[str], str | None],
+        dtype: torch.dtype | None = torch.float32,
+    ):
+        self.shapes, self.name_of, self.dtype = shapes, name_of, dtype
         self.tensors: dict[str, Tensor] = {}
         self.problems: dict[str, str] = {}
         self.stored: list[str] = []
@@ -108,7 +114,8 @@ class TensorReader:
         if reason:
             self.problems[name] = f"{readable(stored)} {reason}"
         else:  # a copy is aligned and does not depend on the file
-            self.tensors[name] = file.get_tensor(stored).to(torch.float32, copy=True)
+            tensor = file.get_tensor(stored)
+            self.tensors[name] = tensor.to(self.dtype or tensor.dtype, copy=True)
 
 
 def first_of(problems: Iterable[str]) -> str:
