@@ -15,7 +15,8 @@ class ModelConfig:
 
     Attributes:
         backbone: ``minilm`` (all-MiniLM-L6-v2), a Hugging Face BertModel folder, or a hub id.
-        pooling: ``cls`` (tanh pooler), ``mean``, or what the ``checkpoint`` was trained with.
+        pooling: ``cls`` (tanh pooler), ``cls_token`` ([CLS] as it is), ``mean``, or what the
+            ``checkpoint`` was trained with.
         hidden_dropout: dropout on hidden states; the checkpoint's value when None.
         attention_dropout: dropout on attention probabilities; the checkpoint's value when None.
         max_length: longest sequence in tokens; longer texts are truncated, and counted openly.
@@ -24,7 +25,7 @@ class ModelConfig:
     """
 
     backbone: str = "minilm"
-    pooling: Literal["checkpoint", "cls", "mean"] = "checkpoint"
+    pooling: Literal["checkpoint", "cls", "cls_token", "mean"] = "checkpoint"
     hidden_dropout: float | None = None
     attention_dropout: float | None = None
     max_length: int = 512

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
 import transformers
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import save_file
 
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model import backbone
-from sbrrt_fast.model.backbone import read_config, read_pooling, resolve_backbone
+from sbrrt_fast.model.backbone import read_config, resolve_backbone
 from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.hub import load_encoder
+from sbrrt_fast.model.modules import read_modules
 
 TINY = {
     "vocab_size": 61,
@@ -177,6 +183,21 @@ def test_fields_absent_or_null_have_hugging_faces_defaults(folder):
         ("layer_norm_eps", "1e-12"),
         ("hidden_dropout_prob", 1.0),
         ("num_attention_heads", 3),
+        ("hidden_size", 10**12),
+        ("vocab_size", 10**12),
+        ("num_hidden_layers", 10**12),
+        ("max_position_embeddings", 10**12),
+        ("hidden_size", -64),
+        ("hidden_size", True),
+        ("hidden_size", [64]),
+        ("num_attention_heads", 0),
+        ("type_vocab_size", 0),
+        ("pad_token_id", 61),
+        ("layer_norm_eps", math.nan),
+        ("layer_norm_eps", math.inf),
+        ("layer_norm_eps", -1e-12),
+        ("hidden_dropout_prob", math.nan),
+        ("initializer_range", "0.02"),
         ("vocab_size", ...),
     ],
 )
@@ -186,13 +207,31 @@ def test_unsupported_config_names_the_field(folder, field, value):
         read_config(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\udc80"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "null", '"text"', "\udc80", "[" * 5000 + "]" * 5000),
+        '{"hidden_size": ' + "6" * 5000 + "}",
+    ],
+)
 def test_malformed_config_is_named(folder, text):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(
         WeightsError, match=r"config\.json: (not valid JSON|expected a JSON object)"
-    ):
+    ) as caught:
         read_config(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_sizes_far_from_the_weights_allocate_nothing(folder):
+    """The largest sizes that config.json may name are compared with the file's, not made."""
+    edit_config(folder, vocab_size=2**27, hidden_size=2**16, intermediate_size=2**20)
+    tensors = {"embeddings.word_embeddings.weight": torch.zeros(61, 64)}
+    save_file(tensors, folder / "model.safetensors")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=r"weight is \[61, 64\], expected \[134217728, 65536\]"):
+        load_encoder(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
 def test_missing_config_is_named(folder):
@@ -211,22 +250,22 @@ def write_pooling(folder: Path, settings: dict) -> None:
     [
         (None, "cls"),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls_token"),
         ({"pooling_mode": "mean", "embedding_dimension": 64}, "mean"),
-        ({"pooling_mode": ["cls"]}, "cls"),
+        ({"pooling_mode": ["cls"]}, "cls_token"),
     ],
 )
 def test_pooling_is_the_checkpoints(folder, settings, pooling):
     if settings is not None:
         write_pooling(folder, settings)
-    assert read_pooling(folder) == pooling
+    assert read_modules(folder).pooling == pooling
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls \+ mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, r"cls_token \+ mean"),
         ({"pooling_mode": "lasttoken"}, "lasttoken"),
         ({"embedding_dimension": 64}, "not named"),
     ],
@@ -234,4 +273,4 @@ def test_pooling_is_the_checkpoints(folder, settings, pooling):
 def test_other_pooling_is_refused_by_name(folder, settings, named):
     write_pooling(folder, settings)
     with pytest.raises(WeightsError, match=rf"1_Pooling/config\.json: pooling .*{named}"):
-        read_pooling(folder)
+        read_modules(folder)

@@ -61,4 +61,5 @@ def test_the_pooling_matrix_pools():
         pooling_matrix(batch, "mean") @ hidden, mean_pool(hidden, batch), atol=1e-6
     )
     first = hidden[batch.cu_seqlens[:-1].long()]
-    assert torch.equal(pooling_matrix(batch, "cls") @ hidden, first)
+    for pooling in ("cls", "cls_token"):
+        assert torch.equal(pooling_matrix(batch, pooling) @ hidden, first)

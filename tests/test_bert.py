@@ -14,7 +14,7 @@ from tests.models import CONFIG, random_batch, random_model, stream_of
 LENGTHS = [6, 1, 17, 9, 13, 2]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "cls_token"])
 @pytest.mark.parametrize("drops", [False, True])
 def test_packed_and_padded_agree_in_outputs_and_gradients(pooling, drops):
     model, batch = random_model(torch.float64, pooling), random_batch(LENGTHS)

@@ -88,10 +88,17 @@ def assert_same_weights(ours: SbrrtStep, theirs: SbrrtStep, atol: float) -> None
             assert torch.allclose(average, averages[name], rtol=0, atol=atol), name
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_equal_the_reference_s(name):
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [
+        *((name, "mean") for name in CONFIGS),
+        *(("masks of their own", pooling) for pooling in ("cls", "cls_token")),
+        *(("finite", pooling) for pooling in ("cls", "cls_token")),
+    ],
+)
+def test_gradients_equal_the_reference_s(name, pooling):
     config = CONFIGS[name]
-    ours, theirs = build(FastStep, config), reference(config)
+    ours, theirs = build(FastStep, config, pooling=pooling), reference(config, pooling=pooling)
     rng = torch.tensor([3, 1])
     for batch in make_round():
         found, expected = ours.gradients(batch, rng), theirs.gradients(batch, rng)
@@ -103,8 +110,13 @@ def test_gradients_equal_the_reference_s(name):
                 assert distance < 1e-4, (batch.name, parameter)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [
+        *((name, pooling) for name in CONFIGS for pooling in ("mean", "cls")),
+        *((name, "cls_token") for name in ("per task", "joint")),
+    ],
+)
 def test_rounds_equal_the_reference_s(name, pooling):
     config = CONFIGS[name]
     ours, theirs = build(FastStep, config, pooling=pooling), reference(config, pooling=pooling)

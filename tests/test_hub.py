@@ -208,7 +208,7 @@ def test_half_a_pooler_is_a_missing_tensor(folder):
         (lambda t: t | {f"bert.{QUERY}": torch.zeros(64, 64)}, f"{QUERY} is there twice"),
         (
             lambda t: t | {"encoder.layer.2.output.dense.bias": torch.zeros(64)},
-            r"encoder\.layer\.2\.output\.dense\.bias has no place in this encoder",
+            r"encoder\.layer\.2\.output\.dense\.bias has no place in this model",
         ),
         (
             without("encoder.layer.1."),
@@ -398,3 +398,118 @@ def test_copy_of_minilm_loads_equal(minilm_dir, tmp_path):
     assert_same_weights(load_encoder(tmp_path / "copy"), model)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         assert (tmp_path / "copy" / name).read_bytes() == (minilm_dir / name).read_bytes()
+
+
+def renamed(prefix: str):
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "bert.",
+        "module.",
+        "model.",
+        "auto_model.",
+        "0.auto_model.",
+        "_orig_mod.",
+        "module.bert.",
+        "_orig_mod.module.model.bert.",
+        "module._orig_mod.0.auto_model.",
+        "base_model.model.bert.",
+        "encoder.",
+        "model.encoder.",
+    ],
+)
+def test_prefixes_of_wrappers_are_understood(folder, original, prefix):
+    edit_weights(folder, renamed(prefix))
+    edit_weights(folder, lambda t: t | {"classifier.weight": torch.zeros(2, 64)})
+    assert_same_weights(load_encoder(folder), original)
+
+
+def test_compiled_layers_are_understood(folder, original):
+    edit_weights(
+        folder, lambda t: {n.replace("layer.0.", "layer.0._orig_mod."): v for n, v in t.items()}
+    )
+    assert_same_weights(load_encoder(folder), original)
+
+
+def test_two_encoders_in_one_file_are_refused(folder):
+    def edit(tensors):
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        return renamed("0.auto_model.")(tensors) | renamed("1.auto_model.")(copies)
+
+    edit_weights(folder, edit)
+    with pytest.raises(WeightsError, match="is there twice"):
+        load_encoder(folder)
+
+
+def test_where_no_name_fits_the_first_names_are_shown(folder):
+    edit_weights(folder, renamed("student/"))
+    message = r"none of the 39 stored tensors has a name of BertModel \(student/embeddings\."
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_encoder(folder)
+    assert "pooling" not in str(caught.value) and "\n" not in str(caught.value)
+    edit_weights(folder, lambda tensors: {})
+    with pytest.raises(WeightsError, match=r"none of the 0 stored tensors .*\(there are none\)"):
+        load_encoder(folder)
+
+
+def test_odd_names_are_escaped_and_cut(folder):
+    edit_weights(folder, lambda t: t | {f"encoder.\x1b[31m\n{'x' * 500}": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="has no place in this model") as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../model.safetensors", "/tmp/x.safetensors", "a/b.safetensors", "", 3, None, [1], ".."],
+)
+def test_shards_elsewhere_are_refused(sharded, name):
+    index = sharded / "model.safetensors.index.json"
+    stored = json.loads(index.read_text())
+    stored["weight_map"][QUERY] = name
+    index.write_text(json.dumps(stored))
+    with pytest.raises(WeightsError, match=r"index\.json names .*, which is no file of its folder"):
+        load_encoder(sharded)
+
+
+def header(entries: str) -> bytes:
+    text = entries.encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**63).to_bytes(8, "little") + b"{}",
+        (10**9).to_bytes(8, "little") + b"{}",
+        header("{" * 100),
+        header("[]"),
+        header('{"a": {"dtype": "F32", "shape": [1000000000000], "data_offsets": [0, 4]}}')
+        + b"1234",
+        header('{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + b"1234",
+        header('{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}') + b"1234",
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}') + b"1234",
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 400]}}') + b"1234",
+        header(
+            '{"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 4294967296], '
+            '"data_offsets": [0, 4]}}'
+        )
+        + b"1234",
+        header(
+            '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+            '"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}'
+        )
+        + b"12345678",
+    ],
+)
+def test_absurd_headers_are_refused(folder, content):
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        WeightsError, match=r"model\.safetensors: truncated or not a safe"
+    ) as caught:
+        load_encoder(folder)
+    assert "\n" not in str(caught.value)

@@ -128,7 +128,7 @@ def test_minilm_gives_ids_of_transformers(tmp_path):
         ({"vocab.txt": b"[PAD]\ncaf\xe9\n"}, "vocab.txt: not UTF-8"),
         (
             {"vocab.txt": b"[PAD]\n", "tokenizer_config.json": b"{"},
-            "tokenizer_config.json: not JSON",
+            "tokenizer_config.json: not valid JSON",
         ),
     ],
 )

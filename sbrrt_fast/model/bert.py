@@ -16,7 +16,7 @@ from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.model.pooling import mean_pool
+from sbrrt_fast.model.pooling import POOLINGS, mean_pool
 from sbrrt_fast.ops.attention import attention, attention_reference
 from sbrrt_fast.ops.embed import embed
 from sbrrt_fast.ops.gelu import bias_gelu
@@ -193,13 +193,14 @@ class MiniBert(nn.Module):
 
     Args:
         config: its shape.
-        pooling: ``cls`` (tanh pooler on the first token) or ``mean`` (over real tokens).
+        pooling: ``cls`` (tanh pooler on the first token), ``cls_token`` (the first token's hidden
+            state as it is) or ``mean`` (over real tokens).
     """
 
     def __init__(self, config: BertConfig, pooling: str = "cls"):
         super().__init__()
-        if pooling not in ("cls", "mean"):
-            raise ValueError(f"MiniBert: pooling must be 'cls' or 'mean', got {pooling!r}")
+        if pooling not in POOLINGS:
+            raise ValueError(f"MiniBert: pooling must be one of {POOLINGS}, got {pooling!r}")
         self.config, self.pooling = config, pooling
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
@@ -232,7 +233,8 @@ class MiniBert(nn.Module):
         """One vector per sequence, [num_sequences, hidden], of the hidden states' dtype."""
         if self.pooling == "mean":
             return mean_pool(hidden, batch)
-        return self.pooler(batch.pad(hidden)[:, 0])
+        first = batch.pad(hidden)[:, 0]
+        return first if self.pooler is None else self.pooler(first)
 
     def forward(
         self,

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sbrrt_fast.errors import ConfigError
+
+# Lowest and highest value of each count: far above any encoder, far below what no machine can hold.
+_COUNTS = {
+    "vocab_size": (1, 2**27),
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2**16),
+    "intermediate_size": (1, 2**20),
+    "max_position_embeddings": (1, 2**20),
+    "type_vocab_size": (1, 2**15),
+    "pad_token_id": (0, 2**27),
+}
 
 
 @dataclass(frozen=True)
@@ -12,7 +27,8 @@ class BertConfig:
     """A BERT encoder (arXiv 1810.04805); defaults are bert-base-uncased's.
 
     Raises:
-        ConfigError: the heads do not divide the hidden size, or a dropout is outside [0, 1).
+        ConfigError: a field is of another type or far from any encoder's, the heads do not divide
+            the hidden size, or a dropout is outside [0, 1).
     """
 
     vocab_size: int = 30522
@@ -29,15 +45,37 @@ class BertConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for problem in self._problems():
+            raise ConfigError(problem)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    def _problems(self) -> Iterator[str]:
+        for name, (low, high) in _COUNTS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                yield f"{name} must be a whole number from {low} to {high}, got {_shown(value)}"
+        if self.hidden_size % self.num_attention_heads:
+            yield (
+                f"hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if self.pad_token_id >= self.vocab_size:
+            yield f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}"
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not (_is_number(value := getattr(self, name)) and 0.0 <= value < 1.0):
+                yield f"{name} must be a number in [0, 1), got {_shown(value)}"
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not (_is_number(value := getattr(self, name)) and 0.0 <= value < math.inf):
+                yield f"{name} must be a finite number >= 0, got {_shown(value)}"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

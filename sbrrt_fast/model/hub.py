@@ -5,80 +5,76 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.backbone import (
     ONLY_SUPPORTED,
-    POOLING_FOLDER,
     TOKENIZER_FILES,
     read_config,
-    read_json,
-    read_pooling,
     resolve_backbone,
 )
 from sbrrt_fast.model.bert import MiniBert
-
-__all__ = ["load_encoder", "read_config", "read_pooling", "resolve_backbone", "save_encoder"]
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_TANH_FOLDER = "2_Dense"
-_WRITTEN = {
-    "config.json",
-    _WEIGHTS,
-    "modules.json",
+from sbrrt_fast.model.modules import (
+    DENSE_FOLDER,
+    MODULES,
     POOLING_FOLDER,
-    _TANH_FOLDER,
-    *TOKENIZER_FILES,
-}
+    SentenceModules,
+    read_modules,
+)
+from sbrrt_fast.model.tensors import (
+    WEIGHTS,
+    TensorReader,
+    encoder_name,
+    readable,
+    shapes_only,
+    weight_files,
+)
+
+__all__ = ["load_encoder", "read_config", "read_modules", "resolve_backbone", "save_encoder"]
+
+_POOLER = "pooler.dense."
+_WRITTEN = {"config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, *TOKENIZER_FILES}
 _SPECIAL_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")
 }
 
 
-class _NoRandomNumbers(TorchFunctionMode):
-    """Leaves out ``normal_``, which imports the compiler (a second) for meta tensors."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in (torch.nn.init.normal_, Tensor.normal_):
-            return None
-        return function(*args, **(kwargs or {}))
-
-
 def load_encoder(directory: str | Path, pooling: str = "checkpoint") -> MiniBert:
     """An encoder with the weights of a Hugging Face BertModel folder, in fp32 on the CPU.
 
-    Weights are safetensors, in one file or sharded. A ``bert.`` prefix and TensorFlow's LayerNorm
-    names (``gamma``, ``beta``) are understood; heads are left out. ``model.source`` is the folder.
+    Weights are safetensors, in one file or sharded. Prefixes that wrappers leave (``bert.``,
+    ``module.``, ``0.auto_model.``, see ``tensors.encoder_name``) and TensorFlow's LayerNorm names
+    (``gamma``, ``beta``) are understood; heads are left out.
 
     Args:
-        pooling: ``cls`` (needs the checkpoint's pooler), ``mean``, or what ``checkpoint`` says.
+        pooling: ``cls`` (needs the checkpoint's pooler), ``cls_token``, ``mean``, or what
+            ``checkpoint`` says.
+
+    Returns:
+        the encoder, with ``source``, the folder of its weights and tokenizer, and ``origin``, what
+        ``read_modules`` took of the checkpoint and what it left out.
 
     Raises:
-        WeightsError: see ``read_config`` and ``read_pooling``; or the weights are pickled,
+        WeightsError: see ``read_config`` and ``read_modules``; or the weights are pickled,
             truncated, or do not fit ``config.json``.
     """
-    directory = Path(directory)
-    config = read_config(directory)
-    pooling = read_pooling(directory) if pooling == "checkpoint" else pooling
-    with torch.device("meta"), _NoRandomNumbers():  # shapes alone, until the weights are read
-        model = MiniBert(config, pooling)
+    modules = read_modules(directory, pooling)
+    config = read_config(modules.encoder)
+    with shapes_only():
+        model = MiniBert(config, modules.pooling)
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(_read_weights(directory, shapes), strict=True, assign=True)
-    model.source = directory
+    model.load_state_dict(_read_weights(modules, shapes), strict=True, assign=True)
+    model.source, model.origin = modules.encoder, modules
     return model
 
 
@@ -115,96 +111,49 @@ def save_encoder(
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _read_weights(directory: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+def _read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     """The tensors named in ``shapes``; WeightsError lists those that are missing or do not fit."""
-    tensors: dict[str, Tensor] = {}
-    problems: dict[str, str] = {}
-    for path in _weight_files(directory):
-        _read_file(path, shapes, tensors, problems)
-    missing = [name for name in shapes if name not in tensors and name not in problems]
-    if {"pooler.dense.weight", "pooler.dense.bias"} <= set(missing):
+    pooler = {name: shape for name, shape in shapes.items() if name.startswith(_POOLER)}
+    wanted = {n: s for n, s in shapes.items() if not (modules.dense and n in pooler)}
+    reader = TensorReader(wanted, lambda stored: _wanted_name(stored, wanted))
+    for path in weight_files(modules.encoder):
+        reader.read(path)
+    _check_any_fits(modules.encoder, reader)
+    if not reader.problems and pooler and reader.missing() == list(pooler):
         raise WeightsError(
-            f"{directory}: the checkpoint was saved without a pooler, which pooling 'cls' needs; "
-            "use pooling 'mean' (model.pooling)"
+            f"{modules.encoder}: the checkpoint was saved without a pooler, which pooling 'cls' "
+            "needs; use pooling 'mean' or 'cls_token' (model.pooling)"
         )
-    problems |= {name: f"{name} {shapes[name]} is missing" for name in missing}
-    if problems:
-        listed = list(problems.values())
-        more = f"; and {len(listed) - 4} more" if len(listed) > 4 else ""
-        raise WeightsError(
-            f"{directory}: the weights do not fit config.json: {'; '.join(listed[:4])}{more}; "
-            "use the config.json that was saved with these weights"
-        )
-    return tensors
+    where = f"{modules.encoder}: the weights do not fit config.json"
+    tensors = reader.finish(where, "use the config.json that was saved with these weights")
+    return tensors | (_read_dense(modules.dense, pooler) if modules.dense else {})
 
 
-def _read_file(
-    path: Path, shapes: dict[str, list[int]], tensors: dict[str, Tensor], problems: dict[str, str]
-) -> None:
-    """Adds one file's encoder tensors to ``tensors``, and to ``problems`` what does not fit."""
-    with _open(path) as file:
-        for stored in sorted(file.keys()):
-            name = _encoder_name(stored)
-            if name is None or (name.startswith("pooler.") and name not in shapes):
-                continue
-            reason = _misfit(file.get_slice(stored), shapes.get(name), name in tensors)
-            if reason:
-                problems[name] = f"{stored} {reason}"
-            else:  # a copy is aligned and does not depend on the file
-                tensors[name] = file.get_tensor(stored).to(torch.float32, copy=True)
+def _wanted_name(stored: str, shapes: dict[str, list[int]]) -> str | None:
+    """A pooler that is not wanted is passed over like a head."""
+    name = encoder_name(stored)
+    return None if name and name.startswith("pooler.") and name not in shapes else name
 
 
-def _encoder_name(stored: str) -> str | None:
-    """BertModel's name of a stored tensor; None for heads and buffers."""
-    name = stored.removeprefix("bert.")
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
-    name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-    is_encoder = name.startswith(("embeddings.", "encoder.", "pooler."))
-    return name if is_encoder and name not in _BUFFERS else None
+def _check_any_fits(folder: Path, reader: TensorReader) -> None:
+    """A file without any of the encoder's tensors is of something else, or named otherwise."""
+    if reader.tensors or reader.problems:
+        return
+    names = ", ".join(readable(name) for name in reader.stored[:3])
+    raise WeightsError(
+        f"{folder}: none of the {reader.num_stored} stored tensors has a name of BertModel "
+        f"({names or 'there are none'}); rename them to embeddings.*, encoder.layer.* and "
+        "pooler.*, with or without a prefix such as bert."
+    )
 
 
-def _misfit(stored: Any, shape: list[int] | None, is_repeated: bool) -> str | None:
-    """Why a tensor (a slice of a safetensors file) cannot be used, or None."""
-    if shape is None:
-        return "has no place in this encoder"
-    if is_repeated:
-        return "is there twice"
-    if stored.get_shape() != shape:
-        return f"is {stored.get_shape()}, expected {shape}"
-    if stored.get_dtype() not in _FLOATS:
-        return f"is {stored.get_dtype()}, expected one of {', '.join(_FLOATS)}"
-    return None
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / _WEIGHTS).is_file():
-        return [directory / _WEIGHTS]
-    index = directory / _INDEX
-    if not index.is_file():
-        raise WeightsError(
-            f"{directory} has no {_WEIGHTS}; pickled weights (pytorch_model.bin) are not loaded, "
-            "because unpickling can run any code: convert them once with transformers, "
-            "BertModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)"
-        )
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise WeightsError(f"{index}: weight_map is missing; download the checkpoint again")
-    paths = [directory / Path(str(name)).name for name in sorted(set(shards.values()))]
-    for path in paths:
-        if not path.is_file():
-            raise WeightsError(f"{index} names {path.name}, which is missing; download it again")
-    return paths
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path}: truncated or not a safetensors file ({error}); download or save it again"
-        ) from error
+def _read_dense(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """The pooler's tensors from a Dense module of sentence-transformers."""
+    stored = {name.replace(_POOLER, "linear."): name for name in shapes}
+    reader = TensorReader(shapes, lambda name: stored.get(name, name))
+    for path in weight_files(folder, "Dense"):
+        reader.read(path)
+    return reader.finish(f"{folder}: the layer does not fit config.json", "save it again")
 
 
 def _check_replaceable(directory: Path) -> None:
@@ -240,7 +189,7 @@ def _write_config(model: MiniBert, folder: Path) -> None:
 
 
 def _write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
-    path = folder / _WEIGHTS
+    path = folder / WEIGHTS
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o666 & folder.stat().st_mode)  # save_file lets nobody but the owner read it
@@ -252,22 +201,22 @@ def _write_modules(model: MiniBert, folder: Path) -> None:
     paths = {"Transformer": "", "Pooling": POOLING_FOLDER}
     settings = {
         "word_embedding_dimension": width,
-        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_cls_token": pooling != "mean",
         "pooling_mode_mean_tokens": pooling == "mean",
     }
     _write_json(folder / POOLING_FOLDER / "config.json", settings)
     if pooling == "cls":
-        paths["Dense"] = _TANH_FOLDER
+        paths["Dense"] = DENSE_FOLDER
         settings = {"in_features": width, "out_features": width, "bias": True}
         settings["activation_function"] = "torch.nn.modules.activation.Tanh"
-        _write_json(folder / _TANH_FOLDER / "config.json", settings)
+        _write_json(folder / DENSE_FOLDER / "config.json", settings)
         weights = {f"linear.{k}": v for k, v in model.pooler.dense.state_dict().items()}
-        _write_weights(weights, folder / _TANH_FOLDER)
+        _write_weights(weights, folder / DENSE_FOLDER)
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(paths.items())
     ]
-    _write_json(folder / "modules.json", modules)
+    _write_json(folder / MODULES, modules)
 
 
 def _write_tokenizer(model: MiniBert, folder: Path, tokenizer: Any) -> None:
@@ -275,9 +224,8 @@ def _write_tokenizer(model: MiniBert, folder: Path, tokenizer: Any) -> None:
         tokenizer = getattr(model, "source", None)
     if isinstance(tokenizer, Tokenizer):
         tokenizer.save(str(folder / "tokenizer.json"))
-        settings = _tokenizer_settings(tokenizer, model.config.max_position_embeddings)
-        _write_json(folder / "tokenizer_config.json", settings)
         _write_vocabulary(tokenizer, folder / "vocab.txt")
+        _write_tokenizer_config(tokenizer, model.config.max_position_embeddings, folder)
     elif isinstance(tokenizer, str | Path):
         for name in TOKENIZER_FILES:
             if (Path(tokenizer) / name).is_file():
@@ -287,24 +235,29 @@ def _write_tokenizer(model: MiniBert, folder: Path, tokenizer: Any) -> None:
 
 
 def _write_vocabulary(tokenizer: Tokenizer, path: Path) -> None:
-    """vocab.txt: one token per line, its id is the line's number; not written if ids have gaps."""
+    """vocab.txt: one token per line, its id is the line's number; only if it reads back equal."""
     vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
-    if sorted(vocabulary) == list(range(len(vocabulary))):
-        lines = "".join(f"{vocabulary[i]}\n" for i in range(len(vocabulary)))
-        path.write_text(lines, encoding="utf-8", newline="\n")
+    has_gaps = sorted(vocabulary) != list(range(len(vocabulary)))
+    if has_gaps or any(t != t.strip() or "\n" in t for t in vocabulary.values()):
+        return
+    lines = "".join(f"{vocabulary[i]}\n" for i in range(len(vocabulary)))
+    path.write_text(lines, encoding="utf-8", newline="\n")
 
 
-def _tokenizer_settings(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """tokenizer_config.json: AutoTokenizer takes the normaliser's options from here."""
+def _write_tokenizer_config(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
+    """tokenizer_config.json: of a BertTokenizer where that is what it is, else one as it is."""
     special = {key: t for key, t in _SPECIAL_TOKENS.items() if tokenizer.token_to_id(t) is not None}
     settings = {**special, "model_max_length": max_length}
-    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
-    if normalizer.get("type") != "BertNormalizer" or len(special) < len(_SPECIAL_TOKENS):
-        return {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
-    return {
-        **settings,
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": normalizer["lowercase"],
-        "strip_accents": normalizer["strip_accents"],
-        "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
-    }
+    path, normalizer = folder / "tokenizer_config.json", tokenizer.normalizer
+    if isinstance(normalizer, BertNormalizer) and len(special) == len(_SPECIAL_TOKENS):
+        names = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": normalizer.lowercase,
+            "strip_accents": normalizer.strip_accents,
+            "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+        }
+        _write_json(path, settings | names)
+        with suppress(WeightsError):
+            load_tokenizer(folder)
+            return
+    _write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})

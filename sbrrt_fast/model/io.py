@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
-from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.errors import ConfigError, WeightsError
+from sbrrt_fast.json_file import kind_of, read_json, shown
+from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.hub import load_encoder, save_encoder
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.model.tensors import TensorReader, shapes_only
 
 ENCODER, HEADS, TASKS = "encoder", "heads.safetensors", "tasks.json"
+
+_MOST_CLASSES = 1_000_000
+_UNITS = (".units.mean", ".units.scale")
 
 
 def save_model(model: MultiTaskModel, directory: Path, tokenizer: Tokenizer) -> None:
@@ -38,36 +42,62 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
     Raises:
         WeightsError: a file is missing, damaged or does not fit the others.
     """
-    record = _read_tasks(directory / TASKS)
+    tasks, pair_features = _read_tasks(directory / TASKS)
+    encoder, tokenizer = load_encoder(directory / ENCODER), load_tokenizer(directory / ENCODER)
+    check_fit(tokenizer, encoder.config, tasks, directory / ENCODER)
+    with shapes_only():
+        heads = MultiTaskModel(encoder, tasks, pair_features).heads
+    shapes = {name: list(tensor.shape) for name, tensor in heads.state_dict().items()}
+    tensors = _read_heads(directory / HEADS, shapes)  # before any head has memory
+    model = MultiTaskModel(encoder, tasks, pair_features)
+    model.heads.load_state_dict(tensors)
+    return model, tokenizer
+
+
+def _read_heads(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: is missing; restore the folder from a copy or train anew")
+    reader = TensorReader(shapes, lambda stored: stored, dtype=None)
+    reader.read(path)
+    advice = "restore the folder or train anew"
+    if any(name.endswith(_UNITS) for name in reader.missing()):
+        advice = "it was saved before regression was trained in standardised units; train anew"
+    return reader.finish(f"{path}: does not fit {TASKS}", advice)
+
+
+def _read_tasks(path: Path) -> tuple[dict[str, TaskConfig], str]:
+    """Tasks by name, and ``pair_features``."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: is missing; this is not the folder of a trained model")
+    record = read_json(path)
+    pair_features, tasks = record.get("pair_features"), record.get("tasks")
+    if pair_features not in ("concat_difference", "concat"):
+        raise _unusable(path, f"pair_features is {shown(pair_features)}")
+    if not isinstance(tasks, dict) or not tasks:
+        raise _unusable(path, f"tasks must be an object with a task or more, got {kind_of(tasks)}")
+    return {name: _task(path, name, fields) for name, fields in tasks.items()}, pair_features
+
+
+def _task(path: Path, name: str, stored: object) -> TaskConfig:
+    """One record, with strict types: JSON's arrays are tuples, and nothing else is converted."""
+    where = f"tasks.{shown(name)[1:-1]}"
+    if not isinstance(stored, dict):
+        raise _unusable(path, f"{where} must be an object, got {kind_of(stored)}")
+    if unknown := stored.keys() - {field.name for field in fields(TaskConfig)}:
+        raise _unusable(path, f"{where} has an unknown key {shown(min(unknown))}")
     try:
-        tasks = TypeAdapter(dict[str, TaskConfig]).validate_python(record["tasks"])
+        task = TypeAdapter(TaskConfig).validate_json(json.dumps(stored), strict=True)
+        task.validate(name)
     except ValidationError as error:
-        raise WeightsError(f"{directory / TASKS}: cannot be used, {error}") from error
-    model = MultiTaskModel(load_encoder(directory / ENCODER), tasks, record["pair_features"])
-    path = directory / HEADS
-    try:
-        tensors = load_file(path)
-        _check_complete(path, tensors, model.heads.state_dict())
-        model.heads.load_state_dict(tensors)
-    except (FileNotFoundError, SafetensorError, RuntimeError) as error:
-        raise WeightsError(f"{path}: cannot be used, {error}") from error
-    return model, load_tokenizer(directory / ENCODER)
+        first = error.errors()[0]
+        key = ".".join([where, *map(str, first["loc"])])
+        raise _unusable(path, f"{key}: {first['msg']}, got {shown(first['input'])}") from None
+    except ConfigError as error:
+        raise _unusable(path, str(error)) from None
+    if task.num_classes > _MOST_CLASSES:
+        raise _unusable(path, f"{where}.num_classes is above {_MOST_CLASSES:,}")
+    return task
 
 
-def _check_complete(path: Path, tensors: Mapping[str, Tensor], expected: Iterable[str]) -> None:
-    if missing := [name for name in expected if name not in tensors]:
-        reason = "it was saved by an earlier version or for other tasks; train again"
-        if missing[0].endswith((".units.mean", ".units.scale")):
-            reason = "it was saved before regression was trained in standardised units; train again"
-        raise WeightsError(f"{path}: '{missing[0]}' is missing, so {reason}")
-
-
-def _read_tasks(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path}: is missing; this is not the folder of a trained model"
-        ) from None
-    except ValueError as error:
-        raise WeightsError(f"{path}: cannot be used, {error}") from error
+def _unusable(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path}: cannot be used, {reason}; restore the folder or train anew")

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from sbrrt_fast.data.batch import TokenBatch
 
+# `cls` is BERT's pooler, tanh(W h + b) of the first token's hidden state h; `cls_token` is h.
+POOLINGS = ("cls", "cls_token", "mean")
+
 
 def mean_pool(hidden: Tensor, batch: TokenBatch) -> Tensor:
     """Mean over each sequence's real tokens.
@@ -27,8 +30,9 @@ def pooling_matrix(batch: TokenBatch, pooling: str) -> Tensor:
     """Pooling of a packed batch as a matrix, so that its transpose is the way back.
 
     Args:
-        pooling: ``mean`` over each sequence's tokens, or ``cls`` for the first one. A token that is
-            not real has no share.
+        pooling: ``mean`` over each sequence's tokens, or ``cls`` and ``cls_token`` for the first
+            one (what ``cls`` does to it afterwards is no part of this). A token that is not real
+            has no share.
 
     Returns:
         float32 [num_sequences, num_tokens].
@@ -36,7 +40,7 @@ def pooling_matrix(batch: TokenBatch, pooling: str) -> Tensor:
     matrix = torch.zeros(batch.num_sequences, batch.num_tokens, device=batch.rows.device)
     starts = batch.cu_seqlens[:-1].to(torch.int64)
     lengths = batch.cu_seqlens[1:] - starts
-    if pooling == "cls":
+    if pooling != "mean":
         first = starts.clamp(max=max(batch.num_tokens - 1, 0))[:, None]
         return matrix.scatter_(1, first, (lengths > 0).to(matrix.dtype)[:, None])
     share = batch.is_real / lengths[batch.sequence]

@@ -14,6 +14,7 @@ from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
+from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
@@ -42,22 +43,27 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(config: RunConfig) -> tuple[MultiTaskModel, Tokenizer]:
+def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
     """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
+
+    ``log`` hears what is taken of the checkpoint and what is left out.
 
     Raises:
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
     """
-    folder = resolve_backbone(config.backbone or config.model.backbone)
-    encoder = load_encoder(folder, pooling=config.model.pooling)
+    name = config.backbone or config.model.backbone
+    encoder = load_encoder(resolve_backbone(name), pooling=config.model.pooling)
     advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
-    check_loaded(encoder.state_dict(), folder, advice)
+    check_loaded(encoder.state_dict(), encoder.source, advice)
+    tokenizer = load_tokenizer(encoder.source)
+    check_fit(tokenizer, encoder.config, config.tasks, encoder.source)
+    log(f"backbone {name}: {encoder.origin.summary}")
     _set_dropout(encoder, config)
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
     if config.mode == "pretrain":
         _check_heads_train(model)
         model.freeze_encoder()
-    return model, load_tokenizer(folder)
+    return model, tokenizer
 
 
 def load_splits(

@@ -74,7 +74,7 @@ class Trainer:
         require(config.backend)
         self.config, self.log = config, log
         self.device = pick_device(config.device)
-        model, self.tokenizer = build_model(config)
+        model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings
         self.train_tasks = load_splits(config, self.tokenizer, "train", max_positions, log)
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
