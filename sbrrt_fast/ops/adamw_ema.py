@@ -20,6 +20,7 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from sbrrt_fast.kernels.write_set import check_write_set
 from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.native import native
@@ -44,6 +45,13 @@ def adamw_ema_reference(
     ema_beta: float,
 ) -> None:
     """See ``adamw_ema_``; any floating dtype."""
+    written = {
+        "params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema,
+        "low_precision": low_precision, "ema_low_precision": ema_low_precision,
+    }  # fmt: skip
+    scalars = {"learning_rate": [learning_rate], "clip_factor": [clip_factor], "step": [step]}
+    if not torch.compiler.is_compiling():
+        check_write_set("adamw_ema_", written, {"grads": grads, **scalars})
     step = step.double()
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     rates = learning_rate.double().expand(len(params))
@@ -90,6 +98,10 @@ def adamw_ema_rows_reference(
     *numbers,
 ) -> None:
     """See ``adamw_ema_rows_``; any floating dtype."""
+    if not torch.compiler.is_compiling():
+        state = {"param": [param], "exp_avg": [exp_avg], "exp_avg_sq": [exp_avg_sq], "ema": [ema]}
+        read = {"grad": [grad], "rows": [rows], "learning_rate": [learning_rate]}
+        check_write_set("adamw_ema_rows_", {**state, "touched": [touched]}, read)
     dense = RowGradient(rows, grad).dense(param)
     state = ([exp_avg], [exp_avg_sq], [ema] if ema.numel() else [], [], [])
     adamw_ema_reference([param], [dense], *state, learning_rate, [weight_decay], *numbers)
@@ -103,6 +115,8 @@ def _copy(copies: Sequence[Tensor], index: int, source: Tensor) -> None:
 
 def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
     """See ``gradient_norm``; any floating dtype, summed in float64."""
+    if not grads:
+        return torch.zeros(())
     total = sum(g.double().square().sum() for g in grads)
     return total.sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
 
