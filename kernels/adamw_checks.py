@@ -90,7 +90,7 @@ def check_rows(
         if not x.is_contiguous():
             raise ValueError(f"{op}: {name} is written in place and must be contiguous")
     read = {"grad": grad, "rows": rows, **scalars}
-    check_write_set(op, *({name: [x] for name, x in group.items()} for group in (written, read)))
+    check_write_set(op, written, read)
 
 
 def check_gradients(op: str, grads: Sequence[Tensor]) -> None:

@@ -235,7 +235,7 @@ def adamw_ema_(
     check_numbers(OP, len(params), device, numbers, weight_decay, betas, eps, ema_beta)
     written = {name: xs for name, xs in lists.items() if LISTS[name][2]}
     scalars = dict(zip(SCALARS, numbers, strict=True))
-    check_autograd(OP, written, {"grads": grads, **{name: [x] for name, x in scalars.items()}})
+    check_autograd(OP, written, {"grads": grads, **scalars})
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
     others = [span_of(name, x, False) for name, x in scalars.items()]

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-Arguments = Mapping[str, Sequence[Tensor]]  # lists of tensors by name
+Arguments = Mapping[str, Tensor | Sequence[Tensor]]  # tensors and lists of them, by name
 
 
 class Span(NamedTuple):
@@ -86,9 +86,11 @@ def span_of(name: str, x: Tensor, is_written: bool) -> Span:
 
 
 def _items(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
-    for name, tensors in arguments.items():
-        for i, x in enumerate(tensors):
-            yield (f"{name}[{i}]" if len(tensors) > 1 else name), x
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        else:
+            yield from ((f"{name}[{i}]", x) for i, x in enumerate(value))
 
 
 def _spans(arguments: Arguments, is_written: bool) -> Iterator[Span]:
@@ -97,8 +99,9 @@ def _spans(arguments: Arguments, is_written: bool) -> Iterator[Span]:
 
 def _complain(op: str, a: Span, b: Span) -> NoReturn:
     if a.is_written and b.is_written:
+        one, other = sorted((a.name, b.name))
         raise ValueError(
-            f"{op}: {a.name} and {b.name} share memory, and both are written; give each of them "
+            f"{op}: {one} and {other} share memory, and both are written; give each of them "
             "memory of its own"
         )
     result, other = (a, b) if a.is_written else (b, a)

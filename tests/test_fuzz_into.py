@@ -201,8 +201,9 @@ def check_call(draw: random.Random, op: str) -> bool:
 
 
 def spoil(draw: random.Random, op: str, values: dict) -> bool:
-    """Another dtype, shape or device of a result."""
-    places = [p for p, x in tensors(values).items() if p[0] in written(op) and x.numel()]
+    """Another dtype, shape, device or value of a result; ``touched`` must fit the moments."""
+    results = {*written(op)} - {"touched"}
+    places = [p for p, x in tensors(values).items() if p[0] in results and x.numel()]
     if not places:
         return False
     place = draw.choice(places)

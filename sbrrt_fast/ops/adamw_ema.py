@@ -49,9 +49,11 @@ def adamw_ema_reference(
         "params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema,
         "low_precision": low_precision, "ema_low_precision": ema_low_precision,
     }  # fmt: skip
-    scalars = {"learning_rate": [learning_rate], "clip_factor": [clip_factor], "step": [step]}
+    read = {
+        "grads": grads, "learning_rate": learning_rate, "clip_factor": clip_factor, "step": step
+    }  # fmt: skip
     if not torch.compiler.is_compiling():
-        check_write_set("adamw_ema_", written, {"grads": grads, **scalars})
+        check_write_set("adamw_ema_", written, read)
     step = step.double()
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     rates = learning_rate.double().expand(len(params))
@@ -99,9 +101,9 @@ def adamw_ema_rows_reference(
 ) -> None:
     """See ``adamw_ema_rows_``; any floating dtype."""
     if not torch.compiler.is_compiling():
-        state = {"param": [param], "exp_avg": [exp_avg], "exp_avg_sq": [exp_avg_sq], "ema": [ema]}
-        read = {"grad": [grad], "rows": [rows], "learning_rate": [learning_rate]}
-        check_write_set("adamw_ema_rows_", {**state, "touched": [touched]}, read)
+        state = {"param": param, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}
+        read = {"grad": grad, "rows": rows, "learning_rate": learning_rate}
+        check_write_set("adamw_ema_rows_", {**state, "touched": touched}, read)
     dense = RowGradient(rows, grad).dense(param)
     state = ([exp_avg], [exp_avg_sq], [ema] if ema.numel() else [], [], [])
     adamw_ema_reference([param], [dense], *state, learning_rate, [weight_decay], *numbers)
