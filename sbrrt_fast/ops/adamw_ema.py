@@ -20,7 +20,6 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from sbrrt_fast.kernels.write_set import check_write_set
 from sbrrt_fast.ops import triton_smart
 from sbrrt_fast.ops.dispatch import Implementation, Op, never
 from sbrrt_fast.ops.native import native
@@ -52,8 +51,7 @@ def adamw_ema_reference(
     read = {
         "grads": grads, "learning_rate": learning_rate, "clip_factor": clip_factor, "step": step
     }  # fmt: skip
-    if not torch.compiler.is_compiling():
-        check_write_set("adamw_ema_", written, read)
+    _check_write_set("adamw_ema_", written, read)
     step = step.double()
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     rates = learning_rate.double().expand(len(params))
@@ -100,14 +98,21 @@ def adamw_ema_rows_reference(
     *numbers,
 ) -> None:
     """See ``adamw_ema_rows_``; any floating dtype."""
-    if not torch.compiler.is_compiling():
-        state = {"param": param, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}
-        read = {"grad": grad, "rows": rows, "learning_rate": learning_rate}
-        check_write_set("adamw_ema_rows_", {**state, "touched": touched}, read)
+    state = {"param": param, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}
+    read = {"grad": grad, "rows": rows, "learning_rate": learning_rate}
+    _check_write_set("adamw_ema_rows_", {**state, "touched": touched}, read)
     dense = RowGradient(rows, grad).dense(param)
     state = ([exp_avg], [exp_avg_sq], [ema] if ema.numel() else [], [], [])
     adamw_ema_reference([param], [dense], *state, learning_rate, [weight_decay], *numbers)
     touched[rows] = True
+
+
+def _check_write_set(op: str, written: dict, read: dict) -> None:
+    """What the fused ops check; a traced tensor has no address."""
+    if not torch.compiler.is_compiling():
+        from sbrrt_fast.kernels.write_set import check_write_set  # needs no Triton
+
+        check_write_set(op, written, read)
 
 
 def _copy(copies: Sequence[Tensor], index: int, source: Tensor) -> None:
