@@ -1,6 +1,7 @@
-"""What the ops should answer, in float64 and plain torch: ``REFERENCES[op](*arguments)``.
+"""What the ops should answer, in float64 and plain torch.
 
-The answer of a writing form is that of its other form, results first to last.
+``REFERENCES[op](*arguments)`` for those that write into given memory: what is written, then what is
+returned. ``ALLOCATING[op](*arguments)`` for others.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from sbrrt_fast.ops.adamw_ema import adamw_ema_reference, adamw_ema_rows_reference
 from sbrrt_fast.ops.attention import packed_attention_reference
-from sbrrt_fast.ops.dropout import dropout_mask
+from sbrrt_fast.ops.dropout import dropout_mask, dropout_mask_reference, philox_bits_reference
 from sbrrt_fast.ops.gelu import bias_gelu_reference
-from tests.op_checks import F64, float_tangent, gradients
+from sbrrt_fast.ops.smart_noise import smart_noise_reference
+from sbrrt_fast.ops.symmetric_kl import symmetric_kl_fisher_reference, symmetric_kl_reference
+from tests.op_checks import BF16, F64, float_tangent, gradients
 
 
 def doubles(*tensors: Tensor) -> list[Tensor]:
@@ -122,6 +125,22 @@ def adamw_rows(param, grad, rows, touched, exp_avg, exp_avg_sq, ema, *numbers):
     return [param, touched.double(), exp_avg, exp_avg_sq, ema]
 
 
+def norm(grads):
+    return [sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=F64)).sqrt()]
+
+
+def kl_forward(logits, delta):
+    return [symmetric_kl_reference(*doubles(logits, delta))]
+
+
+def kl_backward(grad, logits, delta):
+    return gradients(symmetric_kl_reference, doubles(logits, delta), grad.double())
+
+
+def kl_fisher(logits, tangent):
+    return [symmetric_kl_fisher_reference(*doubles(logits, tangent))]
+
+
 REFERENCES = {
     "bias_gelu_forward_into": gelu_forward,
     "bias_gelu_backward_into": gelu_backward,
@@ -136,3 +155,33 @@ REFERENCES = {
     "adamw_ema_": adamw,
     "adamw_ema_rows_": adamw_rows,
 }
+
+ALLOCATING = {
+    "bias_gelu_forward": gelu_forward,
+    "bias_gelu_backward": gelu_backward,
+    "bias_gelu_jvp": gelu_jvp,
+    "dropout_add_layernorm_forward": layernorm_forward,
+    "dropout_add_layernorm_backward": lambda grad, *rest: layernorm_backward(grad, None, *rest),
+    "dropout_add_layernorm_jvp": layernorm_jvp,
+    "dropout_mask": lambda *arguments: [dropout_mask_reference(*arguments)],
+    "gradient_norm": norm,
+    "philox_bits": lambda *arguments: [philox_bits_reference(*arguments)],
+    "smart_noise": lambda *arguments: [smart_noise_reference(*arguments)],
+    "symmetric_kl_backward": kl_backward,
+    "symmetric_kl_fisher": kl_fisher,
+    "symmetric_kl_forward": kl_forward,
+}
+
+
+def assert_close(results: list[Tensor], exact: list[Tensor], inputs: list[Tensor]) -> None:
+    """Within 40 roundings of the coarsest dtype, relative to the largest value."""
+    dtypes = [x.dtype for x in inputs]
+    for x, truth in zip(results, exact, strict=True):
+        assert x.shape == truth.shape
+        if x.numel() == 0:
+            continue
+        eps = torch.finfo(BF16 if BF16 in (x.dtype, *dtypes) else torch.float32).eps
+        size = 1 + truth.double().nan_to_num().abs().max().item()
+        assert torch.equal(x.isnan(), truth.isnan())
+        error = (x.double() - truth.double()).nan_to_num().abs().max().item()
+        assert error <= 40 * eps * size, (error, size, eps)

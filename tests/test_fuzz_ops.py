@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from sbrrt_fast._extension import extension, extension_error
 from tests.op_checks import RNG, SITE, odd_tensor
+from tests.op_references import ALLOCATING, assert_close
 
 assert extension is not None, extension_error
 ops = torch.ops.sbrrt
@@ -183,4 +185,8 @@ def test_wrong_arguments_raise_by_name(name):
         is_error = isinstance(answer, Exception)
         assert not is_error or is_named(answer, name), (arguments, answer)
         num_answers += not is_error
+        if name in ALLOCATING and not is_error:
+            results = answer if isinstance(answer, tuple) else (answer,)
+            read = [x for x in tree_leaves(arguments) if isinstance(x, torch.Tensor)]
+            assert_close([*results], ALLOCATING[name](*arguments), read)
     assert num_calls / 50 < num_answers < num_calls * 0.9
