@@ -6,6 +6,7 @@ The counterpart of csrc/common/write_set.h. The reference, which has no kernel, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -40,6 +41,8 @@ def check_autograd(op: str, written: Arguments, read: Arguments) -> None:
         ValueError: otherwise.
     """
     inference, records = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    if not records and (inference or not any(map(Tensor.is_inference, _tensors(written)))):
+        return  # before hundreds of names are made
     for name, x in _items(written):
         if x.is_inference() and not inference:
             raise ValueError(
@@ -83,6 +86,10 @@ def span_of(name: str, x: Tensor, is_written: bool) -> Span:
         return Span(0, 0, name, is_written)
     last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return Span(begin, begin + (last + 1) * x.itemsize, name, is_written)
+
+
+def _tensors(arguments: Arguments) -> Iterator[Tensor]:
+    return chain.from_iterable([x] if isinstance(x, Tensor) else x for x in arguments.values())
 
 
 def _items(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
