@@ -17,6 +17,7 @@ void adamw_ema_meta(at::TensorList params, at::TensorList grads, at::TensorList 
   check_adamw_lists(lists);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
                       ema_beta);
+  adamw_write_set(lists, {learning_rate, clip_factor, step}).count_change();
 }
 
 void adamw_ema_rows_meta(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& rows,
@@ -30,6 +31,8 @@ void adamw_ema_rows_meta(const at::Tensor& param, const at::Tensor& grad, const 
   check_adamw_rows(lists, grad, rows, touched);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
                       ema_beta);
+  adamw_rows_write_set(lists, {learning_rate, clip_factor, step}, grad, rows, touched)
+      .count_change();
 }
 
 at::Tensor gradient_norm_meta(at::TensorList grads) {

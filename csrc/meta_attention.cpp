@@ -38,10 +38,7 @@ Three backward_meta(const at::Tensor& grad, const at::Tensor& query, const at::T
   constexpr auto op = "attention_backward";
   const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
                                      p,     rng, site,  rows,       max_positions};
-  check_attention(op, arguments, at::kMeta);
-  check_attention_tensor(op, "grad", grad, arguments);
-  check_attention_tensor(op, "out", out, arguments);
-  check_logsumexp(op, logsumexp, arguments);
+  check_attention_backward(op, {grad, out, logsumexp}, arguments, at::kMeta);
   return {empty_like_query(query), empty_like_query(query), empty_like_query(query)};
 }
 
@@ -54,11 +51,8 @@ at::Tensor jvp_meta(const at::Tensor& query, const at::Tensor& key, const at::Te
   constexpr auto op = "attention_jvp";
   const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
                                      p,     rng, site,  rows,       max_positions};
-  check_attention(op, arguments, at::kMeta);
-  check_attention_tensor(op, "query_tangent", query_tangent, arguments);
-  check_attention_tensor(op, "key_tangent", key_tangent, arguments);
-  check_attention_tensor(op, "value_tangent", value_tangent, arguments);
-  check_logsumexp(op, logsumexp, arguments);
+  check_attention_jvp(op, {query_tangent, key_tangent, value_tangent, logsumexp}, arguments,
+                      at::kMeta);
   return empty_like_query(query);
 }
 
@@ -66,12 +60,10 @@ void forward_into_meta(const at::Tensor& query, const at::Tensor& key, const at:
                        const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads,
                        double p, const at::Tensor& rng, int64_t site, const at::Tensor& rows,
                        int64_t max_positions, const at::Tensor& out, const at::Tensor& logsumexp) {
-  forward_meta(query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-               max_positions);
   const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
                                      p,     rng, site,  rows,       max_positions};
-  check_attention_written("attention_forward", "out", out, arguments);
-  check_logsumexp_written("attention_forward", logsumexp, arguments);
+  attention_forward_write_set("attention_forward_into", arguments, out, logsumexp, at::kMeta)
+      .count_change();
 }
 
 void backward_into_meta(const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
@@ -81,13 +73,11 @@ void backward_into_meta(const at::Tensor& grad, const at::Tensor& query, const a
                         int64_t site, const at::Tensor& rows, int64_t max_positions,
                         const at::Tensor& dquery, const at::Tensor& dkey,
                         const at::Tensor& dvalue) {
-  backward_meta(grad, query, key, value, out, logsumexp, cu_seqlens, max_length, num_heads, p, rng,
-                site, rows, max_positions);
   const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
                                      p,     rng, site,  rows,       max_positions};
-  check_attention_written("attention_backward", "dquery", dquery, arguments);
-  check_attention_written("attention_backward", "dkey", dkey, arguments);
-  check_attention_written("attention_backward", "dvalue", dvalue, arguments);
+  attention_backward_write_set("attention_backward_into", {grad, out, logsumexp}, arguments,
+                               {dquery, dkey, dvalue}, at::kMeta)
+      .count_change();
 }
 
 void jvp_into_meta(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -96,11 +86,12 @@ void jvp_into_meta(const at::Tensor& query, const at::Tensor& key, const at::Ten
                    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
                    const at::Tensor& rng, int64_t site, const at::Tensor& rows,
                    int64_t max_positions, const at::Tensor& out) {
-  jvp_meta(query, key, value, query_tangent, key_tangent, value_tangent, logsumexp, cu_seqlens,
-           max_length, num_heads, p, rng, site, rows, max_positions);
   const AttentionArguments arguments{query, key, value, cu_seqlens, max_length,   num_heads,
                                      p,     rng, site,  rows,       max_positions};
-  check_attention_written("attention_jvp", "out", out, arguments);
+  attention_jvp_write_set("attention_jvp_into",
+                          {query_tangent, key_tangent, value_tangent, logsumexp}, arguments, out,
+                          at::kMeta)
+      .count_change();
 }
 
 }  // namespace

@@ -28,25 +28,22 @@ at::Tensor jvp_meta(const at::Tensor& x_tangent, const at::Tensor& x, const at::
 }
 
 void forward_into_meta(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& out) {
-  constexpr auto op = "bias_gelu_forward_into";
-  check_gelu(op, x, bias, at::kMeta);
-  check_written_rows(op, "out", out, x, x.scalar_type(), at::kMeta);
+  gelu_write_set("bias_gelu_forward_into", x, bias, out, at::kMeta).count_change();
 }
 
 at::Tensor backward_into_meta(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& bias,
                               bool need_weight_grads, const at::Tensor& dx) {
-  constexpr auto op = "bias_gelu_backward_into";
-  check_gelu_change(op, "grad", grad, x, bias, at::kMeta);
-  check_written_rows(op, "dx", dx, x, x.scalar_type(), at::kMeta);
+  gelu_change_write_set("bias_gelu_backward_into", "grad", grad, x, bias, "dx", dx, at::kMeta)
+      .count_change();
   const c10::SymInt size = need_weight_grads ? bias.sym_size(0) : c10::SymInt(0);
   return at::empty_symint({size}, bias.options());
 }
 
 void jvp_into_meta(const at::Tensor& x_tangent, const at::Tensor& x, const at::Tensor& bias,
                    const at::Tensor& out) {
-  constexpr auto op = "bias_gelu_jvp_into";
-  check_gelu_change(op, "x_tangent", x_tangent, x, bias, at::kMeta);
-  check_written_rows(op, "out", out, x, x.scalar_type(), at::kMeta);
+  gelu_change_write_set("bias_gelu_jvp_into", "x_tangent", x_tangent, x, bias, "out", out,
+                        at::kMeta)
+      .count_change();
 }
 
 }  // namespace

@@ -56,12 +56,9 @@ void forward_into_meta(const at::Tensor& x, const at::Tensor& bias, const at::Te
                        const at::Tensor& rng, int64_t site, const at::Tensor& offsets,
                        const at::Tensor& out, const std::optional<at::Tensor>& low,
                        const at::Tensor& mean, const at::Tensor& rstd) {
-  constexpr auto op = "dropout_add_layernorm_forward_into";
-  check_layernorm_forward(op, {x, bias, residual, weight}, shift, eps, {p, rng, site, offsets},
-                          at::kMeta);
-  check_layernorm_outputs(op, out, low, residual, at::kMeta);
-  check_layernorm_statistics(op, mean, rstd, x.sym_size(0), at::kMeta);
-  check_dense_statistics(op, mean, rstd);
+  layernorm_forward_write_set("dropout_add_layernorm_forward_into", {x, bias, residual, weight},
+                              shift, eps, {p, rng, site, offsets}, out, low, mean, rstd, at::kMeta)
+      .count_change();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_into_meta(
@@ -70,10 +67,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_into_meta(
     const at::Tensor& mean, const at::Tensor& rstd, double p, const at::Tensor& rng, int64_t site,
     const at::Tensor& offsets, bool need_weight_grads, const at::Tensor& dx,
     const at::Tensor& dresidual) {
-  constexpr auto op = "dropout_add_layernorm_backward_into";
-  const ResidualTensors tensors{x, bias, residual, weight};
-  check_layernorm_backward(op, grad, tensors, mean, rstd, {p, rng, site, offsets}, at::kMeta);
-  check_layernorm_gradients(op, product, dx, dresidual, tensors, at::kMeta);
+  layernorm_backward_write_set("dropout_add_layernorm_backward_into", grad, product,
+                               {x, bias, residual, weight}, mean, rstd, {p, rng, site, offsets},
+                               dx, dresidual, at::kMeta)
+      .count_change();
   return {empty_parameter(bias, need_weight_grads), empty_parameter(weight, need_weight_grads),
           empty_parameter(weight, need_weight_grads)};
 }
@@ -83,10 +80,10 @@ void jvp_into_meta(const at::Tensor& x_tangent, const at::Tensor& residual_tange
                    const at::Tensor& weight, const at::Tensor& mean, const at::Tensor& rstd,
                    double p, const at::Tensor& rng, int64_t site, const at::Tensor& offsets,
                    const at::Tensor& out, const std::optional<at::Tensor>& low) {
-  constexpr auto op = "dropout_add_layernorm_jvp_into";
-  check_layernorm_jvp(op, x_tangent, residual_tangent, {x, bias, residual, weight}, mean, rstd,
-                      {p, rng, site, offsets}, at::kMeta);
-  check_layernorm_outputs(op, out, low, residual, at::kMeta);
+  layernorm_jvp_write_set("dropout_add_layernorm_jvp_into", x_tangent, residual_tangent,
+                          {x, bias, residual, weight}, mean, rstd, {p, rng, site, offsets}, out,
+                          low, at::kMeta)
+      .count_change();
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ namespace sbrrt::meta_matmul {
 namespace {
 
 void mm_into_meta(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  check_matmul("mm_into", a, b, out, at::kMeta);
+  matmul_write_set("mm_into", a, b, out, at::kMeta).count_change();
 }
 
 }  // namespace

@@ -4,13 +4,13 @@ looked at once, and described only when something is wrong.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .checks import FLOATING, check_tensor
+from .write_set import check_write_set
 
 # Of each list: its dtype, whether it may be empty (an entry without elements then leaves its
 # parameter out) and whether it is written.
@@ -23,6 +23,7 @@ LISTS = {
     "low_precision": (torch.bfloat16, True, True),
     "ema_low_precision": (torch.bfloat16, True, True),
 }
+SCALARS = "learning_rate", "clip_factor", "step"
 OP, ROWS_OP = "adamw_ema_", "adamw_ema_rows_"
 
 
@@ -66,9 +67,13 @@ def _check_averages(ema: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
 
 
 def check_rows(
-    param: Tensor, grad: Tensor, rows: Tensor, touched: Tensor, state: Mapping[str, Tensor]
-) -> None:
-    """A table [num_rows, width] with its moments and average, and a gradient of some rows."""
+    param: Tensor, grad: Tensor, rows: Tensor, touched: Tensor, state: Mapping[str, Tensor],
+    scalars: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """A table [num_rows, width] with its moments and average, and a gradient of some rows.
+
+    scalars: whatever else is read on the device.
+    """
     op, device = ROWS_OP, param.device
     check_tensor(op, "param", param, torch.float32, tuple(param.shape), device)
     if param.dim() != 2:
@@ -84,8 +89,8 @@ def check_rows(
     for name, x in written.items():
         if not x.is_contiguous():
             raise ValueError(f"{op}: {name} is written in place and must be contiguous")
-    spans = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in written.values() if x.numel()]
-    check_no_overlap(op, spans)
+    read = {"grad": grad, "rows": rows, **scalars}
+    check_write_set(op, written, read)
 
 
 def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
@@ -98,17 +103,6 @@ def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
         if grad.dtype != grads[0].dtype or grad.device != grads[0].device:
             shape = tuple(grad.shape)
             check_tensor(op, f"grads[{i}]", grad, grads[0].dtype, shape, grads[0].device)
-
-
-def check_no_overlap(op: str, spans: Sequence[tuple[int, int]]) -> None:
-    """Written tensors that share memory would race; spans are (address, end)."""
-    ordered = sorted(span for span in spans if span[0])
-    for (_, end), (start, _) in itertools.pairwise(ordered):
-        if start < end:
-            raise ValueError(
-                f"{op}: two of the tensors to be written share memory; name every parameter, "
-                "moment, average and copy once"
-            )
 
 
 def check_numbers(

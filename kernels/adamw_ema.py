@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adamw_checks import LISTS, OP, check_gradients, check_lists, check_no_overlap, check_numbers
+from .adamw_checks import LISTS, OP, SCALARS, check_gradients, check_lists, check_numbers
 from .launch import launch
 from .launch_table import TABLE
 from .tensor_table import (
@@ -28,6 +28,7 @@ from .tensor_table import (
     store_tile,
     tensor_at,
 )
+from .write_set import Span, check_apart, check_autograd, span_of
 
 # A program updates a piece, a few tiles, which share the float64 arithmetic of the corrections.
 UPDATE_PIECE = 8192
@@ -234,9 +235,17 @@ def adamw_ema_(
     device, numbers = params[0].device, (learning_rate, clip_factor, step)
     betas = beta1, beta2
     check_numbers(OP, len(params), device, numbers, weight_decay, betas, eps, ema_beta)
+    written = {name: xs for name, xs in lists.items() if LISTS[name][2]}
+    scalars = dict(zip(SCALARS, numbers, strict=True))
+    check_autograd(OP, written, {"grads": grads, **scalars})
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
-    table, parts = _tables(places, tuple(p.numel() for p in params), device)
+    others = [span_of(name, x, False) for name, x in scalars.items()]
+    others += [
+        span_of(f"grads[{i}]", g, False) for i, g in enumerate(grads) if g is not dense["grads"][i]
+    ]
+    sizes = tuple(p.numel() for p in params)
+    table, parts = _tables(places, sizes, grads[0].itemsize, tuple(others), device)
     constants = constants_of(weight_decay, betas, device)
     launch(
         _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, len(params),
@@ -245,8 +254,7 @@ def adamw_ema_(
         HAS_COPIES=len(low_precision) + len(ema_low_precision) > 0, ALIGNED=_aligned(places),
         **TABLE["adamw_ema_"].constants,
     )  # fmt: skip
-    written = [x for name, xs in lists.items() if LISTS[name][2] for x in xs]
-    torch.autograd.graph.increment_version(written)
+    torch.autograd.graph.increment_version(list(itertools.chain(*written.values())))
 
 
 def constants_of(
@@ -259,17 +267,22 @@ def constants_of(
 
 @functools.lru_cache(maxsize=16)
 def _tables(
-    places: tuple[tuple[int, ...], ...], sizes: tuple[int, ...], device: torch.device
+    places: tuple[tuple[int, ...], ...],
+    sizes: tuple[int, ...],
+    grad_size: int,
+    others: tuple[Span, ...],
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """(addresses, pieces) on the device, after a check that nothing is written twice."""
-    itemsizes = [
-        (dtype or torch.float32).itemsize * written for dtype, _, written in LISTS.values()
-    ]
-    check_no_overlap(OP, [
-        (address, address + size * itemsize)
-        for row, itemsize in zip(places, itemsizes, strict=True) if itemsize
-        for address, size in zip(row, sizes, strict=True)
-    ])  # fmt: skip
+    """(addresses, pieces) on the device, after a check that nothing written is met by another.
+
+    grad_size: bytes of a gradient's element. others: whatever else is read.
+    """
+    check_apart(OP, [
+        Span(address, address + size * (dtype.itemsize if dtype else grad_size), f"{name}[{i}]",
+             is_written)
+        for (name, (dtype, _, is_written)), row in zip(LISTS.items(), places, strict=True)
+        for i, (address, size) in enumerate(zip(row, sizes, strict=True)) if address
+    ] + list(others))  # fmt: skip
     table = device_table(tuple(itertools.chain(*places)), torch.int64, device)
     return table, pieces(sizes, UPDATE_PIECE, device)
 
@@ -282,6 +295,8 @@ def _aligned(places: Iterable[tuple[int, ...]]) -> bool:
 def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all gradients together, float32, 0-dim; in the order of fixed pieces."""
     check_gradients("gradient_norm", grads)
+    if not grads:
+        return torch.zeros(())
     device = grads[0].device
     dense = [g.contiguous() for g in grads]
     places, sizes = addresses(dense), tuple(g.numel() for g in dense)

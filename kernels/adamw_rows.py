@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adamw_checks import ROWS_OP, check_numbers, check_rows
+from .adamw_checks import ROWS_OP, SCALARS, check_numbers, check_rows
 from .adamw_ema import constants_of, corrections, lerp, moved
 from .launch import launch
 from .rows import load_float, row_tile, tile_rows
@@ -75,8 +75,8 @@ def adamw_ema_rows_(
 ) -> None:  # fmt: skip
     """One step in place; ``rows`` are some of the table's, each once, which stays unchecked."""
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}
-    check_rows(param, grad, rows, touched, state)
     numbers, betas = (learning_rate, clip_factor, step), (beta1, beta2)
+    check_rows(param, grad, rows, touched, state, dict(zip(SCALARS, numbers, strict=True)))
     check_numbers(ROWS_OP, 1, param.device, numbers, [weight_decay], betas, eps, ema_beta)
     place = torch.full((param.shape[0],), -1, dtype=torch.int64, device=param.device)
     place.index_copy_(0, rows, torch.arange(rows.numel(), device=param.device))

@@ -12,9 +12,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from sbrrt_fast._extension import extension, extension_error
 from tests.op_checks import RNG, SITE, odd_tensor
+from tests.op_references import ALLOCATING, assert_close
 
 assert extension is not None, extension_error
 ops = torch.ops.sbrrt
@@ -152,13 +154,12 @@ def like(draw: random.Random, x: torch.Tensor) -> torch.Tensor:
     return draw.choice(choices)()
 
 
-def error_of(op: Callable, arguments: list) -> Exception | None:
-    """What a call raises."""
+def answer_of(op: Callable, arguments: list) -> object:
+    """What a call returns or raises."""
     try:
-        op(*arguments)
+        return op(*arguments)
     except Exception as error:
         return error
-    return None
 
 
 def is_named(error: Exception, op: str) -> bool:
@@ -180,7 +181,12 @@ def test_wrong_arguments_raise_by_name(name):
         count = min(len(arguments), draw.choice([1, 1, 2]))
         for position in draw.sample(range(len(arguments)), count):
             arguments[position] = spoilt(draw, arguments[position])
-        error = error_of(op, arguments)
-        assert error is None or is_named(error, name), (arguments, error)
-        num_answers += error is None
+        answer = answer_of(op, arguments)
+        is_error = isinstance(answer, Exception)
+        assert not is_error or is_named(answer, name), (arguments, answer)
+        num_answers += not is_error
+        if name in ALLOCATING and not is_error:
+            results = answer if isinstance(answer, tuple) else (answer,)
+            read = [x for x in tree_leaves(arguments) if isinstance(x, torch.Tensor)]
+            assert_close([*results], ALLOCATING[name](*arguments), read)
     assert num_calls / 50 < num_answers < num_calls * 0.9

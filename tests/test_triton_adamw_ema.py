@@ -396,8 +396,33 @@ def test_tensors_that_share_memory_are_refused():
     whole = torch.zeros(24)
     shared = whole[:12].view(3, 4), whole[11:23].view(3, 4)
     given = arguments(params=[shared[0]], exp_avg=[shared[1]])
-    with pytest.raises(ValueError, match="two of the tensors to be written share memory"):
+    with pytest.raises(ValueError, match=r"exp_avg\[0\] and params\[0\] share memory"):
         kernels.adamw_ema_(**given)
+
+
+@pytest.mark.parametrize("is_dense", [True, False])
+def test_a_gradient_in_the_memory_of_a_moment_is_refused(is_dense):
+    memory = torch.zeros(2, 4, 4)
+    given = arguments(exp_avg=[memory[0, :3]])
+    kernels.adamw_ema_(**given)
+    given["grads"] = [memory[0, 1:] if is_dense else memory.view(8, 4)[2:8:2]]
+    with pytest.raises(ValueError, match=r"exp_avg\[0\] shares memory with grads\[0\]"):
+        kernels.adamw_ema_(**given)
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "ema"])
+def test_tensors_that_require_grad_are_refused(name):
+    given = arguments()
+    given[name] = [given[name][0].clone().requires_grad_()]
+    with pytest.raises(ValueError, match=rf"adamw_ema_: {name}\[0\] .*requires grad"):
+        kernels.adamw_ema_(**given)
+    with torch.no_grad():
+        kernels.adamw_ema_(**given)
+
+
+def test_no_gradients_have_norm_0():
+    assert kernels.gradient_norm([]) == 0
+    assert ops.gradient_norm([]) == 0
 
 
 def test_gradients_of_two_dtypes_are_refused():

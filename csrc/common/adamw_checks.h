@@ -4,8 +4,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <utility>
 
 #include "common/checks.h"
+#include "common/write_set.h"
 
 namespace sbrrt {
 
@@ -149,6 +151,41 @@ inline void check_adamw_numbers(const AdamwLists& lists, const at::Tensor& learn
   TORCH_CHECK_VALUE(eps >= 0, "sbrrt::", op, ": eps must be >= 0, got ", eps);
   TORCH_CHECK_VALUE(ema_beta >= 0 && ema_beta <= 1,
                     "sbrrt::", op, ": ema_beta must be in [0, 1], got ", ema_beta);
+}
+
+struct AdamwScalars {
+  const at::Tensor &learning_rate, &clip_factor, &step;
+};
+
+// After the other checks.
+inline WriteSet adamw_write_set(const AdamwLists& lists, const AdamwScalars& scalars) {
+  Arguments written, read{{"learning_rate", scalars.learning_rate},
+                          {"clip_factor", scalars.clip_factor},
+                          {"step", scalars.step}};
+  append(written, "params", lists.params);
+  append(written, "exp_avg", lists.exp_avg);
+  append(written, "exp_avg_sq", lists.exp_avg_sq);
+  append(written, "ema", lists.ema);
+  append(written, "low_precision", lists.low_precision);
+  append(written, "ema_low_precision", lists.ema_low_precision);
+  append(read, "grads", lists.grads);
+  return {lists.op, std::move(written), read};
+}
+
+inline WriteSet adamw_rows_write_set(const AdamwLists& lists, const AdamwScalars& scalars,
+                                     const at::Tensor& grad, const at::Tensor& rows,
+                                     const at::Tensor& touched) {
+  return {lists.op,
+          {{"param", lists.params[0]},
+           {"touched", touched},
+           {"exp_avg", lists.exp_avg[0]},
+           {"exp_avg_sq", lists.exp_avg_sq[0]},
+           {"ema", lists.ema[0]}},
+          {{"grad", grad},
+           {"rows", rows},
+           {"learning_rate", scalars.learning_rate},
+           {"clip_factor", scalars.clip_factor},
+           {"step", scalars.step}}};
 }
 
 inline void check_gradients(at::TensorList grads, at::DeviceType device) {

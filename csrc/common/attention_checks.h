@@ -5,7 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "common/attention.h"
-#include "common/checks.h"
+#include "common/row_checks.h"
 
 namespace sbrrt {
 
@@ -83,20 +83,88 @@ inline void check_attention_tensor(const char* op, const char* argument, const a
   check_device(op, argument, tensor, a.query.device().type());
 }
 
-// A result that goes into the caller's memory: rows may lie anywhere.
+// A result that goes into the caller's memory.
 inline void check_attention_written(const char* op, const char* argument, const at::Tensor& tensor,
                                     const AttentionArguments& a) {
   check_attention_tensor(op, argument, tensor, a);
-  TORCH_CHECK_VALUE(tensor.sym_stride(1) == 1, "sbrrt::", op, ": ", argument,
-                    " is written and needs dense rows, got strides ", tensor.sym_strides());
+  check_separate_rows(op, argument, tensor);
 }
 
-inline void check_logsumexp_written(const char* op, const at::Tensor& logsumexp,
-                                    const AttentionArguments& a) {
+inline Arguments attention_read(const AttentionArguments& a) {
+  return {{"query", a.query},           {"key", a.key}, {"value", a.value},
+          {"cu_seqlens", a.cu_seqlens}, {"rng", a.rng}, {"rows", a.rows}};
+}
+
+inline WriteSet attention_forward_write_set(const char* op, const AttentionArguments& a,
+                                            const at::Tensor& out, const at::Tensor& logsumexp,
+                                            at::DeviceType device) {
+  check_attention(op, a, device);
+  check_attention_written(op, "out", out, a);
   check_logsumexp(op, logsumexp, a);
   TORCH_CHECK_VALUE(logsumexp.is_contiguous(), "sbrrt::", op,
                     ": logsumexp is written and must be contiguous, got strides ",
                     logsumexp.sym_strides());
+  return {op, {{"out", out}, {"logsumexp", logsumexp}}, attention_read(a)};
+}
+
+// What the backward reads besides the arguments in common.
+struct AttentionSaved {
+  const at::Tensor &grad, &out, &logsumexp;
+};
+
+inline void check_attention_backward(const char* op, const AttentionSaved& saved,
+                                     const AttentionArguments& a, at::DeviceType device) {
+  check_attention(op, a, device);
+  check_attention_tensor(op, "grad", saved.grad, a);
+  check_attention_tensor(op, "out", saved.out, a);
+  check_logsumexp(op, saved.logsumexp, a);
+}
+
+struct AttentionGradients {
+  const at::Tensor &dquery, &dkey, &dvalue;
+};
+
+inline WriteSet attention_backward_write_set(const char* op, const AttentionSaved& saved,
+                                             const AttentionArguments& a,
+                                             const AttentionGradients& d, at::DeviceType device) {
+  check_attention_backward(op, saved, a, device);
+  check_attention_written(op, "dquery", d.dquery, a);
+  check_attention_written(op, "dkey", d.dkey, a);
+  check_attention_written(op, "dvalue", d.dvalue, a);
+  Arguments read = attention_read(a);
+  for (const Argument& argument :
+       {Argument("grad", saved.grad), {"out", saved.out}, {"logsumexp", saved.logsumexp}}) {
+    read.push_back(argument);
+  }
+  return {op, {{"dquery", d.dquery}, {"dkey", d.dkey}, {"dvalue", d.dvalue}}, read};
+}
+
+struct AttentionTangents {
+  const at::Tensor &query, &key, &value, &logsumexp;
+};
+
+inline void check_attention_jvp(const char* op, const AttentionTangents& t,
+                                const AttentionArguments& a, at::DeviceType device) {
+  check_attention(op, a, device);
+  check_attention_tensor(op, "query_tangent", t.query, a);
+  check_attention_tensor(op, "key_tangent", t.key, a);
+  check_attention_tensor(op, "value_tangent", t.value, a);
+  check_logsumexp(op, t.logsumexp, a);
+}
+
+inline WriteSet attention_jvp_write_set(const char* op, const AttentionTangents& t,
+                                        const AttentionArguments& a, const at::Tensor& out,
+                                        at::DeviceType device) {
+  check_attention_jvp(op, t, a, device);
+  check_attention_written(op, "out", out, a);
+  Arguments read = attention_read(a);
+  for (const Argument& argument : {Argument("query_tangent", t.query),
+                                   {"key_tangent", t.key},
+                                   {"value_tangent", t.value},
+                                   {"logsumexp", t.logsumexp}}) {
+    read.push_back(argument);
+  }
+  return {op, {{"out", out}}, read};
 }
 
 }  // namespace sbrrt

@@ -5,8 +5,8 @@
 
 namespace sbrrt {
 
-inline void check_matmul(const char* op, const at::Tensor& a, const at::Tensor& b,
-                         const at::Tensor& out, at::DeviceType device) {
+inline WriteSet matmul_write_set(const char* op, const at::Tensor& a, const at::Tensor& b,
+                                 const at::Tensor& out, at::DeviceType device) {
   check_first_rows(op, "a", a, device);
   const at::ScalarType dtype = a.scalar_type();
   check_tensor(op, "b", b, dtype, "[columns of a, columns]",
@@ -17,6 +17,7 @@ inline void check_matmul(const char* op, const at::Tensor& a, const at::Tensor& 
   check_separate_rows(op, "out", out);
   check_device(op, "b", b, device);
   check_device(op, "out", out, device);
+  return {op, {{"out", out}}, {{"a", a}, {"b", b}}};
 }
 
 }  // namespace sbrrt

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/checks.h"
+#include "common/write_set.h"
 
 namespace sbrrt {
 
@@ -40,7 +41,8 @@ inline void check_separate_rows(const char* op, const char* argument, const at::
   const bool is_apart =
       tensor.sym_stride(0) >= tensor.sym_size(1) || tensor.sym_size(0) <= 1;
   TORCH_CHECK_VALUE(is_dense && is_apart, "sbrrt::", op, ": ", argument,
-                    " is written and needs dense rows, got strides ", tensor.sym_strides());
+                    " is written and needs dense rows that do not overlap, got strides ",
+                    tensor.sym_strides(), "; pass a contiguous tensor or columns of one");
 }
 
 // A tensor that is written: shaped as another one, with dense rows.

@@ -1,6 +1,7 @@
 // adamw_ema_ and gradient_norm on the CPU: one pass over all tensors, in pieces of fixed size.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,7 +12,6 @@
 #include <vector>
 
 #include "common/adamw_checks.h"
-#include "common/written_lists.h"
 
 namespace sbrrt {
 namespace {
@@ -227,10 +227,7 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
                       ema_beta);
   const double count = number(step, 0);
   TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_: step counts from 1, got ", count);
-  const WrittenLists written{{"params", params}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq},
-                      {"ema", ema}, {"low_precision", low_precision},
-                      {"ema_low_precision", ema_low_precision}};
-  check_no_overlap(lists.op, written);
+  const WriteSet writes = adamw_write_set(lists, {learning_rate, clip_factor, step});
   const double factor = number(clip_factor, 0);
   if (params.empty() || std::isnan(factor)) return;  // NaN leaves the update out
   const AdamwNumbers numbers = numbers_of(factor, beta1, beta2, eps, count, ema_beta);
@@ -239,7 +236,7 @@ void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList e
   const bool is_float = grads[0].scalar_type() == at::kFloat;
   (is_float ? update<float> : update<at::BFloat16>)(pieces_of(params), tensors, dense(grads),
                                                     numbers);
-  count_change(written);
+  writes.count_change();
 }
 
 void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& rows,
@@ -257,9 +254,8 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
   const double count = number(step, 0), rate = number(learning_rate, 0);
   TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_rows_: step counts from 1, got ", count);
   TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_rows_: learning_rate must be >= 0, got ", rate);
-  const WrittenLists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
-                      {"exp_avg_sq", exp_avg_sq}, {"ema", ema}};
-  check_no_overlap(lists.op, written);
+  const WriteSet writes =
+      adamw_rows_write_set(lists, {learning_rate, clip_factor, step}, grad, rows, touched);
   const double factor = number(clip_factor, 0);
   if (std::isnan(factor)) return;
   const AdamwNumbers numbers = numbers_of(factor, beta1, beta2, eps, count, ema_beta);
@@ -272,7 +268,14 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
   at::parallel_for(0, param.size(0), grain, [&](int64_t begin, int64_t end) {
     update_rows(tensor, numbers, view, begin, end);
   });
-  count_change(written);
+  writes.count_change();
+}
+
+// For grads that name no device with a kernel of its own: there are none, or a device is missing.
+at::Tensor gradient_norm_elsewhere(at::TensorList grads) {
+  TORCH_CHECK_VALUE(grads.empty(), "sbrrt::gradient_norm: grads must be dense tensors on the CPU or "
+                    "a CUDA GPU, got ", describe(grads[0]));
+  return at::zeros({}, at::dtype(at::kFloat));
 }
 
 at::Tensor gradient_norm_cpu(at::TensorList grads) {
@@ -294,6 +297,10 @@ TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
   m.impl("adamw_ema_", &adamw_ema_cpu);
   m.impl("adamw_ema_rows_", &adamw_ema_rows_cpu);
   m.impl("gradient_norm", &gradient_norm_cpu);
+}
+
+TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) {
+  m.impl("gradient_norm", &gradient_norm_elsewhere);
 }
 
 }  // namespace sbrrt

@@ -151,24 +151,15 @@ void with_element_type(const at::Tensor& query, Body body) {
   body(at::BFloat16{});
 }
 
-}  // namespace
+// The three below: all but the sequences' lengths and rows is checked.
 
-void attention_forward_into_cpu(const at::Tensor& query, const at::Tensor& key,
-                                const at::Tensor& value, const at::Tensor& cu_seqlens,
-                                int64_t max_length, int64_t num_heads, double p,
-                                const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                                int64_t max_positions, const at::Tensor& out,
-                                const at::Tensor& logsumexp) {
-  constexpr auto op = "attention_forward";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCPU);
-  check_attention_written(op, "out", out, a);
-  check_logsumexp_written(op, logsumexp, a);
+void forward(const char* op, const AttentionArguments& a, const at::Tensor& out,
+             const at::Tensor& logsumexp) {
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value);
-  with_element_type(query, [&](auto element) {
+  const at::Tensor q = with_dense_rows(a.query), k = with_dense_rows(a.key),
+                   v = with_dense_rows(a.value);
+  with_element_type(a.query, [&](auto element) {
     using T = decltype(element);
     run(a, problem, sequences,
         AttentionForward<T>{read<T>(q), read<T>(k), read<T>(v), written<T>(out),
@@ -176,92 +167,33 @@ void attention_forward_into_cpu(const at::Tensor& query, const at::Tensor& key,
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> attention_forward_cpu(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
-  check_attention("attention_forward",
-                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-                   max_positions},
-                  at::kCPU);
-  const at::Tensor out = empty_like_query(query);
-  const at::Tensor logsumexp =
-      at::empty({query.size(0), num_heads}, query.options().dtype(at::kFloat));
-  attention_forward_into_cpu(query, key, value, cu_seqlens, max_length, num_heads, p, rng, site,
-                             rows, max_positions, out, logsumexp);
-  return {out, logsumexp};
-}
-
-// `out` serves implementations that cannot hold a row of probabilities; here the row is at hand,
-// and its own sum is more exact than one with a rounded result.
-void attention_backward_into_cpu(const at::Tensor& grad, const at::Tensor& query,
-                                 const at::Tensor& key, const at::Tensor& value,
-                                 const at::Tensor& out, const at::Tensor& logsumexp,
-                                 const at::Tensor& cu_seqlens, int64_t max_length,
-                                 int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
-                                 const at::Tensor& rows, int64_t max_positions,
-                                 const at::Tensor& dquery, const at::Tensor& dkey,
-                                 const at::Tensor& dvalue) {
-  constexpr auto op = "attention_backward";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCPU);
-  check_attention_tensor(op, "grad", grad, a);
-  check_attention_tensor(op, "out", out, a);
-  check_logsumexp(op, logsumexp, a);
-  check_attention_written(op, "dquery", dquery, a);
-  check_attention_written(op, "dkey", dkey, a);
-  check_attention_written(op, "dvalue", dvalue, a);
+// `saved.out` serves implementations that cannot hold a row of probabilities; here the row is at
+// hand, and its own sum is more exact than one with a rounded result.
+void backward(const char* op, const AttentionSaved& saved, const AttentionArguments& a,
+              const AttentionGradients& d) {
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
-                   g = with_dense_rows(grad), sums = logsumexp.contiguous();
-  with_element_type(query, [&](auto element) {
+  const at::Tensor q = with_dense_rows(a.query), k = with_dense_rows(a.key),
+                   v = with_dense_rows(a.value), g = with_dense_rows(saved.grad),
+                   sums = saved.logsumexp.contiguous();
+  with_element_type(a.query, [&](auto element) {
     using T = decltype(element);
     run(a, problem, sequences,
         AttentionBackward<T>{read<T>(g), read<T>(q), read<T>(k), read<T>(v),
-                             sums.const_data_ptr<float>(), written<T>(dquery), written<T>(dkey),
-                             written<T>(dvalue)});
+                             sums.const_data_ptr<float>(), written<T>(d.dquery),
+                             written<T>(d.dkey), written<T>(d.dvalue)});
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
-    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
-    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
-    const at::Tensor& rows, int64_t max_positions) {
-  check_attention("attention_backward",
-                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-                   max_positions},
-                  at::kCPU);
-  const auto [dquery, dkey, dvalue] = empty_gradients(query);
-  attention_backward_into_cpu(grad, query, key, value, out, logsumexp, cu_seqlens, max_length,
-                              num_heads, p, rng, site, rows, max_positions, dquery, dkey, dvalue);
-  return {dquery, dkey, dvalue};
-}
-
-void attention_jvp_into_cpu(const at::Tensor& query, const at::Tensor& key,
-                            const at::Tensor& value, const at::Tensor& query_tangent,
-                            const at::Tensor& key_tangent, const at::Tensor& value_tangent,
-                            const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
-                            int64_t max_length, int64_t num_heads, double p,
-                            const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                            int64_t max_positions, const at::Tensor& out) {
-  constexpr auto op = "attention_jvp";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCPU);
-  check_attention_tensor(op, "query_tangent", query_tangent, a);
-  check_attention_tensor(op, "key_tangent", key_tangent, a);
-  check_attention_tensor(op, "value_tangent", value_tangent, a);
-  check_logsumexp(op, logsumexp, a);
-  check_attention_written(op, "out", out, a);
+void jvp(const char* op, const AttentionTangents& t, const AttentionArguments& a,
+         const at::Tensor& out) {
   const Sequences sequences = checked_sequences(op, a);
   const AttentionProblem problem = problem_of(op, a);
-  const at::Tensor q = with_dense_rows(query), k = with_dense_rows(key), v = with_dense_rows(value),
-                   tq = with_dense_rows(query_tangent), tk = with_dense_rows(key_tangent),
-                   tv = with_dense_rows(value_tangent), sums = logsumexp.contiguous();
-  with_element_type(query, [&](auto element) {
+  const at::Tensor q = with_dense_rows(a.query), k = with_dense_rows(a.key),
+                   v = with_dense_rows(a.value), tq = with_dense_rows(t.query),
+                   tk = with_dense_rows(t.key), tv = with_dense_rows(t.value),
+                   sums = t.logsumexp.contiguous();
+  with_element_type(a.query, [&](auto element) {
     using T = decltype(element);
     run(a, problem, sequences,
         AttentionTangent<T>{read<T>(q), read<T>(k), read<T>(v), read<T>(tq), read<T>(tk),
@@ -269,20 +201,95 @@ void attention_jvp_into_cpu(const at::Tensor& query, const at::Tensor& key,
   });
 }
 
-at::Tensor attention_jvp_cpu(const at::Tensor& query, const at::Tensor& key,
-                             const at::Tensor& value, const at::Tensor& query_tangent,
-                             const at::Tensor& key_tangent, const at::Tensor& value_tangent,
-                             const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
-                             int64_t max_length, int64_t num_heads, double p,
-                             const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                             int64_t max_positions) {
-  check_attention("attention_jvp",
-                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-                   max_positions},
-                  at::kCPU);
+}  // namespace
+
+void attention_forward_into_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions,
+    const at::Tensor& out, const at::Tensor& logsumexp) {
+  constexpr auto op = "attention_forward_into";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const WriteSet writes = attention_forward_write_set(op, a, out, logsumexp, at::kCPU);
+  forward(op, a, out, logsumexp);
+  writes.count_change();
+}
+
+std::tuple<at::Tensor, at::Tensor> attention_forward_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
+  constexpr auto op = "attention_forward";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  check_attention(op, a, at::kCPU);
   const at::Tensor out = empty_like_query(query);
-  attention_jvp_into_cpu(query, key, value, query_tangent, key_tangent, value_tangent, logsumexp,
-                         cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions, out);
+  const at::Tensor logsumexp =
+      at::empty({query.size(0), num_heads}, query.options().dtype(at::kFloat));
+  forward(op, a, out, logsumexp);
+  return {out, logsumexp};
+}
+
+void attention_backward_into_cpu(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
+    const at::Tensor& value, const at::Tensor& out, const at::Tensor& logsumexp,
+    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions,
+    const at::Tensor& dquery, const at::Tensor& dkey, const at::Tensor& dvalue) {
+  constexpr auto op = "attention_backward_into";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const AttentionSaved saved{grad, out, logsumexp};
+  const AttentionGradients d{dquery, dkey, dvalue};
+  const WriteSet writes = attention_backward_write_set(op, saved, a, d, at::kCPU);
+  backward(op, saved, a, d);
+  writes.count_change();
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_backward_cpu(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
+    const at::Tensor& rows, int64_t max_positions) {
+  constexpr auto op = "attention_backward";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const AttentionSaved saved{grad, out, logsumexp};
+  check_attention_backward(op, saved, a, at::kCPU);
+  const auto [dquery, dkey, dvalue] = empty_gradients(query);
+  backward(op, saved, a, {dquery, dkey, dvalue});
+  return {dquery, dkey, dvalue};
+}
+
+void attention_jvp_into_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& query_tangent, const at::Tensor& key_tangent,
+    const at::Tensor& value_tangent, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
+    const at::Tensor& rows, int64_t max_positions, const at::Tensor& out) {
+  constexpr auto op = "attention_jvp_into";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const AttentionTangents tangents{query_tangent, key_tangent, value_tangent, logsumexp};
+  const WriteSet writes = attention_jvp_write_set(op, tangents, a, out, at::kCPU);
+  jvp(op, tangents, a, out);
+  writes.count_change();
+}
+
+at::Tensor attention_jvp_cpu(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& query_tangent, const at::Tensor& key_tangent,
+    const at::Tensor& value_tangent, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
+    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
+    const at::Tensor& rows, int64_t max_positions) {
+  constexpr auto op = "attention_jvp";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const AttentionTangents tangents{query_tangent, key_tangent, value_tangent, logsumexp};
+  check_attention_jvp(op, tangents, a, at::kCPU);
+  const at::Tensor out = empty_like_query(query);
+  jvp(op, tangents, a, out);
   return out;
 }
 

@@ -112,9 +112,9 @@ at::Tensor bias_gelu_forward_cpu(const at::Tensor& x, const at::Tensor& bias) {
 void bias_gelu_forward_into_cpu(const at::Tensor& x, const at::Tensor& bias,
                                 const at::Tensor& out) {
   constexpr auto op = "bias_gelu_forward_into";
-  check_gelu(op, x, bias, at::kCPU);
-  check_written_rows(op, "out", out, x, x.scalar_type(), at::kCPU);
+  const WriteSet writes = gelu_write_set(op, x, bias, out, at::kCPU);
   forward_into(x, bias, rows(out));
+  writes.count_change();
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_gelu_backward_cpu(const at::Tensor& grad,
@@ -130,9 +130,11 @@ at::Tensor bias_gelu_backward_into_cpu(const at::Tensor& grad, const at::Tensor&
                                        const at::Tensor& bias, bool need_weight_grads,
                                        const at::Tensor& dx) {
   constexpr auto op = "bias_gelu_backward_into";
-  check_gelu_change(op, "grad", grad, x, bias, at::kCPU);
-  check_written_rows(op, "dx", dx, x, x.scalar_type(), at::kCPU);
-  return change_into(grad, x, bias, need_weight_grads, rows(dx));
+  const WriteSet writes =
+      gelu_change_write_set(op, "grad", grad, x, bias, "dx", dx, at::kCPU);
+  const at::Tensor dbias = change_into(grad, x, bias, need_weight_grads, rows(dx));
+  writes.count_change();
+  return dbias;
 }
 
 at::Tensor bias_gelu_jvp_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
@@ -146,9 +148,10 @@ at::Tensor bias_gelu_jvp_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
 void bias_gelu_jvp_into_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
                             const at::Tensor& bias, const at::Tensor& out) {
   constexpr auto op = "bias_gelu_jvp_into";
-  check_gelu_change(op, "x_tangent", x_tangent, x, bias, at::kCPU);
-  check_written_rows(op, "out", out, x, x.scalar_type(), at::kCPU);
+  const WriteSet writes =
+      gelu_change_write_set(op, "x_tangent", x_tangent, x, bias, "out", out, at::kCPU);
   change_into(x_tangent, x, bias, false, rows(out));
+  writes.count_change();
 }
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {

@@ -189,13 +189,12 @@ void dropout_add_layernorm_forward_into_cpu(
   constexpr auto op = "dropout_add_layernorm_forward_into";
   const ResidualTensors tensors{x, bias, residual, weight};
   const DropoutArguments dropout{p, rng, site, offsets};
-  check_layernorm_forward(op, tensors, shift, eps, dropout, at::kCPU);
-  check_layernorm_outputs(op, out, low, residual, at::kCPU);
-  check_layernorm_statistics(op, mean, rstd, x.sym_size(0), at::kCPU);
-  check_dense_statistics(op, mean, rstd);
+  const WriteSet writes = layernorm_forward_write_set(op, tensors, shift, eps, dropout, out, low,
+                                                      mean, rstd, at::kCPU);
   forward_into(op, tensors, shift, eps, dropout,
                {rows(out), optional_rows(low), mean.mutable_data_ptr<float>(),
                 rstd.mutable_data_ptr<float>()});
+  writes.count_change();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
@@ -225,10 +224,12 @@ ParameterGradients dropout_add_layernorm_backward_into_cpu(
   constexpr auto op = "dropout_add_layernorm_backward_into";
   const ResidualTensors tensors{x, bias, residual, weight};
   const DropoutArguments dropout{p, rng, site, offsets};
-  check_layernorm_backward(op, grad, tensors, mean, rstd, dropout, at::kCPU);
-  check_layernorm_gradients(op, product, dx, dresidual, tensors, at::kCPU);
-  return backward_into(op, grad, product, tensors, {mean, rstd}, dropout, need_weight_grads,
-                       {rows(dx), rows(dresidual)});
+  const WriteSet writes = layernorm_backward_write_set(op, grad, product, tensors, mean, rstd,
+                                                       dropout, dx, dresidual, at::kCPU);
+  ParameterGradients gradients = backward_into(op, grad, product, tensors, {mean, rstd}, dropout,
+                                               need_weight_grads, {rows(dx), rows(dresidual)});
+  writes.count_change();
+  return gradients;
 }
 
 at::Tensor dropout_add_layernorm_jvp_cpu(const at::Tensor& x_tangent,
@@ -255,10 +256,11 @@ void dropout_add_layernorm_jvp_into_cpu(
   constexpr auto op = "dropout_add_layernorm_jvp_into";
   const ResidualTensors tensors{x, bias, residual, weight};
   const DropoutArguments dropout{p, rng, site, offsets};
-  check_layernorm_jvp(op, x_tangent, residual_tangent, tensors, mean, rstd, dropout, at::kCPU);
-  check_layernorm_outputs(op, out, low, residual, at::kCPU);
+  const WriteSet writes = layernorm_jvp_write_set(op, x_tangent, residual_tangent, tensors, mean,
+                                                  rstd, dropout, out, low, at::kCPU);
   jvp_into(op, x_tangent, residual_tangent, tensors, {mean, rstd}, dropout, rows(out),
            optional_rows(low));
+  writes.count_change();
 }
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {

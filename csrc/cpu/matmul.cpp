@@ -49,7 +49,6 @@ void multiply(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
 }
 
 void multiply_widened(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  const at::AutoDispatchBelowADInplaceOrView guard;
   static thread_local WideMatrix left, right, result;
   const at::Tensor wide = result.like(out);
   multiply(left.copy_of(a), right.copy_of(b), wide);
@@ -59,12 +58,14 @@ void multiply_widened(const at::Tensor& a, const at::Tensor& b, const at::Tensor
 }  // namespace
 
 void mm_into_cpu(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  check_matmul("mm_into", a, b, out, at::kCPU);
+  const WriteSet writes = matmul_write_set("mm_into", a, b, out, at::kCPU);
+  const at::AutoDispatchBelowADInplaceOrView guard;
   if (a.scalar_type() == at::kBFloat16 && !has_bfloat16_products()) {
     multiply_widened(a, b, out);
   } else {
     multiply(a, b, out);
   }
+  writes.count_change();
 }
 
 TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { m.impl("mm_into", &mm_into_cpu); }

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "common/adamw_checks.h"
-#include "common/written_lists.h"
 #include "cuda/adamw.h"
 #include "cuda/binding.h"
 
@@ -72,10 +71,7 @@ void update(at::TensorList params, at::TensorList grads, at::TensorList exp_avg,
   check_adamw_lists(lists);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
                       ema_beta);
-  const WrittenLists written{{"params", params}, {"exp_avg", exp_avg}, {"exp_avg_sq", exp_avg_sq},
-                             {"ema", ema}, {"low_precision", low_precision},
-                             {"ema_low_precision", ema_low_precision}};
-  check_no_overlap(lists.op, written);
+  const WriteSet writes = adamw_write_set(lists, {learning_rate, clip_factor, step});
   if (params.empty()) return;
   const Launch launch(lists.op, params[0], {grads[0], learning_rate, clip_factor, step});
   const std::vector<at::Tensor> dense_grads = dense(grads);
@@ -94,7 +90,7 @@ void update(at::TensorList params, at::TensorList grads, at::TensorList exp_avg,
     }
     launch(&adamw_ema, *table);
   }
-  count_change(written);
+  writes.count_change();
 }
 
 void update_rows(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& rows,
@@ -108,9 +104,8 @@ void update_rows(const at::Tensor& param, const at::Tensor& grad, const at::Tens
   check_adamw_rows(lists, grad, rows, touched);
   check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
                       ema_beta);
-  const WrittenLists written{{"param", param}, {"touched", touched}, {"exp_avg", exp_avg},
-                             {"exp_avg_sq", exp_avg_sq}, {"ema", ema}};
-  check_no_overlap(lists.op, written);
+  const WriteSet writes =
+      adamw_rows_write_set(lists, {learning_rate, clip_factor, step}, grad, rows, touched);
   if (param.numel() == 0) return;
   const Launch launch(lists.op, param, {grad, rows, touched, learning_rate, clip_factor, step});
   const at::Tensor dense_grad = grad.contiguous(), dense_rows = rows.contiguous();
@@ -119,7 +114,7 @@ void update_rows(const at::Tensor& param, const at::Tensor& grad, const at::Tens
              numbers_of({learning_rate, clip_factor, step, beta1, beta2, eps, ema_beta}, 0),
              tensor_of(lists, 0, dense_grad, weight_decay), param.size(0), param.size(1),
              rows.size(0), dense_rows.const_data_ptr<int64_t>(), touched.mutable_data_ptr<bool>()});
-  count_change(written);
+  writes.count_change();
 }
 
 at::Tensor norm(at::TensorList grads) {

@@ -73,21 +73,15 @@ Launch launch_of(const char* op, const AttentionArguments& a, const at::Tensor& 
   return Launch(op, a.query, {a.key, a.value, a.cu_seqlens, a.rows, a.rng, other});
 }
 
-void forward_into(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                  const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-                  const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                  int64_t max_positions, const at::Tensor& out, const at::Tensor& logsumexp) {
-  constexpr auto op = "attention_forward";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCUDA);
-  check_attention_written(op, "out", out, a);
-  check_logsumexp_written(op, logsumexp, a);
+// The three below: all arguments are checked.
+
+void run_forward(const char* op, const AttentionArguments& a, const at::Tensor& out,
+                 const at::Tensor& logsumexp) {
   const Launch launch = launch_of(op, a, out);
   const Batch batch(a);
   if (batch.is_empty()) return;
-  const at::Tensor q = with_aligned_rows(query), k = with_aligned_rows(key);
-  const at::Tensor v = with_aligned_rows(value);
+  const at::Tensor q = with_aligned_rows(a.query), k = with_aligned_rows(a.key);
+  const at::Tensor v = with_aligned_rows(a.value);
   const Written result(out);
   launch(&attention_forward,
          AttentionForwardParams{batch.params, read(q), read(k), read(v), result.result(),
@@ -95,18 +89,63 @@ void forward_into(const at::Tensor& query, const at::Tensor& key, const at::Tens
   result.finish();
 }
 
+void run_backward(const char* op, const AttentionSaved& saved, const AttentionArguments& a,
+                  const AttentionGradients& d) {
+  const Launch launch = launch_of(op, a, saved.grad);
+  const Batch batch(a);
+  if (batch.is_empty()) return;
+  const at::Tensor q = with_aligned_rows(a.query), k = with_aligned_rows(a.key);
+  const at::Tensor v = with_aligned_rows(a.value), g = with_aligned_rows(saved.grad);
+  const at::Tensor sums = saved.logsumexp.contiguous();
+  const auto num_bytes = static_cast<int64_t>(attention_backward_workspace(batch.params));
+  const at::Tensor workspace = at::empty({num_bytes}, a.query.options().dtype(at::kByte));
+  const Written dq(d.dquery), dk(d.dkey), dv(d.dvalue);
+  launch(&attention_backward,
+         AttentionBackwardParams{batch.params, read(g), read(q), read(k), read(v),
+                                 sums.const_data_ptr<float>(), dq.result(), dk.result(),
+                                 dv.result(), workspace.mutable_data_ptr()});
+  for (const Written* written : {&dq, &dk, &dv}) written->finish();
+}
+
+void run_jvp(const char* op, const AttentionTangents& t, const AttentionArguments& a,
+             const at::Tensor& out) {
+  const Launch launch = launch_of(op, a, out);
+  const Batch batch(a);
+  if (batch.is_empty()) return;
+  const at::Tensor q = with_aligned_rows(a.query), k = with_aligned_rows(a.key),
+                   v = with_aligned_rows(a.value), tq = with_aligned_rows(t.query),
+                   tk = with_aligned_rows(t.key), tv = with_aligned_rows(t.value);
+  const at::Tensor sums = t.logsumexp.contiguous();
+  const Written result(out);
+  launch(&attention_jvp,
+         AttentionTangentParams{batch.params, read(q), read(k), read(v), read(tq), read(tk),
+                                read(tv), sums.const_data_ptr<float>(), result.result()});
+  result.finish();
+}
+
+void forward_into(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                  const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
+                  const at::Tensor& rng, int64_t site, const at::Tensor& rows,
+                  int64_t max_positions, const at::Tensor& out, const at::Tensor& logsumexp) {
+  constexpr auto op = "attention_forward_into";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const WriteSet writes = attention_forward_write_set(op, a, out, logsumexp, at::kCUDA);
+  run_forward(op, a, out, logsumexp);
+  writes.count_change();
+}
+
 std::tuple<at::Tensor, at::Tensor> forward(
     const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
     const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
     const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
-  check_attention("attention_forward",
-                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-                   max_positions},
-                  at::kCUDA);
+  constexpr auto op = "attention_forward";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  check_attention(op, a, at::kCUDA);
   const at::Tensor out = at::empty(query.sizes(), query.options());
   const at::Tensor logsumexp = empty_floats({query.size(0), num_heads}, query);
-  forward_into(query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-               max_positions, out, logsumexp);
+  run_forward(op, a, out, logsumexp);
   return {out, logsumexp};
 }
 
@@ -116,30 +155,14 @@ void backward_into(const at::Tensor& grad, const at::Tensor& query, const at::Te
                    const at::Tensor& rng, int64_t site, const at::Tensor& rows,
                    int64_t max_positions, const at::Tensor& dquery, const at::Tensor& dkey,
                    const at::Tensor& dvalue) {
-  constexpr auto op = "attention_backward";
+  constexpr auto op = "attention_backward_into";
   const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
                              p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCUDA);
-  check_attention_tensor(op, "grad", grad, a);
-  check_attention_tensor(op, "out", out, a);
-  check_logsumexp(op, logsumexp, a);
-  check_attention_written(op, "dquery", dquery, a);
-  check_attention_written(op, "dkey", dkey, a);
-  check_attention_written(op, "dvalue", dvalue, a);
-  const Launch launch = launch_of(op, a, grad);
-  const Batch batch(a);
-  if (batch.is_empty()) return;
-  const at::Tensor q = with_aligned_rows(query), k = with_aligned_rows(key);
-  const at::Tensor v = with_aligned_rows(value), g = with_aligned_rows(grad);
-  const at::Tensor sums = logsumexp.contiguous();
-  const auto num_bytes = static_cast<int64_t>(attention_backward_workspace(batch.params));
-  const at::Tensor workspace = at::empty({num_bytes}, query.options().dtype(at::kByte));
-  const Written dq(dquery), dk(dkey), dv(dvalue);
-  launch(&attention_backward,
-         AttentionBackwardParams{batch.params, read(g), read(q), read(k), read(v),
-                                 sums.const_data_ptr<float>(), dq.result(), dk.result(),
-                                 dv.result(), workspace.mutable_data_ptr()});
-  for (const Written* written : {&dq, &dk, &dv}) written->finish();
+  const AttentionSaved saved{grad, out, logsumexp};
+  const AttentionGradients d{dquery, dkey, dvalue};
+  const WriteSet writes = attention_backward_write_set(op, saved, a, d, at::kCUDA);
+  run_backward(op, saved, a, d);
+  writes.count_change();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
@@ -147,14 +170,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
     int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
     const at::Tensor& rows, int64_t max_positions) {
-  check_attention("attention_backward",
-                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-                   max_positions},
-                  at::kCUDA);
+  constexpr auto op = "attention_backward";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const AttentionSaved saved{grad, out, logsumexp};
+  check_attention_backward(op, saved, a, at::kCUDA);
   const at::Tensor dquery = at::empty(query.sizes(), query.options());
   const at::Tensor dkey = at::empty_like(dquery), dvalue = at::empty_like(dquery);
-  backward_into(grad, query, key, value, out, logsumexp, cu_seqlens, max_length, num_heads, p, rng,
-                site, rows, max_positions, dquery, dkey, dvalue);
+  run_backward(op, saved, a, {dquery, dkey, dvalue});
   return {dquery, dkey, dvalue};
 }
 
@@ -164,27 +187,13 @@ void jvp_into(const at::Tensor& query, const at::Tensor& key, const at::Tensor& 
               const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
               const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions,
               const at::Tensor& out) {
-  constexpr auto op = "attention_jvp";
+  constexpr auto op = "attention_jvp_into";
   const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
                              p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCUDA);
-  check_attention_tensor(op, "query_tangent", query_tangent, a);
-  check_attention_tensor(op, "key_tangent", key_tangent, a);
-  check_attention_tensor(op, "value_tangent", value_tangent, a);
-  check_logsumexp(op, logsumexp, a);
-  check_attention_written(op, "out", out, a);
-  const Launch launch = launch_of(op, a, out);
-  const Batch batch(a);
-  if (batch.is_empty()) return;
-  const at::Tensor q = with_aligned_rows(query), k = with_aligned_rows(key),
-                   v = with_aligned_rows(value), tq = with_aligned_rows(query_tangent),
-                   tk = with_aligned_rows(key_tangent), tv = with_aligned_rows(value_tangent);
-  const at::Tensor sums = logsumexp.contiguous();
-  const Written result(out);
-  launch(&attention_jvp,
-         AttentionTangentParams{batch.params, read(q), read(k), read(v), read(tq), read(tk),
-                                read(tv), sums.const_data_ptr<float>(), result.result()});
-  result.finish();
+  const AttentionTangents tangents{query_tangent, key_tangent, value_tangent, logsumexp};
+  const WriteSet writes = attention_jvp_write_set(op, tangents, a, out, at::kCUDA);
+  run_jvp(op, tangents, a, out);
+  writes.count_change();
 }
 
 at::Tensor jvp(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
@@ -193,13 +202,13 @@ at::Tensor jvp(const at::Tensor& query, const at::Tensor& key, const at::Tensor&
                const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
                const at::Tensor& rng, int64_t site, const at::Tensor& rows,
                int64_t max_positions) {
-  check_attention("attention_jvp",
-                  {query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows,
-                   max_positions},
-                  at::kCUDA);
+  constexpr auto op = "attention_jvp";
+  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
+                             p,     rng, site,  rows,       max_positions};
+  const AttentionTangents tangents{query_tangent, key_tangent, value_tangent, logsumexp};
+  check_attention_jvp(op, tangents, a, at::kCUDA);
   const at::Tensor out = at::empty(query.sizes(), query.options());
-  jvp_into(query, key, value, query_tangent, key_tangent, value_tangent, logsumexp, cu_seqlens,
-           max_length, num_heads, p, rng, site, rows, max_positions, out);
+  run_jvp(op, tangents, a, out);
   return out;
 }
 

@@ -46,9 +46,9 @@ at::Tensor forward(const at::Tensor& x, const at::Tensor& bias) {
 
 void checked_forward_into(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& out) {
   constexpr auto op = "bias_gelu_forward_into";
-  check_gelu(op, x, bias, at::kCUDA);
-  check_written_rows(op, "out", out, x, x.scalar_type(), at::kCUDA);
+  const WriteSet writes = gelu_write_set(op, x, bias, out, at::kCUDA);
   forward_into(op, x, bias, out);
+  writes.count_change();
 }
 
 std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x,
@@ -62,9 +62,11 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
 at::Tensor backward_into(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& bias,
                          bool need_weight_grads, const at::Tensor& dx) {
   constexpr auto op = "bias_gelu_backward_into";
-  check_gelu_change(op, "grad", grad, x, bias, at::kCUDA);
-  check_written_rows(op, "dx", dx, x, x.scalar_type(), at::kCUDA);
-  return change_into(op, grad, x, bias, need_weight_grads, dx);
+  const WriteSet writes =
+      gelu_change_write_set(op, "grad", grad, x, bias, "dx", dx, at::kCUDA);
+  const at::Tensor dbias = change_into(op, grad, x, bias, need_weight_grads, dx);
+  writes.count_change();
+  return dbias;
 }
 
 at::Tensor jvp(const at::Tensor& x_tangent, const at::Tensor& x, const at::Tensor& bias) {
@@ -78,9 +80,10 @@ at::Tensor jvp(const at::Tensor& x_tangent, const at::Tensor& x, const at::Tenso
 void jvp_into(const at::Tensor& x_tangent, const at::Tensor& x, const at::Tensor& bias,
               const at::Tensor& out) {
   constexpr auto op = "bias_gelu_jvp_into";
-  check_gelu_change(op, "x_tangent", x_tangent, x, bias, at::kCUDA);
-  check_written_rows(op, "out", out, x, x.scalar_type(), at::kCUDA);
+  const WriteSet writes =
+      gelu_change_write_set(op, "x_tangent", x_tangent, x, bias, "out", out, at::kCUDA);
   change_into(op, x_tangent, x, bias, false, out);
+  writes.count_change();
 }
 
 }  // namespace

@@ -130,11 +130,10 @@ void checked_forward_into(const at::Tensor& x, const at::Tensor& bias, const at:
   constexpr auto op = "dropout_add_layernorm_forward_into";
   const ResidualTensors tensors{x, bias, residual, weight};
   const DropoutArguments dropout{p, rng, site, offsets};
-  check_layernorm_forward(op, tensors, shift, eps, dropout, at::kCUDA);
-  check_layernorm_outputs(op, out, low, residual, at::kCUDA);
-  check_layernorm_statistics(op, mean, rstd, x.sym_size(0), at::kCUDA);
-  check_dense_statistics(op, mean, rstd);
+  const WriteSet writes = layernorm_forward_write_set(op, tensors, shift, eps, dropout, out, low,
+                                                      mean, rstd, at::kCUDA);
   forward_into(op, tensors, shift, eps, dropout, out, low, mean, rstd);
+  writes.count_change();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
@@ -162,10 +161,12 @@ ParameterGradients checked_backward_into(
   constexpr auto op = "dropout_add_layernorm_backward_into";
   const ResidualTensors tensors{x, bias, residual, weight};
   const DropoutArguments dropout{p, rng, site, offsets};
-  check_layernorm_backward(op, grad, tensors, mean, rstd, dropout, at::kCUDA);
-  check_layernorm_gradients(op, product, dx, dresidual, tensors, at::kCUDA);
-  return backward_into(op, grad, product, tensors, mean, rstd, dropout, need_weight_grads, dx,
-                       dresidual);
+  const WriteSet writes = layernorm_backward_write_set(op, grad, product, tensors, mean, rstd,
+                                                       dropout, dx, dresidual, at::kCUDA);
+  ParameterGradients gradients = backward_into(op, grad, product, tensors, mean, rstd, dropout,
+                                               need_weight_grads, dx, dresidual);
+  writes.count_change();
+  return gradients;
 }
 
 at::Tensor jvp(const at::Tensor& x_tangent, const at::Tensor& residual_tangent,
@@ -189,9 +190,10 @@ void checked_jvp_into(const at::Tensor& x_tangent, const at::Tensor& residual_ta
   constexpr auto op = "dropout_add_layernorm_jvp_into";
   const ResidualTensors tensors{x, bias, residual, weight};
   const DropoutArguments dropout{p, rng, site, offsets};
-  check_layernorm_jvp(op, x_tangent, residual_tangent, tensors, mean, rstd, dropout, at::kCUDA);
-  check_layernorm_outputs(op, out, low, residual, at::kCUDA);
+  const WriteSet writes = layernorm_jvp_write_set(op, x_tangent, residual_tangent, tensors, mean,
+                                                  rstd, dropout, out, low, at::kCUDA);
   jvp_into(op, x_tangent, residual_tangent, tensors, mean, rstd, dropout, out, low);
+  writes.count_change();
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // mm_into on CUDA: the library's product, into memory of the caller's, whose rows may have gaps.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
@@ -9,9 +10,11 @@ namespace {
 
 // A library call reads a gap between rows as its leading dimension: nothing is copied.
 void mm_into(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  check_matmul("mm_into", a, b, out, at::kCUDA);
+  const WriteSet writes = matmul_write_set("mm_into", a, b, out, at::kCUDA);
+  const at::AutoDispatchBelowADInplaceOrView guard;
   at::Tensor whole = out;
   at::mm_out(whole, a, b);
+  writes.count_change();
 }
 
 }  // namespace

@@ -46,6 +46,14 @@ def adamw_ema_reference(
     ema_beta: float,
 ) -> None:
     """See ``adamw_ema_``; any floating dtype."""
+    written = {
+        "params": params, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema,
+        "low_precision": low_precision, "ema_low_precision": ema_low_precision,
+    }  # fmt: skip
+    read = {
+        "grads": grads, "learning_rate": learning_rate, "clip_factor": clip_factor, "step": step
+    }  # fmt: skip
+    _check_write_set("adamw_ema_", written, read)
     step, left_out = step.double(), clip_factor.isnan()
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
     rates = learning_rate.double().expand(len(params))
@@ -97,11 +105,22 @@ def adamw_ema_rows_reference(
     *numbers,
 ) -> None:
     """See ``adamw_ema_rows_``; any floating dtype."""
+    state = {"param": param, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}
+    read = {"grad": grad, "rows": rows, "learning_rate": learning_rate}
+    _check_write_set("adamw_ema_rows_", {**state, "touched": touched}, read)
     dense = RowGradient(rows, grad).dense(param)
     state = ([exp_avg], [exp_avg_sq], [ema] if ema.numel() else [], [], [])
     adamw_ema_reference([param], [dense], *state, learning_rate, [weight_decay], *numbers)
     clip_factor = numbers[3]
     touched[rows] |= ~clip_factor.isnan()
+
+
+def _check_write_set(op: str, written: dict, read: dict) -> None:
+    """What the fused ops check; a traced tensor has no address."""
+    if not torch.compiler.is_compiling():
+        from sbrrt_fast.kernels.write_set import check_write_set  # needs no Triton
+
+        check_write_set(op, written, read)
 
 
 def _copy(copies: Sequence[Tensor], index: int, source: Tensor, left_out: Tensor) -> None:
@@ -111,6 +130,8 @@ def _copy(copies: Sequence[Tensor], index: int, source: Tensor, left_out: Tensor
 
 def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
     """See ``gradient_norm``; any floating dtype, summed in float64."""
+    if not grads:
+        return torch.zeros(())
     total = sum(g.double().square().sum() for g in grads)
     return total.sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
 

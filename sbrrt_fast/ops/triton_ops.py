@@ -26,7 +26,9 @@ ops = torch.ops.sbrrt_triton
 _library = torch.library.Library("sbrrt_triton", "DEF")
 
 
-def define(schema: str, module: str, function: str, fake: Callable) -> None:
+def define(
+    schema: str, module: str, function: str, fake: Callable, *, takes_nothing: bool = False
+) -> None:
     """Makes a host function the op ``sbrrt_triton::<name in schema>``.
 
     Args:
@@ -34,6 +36,7 @@ def define(schema: str, module: str, function: str, fake: Callable) -> None:
         module: of ``sbrrt_fast.kernels``, where the function is.
         function: its name; it takes the schema's arguments in order.
         fake: makes empty results from the same arguments, for tracing.
+        takes_nothing: also runs with lists without a tensor, which name no device.
     """
     name = schema.partition("(")[0]
 
@@ -41,8 +44,8 @@ def define(schema: str, module: str, function: str, fake: Callable) -> None:
         return _host_function(module, function)(*arguments)
 
     _library.define(schema)
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, run, device)
+    for key in ("CPU", "CUDA", *(["CompositeExplicitAutograd"] if takes_nothing else [])):
+        _library.impl(name, run, key)
     torch.library.register_fake(f"sbrrt_triton::{name}", fake, lib=_library)
 
 

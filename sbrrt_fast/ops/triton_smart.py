@@ -158,6 +158,7 @@ triton_ops.define(
     "adamw_ema",
     "gradient_norm",
     lambda grads: grads[0].new_empty((), dtype=torch.float32),
+    takes_nothing=True,
 )
 
 
