@@ -136,7 +136,7 @@ class OpNames(TorchDispatchMode):
 
 def test_attention_alone_leaves_the_cpu_s_ops(base, tmp_path):
     ours, _ = trainer(of_shape(base, tmp_path, "head dim 48"))
-    batches, _ = ours.order.next_round(ours.cursor)
+    batches, _ = ours.order.next_round(ours.progress.cursor)
     with OpNames() as ran:
         ours.step.round(ours.assemble(batches), 0)
     assert not any(name.startswith("attention") for name in ran.names)
@@ -159,7 +159,7 @@ def test_bf16_runs_as_on_the_reference(base, tmp_path):
     found = []
     for backend in ("auto", "reference"):
         ours, _ = trainer(config, backend=backend)
-        batches, _ = ours.order.next_round(ours.cursor)
+        batches, _ = ours.order.next_round(ours.progress.cursor)
         found.append(ours.step.round(ours.assemble(batches), 0))
     for name, value in found[1].items():
         if name.endswith("/loss"):
@@ -227,7 +227,7 @@ def test_a_named_backend_refuses_a_shape_before_it_starts(base, tmp_path, shape)
         trainer(config, backend="cpu")
     padded, lines = trainer(config, backend="cpu", layout="padded")  # attention has no choice there
     assert "padding" in told(lines)[0]
-    batches, _ = padded.order.next_round(padded.cursor)
+    batches, _ = padded.order.next_round(padded.progress.cursor)
     assert padded.step.round(padded.assemble(batches), 0)["sst/total"].isfinite()
 
 

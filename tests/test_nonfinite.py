@@ -295,11 +295,11 @@ def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
 @pytest.mark.parametrize("update", ["per_task", "joint"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_gain_that_cannot_be_computed_is_null(place, tmp_path, update, backend):
-    """A text of a joiner alone has no token that may be perturbed: R_s is 0 everywhere."""
+    """A text of a replacement character alone has no token that may be perturbed: R_s is 0 everywhere."""
     (tmp_path / "data").mkdir()
     for path in (place / "data").iterdir():
         (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
-    rows = ["\tid\tsentence\tsentiment", "0\ta\ta fine film\t4", "1\tb\t\u2060\t0"]
+    rows = ["\tid\tsentence\tsentiment", "0\ta\ta fine film\t4", "1\tb\t\ufffd\t0"]
     (tmp_path / "data" / "ids-sst-train.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "sst.yaml").write_text("tasks: [sst]\n")
     flags = [
@@ -327,7 +327,7 @@ def test_weights_that_the_last_update_spoils_are_not_saved(place, tmp_path, caps
         )
         told = capsys.readouterr().err.strip().splitlines()[-1]
         assert "round 1: training made 'encoder.embeddings.word_embeddings.weight' infinite" in told
-        assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "metrics.jsonl"]
+        assert not any((output / name).exists() for name in ("best", "last", "state"))
 
 
 @pytest.mark.parametrize("spoilt_part", ["weights", "moments", "teacher"])
@@ -368,11 +368,21 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
 
 def test_a_state_that_is_not_finite_is_not_resumed(place, tmp_path):
     config = RunConfig(data_dir=place / "data", backbone=str(place / "backbone"), rounds=6)
-    config = replace(config, output=tmp_path / "run", log=replace(config.log, tensorboard=False))
+    log = replace(config.log, tensorboard=False, state_every=2)
+    config = replace(config, output=tmp_path / "run", log=log)
     trainer = Trainer(config, lambda line: None)
-    tensors = {f"model.{name}": x for name, x in trainer.model.trained_tensors().items()}
+    original = trainer.step.round
+
+    def killed_in_round_4(batches, index, report):
+        if index == 3:
+            raise KeyboardInterrupt
+        return original(batches, index, report)
+
+    trainer.step.round = killed_in_round_4
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    tensors, meta = load_state(tmp_path / "run" / "state")
     tensors["model.heads.sst.classifier.bias"] = torch.tensor([0.0, math.nan, 1.0, 2.0, 3.0])
-    meta = {"cursor": trainer.cursor.to_dict(), "num_rounds": 6, "best": None, "seconds": 0.0}
     save_state(tmp_path / "run" / "state", tensors=tensors, meta=meta)
     with pytest.raises(WeightsError, match=r"state: 'model\.heads\.sst\.classifier\.bias' is not"):
         Trainer(replace(config, resume=True), lambda line: None).run()

@@ -21,6 +21,7 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.label_units import LabelUnits
 from sbrrt_fast.training.checkpoint import load_state
 from sbrrt_fast.training.evaluate import evaluate, predict
+from sbrrt_fast.training.logging import RunLogger
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import sample_words, tiny_backbone
 
@@ -146,7 +147,7 @@ def test_the_units_are_saved_with_the_model_and_the_state(backbone, tmp_path):
     trainer = Trainer(config, lambda line: None)
     metrics = trainer.run()
     scale = trainer.model.label_units("share").scale
-    trainer._save_state()
+    save_state_of(trainer)
     tensors, _ = load_state(config.output / "state")
     assert torch.equal(tensors["model.heads.share.units.scale"], scale)
     loaded, _ = load_model(config.output / "best")
@@ -157,13 +158,16 @@ def test_the_units_are_saved_with_the_model_and_the_state(backbone, tmp_path):
     assert 0 < found[0].mean() < 60
 
 
+def save_state_of(trainer: Trainer) -> None:
+    with RunLogger(trainer.config.output, LogConfig(tensorboard=False)) as logger:
+        trainer._save_state(logger)
+
+
 def test_a_resumed_run_keeps_its_units(backbone, tmp_path):
     """They come from the state, not from the labels that are there now."""
     config = config_of(backbone, tmp_path, UNITS["minutes"])
     first = Trainer(replace(config, rounds=6), lambda line: None)
-    first.cursor = first.order.cursor(first.cursor.to_dict())
-    first.config.output.mkdir()
-    first._save_state()
+    save_state_of(first)
     other = Trainer(replace(config, rounds=6), lambda line: None)
     other.model.label_units("share").fit(torch.tensor([1.0, 2.0]))
     other._resume()
@@ -179,7 +183,7 @@ def test_a_folder_without_units_is_refused_in_one_line(backbone, tmp_path):
     tensors = {name: x for name, x in load_file(path).items() if ".units." not in name}
     save_file(tensors, path)
     with pytest.raises(
-        WeightsError, match=r"'share\.units\.mean' is missing.*train again"
+        WeightsError, match=r"share\.units\.mean \[\] is missing.*train anew"
     ) as error:
         load_model(config.output / "last")
     assert "\n" not in str(error.value)

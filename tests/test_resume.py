@@ -28,6 +28,14 @@ RUN = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _hears_ctrl_c():
+    """A process started in the background of a shell ignores it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Folder of data and backbone, and of a run never interrupted."""

@@ -150,8 +150,8 @@ def test_a_defined_score_beats_later_ones_that_are_not(tmp_path, monkeypatch):
     overalls = iter([None, 0.2, None, 0.1])
     original = Trainer._scores
 
-    def scores(self, limit):
-        return original(self, limit) | {"overall": next(overalls)}
+    def scores(self, model, limit):
+        return original(self, model, limit) | {"overall": next(overalls)}
 
     monkeypatch.setattr(Trainer, "_scores", scores)
     run = train_tiny(tmp_path, "--rounds", "4", "--log.evaluate-every", "1")
