@@ -295,7 +295,7 @@ def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
 @pytest.mark.parametrize("update", ["per_task", "joint"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_gain_that_cannot_be_computed_is_null(place, tmp_path, update, backend):
-    """A text of a replacement character alone has no token that may be perturbed: R_s is 0 everywhere."""
+    """A text of U+FFFD alone has no token that may be perturbed: R_s is 0 everywhere."""
     (tmp_path / "data").mkdir()
     for path in (place / "data").iterdir():
         (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
