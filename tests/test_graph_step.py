@@ -1,23 +1,31 @@
-"""The captured step against the one that runs launch by launch.
+"""The captured step against the one that runs launch by launch, and against the reference.
 
-Without a GPU ``RecordedGraph`` stands for a CUDA graph: whatever the host had frozen while the step
-was captured would show in the replays, which train on other batches.
+The same tests run on a GPU, with CUDA graphs, and without one, where ``RecordedGraph`` stands for
+them: whatever the host had frozen while the step was captured shows in the replays, which train on
+other batches.
 """
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from sbrrt_fast.config import BregmanConfig
 from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill
+from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sbrrt_fast.training.cuda_graph import CudaGraph, error_chain
 from sbrrt_fast.training.fast_step import FastStep
-from sbrrt_fast.training.graph_step import GraphStep
+from sbrrt_fast.training.graph_step import SIGHTS, GraphStep
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.profile import StageClock
+from sbrrt_fast.training.step import SbrrtStep
 from tests.models import random_batch
 from tests.recorded_graph import NotCapturable, RecordedGraph
 from tests.test_fast_step import CONFIGS, JOINT, LABELS, SBRRT, build
@@ -29,6 +37,9 @@ LENGTHS = (
     {"sst": [2, 3, 4], "para": [8, 8, 8, 8], "sts": [32, 20, 20, 20]},  # one filled exactly
 )
 NUM_ROUNDS = 8
+IS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if IS_GPU else "cpu")
+GRAPH = CudaGraph if IS_GPU else RecordedGraph
 
 
 def make_round(index: int) -> list[TaskBatch]:
@@ -41,15 +52,25 @@ def make_round(index: int) -> list[TaskBatch]:
 
 
 class Never(RecordedGraph):
-    """What a device without graphs would say."""
+    """What a device says in the middle of a capture, and then at its end."""
 
     def capture(self, work):
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        except RuntimeError:
+            raise RuntimeError("capture was invalidated")  # noqa: B904 - as torch does
 
 
-def captured(config, graph=RecordedGraph, lines=None) -> GraphStep:
+def captured(config, graph=GRAPH, lines=None) -> GraphStep:
     log = print if lines is None else lines.append
-    return build(lambda *args: GraphStep(*args, log, graph), config)
+    return build(lambda *args: GraphStep(*args, log, graph), config, device=DEVICE)
+
+
+def launched(config) -> GraphStep:
+    """The same step and the same filled batches, every one as the first of its size."""
+    step = captured(config, Never, [])
+    step._ready = lambda *args: None
+    return step
 
 
 def train(step, num_rounds: int = NUM_ROUNDS, first: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -74,6 +95,7 @@ def assert_same_bits(ours: list | dict, theirs: list | dict) -> None:
 
 CASES = {
     **CONFIGS,
+    **({"Triton": replace(SBRRT, backend="triton")} if IS_GPU else {}),
     "bf16": replace(SBRRT, precision="bf16"),
     "joint, bf16": replace(JOINT, precision="bf16"),
     "a momentum that changes": replace(SBRRT, bregman=BregmanConfig(weight=1.0, schedule="paper")),
@@ -83,17 +105,71 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_replays_do_what_launches_do(name):
     """The same bits: both run the same ops on batches filled up alike."""
-    ours, theirs = captured(CASES[name]), captured(CASES[name], Never, [])
-    theirs._ready = lambda *args: None  # every step as the first of its size
+    ours, theirs = captured(CASES[name]), launched(CASES[name])
     assert_same_bits(train(ours), train(theirs))
     assert_same_bits(state(ours), state(theirs))
-    assert ours.num_replays > NUM_ROUNDS / 4
     assert theirs.num_replays == 0
+    assert ours.num_replays == num_expected(ours)
+
+
+def num_expected(step: GraphStep) -> int:
+    """Of the steps of ``train``, those whose size was launched ``SIGHTS - 1`` times before."""
+    seen, count = {}, 0
+    for index in range(NUM_ROUNDS):
+        batches = make_round(index)
+        for group in [batches] if step.is_joint else [[batch] for batch in batches]:
+            filled = step._filled(group)
+            beta = step.update.beta_at(index * (1 if step.is_joint else 3) + 1)
+            key = filled.names, filled.tokens.num_tokens, filled.tokens.max_length, beta
+            seen[key] = seen.get(key, 0) + 1
+            count += seen[key] >= SIGHTS
+    assert count >= NUM_ROUNDS / 4
+    return count
+
+
+@pytest.mark.parametrize("name", ["per task", "paper", "masks of their own", "no teacher"])
+def test_gradients_of_replays_are_the_reference_s(name):
+    """Of every parameter, on another batch each time, at the weights that training has reached."""
+    config = CONFIGS[name]
+    ours = captured(config)
+    theirs = build(SbrrtStep, replace(config, backend="reference"), device=DEVICE)
+    found, run = {}, ours.update.run
+
+    def noted(plan, numbers, gradients, *rest):
+        found.update(gradients)  # of the graph's memory, which a replay writes again
+        return run(plan, numbers, gradients, *rest)
+
+    ours.update.run = noted
+    indices = [i for i in range(11) if i % len(LENGTHS) != 3]  # those of one size
+    for index in indices:
+        batch = next(b for b in make_round(index) if b.name == "para")
+        follow(theirs, ours)
+        expected = theirs.gradients(batch, torch.tensor([config.seed, index], device=DEVICE))
+        ours.round([batch], index)
+        assert_same_gradients(ours, found, expected)
+    assert ours.num_replays == len(indices) - SIGHTS + 1
+
+
+def follow(theirs: SbrrtStep, ours: SbrrtStep) -> None:
+    theirs.model.load_state_dict(ours.model.state_dict())
+    if ours.teacher is not None:
+        theirs.teacher.load_state_dict(ours.teacher.state_dict())
+
+
+def assert_same_gradients(step: GraphStep, found: dict, expected: dict) -> None:
+    named = {n: (p, found.get(id(p))) for n, p in step.model.named_parameters()}
+    dense = {n: g.dense(p) if isinstance(g, RowGradient) else g for n, (p, g) in named.items()}
+    assert {n for n, g in dense.items() if g is not None} == expected.keys()
+    largest = max(g.norm() for g in expected.values())
+    for name, gradient in expected.items():
+        if gradient.norm() > 1e-5 * largest:  # below it is rounding, as for key biases
+            distance = (dense[name] - gradient).norm() / gradient.norm()
+            assert distance < 1e-4, name
 
 
 @pytest.mark.parametrize("name", ["per task", "joint", "special tokens too", "paper", "no SMART"])
 def test_filling_up_changes_nothing(name):
-    ours, theirs = captured(CONFIGS[name]), build(FastStep, CONFIGS[name])
+    ours, theirs = captured(CONFIGS[name]), build(FastStep, CONFIGS[name], device=DEVICE)
     for found, expected in zip(train(ours, 4), train(theirs, 4), strict=True):
         assert found.keys() == expected.keys()
         for term, value in expected.items():
@@ -120,8 +196,7 @@ def test_a_run_goes_on_from_saved_state():
 
 def test_larger_batches_drop_what_was_captured_before():
     """Their workspace lies elsewhere."""
-    ours, theirs = captured(JOINT), captured(JOINT, Never, [])
-    theirs._ready = lambda *args: None
+    ours, theirs = captured(JOINT), launched(JOINT)
     big = [TaskBatch("sst", random_batch([60] * 9), torch.zeros(9))]
     for step in (ours, theirs):
         step.terms = train(step, 5)
@@ -131,16 +206,111 @@ def test_larger_batches_drop_what_was_captured_before():
     assert ours.num_replays > 1
 
 
+def replaced_in_place(step: GraphStep) -> None:
+    """As loading a checkpoint does."""
+    with torch.no_grad():
+        step.model.load_state_dict({n: 0.9 * x for n, x in step.model.state_dict().items()})
+        step.teacher.load_state_dict({n: 1.1 * x for n, x in step.teacher.state_dict().items()})
+
+
+def replaced_memory(step: GraphStep) -> None:
+    """What stays behind is written over, as its memory may be."""
+    for p in [*step.model.parameters(), *step.teacher.module.parameters()]:
+        old, p.data = p.data, 0.9 * p.data
+        old.fill_(float("nan"))
+
+
+def replaced_optimizer(step: GraphStep) -> None:
+    state = copy.deepcopy(step.optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["weight_decay"] = 0.3
+    for moments in state["state"].values():
+        moments["exp_avg"] *= 0.5
+    step.optimizer.load_state_dict(state)
+
+
+def replaced_moments(step: GraphStep) -> None:
+    for moments in step.optimizer.state.values():
+        moments["exp_avg_sq"] = 2 * moments["exp_avg_sq"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "change", [replaced_in_place, replaced_memory, replaced_optimizer, replaced_moments]
+)
+def test_what_was_replaced_from_outside_is_seen(change, precision):
+    """By a replay or a new capture: the bits are those of a step that never captures."""
+    config = replace(JOINT, precision=precision)
+    ours, theirs, alone = captured(config), launched(config), launched(config)
+    assert_same_bits(train(ours), train(theirs))
+    train(alone)
+    num_replays = ours.num_replays
+    for step in (ours, theirs):
+        change(step)
+    assert_same_bits(train(ours), train(theirs))
+    assert_same_bits(state(ours), state(theirs))
+    assert ours.num_replays > num_replays + NUM_ROUNDS / 4  # and it is captured again
+    train(alone)
+    assert any(not torch.equal(x, state(alone)[name]) for name, x in state(ours).items())
+
+
+@pytest.mark.parametrize("kind", [captured, launched])
+def test_an_optimiser_that_has_loaded_its_own_state_goes_on(kind):
+    """It has other groups then, which the schedule of the learning rate reaches."""
+    ours, theirs = kind(JOINT), launched(JOINT)
+    for step in (ours, theirs):
+        train(step, 5)
+    ours.optimizer.load_state_dict(copy.deepcopy(ours.optimizer.state_dict()))
+    assert_same_bits(train(ours, 5, first=5), train(theirs, 5, first=5))
+    assert_same_bits(state(ours), state(theirs))
+
+
 def test_where_capturing_fails_it_is_told_once_and_nothing_is_lost():
     lines: list[str] = []
-    ours, theirs = captured(SBRRT, Never, lines), build(FastStep, SBRRT)
+    ours = captured(SBRRT, Never, lines)
+    theirs = build(FastStep, SBRRT, device=DEVICE)
     found, expected = train(ours), train(theirs)
-    assert lines == [
-        "the step runs launch by launch, which is slower: capture failed (operation not permitted)"
-    ]
+    (line,) = lines
+    assert "launch by launch, which is slower: capture failed (operation not permitted; " in line
+    assert "; then capture was invalidated)" in line and "--resume --no-graphs" in line
     assert ours.num_replays == 0
     for ours_, theirs_ in zip(found, expected, strict=True):
         assert torch.allclose(ours_["sst/loss"], theirs_["sst/loss"], rtol=1e-3)
+
+
+def check_broken_capture() -> None:
+    """An op in the middle of the step waits for the device: told with its reason, and it goes on."""
+    lines: list[str] = []
+    step, one_pass = captured(JOINT, GRAPH, lines), FastStep._pass
+
+    def waiting(group, rng, report):
+        group.tokens.input_ids.sum().item()
+        return one_pass(step, group, rng, report)
+
+    step._pass = waiting
+    assert all(terms["sst/loss"].isfinite() for terms in train(step))
+    assert len(lines) == 1 and step.num_replays == 0
+    reason = "not permitted when stream is capturing" if IS_GPU else "makes the host wait"
+    assert reason in lines[0], lines
+
+
+def test_a_capture_that_is_broken_off_tells_what_broke_it():
+    """In a process of its own, as on a GPU the allocator keeps traces of it."""
+    code = "from tests.test_graph_step import check_broken_capture; check_broken_capture()"
+    root = Path(__file__).resolve().parent.parent
+    told = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+def test_a_chain_of_errors_is_told_from_its_first():
+    try:
+        try:
+            raise ValueError("first\nmore of it")
+        except ValueError as error:
+            raise RuntimeError from error
+    except RuntimeError as error:
+        assert error_chain(error) == "first; then RuntimeError"
+    assert error_chain(OSError("alone")) == "alone"
 
 
 def test_a_profile_runs_launch_by_launch():
@@ -184,9 +354,9 @@ def test_recording_repeats_what_was_frozen():
 def test_buckets_bound_what_they_add_and_their_number(limit):
     sizes = [bucket_size(n, limit) for n in range(1, 4097)]
     assert all(n <= size for n, size in enumerate(sizes, 1))
-    assert all(size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))
+    assert all(size - n < max(64, n / 8) for n, size in enumerate(sizes, 1))
     if limit == 512:
-        assert len(set(sizes)) <= 8 * 5
+        assert len(set(sizes)) <= 8 * 4
     assert [bucket_length(n, limit) for n in (1, 32, 33, 64)] == [32, 32, 64, 64]
     assert max(bucket_length(n, limit) for n in range(1, limit + 1)) == limit
 

@@ -129,6 +129,7 @@ class FusedUpdate(TorchUpdate):
 
     def plan(self, structure: Structure) -> list[Alike]:
         """The ops of an update. A head is only updated in its task's turns, so counts differ."""
+        self._follow()
         self._adopt(structure)
         plan = self._plans.get(structure)
         if plan is None or not all(self._is_level(alike) for alike in plan):
@@ -138,6 +139,18 @@ class FusedUpdate(TorchUpdate):
             plan = [Alike(np.array(places), dtype) for (_, dtype), places in groups.items()]
             self._plans[structure] = plan
         return plan
+
+    def frozen(self, plan: list[Alike]) -> tuple:
+        """What a captured ``run`` of this plan holds, which someone may replace: the addresses of
+        weights, averages and moments, and the groups' settings."""
+        states = (self.optimizer.state[self.members[i][0]] for a in plan for i in a.places)
+        tensors = [p for p, _ in self.members]
+        tensors += [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        if self.teacher is not None:
+            tensors += self.teacher.averages_by_parameter().values()
+        groups = self.optimizer.param_groups
+        settings = [(g["weight_decay"], g["betas"], g["eps"]) for g in groups]
+        return [x.data_ptr() for x in tensors], settings
 
     def numbers(self, plan: list[Alike]) -> list[float]:
         """Counts the update; for each op the parameters' learning rates and the update's number."""
@@ -186,6 +199,12 @@ class FusedUpdate(TorchUpdate):
                 self._update(alike, part[:-1], gradients, teacher, copies, averages, common)
         self._move_idle(gradients, teacher, beta)
         return norm
+
+    def _follow(self) -> None:
+        """An optimiser that has loaded a state has other groups, of the same parameters."""
+        groups = self.optimizer.param_groups
+        if groups[0] is not self.members[0][1]:
+            self.members = [(p, group) for group in groups for p in group["params"]]
 
     def _adopt(self, structure: Structure) -> None:
         """The optimiser's state of these parameters; its numbers of updates are ours from here."""
