@@ -1,4 +1,4 @@
-"""The Triton ops where the extension is not there: derivatives, and leaving those of weights out."""
+"""Derivatives of the Triton ops where the extension is not there."""
 
 from __future__ import annotations
 

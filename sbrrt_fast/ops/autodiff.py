@@ -45,7 +45,8 @@ def input_gradients_only() -> Iterator[None]:
     """Backward passes that run inside compute no gradient of any op's weights.
 
     Weights then get no gradient at all from those ops: ask ``torch.autograd.grad`` for activations
-    alone. Native and Triton ops obey; the references leave it to autograd, which follows ``inputs``.
+    alone. Native and Triton ops obey; the references leave it to autograd, which follows
+    ``inputs``.
     """
     flag = _extension.extension or _FLAG
     before = flag.set_input_gradients_only(True)

@@ -109,7 +109,7 @@ class FastStep(SbrrtStep):
 
     @torch.no_grad()
     def report(self, group: Group, rng: Tensor) -> dict[str, Tensor]:
-        """``<task>/perturbation`` and ``/gain`` of a group on the device, without training on it."""
+        """``<task>/perturbation`` and ``/gain`` of a group on the device, without an update."""
         terms: list[dict[str, Tensor]] = [{} for _ in group.names]
         if self.smart.weight > 0:
             stream = self._stream(group.tokens, rng)

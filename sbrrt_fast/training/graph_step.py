@@ -3,9 +3,9 @@
 A group is filled up to one of a few sizes (``data.bucket``). The first two of a size run launch by
 launch, the third is captured; from then on a step is two copies to the device and one replay.
 What a captured step needs from the host (tokens, labels, seed, round, learning rates, numbers of
-updates) lies in device memory that the copies fill, so nothing of it is frozen. What is frozen are
-the addresses of weights, averages and moments, and the optimiser's settings: a step whose are others
-is launched, and captured anew. What a round reports is measured beside the replay, by launches.
+updates) lies in device memory that the copies fill, so nothing of it is frozen. Frozen are the
+addresses of weights, averages and moments, and the optimiser's settings: where someone has replaced
+them, a step is launched and then captured anew. What a round reports is launched before its replay.
 """
 
 from __future__ import annotations
