@@ -97,6 +97,8 @@ def measured(benchmark, request: pytest.FixtureRequest):
     def take_part(case: Case, variant: str) -> None:
         kind = request.node.get_closest_marker("compares").kwargs["kind"]
         outcome = request.config.stash[SESSION].outcome(kind, case)
+        if variant in outcome.failures:
+            pytest.fail(f"stopped: {outcome.failures[variant]}", pytrace=False)
         if variant not in outcome.samples:
             pytest.skip(outcome.absent.get(variant, "nothing to copy"))
         row = outcome.rows[variant]

@@ -30,6 +30,7 @@ from sbrrt_fast.training.static_group import StaticGroup
 from sbrrt_fast.training.update import Alike, Structure
 
 MAX_GRAPHS = 128
+CAPTURE_FAILED = "capture failed"
 SIGHTS = 3  # a size is captured when it comes that often: one that is rare costs more than it saves
 
 
@@ -160,7 +161,7 @@ class GraphStep(FastStep):
         except RuntimeError as error:
             self._is_possible = False
             self.log(
-                f"the step runs launch by launch, which is slower: capture failed"
+                f"the step runs launch by launch, which is slower: {CAPTURE_FAILED}"
                 f" ({error_chain(error)}); what that leaves in the GPU's allocator goes with the"
                 " process: continue from the saved state with --resume --no-graphs"
             )
