@@ -133,7 +133,8 @@ def tests(stage: str, dry_run: bool, *files: str) -> tuple[str, ...]:
     workers = 2 if dry_run else max(2, min(8, (os.cpu_count() or 2) // 2))
     chosen = ("-k", DRY_TESTS[stage]) if dry_run else ()
     options = (
-        *("-q", "-n", str(workers), "--durations=5", "-p", "tests.live_log"),
+        # Others take what waits behind a test that hangs.
+        *("-q", "-n", str(workers), "--dist", "worksteal", "-p", "tests.live_log"),
         *("-p", "no:cacheprovider", "--continue-on-collection-errors"),
         *("-o", "faulthandler_timeout=40"),
     )

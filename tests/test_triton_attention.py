@@ -90,16 +90,14 @@ def test_values_gradients_and_tangents(sample):
     case = TritonCase(sample)
     exact, exact_tangents = case.exact_inputs(), [t.double() for t in case.tangents]
     out, _, *grads, tangent = case.everything()
-    assert_as_good_as_stock(
-        out, case.stock(*case.inputs), case.stock(*exact), approximation=ATTENTION
-    )
+    assert_as_good_as_stock(out, case.stock(*case.inputs), case.stock(*exact), ATTENTION)
     stock_grads = gradients(case.stock, case.inputs, case.grad)
     exact_grads = gradients(case.stock, exact, case.grad.double())
     for triple in zip(grads, stock_grads, exact_grads, strict=True):
-        assert_as_good_as_stock(*triple, approximation=ATTENTION)
+        assert_as_good_as_stock(*triple, ATTENTION)
     stock_tangent = float_tangent(case.stock, case.inputs, case.tangents)
     exact_tangent = float_tangent(case.stock, exact, exact_tangents)
-    assert_as_good_as_stock(tangent, stock_tangent, exact_tangent, approximation=ATTENTION)
+    assert_as_good_as_stock(tangent, stock_tangent, exact_tangent, ATTENTION)
 
 
 @pytest.mark.parametrize("name", ["primes", "loop in fp32", "primes in fp16"])
@@ -203,7 +201,7 @@ def test_large_scores_neither_overflow_nor_vanish():
     case = TritonCase(SAMPLES["primes"])
     inputs = [case.inputs[0] * 20, case.inputs[1] * 20, case.inputs[2]]
     exact = case.stock(*(x.double() for x in inputs))
-    assert_as_good_as_stock(case.ours(*inputs), case.stock(*inputs), exact, approximation=ATTENTION)
+    assert_as_good_as_stock(case.ours(*inputs), case.stock(*inputs), exact, ATTENTION)
 
 
 def test_nan_stays_in_its_sequence():

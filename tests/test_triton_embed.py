@@ -71,11 +71,11 @@ def test_values_and_gradients(sample):
     case = TritonCase(sample)
     exact = case.exact_inputs()
     out = case.forward()[0]
-    assert_as_good_as_stock(out, case.stock(*case.inputs), case.stock(*exact), approximation=NORM)
+    assert_as_good_as_stock(out, case.stock(*case.inputs), case.stock(*exact), NORM)
     stock_grads = gradients(case.stock, case.inputs, case.grad)
     exact_grads = gradients(case.stock, exact, case.grad.double())
     for triple in zip(case.backward(), stock_grads, exact_grads, strict=True):
-        assert_as_good_as_stock(*triple, approximation=NORM)
+        assert_as_good_as_stock(*triple, NORM)
 
 
 def wrong_elements(sample: tuple) -> int:

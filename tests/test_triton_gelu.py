@@ -64,18 +64,18 @@ def test_values_gradients_and_tangents(sample):
     exact = case.exact_inputs()
     out, dx, dbias, tangent = everything(case)
     values = bias_gelu_reference(*case.inputs), bias_gelu_reference(*exact)
-    assert_as_good_as_stock(out, *values, approximation=GELU)
+    assert_as_good_as_stock(out, *values, GELU)
     stock_grads = gradients(bias_gelu_reference, case.inputs, case.grad)
     exact_grads = gradients(bias_gelu_reference, exact, case.grad.double())
     for triple in zip((dx, dbias), stock_grads, exact_grads, strict=True):
-        assert_as_good_as_stock(*triple, approximation=GELU)
+        assert_as_good_as_stock(*triple, GELU)
     results = [
         float_tangent(
             lambda x, bias=bias: bias_gelu_reference(x, bias), [x], [case.grad.to(x.dtype)]
         )
         for x, bias in (case.inputs, exact)
     ]
-    assert_as_good_as_stock(tangent, *results, approximation=GELU)
+    assert_as_good_as_stock(tangent, *results, GELU)
 
 
 def test_value_and_derivative_over_all_arguments():

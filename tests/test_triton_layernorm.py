@@ -82,18 +82,18 @@ def test_values_gradients_and_tangents(sample):
     case = TritonCase(sample)
     exact = case.exact_inputs()
     out, _, _, dx, dresidual, *weights, tangent = case.everything()
-    assert_as_good_as_stock(out, case.stock(*case.inputs), case.stock(*exact), approximation=NORM)
+    assert_as_good_as_stock(out, case.stock(*case.inputs), case.stock(*exact), NORM)
     stock_grads = gradients(case.stock, case.inputs, case.grad)
     exact_grads = gradients(case.stock, exact, case.grad.double())
     found = dx, weights[0], dresidual, *weights[1:]
     for triple in zip(found, stock_grads, exact_grads, strict=True):
-        assert_as_good_as_stock(*triple, approximation=NORM)
+        assert_as_good_as_stock(*triple, NORM)
     results = []
     for inputs in (case.inputs, exact):
         primals = [inputs[0], inputs[2]]
         tangents = [t.to(x.dtype) for t, x in zip(case.tangents, primals, strict=True)]
         results.append(float_tangent(case.along(case.stock, inputs), primals, tangents))
-    assert_as_good_as_stock(tangent, *results, approximation=NORM)
+    assert_as_good_as_stock(tangent, *results, NORM)
 
 
 @pytest.mark.parametrize("name", ["bert-base", "primes", "no dropout"])
@@ -224,9 +224,7 @@ def test_a_large_mean_costs_no_digits():
     case = TritonCase((5, 384, F32, F32, 0.0, "dense"))
     case.inputs[2] = case.inputs[2] + 1000
     exact = case.stock(*case.exact_inputs())
-    assert_as_good_as_stock(
-        case.ours(*case.inputs), case.stock(*case.inputs), exact, approximation=NORM
-    )
+    assert_as_good_as_stock(case.ours(*case.inputs), case.stock(*case.inputs), exact, NORM)
 
 
 def test_autograd():
