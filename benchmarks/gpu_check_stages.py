@@ -15,8 +15,7 @@ import torch
 
 from benchmarks.gpu_check import PATIENCE, Stage
 from benchmarks.machine import ROOT
-from benchmarks.native_build import found_extension
-from sbrrt_fast.info import versions
+from benchmarks.native_build import found_extension, is_complete
 
 GPU_TESTS = ("test_gpu_*.py", "test_triton_*.py")  # run on a GPU where there is one
 NO_TESTS = ("test_gpu_check.py", "test_triton_aot.py", "test_triton_launch_table.py")  # not these
@@ -40,6 +39,7 @@ def stages(output: Path, dry_run: bool) -> list[Stage]:
 def first_call(output: Path, dry_run: bool) -> list[Stage]:
     """A build, and whether what it built is right."""
     gpu, device = _where(dry_run)
+    native = (*gpu, "extension")
     build = (PYTHON, "-m", "benchmarks.native_build")
     if dry_run:
         build = (*build, "--no-compile")
@@ -47,8 +47,8 @@ def first_call(output: Path, dry_run: bool) -> list[Stage]:
     return [
         Stage("build", (*build, "--copy-to", str(output)), 150, gpu, build_environment()),
         Stage("no CUDA", without_cuda, 60, ("gpu", "a failed build"), {"SBRRT_CUDA": "0"}),
-        Stage("step", tests("step", dry_run, STEP_TESTS), 60, (*gpu, *PYTEST), call=1),
-        Stage("kernels", kernels(dry_run), 45, gpu, device, call=1),
+        Stage("step", tests("step", dry_run, STEP_TESTS), 60, (*native, *PYTEST), call=1),
+        Stage("kernels", kernels(dry_run), 45, native, device, call=1),
         *(sanitizer(tool, limit, dry_run) for tool, limit in TOOLS.items()),
     ]
 
@@ -61,7 +61,7 @@ def second_call(output: Path, dry_run: bool) -> list[Stage]:
         Stage("calls", calls(dry_run), 70, gpu, device),
         Stage("tests", tests("tests", dry_run, *gpu_tests()), 120, (*gpu, *PYTEST)),
         Stage("round", bench(output, "machine", "round", "stages"), 110, gpu, device),
-        Stage("train", train_command(output, dry_run), 45, needs, device),
+        Stage("train", train_command(output, dry_run), 60, needs, device),
         Stage("ops", bench(output, "ops", "evaluate"), 60, gpu, device),
         Stage("sweep", bench(output, "sweep", "memory"), 40, gpu, device),
     ]
@@ -169,10 +169,6 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "torch sees no GPU"
 
 
-def _no_nvcc() -> str | None:
-    return versions()["CUDA toolkit"]["reason"]
-
-
 def _no_weights() -> str | None:
     from benchmarks.rounds import backbone
     from sbrrt_fast.errors import SbrrtError
@@ -190,7 +186,10 @@ def _no_failure() -> str | None:
 
 
 def _no_extension() -> str | None:
-    return None if found_extension() else "the extension does not import"
+    found = found_extension()
+    if found is None:
+        return "the extension does not import"
+    return None if is_complete(found, bool(torch.version.cuda)) else "the extension has no CUDA"
 
 
 def _no_sanitizer() -> str | None:
@@ -202,7 +201,6 @@ MISSING: dict[str, Callable[[], str | None]] = {
     "gpu": _no_gpu,
     "a failed build": _no_failure,
     "extension": _no_extension,
-    "nvcc": _no_nvcc,
     "compute-sanitizer": _no_sanitizer,
     "gpu tests": lambda: None if gpu_tests() else "there are no GPU tests",
     "weights": _no_weights,

@@ -10,8 +10,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # What Triton compiles float32 to on a GPU does not round correctly, as the interpreter does. PTX's
 # instruction set bounds the relative errors; in eps = 2^-23, one to two ulps, they are: div.full 2,
 # sqrt.approx 1, rsqrt.approx 2^-22.9 or 1.1, ex2.approx 2^-22 or 2. A product may be contracted
-# with a sum into a fused multiply-add, which leaves out a rounding, of half an eps. Ops that compute in
-# float64 (smart_ascend, smart_noise, symmetric_kl) have none of these.
+# with a sum into a fused multiply-add, which leaves out a rounding, of half an eps. Ops that
+# compute in float64 (smart_ascend, smart_noise, symmetric_kl) have none of these.
 EPS = 2.0**-23 if DEVICE.type == "cuda" else 0.0
 DIVISION, ROOT, RECIPROCAL_ROOT, POWER, CONTRACTION = 2 * EPS, EPS, 1.1 * EPS, 2 * EPS, 0.5 * EPS
 # A probability is a power over a sum: once in the result, twice where its derivative multiplies it

@@ -23,6 +23,7 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.cuda_graph import CudaGraph, error_chain
 from sbrrt_fast.training.fast_step import FastStep
+from sbrrt_fast.training.frozen import Frozen
 from sbrrt_fast.training.group import Group, TaskBatch
 from sbrrt_fast.training.optimizer import set_learning_rate
 from sbrrt_fast.training.profile import NoClock
@@ -61,7 +62,7 @@ class Captured:
     values: Tensor
     plan: list[Alike]
     capacity: tuple[int, ...]
-    frozen: tuple
+    frozen: Frozen
 
 
 class GraphStep(FastStep):
@@ -148,7 +149,7 @@ class GraphStep(FastStep):
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
         self._refresh()
         plan, known = self.update.plan(self._structures[key]), self._captured.get(key)
-        if known and known.frozen != self.update.frozen(plan):  # replaced from outside
+        if known and not known.frozen.holds():  # replaced from outside
             del self._captured[key]
             return None
         if known and known.plan is plan and known.capacity == self._capacity():

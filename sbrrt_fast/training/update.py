@@ -24,6 +24,7 @@ from sbrrt_fast.ops.adamw_ema import (
     native_reason,
 )
 from sbrrt_fast.smart.bregman import Teacher, beta_at
+from sbrrt_fast.training.frozen import Frozen
 from sbrrt_fast.training.optimizer import clip_gradients
 
 _NOTHING: Mapping[int, Tensor] = {}
@@ -140,17 +141,13 @@ class FusedUpdate(TorchUpdate):
             self._plans[structure] = plan
         return plan
 
-    def frozen(self, plan: list[Alike]) -> tuple:
-        """What a captured ``run`` of this plan holds, which someone may replace: the addresses of
-        weights, averages and moments, and the groups' settings."""
-        states = (self.optimizer.state[self.members[i][0]] for a in plan for i in a.places)
-        tensors = [p for p, _ in self.members]
-        tensors += [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+    def frozen(self, plan: list[Alike]) -> Frozen:
+        """What a captured ``run`` of this plan holds on to."""
+        weights = [p for p, _ in self.members]
         if self.teacher is not None:
-            tensors += self.teacher.averages_by_parameter().values()
-        groups = self.optimizer.param_groups
-        settings = [(g["weight_decay"], g["betas"], g["eps"]) for g in groups]
-        return [x.data_ptr() for x in tensors], settings
+            weights += self.teacher.averages_by_parameter().values()
+        updated = [self.members[i][0] for alike in plan for i in alike.places]
+        return Frozen(self.optimizer, weights, updated)
 
     def numbers(self, plan: list[Alike]) -> list[float]:
         """Counts the update; for each op the parameters' learning rates and the update's number."""
