@@ -56,7 +56,8 @@ class Comparisons:
             self._key, self._outcome = (kind, case), None
             self._outcome = self._measure(kind, case)
         if isinstance(self._outcome, Exception):
-            pytest.fail(f"stopped: {self.stage.failures[-1]['error']}", pytrace=False)
+            told = f"{type(self._outcome).__name__}: {self._outcome}"
+            pytest.fail(f"stopped: {told}", pytrace=False)
         return self._outcome
 
     def _measure(self, kind: type, case: Case) -> Outcome | Exception:

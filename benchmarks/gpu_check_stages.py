@@ -98,15 +98,16 @@ def build_environment() -> dict[str, str]:
 
 def kernels(dry_run: bool) -> tuple[str, ...]:
     """The command that lists the kernels of replayed rounds."""
-    few = ("--rounds", "2", "--warm-up", "1") if dry_run else ()
+    few = ("--rounds", "1", "--warm-up", "1", "--updates", "joint") if dry_run else ()
     return PYTHON, "-m", "benchmarks.kernel_list", *few
 
 
 def sanitizer(tool: str, limit: float, dry_run: bool) -> Stage:
-    """compute-sanitizer over small shapes; a dry run makes the calls without it."""
+    """compute-sanitizer over small shapes; a dry run makes the calls once, without it."""
     program = (PYTHON, "-m", "tests.small_shapes")
     if dry_run:
-        return Stage(tool, program, limit, (), {"DEVICE": "cpu"}, call=1)
+        needs = () if tool == "memcheck" else ("gpu",)
+        return Stage(tool, program, limit, needs, {"DEVICE": "cpu"}, call=1)
     check = sanitizer_path(), "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"
     # Without torch's cache every tensor has memory of its own, so that memcheck sees its ends.
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}

@@ -118,7 +118,7 @@ def run_case(
     ready = until.part(PREPARATION)
     prepared = Preparation(benchmark, case, clock, progress or Progress())
     for variant in benchmark.all_variants(case):
-        if ready.left:
+        if ready.left or variant == FLOOR:
             prepared.take(variant)
         else:
             prepared.absent[variant] = NO_TIME
@@ -161,9 +161,8 @@ def record_case(
     stage.notes += [f"{benchmark.name} {note}" for note in benchmark.notes]
     benchmark.notes.clear()
     for variant, reason in outcome.absent.items():
-        if variant != FLOOR:
-            where = what if reason == NO_TIME else benchmark.name
-            stage.note_absent(where, variant, reason)
+        where = what if reason == NO_TIME else benchmark.name
+        stage.note_absent(where, variant, reason)
     return outcome
 
 

@@ -219,7 +219,7 @@ def test_a_dry_run_passes_with_the_listed_packages_alone(listed_python, tmp_path
     found = {stage["name"]: stage for stage in recorded(output)}
     assert list(found) == stage_names(call)
     left_out = {name for name, stage in found.items() if stage["status"] != "passed"}
-    assert left_out <= {"no CUDA"}, found
+    assert left_out <= {"no CUDA", "racecheck", "synccheck"}, found
     assert gpu_check_files.excess(output) == []
     tests = found["step" if call == 1 else "tests"]["result"]["tests"]
     assert tests["passed"] > 0 and not tests["failures"] and not tests["not ended"]
