@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.kernel_list import expect_replays, num_replays, profiled, run
+from benchmarks.kernel_list import num_replays, profiled, run, told_launched
 from benchmarks.machine import PRECISIONS, Machine, measure
 from benchmarks.parts import stage_times
 from benchmarks.rounds import SBRRT, Rounds, build_model, build_ours
@@ -203,7 +203,11 @@ def _launches(count: float, what: str, machine: Machine) -> str:
 
 
 def replayed_round(chosen: Settings, case: Case, update: str, precision: str) -> dict[str, float]:
-    """``seconds`` of a round whose steps are replays, the median, and its ``kernels``."""
+    """``seconds`` of a round whose steps are replays, the median, and its ``kernels``.
+
+    Raises:
+        RuntimeError: a step was no replay.
+    """
     config = replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
     rounds, lines = Rounds(chosen, case), []
     step = build_ours(rounds.encoder(), config, chosen.device, log=lines.append)
@@ -214,7 +218,8 @@ def replayed_round(chosen: Settings, case: Case, update: str, precision: str) ->
         index = run(step, rounds, index, NUM_ROUNDS)
         torch.cuda.synchronize(chosen.device)
         seconds.append((time.perf_counter() - start) / NUM_ROUNDS)
-    expect_replays(step, num_replays(step) - before, PASSES * NUM_ROUNDS, lines)
+    if told := told_launched(step, num_replays(step) - before, PASSES * NUM_ROUNDS, lines):
+        raise RuntimeError(told)
     kernels = profiled(step, rounds, index, NUM_ROUNDS, chosen.device)
     return {"seconds": statistics.median(seconds), "kernels": len(kernels) / NUM_ROUNDS}
 
