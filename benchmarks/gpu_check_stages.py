@@ -19,7 +19,7 @@ from benchmarks.native_build import found_extension, is_complete
 
 GPU_TESTS = ("test_gpu_*.py", "test_triton_*.py")  # run on a GPU where there is one
 NO_TESTS = ("test_gpu_check.py", "test_triton_aot.py", "test_triton_launch_table.py")  # not these
-STEP_TESTS = "tests/test_graph_step.py"
+STEP_TESTS = ("tests/test_graph_step.py", "tests/test_graph_replaced.py")
 PYTHON = sys.executable
 BENCHES, REPORT_SECONDS = ("round", "ops", "sweep"), 8.0
 DRY_TESTS = {"step": "summary or broken", "tests": "random_numbers or counts_round"}
@@ -47,7 +47,7 @@ def first_call(output: Path, dry_run: bool) -> list[Stage]:
     return [
         Stage("build", (*build, "--copy-to", str(output)), 150, gpu, build_environment()),
         Stage("no CUDA", without_cuda, 60, ("gpu", "a failed build"), {"SBRRT_CUDA": "0"}),
-        Stage("step", tests("step", dry_run, STEP_TESTS), 60, (*native, *PYTEST), call=1),
+        Stage("step", tests("step", dry_run, *STEP_TESTS), 60, (*native, *PYTEST), call=1),
         Stage("kernels", kernels(dry_run), 45, native, device, call=1),
         *(sanitizer(tool, limit, dry_run) for tool, limit in TOOLS.items()),
     ]

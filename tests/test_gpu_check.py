@@ -199,7 +199,7 @@ def test_that_environment_lacks_what_is_not_listed(listed_python, name):
 
 
 def test_every_file_that_it_runs_imports_with_the_listed_packages_alone(listed_python):
-    files = [*gpu_check_stages.gpu_tests(), gpu_check_stages.STEP_TESTS, "tests/test_gpu_ops.py"]
+    files = [*gpu_check_stages.gpu_tests(), *gpu_check_stages.STEP_TESTS, "tests/test_gpu_ops.py"]
     options = ("-q", "--collect-only", "-p", "no:cacheprovider", "-p", "tests.live_log")
     told = run_there(listed_python, "-m", "pytest", *options, *files)
     assert told.returncode == 0, told.stdout[-3000:]
