@@ -68,8 +68,8 @@ cuda-check:  ## compile the CUDA kernels without a GPU; registers, spills, instr
 bench: env  ## benchmarks: JSON, report and plots in runs/bench (QUICK=1 under 2 minutes, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
 
-gpu-check:  ## build, tests, benchmarks on a GPU machine without a network, 9 minutes (OUT=dir)
-	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(ARGS)
+gpu-check:  ## build, checks, benchmarks on a GPU machine, 4 and 8 minutes (CALL=1, CALL=2, OUT=dir)
+	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(if $(CALL),--call $(CALL)) $(ARGS)
 
 lint: env  ## check style
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 pyproject.toml.
 
 SBRRT_CUDA=0 leaves CUDA out, SBRRT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST names the GPUs.
+SBRRT_COMPILE=0 compiles nothing: an editable install then has the extension that lies there.
 """
 
 from __future__ import annotations
@@ -233,4 +234,5 @@ def extension() -> CppExtension:
     return CUDAExtension("sbrrt_fast._C", sorted(sources), **options)
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildNative})
+modules = [] if os.environ.get("SBRRT_COMPILE") == "0" else [extension()]
+setup(ext_modules=modules, cmdclass={"build_ext": BuildNative})

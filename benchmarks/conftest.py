@@ -56,7 +56,8 @@ class Comparisons:
             self._key, self._outcome = (kind, case), None
             self._outcome = self._measure(kind, case)
         if isinstance(self._outcome, Exception):
-            pytest.fail(f"stopped: {self.stage.failures[-1]['error']}", pytrace=False)
+            told = f"{type(self._outcome).__name__}: {self._outcome}"
+            pytest.fail(f"stopped: {told}", pytrace=False)
         return self._outcome
 
     def _measure(self, kind: type, case: Case) -> Outcome | Exception:
@@ -97,6 +98,8 @@ def measured(benchmark, request: pytest.FixtureRequest):
     def take_part(case: Case, variant: str) -> None:
         kind = request.node.get_closest_marker("compares").kwargs["kind"]
         outcome = request.config.stash[SESSION].outcome(kind, case)
+        if variant in outcome.failures:
+            pytest.fail(f"stopped: {outcome.failures[variant]}", pytrace=False)
         if variant not in outcome.samples:
             pytest.skip(outcome.absent.get(variant, "nothing to copy"))
         row = outcome.rows[variant]

@@ -4,6 +4,8 @@
     python -m benchmarks.floor --by-op       # and which ops a round's time goes to, on a CPU
     python -m benchmarks.floor --model bert-base --flops 790e12 --bandwidth 4.3e12 --launch 2e-6
 
+On a GPU the stages are launched one by one, so that each can be timed; what a run does is replay
+them, which is timed too, and the kernels of a replay are counted.
 With ``--flops`` and its companions it is the floor of a machine that has such ceilings, and nothing
 is timed; one round still runs here, to count its ops.
 The arithmetic is ``sbrrt_fast.training.floor``'s, the one behind ``sbrrt-fast train --profile``.
@@ -12,6 +14,8 @@ The arithmetic is ``sbrrt_fast.training.floor``'s, the one behind ``sbrrt-fast t
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.kernel_list import num_replays, profiled, run, told_launched
 from benchmarks.machine import PRECISIONS, Machine, measure
 from benchmarks.parts import stage_times
 from benchmarks.rounds import SBRRT, Rounds, build_model, build_ours
@@ -26,9 +31,11 @@ from benchmarks.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.floor import RoundCost, round_cost
+from sbrrt_fast.training.graph_step import SIGHTS
 
 LINK = 450e9  # bytes per second and direction of an H200's NVLink, by its datasheet
 GRADIENT_BYTES = 4
+PASSES = 5  # over all rounds
 MOST_OPS = 16
 
 
@@ -172,15 +179,49 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
         machine = measure(chosen.device)
         figures = stage_times(chosen, case, args.update, args.precision)
         yield from floor_table(figures, machine)
+        floors = cost_of(figures).seconds(machine.ceilings(figures["precision"]))
         one = sum(figures["seconds"].values())
         if args.by_op:
             yield from op_lines(chosen, case, args.update, args.precision)
-    count, each = count_launches(chosen, case, args.update), machine.launch
-    took = f"{1e3 * count * each:.2f} ms at {1e6 * each:.2f} us each"
-    yield f"launches: {count} ops that are no views, {took}"
+    if chosen.is_gpu and not args.flops:
+        found = replayed_round(chosen, case, args.update, args.precision)
+        one, least = found["seconds"], sum(floors.values())
+        yield f"replayed, as in a run: {1e3 * one:.2f} ms a round, {one / least:.1f}x the floor"
+        yield _launches(found["kernels"], "kernels and copies of a replayed round", machine)
+    else:
+        count = count_launches(chosen, case, args.update)
+        yield _launches(count, "ops that are no views", machine)
     if args.gpus > 1:
         updates = 1 if args.update == "joint" else len(SBRRT.tasks)
         yield from scaling_lines(one, num_parameters(case), updates, args.link, args.gpus)
+
+
+def _launches(count: float, what: str, machine: Machine) -> str:
+    each = machine.launch
+    took = f"{1e3 * count * each:.2f} ms at {1e6 * each:.2f} us each"
+    return f"launches: {count:.0f} {what}, {took}"
+
+
+def replayed_round(chosen: Settings, case: Case, update: str, precision: str) -> dict[str, float]:
+    """``seconds`` of a round whose steps are replays, the median, and its ``kernels``.
+
+    Raises:
+        RuntimeError: a step was no replay.
+    """
+    config = replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
+    rounds, lines = Rounds(chosen, case), []
+    step = build_ours(rounds.encoder(), config, chosen.device, log=lines.append)
+    index = run(step, rounds, 0, (SIGHTS + 1) * NUM_ROUNDS)
+    before, seconds = num_replays(step), []
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        index = run(step, rounds, index, NUM_ROUNDS)
+        torch.cuda.synchronize(chosen.device)
+        seconds.append((time.perf_counter() - start) / NUM_ROUNDS)
+    if told := told_launched(step, num_replays(step) - before, PASSES * NUM_ROUNDS, lines):
+        raise RuntimeError(told)
+    kernels = profiled(step, rounds, index, NUM_ROUNDS, chosen.device)
+    return {"seconds": statistics.median(seconds), "kernels": len(kernels) / NUM_ROUNDS}
 
 
 def given_cost(args: argparse.Namespace, case: Case) -> RoundCost:

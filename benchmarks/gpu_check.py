@@ -1,12 +1,18 @@
-"""Everything worth knowing from a GPU machine in nine minutes: build, tests, benchmarks, training.
+"""Everything worth knowing from a GPU machine, in two calls of a few minutes.
 
-    python -m benchmarks.gpu_check OUT [--dry-run] [--seconds 525]
+    python -m benchmarks.gpu_check OUT [--call 1] [--only build step] [--dry-run] [--seconds 240]
 
-It needs torch, triton, nvcc and no network. Stages (``gpu_check_stages.py``) run one after the
-other, each in a process of its own with its own time limit; one that fails or takes too long does
-not stop the next. ``OUT/gpu_check.json`` is written after every stage, what a stage prints goes to
-``OUT/logs``, and a table of all comes last. ``--dry-run`` takes the same way on a machine without a
-GPU: what can run on a CPU runs there, with more patience, and the rest is listed with the reason.
+The first call builds, checks the captured step, runs compute-sanitizer and lists a round's kernels;
+the second runs the ops' tests, the benchmarks and a training. Without ``--call`` one follows the
+other. It needs torch, triton, nvcc and no network.
+
+Stages (``gpu_check_stages.py``) run one after the other, each in a process of its own with its own
+time limit; one that fails, hangs or dies of a signal costs only itself. ``OUT/gpu_check.json`` has
+each stage's outcome and result as soon as it is there, ``OUT/logs.tar.gz`` what the stages print,
+kept up to date while they run. OUT never holds more than ``gpu_check_files`` allows.
+
+``--dry-run`` takes the same way on a machine without a GPU: a small part of every stage runs on the
+CPU, and what cannot is listed with the reason.
 """
 
 from __future__ import annotations
@@ -17,19 +23,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.gpu_check_files import archive, excess, result_of
 from benchmarks.machine import ROOT, commit
 from benchmarks.results import write_json
 
 PASSED, FAILED, TIMED_OUT, SKIPPED = "passed", "failed", "timed out", "skipped"
-SECONDS = 525.0  # of all stages together
+SECONDS = {1: 240.0, 2: 480.0, None: 560.0}  # of a call's stages together; None: of both calls
 PATIENCE = 3.0  # a dry run may take so many times as long
 LEAST = 5.0  # a stage is not begun with less
-RESULT, LOGS, TAIL = "gpu_check.json", "logs", 15
+PERIOD = 5.0  # seconds between two looks at a stage that runs
+RESULT, LOGS, LOG, TAIL = "gpu_check.json", "logs.tar.gz", "log.txt", 15
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ class Stage:
 
     Attributes:
         limit: seconds. needs: what must be there, see ``gpu_check_stages.MISSING``.
-        environment: variables added to those of this process.
+        environment: variables added to those of this process. ``STAGE`` is added to them: a folder
+            of the stage's own, whose ``result.json`` and ``tests.jsonl`` are its result.
+        call: the one to which it belongs; None: to each.
     """
 
     name: str
@@ -46,44 +57,68 @@ class Stage:
     limit: float
     needs: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    call: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: ``passed``, ``failed``, ``timed out`` or ``skipped``, and why."""
+    """How a stage ended: ``passed``, ``failed``, ``timed out`` or ``skipped``, and why.
+
+    Attributes:
+        result: what the stage found, None where it left nothing. tail: the last lines it printed.
+    """
 
     name: str
     status: str
     reason: str = ""
     seconds: float = 0.0
+    result: dict | None = None
     tail: list[str] = field(default_factory=list)
 
 
-def run_stage(stage: Stage, limit: float, log: Path) -> Outcome:
-    """Runs the command; at the limit it is killed with everything it has started."""
-    start = time.perf_counter()
+def run_stage(stage: Stage, limit: float, folder: Path, tick: Callable[[], object]) -> Outcome:
+    """Runs the command; at the limit it is killed with everything it has started.
+
+    Args:
+        folder: of the stage. tick: is called every few seconds, and when it has ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log, start = folder / LOG, time.perf_counter()
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             list(stage.command),
             cwd=ROOT,
-            env={**os.environ, **stage.environment},
+            env={**os.environ, **stage.environment, "STAGE": str(folder), "PYTHONUNBUFFERED": "1"},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
+            code = _wait(process, limit, tick)
         finally:
             _kill_group(process)
-    seconds = time.perf_counter() - start
+    status, reason = _ending(code, limit)
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    seconds = time.perf_counter() - start
+    return Outcome(stage.name, status, reason, seconds, result_of(folder), tail)
+
+
+def _wait(process: subprocess.Popen, limit: float, tick: Callable[[], object]) -> int | None:
+    """The exit status; None where the limit came first."""
+    end = time.perf_counter() + limit
+    while (left := end - time.perf_counter()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, PERIOD))
+        tick()
+    return None
+
+
+def _ending(code: int | None, limit: float) -> tuple[str, str]:
     if code is None:
-        return Outcome(stage.name, TIMED_OUT, f"after {limit:.0f} s", seconds, tail)
-    if code:
-        return Outcome(stage.name, FAILED, f"exit status {code}", seconds, tail)
-    return Outcome(stage.name, PASSED, "", seconds, tail)
+        return TIMED_OUT, f"after {limit:.0f} s"
+    if code < 0:
+        return FAILED, f"died of {signal.Signals(-code).name}"
+    return (FAILED, f"exit status {code}") if code else (PASSED, "")
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -93,42 +128,70 @@ def _kill_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def run_all(
-    stages: Sequence[Stage],
-    output: Path,
-    missing: Callable[[str], str | None],
-    seconds: float = SECONDS,
-    tell: Callable[[str], object] = print,
-) -> list[Outcome]:
-    """Runs the stages in order within so many seconds, writing the outcomes after each.
+class Check:
+    """Runs stages within so many seconds and keeps ``output`` up to date.
 
     Args:
+        output: folder that comes back. work: folder of what the stages leave.
         missing: the reason why something that a stage needs is not there, or None.
+        tell: where a line per stage goes.
     """
-    (output / LOGS).mkdir(parents=True, exist_ok=True)
-    outcomes, end = [], time.perf_counter() + seconds
-    for stage in stages:
-        outcomes.append(_take(stage, output, missing, end - time.perf_counter()))
-        record = {"commit": commit(), "stages": [asdict(outcome) for outcome in outcomes]}
-        write_json(output / RESULT, record)
-        tell(line(outcomes[-1]))
-    return outcomes
 
+    def __init__(
+        self,
+        output: Path,
+        work: Path,
+        missing: Callable[[str], str | None],
+        tell: Callable[[str], object] = print,
+    ):
+        self.output, self.work, self.missing, self.tell = output, work, missing, tell
+        self.outcomes: list[Outcome] = []
+        output.mkdir(parents=True, exist_ok=True)
 
-def _take(stage: Stage, output: Path, missing: Callable[[str], str | None], left: float) -> Outcome:
-    reasons = [reason for need in stage.needs if (reason := missing(need))]
-    if reasons:
-        return Outcome(stage.name, SKIPPED, "; ".join(reasons))
-    if left < LEAST:
-        return Outcome(stage.name, SKIPPED, "no time is left")
-    try:
-        return run_stage(stage, min(stage.limit, left), output / LOGS / f"{stage.name}.log")
-    except OSError as error:  # the command is not there
-        return Outcome(stage.name, FAILED, str(error))
+    def run(self, stages: Sequence[Stage], seconds: float) -> list[Outcome]:
+        end = time.perf_counter() + seconds
+        for stage in stages:
+            self.outcomes.append(self._take(stage, end - time.perf_counter()))
+            self._save()
+            self.tell(line(self.outcomes[-1]))
+        return self.outcomes
+
+    def _save(self) -> None:
+        self._archive()
+        record = {"commit": commit(), "stages": [asdict(outcome) for outcome in self.outcomes]}
+        write_json(self.output / RESULT, record)
+
+    def _archive(self) -> None:
+        archive(self.work, self.output / LOGS)
+
+    def _take(self, stage: Stage, left: float) -> Outcome:
+        reasons = [reason for need in stage.needs if (reason := self.missing(need))]
+        if reasons:
+            return Outcome(stage.name, SKIPPED, "; ".join(reasons))
+        if left < LEAST:
+            return Outcome(stage.name, SKIPPED, "no time is left")
+        folder = self.work / stage.name.replace(" ", "-")
+        try:
+            return run_stage(stage, min(stage.limit, left), folder, self._archive)
+        except OSError as error:  # the command is not there
+            return Outcome(stage.name, FAILED, str(error))
 
 
 def line(outcome: Outcome) -> str:
     return f"{outcome.name:<12}{outcome.status:<11}{outcome.seconds:>6.1f} s  {outcome.reason}"
+
+
+def ending(outcomes: Sequence[Outcome], output: Path) -> list[str]:
+    """The table of all stages, the last lines of those that failed, and the benchmarks' goals."""
+    lines = ["", *map(line, outcomes)]
+    for outcome in outcomes:
+        if outcome.status in (FAILED, TIMED_OUT):
+            lines += [f"\n{outcome.name}, last lines:", *(f"  {x}" for x in outcome.tail)]
+    report = output / "report.md"
+    if report.exists():
+        goals = report.read_text(encoding="utf-8").partition("## Goals")[2]
+        lines.append(goals.split("##")[0])
+    return lines + [f"too much comes back: {found}" for found in excess(output)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,19 +199,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--dry-run", action="store_true", help="on a CPU, what can run there")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all stages together")
+    parser.add_argument("--call", type=int, choices=(1, 2), help="one of the two; else both")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, a part of it")
+    parser.add_argument("--seconds", type=float, help="for all stages together")
     args = parser.parse_args(arguments)
-    output = args.output.resolve()
-    seconds = args.seconds * (PATIENCE if args.dry_run else 1.0)
-    outcomes = run_all(stages(output, args.dry_run), output, missing(), seconds)
-    print("\n" + "\n".join(map(line, outcomes)))
-    for outcome in outcomes:
-        if outcome.status in (FAILED, TIMED_OUT):
-            print(f"\n{outcome.name}, last lines:", *outcome.tail, sep="\n  ")
-    report = output / "report.md"
-    if report.exists():
-        print(f"\n{report.read_text(encoding='utf-8').partition('## Goals')[2].split('##')[0]}")
+    output, patience = args.output.resolve(), PATIENCE if args.dry_run else 1.0
+    seconds = (args.seconds or SECONDS[args.call]) * patience
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
+        check = Check(output, Path(work), missing(), lambda told: print(told, flush=True))
+        chosen = [
+            stage
+            for stage in stages(output, args.dry_run)
+            if args.call in (None, stage.call) or stage.call is None
+            if not args.only or stage.name in args.only
+        ]
+        outcomes = check.run(chosen, seconds)
+    print("\n".join(ending(outcomes, output)))
     return 1 if any(outcome.status in (FAILED, TIMED_OUT) for outcome in outcomes) else 0
 
 

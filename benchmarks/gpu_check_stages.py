@@ -15,56 +15,76 @@ import torch
 
 from benchmarks.gpu_check import PATIENCE, Stage
 from benchmarks.machine import ROOT
-from sbrrt_fast.info import versions
+from benchmarks.native_build import found_extension, is_complete
 
 GPU_TESTS = ("test_gpu_*.py", "test_triton_*.py")  # run on a GPU where there is one
 NO_TESTS = ("test_gpu_check.py", "test_triton_aot.py", "test_triton_launch_table.py")  # not these
+STEP_TESTS = ("tests/test_graph_step.py", "tests/test_graph_replaced.py")
 PYTHON = sys.executable
 BENCHES, REPORT_SECONDS = ("round", "ops", "sweep"), 8.0
+DRY_TESTS = {"step": "summary or broken", "tests": "random_numbers or counts_round"}
+DRY_SECONDS = 30.0  # of a run of the benchmarks
+TOOLS = {"memcheck": 45.0, "racecheck": 40.0, "synccheck": 30.0}  # of compute-sanitizer
 
 
 def stages(output: Path, dry_run: bool) -> list[Stage]:
-    """In the order in which they run; their limits add up to nine minutes.
+    """In the order in which they run.
 
-    ``no CUDA`` is not counted: it takes the place of a build that failed.
+    ``no CUDA`` takes the place of a build that failed.
     """
-    device = {"DEVICE": "cpu" if dry_run else "cuda", "QUICK": "1"}
-    gpu = () if dry_run else ("gpu",)
-    small = (PYTHON, "-m", "benchmarks.small_calls")
-    sanitizer = (sanitizer_path(), "--error-exitcode", "9", "--tool", "memcheck", *small)
-    one_by_one = {**device, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    found = [*first_call(output, dry_run), *second_call(output, dry_run)]
+    return [_with_limits(stage, dry_run) for stage in found]
+
+
+def first_call(output: Path, dry_run: bool) -> list[Stage]:
+    """A build, and whether what it built is right."""
+    gpu, device = _where(dry_run)
+    native = (*gpu, "extension")
+    build = (PYTHON, "-m", "benchmarks.native_build")
+    if dry_run:
+        build = (*build, "--no-compile")
+    without_cuda = (*build, "--without-cuda")
+    return [
+        Stage("build", (*build, "--copy-to", str(output)), 150, gpu, build_environment()),
+        Stage("no CUDA", without_cuda, 60, ("gpu", "a failed build"), {"SBRRT_CUDA": "0"}),
+        Stage("step", tests("step", dry_run, *STEP_TESTS), 60, (*native, *PYTEST), call=1),
+        Stage("kernels", kernels(dry_run), 45, native, device, call=1),
+        *(sanitizer(tool, limit, dry_run) for tool, limit in TOOLS.items()),
+    ]
+
+
+def second_call(output: Path, dry_run: bool) -> list[Stage]:
+    """Tests, figures, and a training."""
+    gpu, device = _where(dry_run)
+    needs = *gpu, "tokenizers", "weights"
     found = [
-        Stage("build", build_command(), 150, ("gpu", "nvcc"), build_environment()),
-        Stage("no CUDA", build_command(), 60, ("gpu", "a failed build"), {"SBRRT_CUDA": "0"}),
-        Stage("calls", small, 45, gpu, device),
+        Stage("calls", calls(dry_run), 70, gpu, device),
+        Stage("tests", tests("tests", dry_run, *gpu_tests()), 120, (*gpu, *PYTEST)),
         Stage("round", bench(output, "machine", "round", "stages"), 110, gpu, device),
-        Stage("tests", test_command(), 60, ("gpu", "pytest", "gpu tests")),
-        Stage("sanitizer", (*sanitizer, "--backends", "cuda", "--without", "bert-base"), 40,
-              ("gpu", "compute-sanitizer"), one_by_one),
+        Stage("train", train_command(output, dry_run), 60, needs, device),
         Stage("ops", bench(output, "ops", "evaluate"), 60, gpu, device),
-        Stage("train", train_command(output, dry_run), 30, (*gpu, "tokenizers", "weights"), device),
         Stage("sweep", bench(output, "sweep", "memory"), 40, gpu, device),
-    ]  # fmt: skip
-    return [_with_limits(stage, PATIENCE if dry_run else 1.0) for stage in found]
+    ]
+    return [replace(stage, call=2) for stage in found]
 
 
-def _with_limits(stage: Stage, patience: float) -> Stage:
+def _where(dry_run: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What a stage on the device needs, and its environment."""
+    return () if dry_run else ("gpu",), {"DEVICE": "cpu" if dry_run else "cuda", "QUICK": "1"}
+
+
+def _with_limits(stage: Stage, dry_run: bool) -> Stage:
     """A run of the benchmarks ends by itself in time for its report."""
-    limit, command = stage.limit * patience, stage.command
+    limit, command = stage.limit * (PATIENCE if dry_run else 1.0), stage.command
     if stage.name in BENCHES:
-        command = (*command, "--seconds", f"{limit - REPORT_SECONDS * patience:.0f}")
+        seconds = DRY_SECONDS if dry_run else limit - REPORT_SECONDS
+        command = (*command, "--seconds", f"{seconds:.0f}")
     return replace(stage, limit=limit, command=command)
 
 
 def bench(output: Path, *stages: str) -> tuple[str, ...]:
     """The command of some stages of a run of the benchmarks, which draws nothing."""
     return PYTHON, "-m", "benchmarks.run", str(output), "--no-plots", "--stages", *stages
-
-
-def build_command() -> tuple[str, ...]:
-    """Compiles in place and makes the package importable, from what is installed alone."""
-    options = ("--no-build-isolation", "--no-deps", "--no-index", "-v")
-    return PYTHON, "-m", "pip", "install", *options, "-e", "."
 
 
 def build_environment() -> dict[str, str]:
@@ -76,19 +96,55 @@ def build_environment() -> dict[str, str]:
     return environment
 
 
+def kernels(dry_run: bool) -> tuple[str, ...]:
+    """The command that lists the kernels of replayed rounds."""
+    few = ("--rounds", "1", "--warm-up", "1", "--updates", "joint") if dry_run else ()
+    return PYTHON, "-m", "benchmarks.kernel_list", *few
+
+
+def sanitizer(tool: str, limit: float, dry_run: bool) -> Stage:
+    """compute-sanitizer over small shapes; a dry run makes the calls once, without it."""
+    program = (PYTHON, "-m", "tests.small_shapes")
+    if dry_run:
+        needs = () if tool == "memcheck" else ("gpu",)
+        return Stage(tool, program, limit, needs, {"DEVICE": "cpu"}, call=1)
+    check = sanitizer_path(), "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"
+    # Without torch's cache every tensor has memory of its own, so that memcheck sees its ends.
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
+    needs = ("gpu", "extension", "compute-sanitizer", "pytest")
+    return Stage(tool, (*check, *program), limit, needs, {"DEVICE": "cuda", **alone}, call=1)
+
+
+def calls(dry_run: bool) -> tuple[str, ...]:
+    """The command that calls every op once; no op may take the time of the others."""
+    few = ("--seconds", "3") if dry_run else ("--seconds", "60")
+    return PYTHON, "-m", "benchmarks.small_calls", *few
+
+
 def gpu_tests() -> list[str]:
     found = [path for pattern in GPU_TESTS for path in sorted((ROOT / "tests").glob(pattern))]
     return [str(path.relative_to(ROOT)) for path in found if path.name not in NO_TESTS]
 
 
-def test_command() -> tuple[str, ...]:
-    options = ("-q", "--durations=5", "--continue-on-collection-errors")
-    return PYTHON, "-m", "pytest", *options, *gpu_tests()
+PYTEST = ("pytest", "xdist", "gpu tests")
+
+
+def tests(stage: str, dry_run: bool, *files: str) -> tuple[str, ...]:
+    """The command that runs test files in several processes; a test that hangs says where."""
+    workers = 2 if dry_run else max(2, min(8, (os.cpu_count() or 2) // 2))
+    chosen = ("-k", DRY_TESTS[stage]) if dry_run else ()
+    options = (
+        # Others take what waits behind a test that hangs.
+        *("-q", "-n", str(workers), "--dist", "worksteal", "-p", "tests.live_log"),
+        *("-p", "no:cacheprovider", "--continue-on-collection-errors"),
+        *("-o", "faulthandler_timeout=40"),
+    )
+    return PYTHON, "-m", "pytest", *options, *chosen, *files
 
 
 def train_command(output: Path, dry_run: bool) -> tuple[str, ...]:
     """A short run on DATA, or on the built-in sample; its scores are in ``short_run.json``."""
-    rounds = "2" if dry_run else "200"
+    rounds = "2" if dry_run else "400"
     return PYTHON, "-m", "benchmarks.short_run", str(output), "--rounds", rounds
 
 
@@ -101,7 +157,9 @@ def sanitizer_path() -> str:
 
 def missing() -> Callable[[str], str | None]:
     """A function of what a stage needs: the reason why it is not there, or None."""
-    return cache(lambda need: MISSING[need]() if need in MISSING else _module(need))
+    kept = cache(lambda need: MISSING[need]() if need in MISSING else _module(need))
+    # What an earlier stage may have built is looked at anew.
+    return lambda need: MISSING[need]() if need in ("extension", "a failed build") else kept(need)
 
 
 def _module(name: str) -> str | None:
@@ -113,7 +171,7 @@ def _no_gpu() -> str | None:
 
 
 def _no_weights() -> str | None:
-    from benchmarks.short_run import backbone
+    from benchmarks.rounds import backbone
     from sbrrt_fast.errors import SbrrtError
     from sbrrt_fast.model.backbone import resolve_backbone
 
@@ -124,17 +182,27 @@ def _no_weights() -> str | None:
     return None
 
 
-def _extension() -> str | None:
-    return "the extension was built" if list((ROOT / "sbrrt_fast").glob("_C*.so")) else None
+def _no_failure() -> str | None:
+    return "the extension imports" if found_extension() else None
+
+
+def _no_extension() -> str | None:
+    found = found_extension()
+    if found is None:
+        return "the extension does not import"
+    return None if is_complete(found, bool(torch.version.cuda)) else "the extension has no CUDA"
+
+
+def _no_sanitizer() -> str | None:
+    path = sanitizer_path()
+    return None if shutil.which(path) else f"{path} is neither in PATH nor in CUDA's folder"
 
 
 MISSING: dict[str, Callable[[], str | None]] = {
     "gpu": _no_gpu,
-    "a failed build": _extension,
-    "nvcc": lambda: versions()["CUDA toolkit"]["reason"],
-    "compute-sanitizer": lambda: (
-        None if shutil.which(sanitizer_path()) else "compute-sanitizer is not there"
-    ),
+    "a failed build": _no_failure,
+    "extension": _no_extension,
+    "compute-sanitizer": _no_sanitizer,
     "gpu tests": lambda: None if gpu_tests() else "there are no GPU tests",
     "weights": _no_weights,
 }

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.deadline import Deadline
+from sbrrt_fast.training.cuda_graph import error_chain
 
 Call = Callable[[], object]
 GRAPH_CALLS = 32  # at least so many calls in a captured graph
@@ -64,6 +65,10 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, statistics.median(values), high
 
 
+class CaptureFailed(RuntimeError):
+    """Work could not be captured; this process's GPU allocator keeps traces of the attempt."""
+
+
 class Stopwatch:
     """Times calls that do the same work, each on inputs of its own.
 
@@ -74,6 +79,7 @@ class Stopwatch:
 
     Attributes:
         seconds: that a sample takes, roughly. only: of a call that is not to be repeated.
+        spare: seconds of the last warm-up, None where it was the first call of its kind.
     """
 
     def __init__(
@@ -85,7 +91,8 @@ class Stopwatch:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.calls, self.device, self.clock = list(calls), device, clock
-        once = self._warm_up(budget)
+        once, is_warm = self._warm_up(budget)
+        self.spare = once if is_warm else None
         self.only = once if once > budget.variant_seconds else None
         self.replay = self._captured() if graph and device.type == "cuda" else None
         each = budget.sample_seconds / (once * len(self.calls))
@@ -118,8 +125,9 @@ class Stopwatch:
         self._wait()
         return (self.clock() - start) / self.num_calls
 
-    def _warm_up(self, budget: Budget) -> float:
-        """Seconds of the last of some calls, at least one of every kind."""
+    def _warm_up(self, budget: Budget) -> tuple[float, bool]:
+        """Seconds of the last of some calls, at least one of every kind; and whether it was more
+        than the first of its kind."""
         begin = self.clock()
         for index in range(max(1, budget.warm_ups, len(self.calls))):
             if index >= len(self.calls) and self.clock() - begin > budget.warm_up_seconds:
@@ -128,10 +136,16 @@ class Stopwatch:
             start = self.clock()
             self.calls[index % len(self.calls)]()
             self._wait()
-        return max(self.clock() - start, 1e-7)
+            seconds = self.clock() - start
+            num_calls = index + 1
+        return max(seconds, 1e-7), num_calls > len(self.calls)
 
-    def _captured(self) -> Call | None:
-        """The replay of a graph of the calls, or None where they cannot be captured."""
+    def _captured(self) -> Call:
+        """The replay of a graph of the calls.
+
+        Raises:
+            CaptureFailed: they cannot be captured; the allocator is degraded then.
+        """
         repeats = math.ceil(GRAPH_CALLS / len(self.calls))
         self._per_replay = repeats * len(self.calls)
         graph = torch.cuda.CUDAGraph()
@@ -140,9 +154,8 @@ class Stopwatch:
                 for _ in range(repeats):
                     for call in self.calls:
                         call()
-        except RuntimeError:
-            torch.cuda.synchronize(self.device)
-            return None
+        except RuntimeError as error:
+            raise CaptureFailed(f"capture failed ({error_chain(error)})") from error
         graph.replay()
         return graph.replay
 
@@ -154,7 +167,10 @@ class Stopwatch:
 def interleave(
     watches: Mapping[str, Stopwatch], budget: Budget, until: Deadline | None = None
 ) -> dict[str, Samples]:
-    """Samples of every variant, taken in turn; of none whose first would end too late."""
+    """Samples of every variant, taken in turn; none that would end too late.
+
+    A variant that has none for that reason has its last warm-up instead, if that was warm.
+    """
     until = until or Deadline()
     found = {name: [watch.only] if watch.only else [] for name, watch in watches.items()}
     start, turn = time.perf_counter(), 0
@@ -173,7 +189,13 @@ def interleave(
     finally:
         if was_enabled:
             gc.enable()
-    return {name: Samples(tuple(s), watches[name].method) for name, s in found.items() if s}
+    result = {}
+    for name, watch in watches.items():
+        if found[name]:
+            result[name] = Samples(tuple(found[name]), watch.method)
+        elif watch.spare:
+            result[name] = Samples((watch.spare,), "one call, a warm-up")
+    return result
 
 
 def _is_due(watch: Stopwatch, taken: int, budget: Budget, until: Deadline) -> bool:
@@ -187,6 +209,17 @@ def _goes_on(turn: int, elapsed: float, budget: Budget) -> bool:
     if turn < budget.min_samples:
         return True
     return turn < budget.max_samples and elapsed < budget.seconds
+
+
+def is_lost() -> bool:
+    """Whether an earlier kernel has left this process's GPU unusable: all that follows fails."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:

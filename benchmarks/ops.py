@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.measure import Call, WrongResult, check_close, relative_difference
-from benchmarks.results import is_ours
 from benchmarks.settings import Settings
 from benchmarks.shapes import BACKWARD, FORWARD, RNG_SEED, Case, cases
-from sbrrt_fast.errors import BackendError
 
 P, SITE = 0.1, 2  # dropout
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
@@ -35,29 +32,23 @@ class Cost:
     flops: float = 0.0
 
 
-@dataclass
-class Prepared:
-    """One case, ready to be timed: calls by variant, each list on inputs of its own."""
-
-    calls: dict[str, list[Call]] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-
-
 class Benchmark:
     """A comparison of variants, case by case.
 
-    A subclass says what its cases and variants are and makes calls of them; ``prepare`` leaves out
-    what is absent, and peers that fail, with the reason. Variants are checked in ``calls`` before
-    they are timed.
+    A subclass says what its cases and variants are and makes calls of them; ``runner`` leaves out
+    what is absent or fails, with the reason. Variants are checked in ``calls`` before they are
+    timed.
 
     Attributes:
         name: of the op. variants: names, in the order of the tables.
         graph: whether a GPU may replay its calls from a graph.
+        is_captured: whether the variant at hand may capture graphs; not where that failed before.
     """
 
     name: str
     variants: Sequence[str]
     graph = True
+    is_captured = True
 
     def __init__(self, settings: Settings):
         self.settings, self.device = settings, settings.device
@@ -88,28 +79,21 @@ class Benchmark:
         """Of the time that its stage has left, what the case may take."""
         return 1.0
 
-    def prepare(self, case: Case, until: Deadline) -> Prepared:
-        """All variants for which there is time, and a copy."""
-        prepared, num_sets = Prepared(), self._num_sets(case)
-        for variant in self.variants:
-            if not until.left:
-                prepared.absent[variant] = NO_TIME
-                continue
-            try:
-                torch.manual_seed(0)
-                prepared.calls[variant] = self.calls(case, variant, num_sets)
-            except (Absent, BackendError) as reason:
-                prepared.absent[variant] = str(reason)
-            except WrongResult:
-                raise
-            except Exception as error:
-                if is_ours(variant):
-                    raise
-                told = str(error).strip().partition("\n")[0]
-                prepared.absent[variant] = f"stopped: {type(error).__name__}: {told}"
-        if moved := self.cost(case).bytes:
-            prepared.calls[FLOOR] = self._copies(moved, num_sets)
-        return prepared
+    def all_variants(self, case: Case) -> list[str]:
+        """Those that are prepared, in this order; last a copy of the bytes that a call moves."""
+        return [*self.variants, *([FLOOR] if self.cost(case).bytes else [])]
+
+    def ready(self, case: Case, variant: str) -> list[Call]:
+        """Checked calls of a variant, each on inputs of its own, drawn alike for all variants.
+
+        Raises:
+            Absent, BackendError: it cannot be compared here. WrongResult: it is not to be timed.
+        """
+        num_sets = self._num_sets(case)
+        if variant == FLOOR:
+            return self._copies(self.cost(case).bytes, num_sets)
+        torch.manual_seed(0)
+        return self.calls(case, variant, num_sets)
 
     def _num_sets(self, case: Case) -> int:
         """As many sets of inputs as push each other out of a GPU's cache, within reason."""

@@ -2,8 +2,8 @@
 
 There are a few rounds, which are timed again and again. Their batches are in the host's memory, as
 a data loader leaves them: what they cost on their way to the device belongs to a round. They have
-the lengths of the real task data and random words; with DATA=DIR in the environment they are real
-ones, and MiniLM has its real weights.
+the lengths of the real task data and random words. With DATA=DIR in the environment they are real
+ones, tokenised for BACKBONE, a folder or MiniLM, and the model of BACKBONE's shape has its weights.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 
 from benchmarks.lengths import TASKS, drawn
+from benchmarks.ops import Absent
 from benchmarks.settings import NUM_ROUNDS, Settings
 from benchmarks.shapes import MODELS, SEQUENCES_PER_EXAMPLE, Case, token_batch
 from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
@@ -25,10 +26,13 @@ from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.hub import load_encoder, read_config, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.build import build_step
+from sbrrt_fast.training.build import build_step, load_splits
 from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.step import SbrrtStep, TaskBatch
@@ -64,14 +68,19 @@ class Rounds:
         tokens = [batch.tokens.num_tokens for i in range(NUM_ROUNDS) for batch in self[i]]
         return round(sum(tokens) / NUM_ROUNDS)
 
+    @classmethod
+    def of(cls, settings: Settings, case: Case) -> Rounds:
+        """The same object for all variants of a case: rounds and weights are made once."""
+        return _kept(settings, case, data_dir(), backbone())
+
     def encoder(self) -> MiniBert:
-        """Fresh, with the same weights each time; real ones for MiniLM on real data."""
+        """Fresh, with the same weights each time; BACKBONE's on real data, where they fit."""
         return copy.deepcopy(self._encoder)
 
     @cached_property
     def _encoder(self) -> MiniBert:
-        if data_dir() and self.case.model == "minilm":
-            return MiniBert.from_pretrained("minilm")
+        if data_dir() and is_shape_of(self.case.config, resolve_backbone(backbone())):
+            return load_encoder(resolve_backbone(backbone()), pooling="mean")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return MiniBert(MODELS[self.case.model], pooling="mean")
@@ -108,19 +117,26 @@ class Rounds:
 
     @cached_property
     def _tasks(self) -> dict:
-        from sbrrt_fast.data.tokenizer import load_tokenizer
-        from sbrrt_fast.model.hub import resolve_backbone
-        from sbrrt_fast.training.build import load_splits
-
-        config = replace(SBRRT, data_dir=data_dir())
-        tokenizer = load_tokenizer(resolve_backbone("minilm"))
-        return load_splits(config, tokenizer, "train", 512, lambda line: None)
+        config, shape = replace(SBRRT, data_dir=data_dir()), self.case.config
+        tokenizer = load_tokenizer(resolve_backbone(backbone()))
+        if (count := tokenizer.get_vocab_size()) > shape.vocab_size:
+            raise Absent(
+                f"BACKBONE {backbone()}: its tokenizer has {count} words, {self.case.model} here"
+                f" has {shape.vocab_size}"
+            )
+        longest = shape.max_position_embeddings
+        return load_splits(config, tokenizer, "train", longest, lambda line: None)
 
     @cached_property
     def _order(self) -> RoundRobin:
         sizes = {name: task.num_examples for name, task in self._tasks.items()}
         number = int(self.case.batch.partition("-")[2] or 8)
         return RoundRobin(sizes, RoundConfig(batch_size=number), 0, RUN_ROUNDS)
+
+
+@lru_cache(maxsize=3)  # a case, its small one that is checked, and another
+def _kept(settings: Settings, case: Case, data: Path | None, backbone: str) -> Rounds:
+    return Rounds(settings, case)
 
 
 def assembled(tasks: dict[str, TokenizedTask], drawn: Batches) -> list[TaskBatch]:
@@ -137,6 +153,21 @@ def data_dir() -> Path | None:
     """The folder of the task files, from DATA in the environment."""
     found = os.environ.get("DATA", "")
     return Path(found) if found else None
+
+
+def backbone() -> str:
+    """From BACKBONE in the environment; MiniLM where it is not there."""
+    return os.environ.get("BACKBONE") or "minilm"
+
+
+def is_shape_of(config: BertConfig, folder: Path) -> bool:
+    """Whether the folder's weights fit a model of this shape; dropout may differ."""
+    names = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+        "intermediate_size", "max_position_embeddings", "type_vocab_size",
+    )  # fmt: skip
+    found = read_config(folder)
+    return all(getattr(found, name) == getattr(config, name) for name in names)
 
 
 def build_model(

@@ -5,18 +5,24 @@
 QUICK=1 takes a fifth of the time; DEVICE is cpu or cuda. Stages share ``--seconds`` out among them:
 what there is no time for is listed as absent. ``results.json`` is written after every case, so that
 a run that is stopped leaves what it has. Stages that OUT has already from this commit and machine
-are kept where others are asked for.
+are kept where others are asked for. The work is done in a process of its own; where something makes
+it useless, kills it or hangs, the next one goes on without that.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.deadline import Deadline
-from benchmarks.machine import Machine, best, environment, measure
+from benchmarks.machine import ROOT, Machine, best, environment, measure
+from benchmarks.progress import FRESH, FreshProcess, Progress
 from benchmarks.report import write_report
 from benchmarks.results import FILE, Results, Stage
 from benchmarks.runner import use_own_stream
@@ -24,6 +30,9 @@ from benchmarks.settings import Settings, settings
 from benchmarks.suite import STAGES, run_stage, share_of
 
 SECONDS, QUICK_SECONDS = 560.0, 100.0  # with start, report and plots within 10 and 2 minutes
+PATIENCE, QUICK_PATIENCE = 300.0, 120.0  # seconds without a step ahead
+MOST_PROCESSES = 20
+BEGUN = "begun"
 SAME = ("hardware", "commit", "threads", "device", "quick")
 
 
@@ -45,27 +54,35 @@ def measure_again(results: Results, settings: Settings) -> None:
         results.stages["machine"].details["machine"] = asdict(again)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, help="folder for results.json, report.md and plots")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
-    parser.add_argument("--no-plots", action="store_true")
-    parser.add_argument("--seconds", type=float, help="for all stages together")
-    args = parser.parse_args()
-    chosen = settings()
-    until = Deadline(args.seconds or (QUICK_SECONDS if chosen.quick else SECONDS))
+def work(args: argparse.Namespace, progress: Progress) -> int:
+    """What is left of a run, in this process; 1 where something failed, FRESH for another one."""
+    chosen, until = settings(), Deadline(args.seconds)
     use_own_stream(chosen.device)
-    results = begin(args.output, chosen, is_whole=args.stages == STAGES)
+    if BEGUN in progress.done:
+        results = Results.load(args.output)
+    else:
+        results = begin(args.output, chosen, is_whole=args.stages == STAGES)
+        results.stages |= {name: Stage() for name in args.stages}
+        results.save(args.output)
+        progress.end(BEGUN)
 
     def tell(line: str) -> None:
         print(line, flush=True)
         results.save(args.output)
 
-    for index, name in enumerate(args.stages):
-        stage = results.stages[name] = Stage()
-        part = until.part(share_of(name, args.stages[index:]))
-        run_stage(stage, name, chosen, tell, args.only, part)
+    try:
+        for index, name in enumerate(args.stages):
+            part = until.part(share_of(name, args.stages[index:]))
+            if f"stage {name}" not in progress.done:
+                run_stage(results.stages[name], name, chosen, tell, args.only, part, progress)
+                progress.end(f"stage {name}")
+    except FreshProcess as reason:
+        tell(f"a fresh process goes on: {reason}")
+        return FRESH
+    return finish(results, chosen, args)
+
+
+def finish(results: Results, chosen: Settings, args: argparse.Namespace) -> int:
     measure_again(results, chosen)
     results.save(args.output)
     print(write_report(results, args.output, not args.no_plots))
@@ -73,6 +90,76 @@ def main() -> int:
     for failure in failures:
         print(f"STOPPED {failure['what']}: {failure['error']}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def supervise(command: list[str], seconds: float, patience: float) -> int:
+    """Runs ``work`` in one process after the other until one comes to the end.
+
+    Args:
+        command: of this module, without ``--seconds`` and ``--progress``.
+        patience: seconds after which a process that does not get on is killed.
+    """
+    until = Deadline(seconds)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        path = Path(folder) / "progress.json"
+        for _ in range(MOST_PROCESSES):
+            options = ["--seconds", repr(until.left), "--progress", str(path)]
+            process = subprocess.Popen([*command, *options], cwd=ROOT)
+            code, reason = outlive(process, path, patience)
+            if code in (0, 1):
+                return code
+            progress = Progress(path)
+            if code != FRESH and not progress.current:
+                break
+            if code != FRESH:
+                print(f"{progress.current}: {reason}", file=sys.stderr, flush=True)
+                progress.break_off(reason)
+    print("the benchmarks come to no end", file=sys.stderr)
+    return 1
+
+
+def outlive(process: subprocess.Popen, path: Path, patience: float) -> tuple[int, str]:
+    """The exit status, and in words; a process that does not get on is killed."""
+    start = time.time()
+    try:
+        while True:
+            try:
+                code = process.wait(1.0)
+                name = signal.Signals(-code).name if code < 0 else f"status {code}"
+                return code, f"its process ended with {name}"
+            except subprocess.TimeoutExpired:
+                last = max(start, path.stat().st_mtime if path.exists() else start)
+                if time.time() - last > patience:
+                    process.kill()
+                    return process.wait(), f"did not end within {patience:.0f} s"
+    finally:
+        process.kill()
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder for results.json, report.md and plots")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--no-plots", action="store_true")
+    parser.add_argument("--seconds", type=float, help="for all stages together")
+    parser.add_argument("--progress", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    is_quick = settings().quick
+    if args.seconds is None:
+        args.seconds = QUICK_SECONDS if is_quick else SECONDS
+    args.patience = QUICK_PATIENCE if is_quick else PATIENCE
+    args.output = args.output.resolve()
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parsed(arguments)
+    if args.progress:
+        return work(args, Progress(args.progress))
+    command = [sys.executable, "-m", "benchmarks.run", str(args.output), "--only", args.only]
+    command += ["--stages", *args.stages, *(["--no-plots"] if args.no_plots else [])]
+    return supervise(command, args.seconds, args.patience)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ class Settings:
     def round_budget(self) -> Budget:
         """For the variants of one case of whole rounds.
 
-        On a GPU every round occurs several times before the first sample: a captured step takes its
-        first of a size launch by launch and captures the second.
+        On a GPU every round occurs several times before the first sample: a captured step takes the
+        first two of a size launch by launch and captures the third.
         """
         if self.is_gpu:
             seconds, passes = (4, 3) if self.quick else (15, 4)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.results import write_json
-from benchmarks.rounds import SBRRT, assembled, build_ours, data_dir
+from benchmarks.rounds import SBRRT, assembled, backbone, build_ours, data_dir
 from benchmarks.settings import settings
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.hub import load_encoder, resolve_backbone
@@ -58,11 +57,6 @@ class ShortRun:
             drawn, cursor = order.next_round(cursor)
             terms = self.step.round(assembled(self.train_tasks, drawn), index)
         return {name: value.item() for name, value in terms.items()}  # waits for the device
-
-
-def backbone() -> str:
-    """From BACKBONE in the environment."""
-    return os.environ.get("BACKBONE", "minilm")
 
 
 def main() -> None:

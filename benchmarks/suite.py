@@ -24,6 +24,7 @@ from benchmarks.bench_symmetric_kl import Fisher, SymmetricKl
 from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.machine import measure
 from benchmarks.ops import Benchmark
+from benchmarks.progress import FreshProcess, Progress
 from benchmarks.results import Row, Stage
 from benchmarks.runner import record_case
 from benchmarks.settings import Settings
@@ -60,21 +61,22 @@ def run_stage(
     tell: Tell,
     only: str = "",
     until: Deadline | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Fills a stage with the cases that have ``only`` in their name.
+    """Fills a stage with the cases that have ``only`` in their name, but for those that are done.
 
     What fails is left out, as is what there is no time for; the stage says so. ``tell`` hears of
     every case, when the stage has it.
     """
-    start, until = time.perf_counter(), until or Deadline()
-    if name == "machine":
-        stage.details["machine"] = asdict(measure(settings.device))
-    elif name in PARTS:
-        run_part(stage, name, settings, until)
+    start, until, progress = time.perf_counter(), until or Deadline(), progress or Progress()
+    if name == "machine" or name in PARTS:
+        run_part(stage, name, settings, until, progress)
     for benchmark, case in cases_of(name, settings):
-        if only in f"{benchmark.name} {case}":
-            run_case(stage, benchmark, case, tell, until)
-    stage.seconds = time.perf_counter() - start
+        key = f"{benchmark.name} {case}"
+        if only in key and key not in progress.done:
+            run_case(stage, benchmark, case, tell, until, progress)
+            progress.end(key)
+    stage.seconds += time.perf_counter() - start
     tell(f"{name}: {stage.seconds:.0f} s")
 
 
@@ -90,22 +92,57 @@ def is_main(case: Case) -> bool:
     return case.model != "bert-base" and case.batch not in ("task", "128", "512")
 
 
-def run_case(stage: Stage, benchmark: Benchmark, case: Case, tell: Tell, until: Deadline) -> None:
+def run_case(
+    stage: Stage,
+    benchmark: Benchmark,
+    case: Case,
+    tell: Tell,
+    until: Deadline,
+    progress: Progress,
+) -> None:
     """One that fails, or that there is no time for, is told and left out."""
+    key = f"{benchmark.name} {case}"
+    if key in progress.broken:
+        stage.failures.append({"what": key, "error": progress.broken[key]})
+        tell(f"STOPPED {key}: {progress.broken[key]}")
+        return
     if not until.left:
         stage.note_absent(benchmark.name, str(case), NO_TIME)
         tell(f"{benchmark.name} {case}: {NO_TIME}")
         return
+    progress.begin(key)
+    part, before = until.part(benchmark.share(case)), len(stage.failures)
     try:
-        outcome = record_case(stage, benchmark, case, until=until.part(benchmark.share(case)))
+        outcome = record_case(stage, benchmark, case, until=part, progress=progress)
+    except FreshProcess:
+        raise
     except Exception:  # noted in the stage
         tell(f"STOPPED {stage.failures[-1]['what']}: {stage.failures[-1]['error']}")
     else:
+        for failure in stage.failures[before:]:
+            tell(f"LEFT OUT {failure['what']}: {failure['error']}")
         tell(f"{benchmark.name} {case}: {_times(outcome.rows)}")
 
 
-def run_part(stage: Stage, name: str, settings: Settings, until: Deadline) -> None:
-    """Figures that are no comparison."""
+def run_part(
+    stage: Stage, name: str, settings: Settings, until: Deadline, progress: Progress
+) -> None:
+    """Figures that are no comparison; the machine's, without which nothing else says much, may fail
+    the run."""
+    if name in progress.done:
+        return
+    if name in progress.broken:
+        stage.failures.append({"what": name, "error": progress.broken[name]})
+        return
+    progress.begin(name)
+    if name == "machine":
+        stage.details[name] = asdict(measure(settings.device))
+    else:
+        run_figures(stage, name, settings, until)
+    progress.end(name)
+
+
+def run_figures(stage: Stage, name: str, settings: Settings, until: Deadline) -> None:
     found = stage.details[name] = {}
     try:
         for what, figures in PARTS[name](settings, until):

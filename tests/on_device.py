@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+from sbrrt_fast.ops.native import cuda_missing
+
+no_gpu = pytest.mark.skipif(cuda_missing() is not None, reason=cuda_missing() or "")
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=no_gpu)])
 
 

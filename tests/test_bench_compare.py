@@ -140,12 +140,9 @@ class Gelu(BiasGelu):
             return found
         return replace(found, run=lambda inputs, p: found.run(inputs, p) * 1.01)
 
-    def prepare(self, case, until):
-        prepared = super().prepare(case, until)
-        for name, calls in prepared.calls.items():
-            seconds = VARIANTS.get(name, 1e-3) * (1 + self.extra * (name == "cpu"))
-            prepared.calls[name] = [self._timed(call, seconds) for call in calls]
-        return prepared
+    def ready(self, case, variant):
+        seconds = VARIANTS.get(variant, 1e-3) * (1 + self.extra * (variant == "cpu"))
+        return [self._timed(call, seconds) for call in super().ready(case, variant)]
 
     def _timed(self, call, seconds: float):
         def timed():
@@ -180,13 +177,12 @@ def test_a_planted_slowdown_of_a_real_op_is_found(tmp_path):
     assert compare(before, again).slower() == []
 
 
-def test_a_wrong_result_stops_its_benchmark():
+def test_a_wrong_result_is_not_timed_and_costs_the_others_nothing():
     stage = Stage()
-    with pytest.raises(AssertionError, match="off by"):
-        record_case(stage, WrongGelu(), CASE)
-    assert stage.rows == []
+    record_case(stage, WrongGelu(), CASE)
+    assert {row.variant for row in stage.rows} == {"eager", "eager folded", "copy"}
     (failure,) = stage.failures
-    assert failure["what"] == "bias_gelu minilm task fp32 forward"
+    assert failure["what"] == "bias_gelu minilm task fp32 forward cpu"
     assert failure["error"].startswith("WrongResult: bias_gelu minilm task fp32 forward cpu")
 
 
@@ -203,13 +199,16 @@ class FailingPeer(Gelu):
         return super().variant(case, name, backend)
 
 
-def test_a_peer_that_fails_is_absent_and_ours_stops():
+def test_a_peer_that_fails_is_absent_and_ours_is_a_failure():
     stage, benchmark = Stage(), FailingPeer()
     benchmark.fails = "eager"
     record_case(stage, benchmark, CASE)
     assert {"benchmark": "bias_gelu", "variant": "eager",
             "reason": "stopped: RuntimeError: no memory"} in stage.absent  # fmt: skip
     assert {row.variant for row in stage.rows} == {"cpu", "eager folded", "copy"}
-    benchmark.fails = "cpu"
-    with pytest.raises(RuntimeError, match="no memory"):
-        record_case(stage, benchmark, CASE)
+    benchmark.fails, stage = "cpu", Stage()
+    record_case(stage, benchmark, CASE)
+    assert {row.variant for row in stage.rows} == {"eager", "eager folded", "copy"}
+    (failure,) = stage.failures
+    assert failure["what"].endswith(" cpu")
+    assert failure["error"] == "RuntimeError: no memory\nand more"

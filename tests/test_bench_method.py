@@ -9,14 +9,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import bench_round
+from benchmarks import bench_round, runner
 from benchmarks.bench_adamw_ema import SMALL, AdamwEma
 from benchmarks.bench_optimizer import Optimizer
 from benchmarks.bench_round import FAST, Round
 from benchmarks.deadline import NO_TIME, Deadline
 from benchmarks.lengths import TASKS, drawn, typical
-from benchmarks.measure import Budget, Stopwatch, WrongResult, check_close, interleave
+from benchmarks.measure import (
+    Budget,
+    CaptureFailed,
+    Stopwatch,
+    WrongResult,
+    check_close,
+    interleave,
+)
 from benchmarks.ops import Absent, Benchmark, Differentiable, Plain
+from benchmarks.progress import FreshProcess, Progress
 from benchmarks.results import Stage
 from benchmarks.runner import record_case
 from benchmarks.settings import NUM_ROUNDS, Settings
@@ -79,7 +87,9 @@ def test_a_slow_variant_has_fewer_samples_and_a_very_slow_one_its_first_call():
 def test_no_sample_begins_that_would_end_too_late():
     found, order = sampled({"a": 1.0, "b": 5.0}, Budget(0, min_samples=9, max_samples=9), until=4.5)
     assert order == ["a"] * 4
-    assert list(found) == ["a"]
+    assert {name: samples.method for name, samples in found.items()} == {
+        "a": "loop of 1 calls", "b": "one call, a warm-up",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(0.1, 7), (5.0, 3)])
@@ -93,20 +103,23 @@ class Scripted(Benchmark):
     """Variants that take so many seconds of a clock, when prepared and when called."""
 
     name, variants = "scripted", ("ours", "eager", "sdpa")
-    prepared = 0.0
+    prepared, num_warm_ups = 0.0, 1
 
     def __init__(self, clock: Clock):
         super().__init__(QUICK)
-        self.clock = clock
+        self.clock, self.breaks = clock, {}
 
     def budget(self, case):
-        return Budget(0, min_samples=2, max_samples=2, warm_ups=1)
+        return Budget(0, min_samples=2, max_samples=2, warm_ups=self.num_warm_ups)
 
     def tokens(self, case):
         return None
 
     def calls(self, case, variant, num_sets):
         self.clock.now += self.prepared
+        error = self.breaks.get(variant)
+        if error and (self.is_captured or not isinstance(error, CaptureFailed)):
+            raise error
         return [self.clock.call(variant, 1.0)]
 
 
@@ -114,11 +127,66 @@ def test_variants_that_the_time_does_not_reach_are_listed():
     clock = Clock()
     benchmark, stage = Scripted(clock), Stage()
     benchmark.prepared = 3.0
-    record_case(stage, benchmark, CASE, clock, Deadline(8.5, clock))
-    assert stage.rows == []
+    record_case(stage, benchmark, CASE, clock, Deadline(8.5, clock))  # a variant has 5.1 of them
+    assert [row.variant for row in stage.rows] == []  # their only calls were the first
     assert {entry["variant"] for entry in stage.absent} == {"ours", "eager", "sdpa"}
     assert {"benchmark": "scripted any model x fp32 forward", "variant": "ours",
             "reason": NO_TIME} in stage.absent  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "timed"), [(6.0, {"ours": 1.0}), (30.0, None)])
+def test_slow_preparation_leaves_what_is_ready_its_figure(seconds, timed):
+    """What was prepared first is timed, if only by its last warm-up."""
+    clock = Clock()
+    benchmark, stage = Scripted(clock), Stage()
+    benchmark.prepared, benchmark.num_warm_ups = 4.0, 2
+    record_case(stage, benchmark, CASE, clock, Deadline(seconds, clock))
+    found = {row.variant: row.seconds for row in stage.rows}
+    assert found == (timed or {"ours": 1.0, "eager": 1.0, "sdpa": 1.0})
+    if timed:
+        assert stage.rows[0].method == "one call, a warm-up"
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, WrongResult])
+def test_a_broken_variant_costs_only_itself(kind):
+    clock = Clock()
+    benchmark, stage = Scripted(clock), Stage()
+    benchmark.breaks = {"ours": kind("odd")}
+    record_case(stage, benchmark, CASE, clock)
+    assert {row.variant for row in stage.rows} == {"eager", "sdpa"}
+    assert stage.failures == [
+        {"what": "scripted any model x fp32 forward ours", "error": f"{kind.__name__}: odd"}
+    ]
+
+
+def test_a_failed_capture_is_timed_launch_by_launch_in_a_fresh_process(tmp_path):
+    """Where no other process can go on, in this one."""
+    clock, path = Clock(), tmp_path / "progress.json"
+    benchmark = Scripted(clock)
+    benchmark.breaks = {"eager": CaptureFailed("capture failed (odd)")}
+    with pytest.raises(FreshProcess, match="eager: capture failed"):
+        record_case(Stage(), benchmark, CASE, clock, progress=Progress(path))
+    for progress in (Progress(path), None):
+        benchmark, stage = Scripted(clock), Stage()
+        benchmark.breaks = {"eager": CaptureFailed("capture failed (odd)")}
+        record_case(stage, benchmark, CASE, clock, progress=progress)
+        assert {row.variant for row in stage.rows} == {"ours", "eager", "sdpa"}
+        assert stage.notes == ["scripted eager: capture failed (odd); timed launch by launch"]
+
+
+def test_a_lost_gpu_ends_the_process_and_the_next_leaves_out_what_broke_it(tmp_path, monkeypatch):
+    clock, path = Clock(), tmp_path / "progress.json"
+    monkeypatch.setattr(runner, "is_lost", lambda: True)
+    broken = {"ours": RuntimeError("an illegal memory access")}
+    benchmark = Scripted(clock)
+    benchmark.breaks = broken
+    with pytest.raises(FreshProcess, match="illegal"):
+        record_case(Stage(), benchmark, CASE, clock, progress=Progress(path))
+    benchmark, stage = Scripted(clock), Stage()
+    benchmark.breaks = broken
+    record_case(stage, benchmark, CASE, clock, progress=Progress(path))
+    assert {row.variant for row in stage.rows} == {"eager", "sdpa"}
+    assert "an illegal memory access" in stage.failures[0]["error"]
 
 
 def planted(kind: type) -> type:
@@ -187,7 +255,7 @@ RIGHT = {"sst/loss": 1.5, "sst/smart": 1e-4}
     ],
 )
 def test_a_round_with_other_losses_is_found(terms, told, monkeypatch):
-    def build(name, rounds, device, p=0.1, log=print):
+    def build(name, rounds, device, p=0.1, log=print, graphs=True):
         found = RIGHT if name == "reference fp32" else terms
         return lambda batches, index: {n: torch.tensor(x).double() for n, x in found.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,13 +189,12 @@ def test_the_readmes_table_changes_with_the_results():
         report.with_table("without marks", "table")
 
 
-def test_a_whole_run_through_the_command(tmp_path, monkeypatch, capsys):
+def test_a_whole_run_through_the_command(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("QUICK", "1")
     monkeypatch.setenv("DEVICE", "cpu")
-    arguments = ["run", str(tmp_path), "--stages", "evaluate", "--only", "assemble", "--no-plots"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert run.main() == 0
-    assert "assemble any model round data: ours" in capsys.readouterr().out
+    arguments = [str(tmp_path), "--stages", "evaluate", "--only", "assemble", "--no-plots"]
+    assert run.main(arguments) == 0
+    assert "assemble any model round data: ours" in capfd.readouterr().out
     (first, second) = Results.load(tmp_path).rows
     assert {first.variant, second.variant} == {"ours", "pad_sequence"}
     assert "## assemble" in (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -213,19 +211,20 @@ def test_a_run_with_a_wrong_result_goes_on_and_ends_with_a_failure(tmp_path, mon
     monkeypatch.setenv("QUICK", "1")
     monkeypatch.setenv("DEVICE", "cpu")
     monkeypatch.setattr(suite, "BENCHMARKS", {"evaluate": (Broken, Assemble)})
-    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path), "--stages", "evaluate", "--no-plots"])
-    assert run.main() == 1
-    assert "STOPPED broken any model round data: WrongResult: planted" in capsys.readouterr().err
+    here = ["--progress", str(tmp_path / "progress.json")]  # in this process
+    assert run.main([str(tmp_path), "--stages", "evaluate", "--no-plots", *here]) == 1
+    told = "STOPPED broken any model round data ours: WrongResult: planted"
+    assert told in capsys.readouterr().err
     assert {row.benchmark for row in Results.load(tmp_path).rows} == {"assemble"}
 
 
 def test_what_there_is_no_time_for_is_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("QUICK", "1")
     monkeypatch.setenv("DEVICE", "cpu")
-    arguments = ["run", str(tmp_path), "--stages", "stages", "ops", "--only", "gelu"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--no-plots", "--seconds", "1e-9"])
+    arguments = [str(tmp_path), "--stages", "stages", "ops", "--only", "gelu", "--no-plots"]
+    here = ["--progress", str(tmp_path / "progress.json")]  # in this process
     monkeypatch.setattr(parts, "stage_times", None)  # it must not be called
-    assert run.main() == 0
+    assert run.main([*arguments, "--seconds", "1e-9", *here]) == 0
     assert f"bias_gelu minilm round fp32 forward: {NO_TIME}" in capsys.readouterr().out
     found = Results.load(tmp_path)
     assert found.rows == []
@@ -296,8 +295,9 @@ def test_a_round_is_told_op_by_op(monkeypatch, update, updates):
     monkeypatch.setitem(MODELS, "minilm", SMALL)
     chosen = Settings(torch.device("cpu"), quick=True)
     lines = list(op_lines(chosen, Case("minilm", "round", ""), update, "fp32"))
-    counts = {line.split()[0]: int(line.split()[-1]) for line in lines[1:]}
-    own = [float(line.split()[1]) for line in lines[1:]]
+    ops = [line.rsplit(maxsplit=2) for line in lines[1:]]  # a name may have spaces
+    counts = {name.strip(): int(count) for name, _, count in ops}
+    own = [float(seconds) for _, seconds, _ in ops]
     assert own == sorted(own, reverse=True)
     assert counts["sbrrt::attention_backward_into"] == 2 * SMALL.num_hidden_layers * updates
 

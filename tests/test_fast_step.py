@@ -63,9 +63,11 @@ def make_round(seed: int = 0) -> list[TaskBatch]:
     return batches
 
 
-def build(kind, config=SBRRT, dtype=torch.float32, pooling="mean", frozen=False) -> SbrrtStep:
+def build(
+    kind, config=SBRRT, dtype=torch.float32, pooling="mean", frozen=False, device="cpu"
+) -> SbrrtStep:
     torch.manual_seed(0)
-    model = random_model(dtype, pooling)
+    model = random_model(dtype, pooling).to(device)
     model.tasks = dict(config.tasks)
     if frozen:
         model.freeze_encoder()

@@ -1,7 +1,8 @@
-"""The captured step against the one that runs launch by launch.
+"""The captured step against the one that runs launch by launch, and against the reference.
 
-Without a GPU ``RecordedGraph`` stands for a CUDA graph: whatever the host had frozen while the step
-was captured would show in the replays, which train on other batches.
+The same tests run on a GPU, with CUDA graphs, and without one, where ``RecordedGraph`` stands for
+them: whatever the host had frozen while the step was captured shows in the replays, which train on
+other batches.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import torch
 
 from sbrrt_fast.config import BregmanConfig
 from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill
+from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sbrrt_fast.training.cuda_graph import CudaGraph
 from sbrrt_fast.training.fast_step import FastStep
-from sbrrt_fast.training.graph_step import GraphStep
+from sbrrt_fast.training.graph_step import SIGHTS, GraphStep
 from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.profile import StageClock
+from sbrrt_fast.training.step import SbrrtStep
 from tests.models import random_batch
 from tests.recorded_graph import NotCapturable, RecordedGraph
 from tests.test_fast_step import CONFIGS, JOINT, LABELS, SBRRT, build
@@ -29,6 +33,9 @@ LENGTHS = (
     {"sst": [2, 3, 4], "para": [8, 8, 8, 8], "sts": [32, 20, 20, 20]},  # one filled exactly
 )
 NUM_ROUNDS = 8
+IS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if IS_GPU else "cpu")
+GRAPH = CudaGraph if IS_GPU else RecordedGraph
 
 
 def make_round(index: int) -> list[TaskBatch]:
@@ -41,15 +48,25 @@ def make_round(index: int) -> list[TaskBatch]:
 
 
 class Never(RecordedGraph):
-    """What a device without graphs would say."""
+    """What a device says in the middle of a capture, and then at its end."""
 
     def capture(self, work):
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        try:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        except RuntimeError:
+            raise RuntimeError("capture was invalidated")  # noqa: B904 - as torch does
 
 
-def captured(config, graph=RecordedGraph, lines=None) -> GraphStep:
+def captured(config, graph=GRAPH, lines=None) -> GraphStep:
     log = print if lines is None else lines.append
-    return build(lambda *args: GraphStep(*args, log, graph), config)
+    return build(lambda *args: GraphStep(*args, log, graph), config, device=DEVICE)
+
+
+def launched(config) -> GraphStep:
+    """The same step and the same filled batches, every one as the first of its size."""
+    step = captured(config, Never, [])
+    step._ready = lambda *args: None
+    return step
 
 
 def train(step, num_rounds: int = NUM_ROUNDS, first: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -83,17 +100,71 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_replays_do_what_launches_do(name):
     """The same bits: both run the same ops on batches filled up alike."""
-    ours, theirs = captured(CASES[name]), captured(CASES[name], Never, [])
-    theirs._ready = lambda *args: None  # every step as the first of its size
+    ours, theirs = captured(CASES[name]), launched(CASES[name])
     assert_same_bits(train(ours), train(theirs))
     assert_same_bits(state(ours), state(theirs))
-    assert ours.num_replays > NUM_ROUNDS / 4
     assert theirs.num_replays == 0
+    assert ours.num_replays == num_expected(ours)
+
+
+def num_expected(step: GraphStep) -> int:
+    """Of the steps of ``train``, those whose size was launched ``SIGHTS - 1`` times before."""
+    seen, count = {}, 0
+    for index in range(NUM_ROUNDS):
+        batches = make_round(index)
+        for group in [batches] if step.is_joint else [[batch] for batch in batches]:
+            filled = step._filled(group)
+            beta = step.update.beta_at(index * (1 if step.is_joint else 3) + 1)
+            key = filled.names, filled.tokens.num_tokens, filled.tokens.max_length, beta
+            seen[key] = seen.get(key, 0) + 1
+            count += seen[key] >= SIGHTS
+    assert count >= NUM_ROUNDS / 4
+    return count
+
+
+@pytest.mark.parametrize("name", ["per task", "paper", "masks of their own", "no teacher"])
+def test_gradients_of_replays_are_the_reference_s(name):
+    """Of every parameter, on another batch each time, at the weights that training has reached."""
+    config = CONFIGS[name]
+    ours = captured(config)
+    theirs = build(SbrrtStep, replace(config, backend="reference"), device=DEVICE)
+    found, run = {}, ours.update.run
+
+    def noted(plan, numbers, gradients, *rest):
+        found.update(gradients)  # of the graph's memory, which a replay writes again
+        return run(plan, numbers, gradients, *rest)
+
+    ours.update.run = noted
+    indices = [i for i in range(11) if i % len(LENGTHS) != 3]  # those of one size
+    for index in indices:
+        batch = next(b for b in make_round(index) if b.name == "para")
+        follow(theirs, ours)
+        expected = theirs.gradients(batch, torch.tensor([config.seed, index], device=DEVICE))
+        ours.round([batch], index)
+        assert_same_gradients(ours, found, expected)
+    assert ours.num_replays == len(indices) - SIGHTS + 1
+
+
+def follow(theirs: SbrrtStep, ours: SbrrtStep) -> None:
+    theirs.model.load_state_dict(ours.model.state_dict())
+    if ours.teacher is not None:
+        theirs.teacher.load_state_dict(ours.teacher.state_dict())
+
+
+def assert_same_gradients(step: GraphStep, found: dict, expected: dict) -> None:
+    named = {n: (p, found.get(id(p))) for n, p in step.model.named_parameters()}
+    dense = {n: g.dense(p) if isinstance(g, RowGradient) else g for n, (p, g) in named.items()}
+    assert {n for n, g in dense.items() if g is not None} == expected.keys()
+    largest = max(g.norm() for g in expected.values())
+    for name, gradient in expected.items():
+        if gradient.norm() > 1e-5 * largest:  # below it is rounding, as for key biases
+            distance = (dense[name] - gradient).norm() / gradient.norm()
+            assert distance < 1e-4, name
 
 
 @pytest.mark.parametrize("name", ["per task", "joint", "special tokens too", "paper", "no SMART"])
 def test_filling_up_changes_nothing(name):
-    ours, theirs = captured(CONFIGS[name]), build(FastStep, CONFIGS[name])
+    ours, theirs = captured(CONFIGS[name]), build(FastStep, CONFIGS[name], device=DEVICE)
     for found, expected in zip(train(ours, 4), train(theirs, 4), strict=True):
         assert found.keys() == expected.keys()
         for term, value in expected.items():
@@ -120,8 +191,7 @@ def test_a_run_goes_on_from_saved_state():
 
 def test_larger_batches_drop_what_was_captured_before():
     """Their workspace lies elsewhere."""
-    ours, theirs = captured(JOINT), captured(JOINT, Never, [])
-    theirs._ready = lambda *args: None
+    ours, theirs = captured(JOINT), launched(JOINT)
     big = [TaskBatch("sst", random_batch([60] * 9), torch.zeros(9))]
     for step in (ours, theirs):
         step.terms = train(step, 5)
@@ -129,18 +199,6 @@ def test_larger_batches_drop_what_was_captured_before():
         step.terms += train(step, 4, first=6)
     assert_same_bits(ours.terms, theirs.terms)
     assert ours.num_replays > 1
-
-
-def test_where_capturing_fails_it_is_told_once_and_nothing_is_lost():
-    lines: list[str] = []
-    ours, theirs = captured(SBRRT, Never, lines), build(FastStep, SBRRT)
-    found, expected = train(ours), train(theirs)
-    assert lines == [
-        "the step runs launch by launch, which is slower: capture failed (operation not permitted)"
-    ]
-    assert ours.num_replays == 0
-    for ours_, theirs_ in zip(found, expected, strict=True):
-        assert torch.allclose(ours_["sst/loss"], theirs_["sst/loss"], rtol=1e-3)
 
 
 def test_a_profile_runs_launch_by_launch():
@@ -184,9 +242,9 @@ def test_recording_repeats_what_was_frozen():
 def test_buckets_bound_what_they_add_and_their_number(limit):
     sizes = [bucket_size(n, limit) for n in range(1, 4097)]
     assert all(n <= size for n, size in enumerate(sizes, 1))
-    assert all(size - n < max(32, n / 8) for n, size in enumerate(sizes, 1))
+    assert all(size - n < max(64, n / 8) for n, size in enumerate(sizes, 1))
     if limit == 512:
-        assert len(set(sizes)) <= 8 * 5
+        assert len(set(sizes)) <= 8 * 4
     assert [bucket_length(n, limit) for n in (1, 32, 33, 64)] == [32, 32, 64, 64]
     assert max(bucket_length(n, limit) for n in range(1, limit + 1)) == limit
 

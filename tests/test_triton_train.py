@@ -1,56 +1,72 @@
-"""The trainer with the Triton kernels does what it does with the references, dropout on."""
+"""The step with the Triton kernels does what it does with the references, dropout on.
+
+Nothing here needs the command line's libraries, which a GPU machine may lack.
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sbrrt_fast.config import (
-    BregmanConfig,
-    LogConfig,
-    ModelConfig,
-    RoundConfig,
-    RunConfig,
-    SmartConfig,
-)
-from sbrrt_fast.errors import BackendError
+from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops import triton_ops
 from sbrrt_fast.ops.registry import require
-from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import small_sample, tiny_backbone
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.group import TaskBatch
+from sbrrt_fast.training.optimizer import build_optimizer
+from sbrrt_fast.training.step import SbrrtStep
+from tests.models import TASKS, random_batch
+from tests.triton_only import DEVICE
 
 NUM_ROUNDS = 3
 RESOLUTION = 2 * 5.0 * torch.finfo(torch.float32).eps  # of outputs up to 5, STS's highest label
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero):RuntimeWarning"  # of what masks leave out
 )
+SHAPE = BertConfig(
+    vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=1,
+    intermediate_size=64, max_position_embeddings=12,
+)  # fmt: skip
+CONFIG = RunConfig(
+    tasks=TASKS,
+    seed=3,
+    smart=SmartConfig(weight=1.0, radius=0.1),
+    bregman=BregmanConfig(weight=0.8),
+    optimizer=OptimizerConfig(warmup=0.0),
+    round=RoundConfig(batch_size=2),
+)
+LENGTHS = {"sst": [9, 4], "para": [5, 12, 3, 8], "sts": [7, 2, 11, 6]}
+LABELS = {"sst": [4.0, 1.0], "para": [1.0, 0.0], "sts": [4.5, 0.5]}
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> RunConfig:
-    """SBRRT on a tiny encoder: one layer, one head of 32, sequences of at most 12 tokens."""
-    folder = tmp_path_factory.mktemp("triton")
-    backbone = tiny_backbone(folder / "backbone", num_layers=1, max_length=12)
-    return RunConfig(
-        recipe="test",
-        data_dir=small_sample(folder / "data", 4),
-        backbone=str(backbone),
-        rounds=NUM_ROUNDS,
-        seed=3,
-        model=ModelConfig(max_length=12),
-        smart=SmartConfig(weight=1.0, radius=0.1),
-        bregman=BregmanConfig(weight=0.8),
-        round=RoundConfig(batch_size=2),
-        log=LogConfig(
-            every=1, gain=False, state_every=0, tensorboard=False, evaluate_every=NUM_ROUNDS
-        ),
-    )
+def build(backend: str, dropout: float = 0.1) -> SbrrtStep:
+    torch.manual_seed(0)
+    shape = replace(SHAPE, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    model = MultiTaskModel(MiniBert(shape, "mean"), TASKS)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.normal_(std=0.1)  # at 0.02 a narrow encoder hardly tells texts apart
+    model = model.to(DEVICE)
+    teacher = Teacher(model, CONFIG.bregman)
+    optimizer = build_optimizer(model.named_parameters(), CONFIG.optimizer)
+    return SbrrtStep(model, teacher, optimizer, replace(CONFIG, backend=backend), NUM_ROUNDS)
+
+
+def make_round(index: int) -> list[TaskBatch]:
+    torch.manual_seed(index)
+    row, batches = 0, []
+    for name, lengths in LENGTHS.items():
+        tokens = random_batch(lengths[index % 2 :] + lengths[: index % 2], row)
+        batches.append(TaskBatch(name, tokens, torch.tensor(LABELS[name])))
+        row += len(lengths)
+    return batches
 
 
 @dataclass
@@ -62,26 +78,20 @@ class Run:
     weights: dict[str, Tensor]
 
 
-def run(config: RunConfig, backend: str, output: Path) -> Run:
-    trainer = Trainer(replace(config, backend=backend, output=output), log=lambda line: None)
-    gradients, update = {}, trainer.step._update
+def run(backend: str, num_rounds: int = NUM_ROUNDS, dropout: float = 0.1) -> Run:
+    step = build(backend, dropout)
+    gradients, update = {}, step._update
 
-    def noted(step: int) -> Tensor:
-        if step == 1:
-            named = trainer.step.model.named_parameters()
+    def noted(number: int) -> Tensor:
+        if number == 1:
+            named = step.model.named_parameters()
             gradients.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-        return update(step)
+        return update(number)
 
-    trainer.step._update = noted
-    trainer.run()
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    terms = [
-        {name: value for name, value in line.items() if "/" in name or name == "gradient_norm"}
-        for line in lines
-        if "gradient_norm" in line
-    ]
-    weights = load_file(output / "last" / "encoder" / "model.safetensors")
-    return Run(terms, gradients, weights | load_file(output / "last" / "heads.safetensors"))
+    step._update = noted
+    terms = [step.round(make_round(index), index) for index in range(num_rounds)]
+    shown = [{name: value.item() for name, value in found.items()} for found in terms]
+    return Run(shown, gradients, step.model.state_dict())
 
 
 @pytest.fixture
@@ -110,21 +120,22 @@ def test_every_op_has_a_triton_implementation():
     require("triton")
 
 
-def test_three_rounds_equal_the_reference(config, tmp_path, launched):
-    theirs = run(config, "reference", tmp_path / "reference")
+def test_three_rounds_equal_the_reference(launched):
+    theirs = run("reference")
     assert not launched
-    ours = run(config, "triton", tmp_path / "triton")
+    ours = run("triton")
     assert set(launched) == EXPECTED
     assert len(ours.terms) == len(theirs.terms) == NUM_ROUNDS
     for found, expected in zip(ours.terms, theirs.terms, strict=True):
-        assert all(expected[f"{task}/smart"] > 0 for task in ("sst", "para", "sts"))
+        assert found.keys() == expected.keys()
+        assert all(expected[f"{task}/smart"] > 0 for task in TASKS)
         for name, value in expected.items():
             # D_Breg is of second order in the distance of outputs that are known to an ulp or two.
             floor = 2 * value**0.5 * RESOLUTION if name.endswith("/bregman") else 1e-9
             assert found[name] == pytest.approx(value, rel=1e-4, abs=floor), name
     compare(ours.gradients, theirs.gradients, theirs.gradients, 1e-4)
-    start = load_file(Path(config.backbone) / "model.safetensors")
-    moved = {n: w - start[n] if n in start else w for n, w in theirs.weights.items()}
+    start = build("reference").model.state_dict()
+    moved = {name: weight - start[name] for name, weight in theirs.weights.items()}
     compare(ours.weights, theirs.weights, moved, 1e-2)  # Adam magnifies rounding
 
 
@@ -138,18 +149,8 @@ def compare(ours: dict, theirs: dict, scales: dict, tolerance: float) -> None:
         assert (mine - theirs[name]).norm() <= tolerance * scales[name].norm() + 1e-9, name
 
 
-def test_dropout_is_on(config, tmp_path):
+def test_dropout_is_on():
     """Else the comparison would not see the masks."""
-    model = replace(config.model, hidden_dropout=0.0, attention_dropout=0.0)
-    one = replace(config, rounds=1)
-    dropped = run(one, "reference", tmp_path / "on").terms[0]
-    whole = run(replace(one, model=model), "reference", tmp_path / "off").terms[0]
+    dropped, whole = (run("reference", 1, p).terms[0] for p in (0.1, 0.0))
     for name in ("sst/loss", "para/loss", "sts/loss"):
         assert abs(dropped[name] / whole[name] - 1) > 1e-3
-
-
-@pytest.mark.parametrize("reason", ["Triton is not installed", "there is no NVIDIA GPU"])
-def test_a_trainer_without_triton_says_why(config, tmp_path, monkeypatch, reason):
-    monkeypatch.setattr(triton_ops, "_missing", lambda: reason)
-    with pytest.raises(BackendError, match=f"backend 'triton' cannot run every op.*{reason}"):
-        Trainer(replace(config, backend="triton", output=tmp_path))

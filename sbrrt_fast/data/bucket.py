@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sbrrt_fast.data.batch import TokenBatch
 
-MIN_STEP, MAX_STEP = 32, 256  # tokens
+# Few sizes, so that each comes often: small batches cost launches more than tokens.
+MIN_STEP, MAX_STEP = 64, 256  # tokens
 STEPS_PER_OCTAVE = 8  # so at most an eighth of a batch above MIN_STEP * 8 tokens is padding
 MIN_LENGTH = 32
 
@@ -17,7 +18,8 @@ MIN_LENGTH = 32
 def bucket_size(num_tokens: int, max_positions: int) -> int:
     """The number of tokens that a batch is filled up to, at least ``num_tokens``.
 
-    Sizes lie ``MIN_STEP`` apart up to 256 tokens and an eighth of a power of two above.
+    Sizes lie ``MIN_STEP`` apart up to 1,024 tokens, then an eighth of a power of two, at most
+    ``MAX_STEP``; never farther than a sequence may be long.
     """
     octave = 1 << max(num_tokens - 1, 0).bit_length() - 1 if num_tokens > 1 else 1
     step = min(max(octave // STEPS_PER_OCTAVE, MIN_STEP), MAX_STEP, max_positions)

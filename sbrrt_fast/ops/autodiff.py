@@ -6,7 +6,8 @@ SMART's linear branch differentiates J delta, so there the definition is written
 
 torch does not tell a Python function that ``autograd.grad(..., inputs=...)`` wants no gradient of
 the weights, so SMART's ascent says it with ``input_gradients_only``. The extension holds that flag,
-since most backward passes are C++ nodes (``csrc/autograd``).
+since most backward passes are C++ nodes (``csrc/autograd``); without it, this module does, for the
+Triton ops.
 """
 
 from __future__ import annotations
@@ -21,22 +22,38 @@ from torch.autograd import forward_ad
 from sbrrt_fast import _extension
 
 
+class _Flag:
+    """What the extension holds, where there is none."""
+
+    def __init__(self):
+        self._is_set = False
+
+    def input_gradients_only(self) -> bool:
+        return self._is_set
+
+    def set_input_gradients_only(self, is_set: bool) -> bool:
+        """Returns what it was."""
+        before, self._is_set = self._is_set, is_set
+        return before
+
+
+_FLAG = _Flag()
+
+
 @contextmanager
 def input_gradients_only() -> Iterator[None]:
     """Backward passes that run inside compute no gradient of any op's weights.
 
     Weights then get no gradient at all from those ops: ask ``torch.autograd.grad`` for activations
-    alone. The native ops obey; the references leave it to autograd, which follows ``inputs``.
+    alone. Native and Triton ops obey; the references leave it to autograd, which follows
+    ``inputs``.
     """
-    native = _extension.extension
-    if native is None:  # there are no native ops
-        yield
-        return
-    before = native.set_input_gradients_only(True)
+    flag = _extension.extension or _FLAG
+    before = flag.set_input_gradients_only(True)
     try:
         yield
     finally:
-        native.set_input_gradients_only(before)
+        flag.set_input_gradients_only(before)
 
 
 def needs_weight_gradients(ctx, *weights: int) -> bool:
@@ -44,7 +61,8 @@ def needs_weight_gradients(ctx, *weights: int) -> bool:
 
     A compiled graph serves calls inside and outside ``input_gradients_only``, so it has them all.
     """
-    if not torch.compiler.is_compiling() and _extension.extension.input_gradients_only():
+    flag = _extension.extension or _FLAG
+    if not torch.compiler.is_compiling() and flag.input_gradients_only():
         return False
     return any(ctx.needs_input_grad[i] for i in weights)
 

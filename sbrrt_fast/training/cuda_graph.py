@@ -49,6 +49,20 @@ class CudaGraph:
         self._graph.replay()
 
 
+def error_chain(error: BaseException) -> str:
+    """What went wrong first, and what followed from it: the first line of each error's text.
+
+    A capture that is broken off raises twice: the op that cannot be captured, then its end.
+    """
+    lines: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        lines.append(str(current).strip().partition("\n")[0] or type(current).__name__)
+        hidden = current.__suppress_context__
+        current = current.__cause__ or (None if hidden else current.__context__)
+    return "; then ".join(reversed(lines))
+
+
 class StaticInput:
     """A vector on the device that is filled from the host without waiting for the device.
 

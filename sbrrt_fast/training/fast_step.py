@@ -107,6 +107,20 @@ class FastStep(SbrrtStep):
         return self._pass(Group.of(batches).with_words(), rng, report)
 
     @torch.no_grad()
+    def report(self, group: Group, rng: Tensor) -> dict[str, Tensor]:
+        """``<task>/perturbation`` and ``/gain`` of a group on the device, without an update."""
+        terms: list[dict[str, Tensor]] = [{} for _ in group.names]
+        if self.smart.weight > 0:
+            stream = self._stream(group.tokens, rng)
+            heads = HeadPass(self.model, group.names, group.counts, stream)
+            self.student.begin(2 * group.tokens.num_tokens)
+            adversary = self._adversary(heads, self.student.embed(stream)[0])
+            adversary.clean_pass(stream.normal(adversary.embeddings.shape[-1]))
+            adversary.ascend()
+            self._report(adversary, terms)
+        return _by_task(group, terms)
+
+    @torch.no_grad()
     def _pass(self, group: Group, rng: Tensor, report: bool) -> dict[str, Tensor]:
         """All of the device's work on a group but the update."""
         stream = self._stream(group.tokens, rng)
@@ -142,11 +156,7 @@ class FastStep(SbrrtStep):
             with torch.enable_grad():
                 total = self._losses(group, clean, smart, targets, terms)
             self._backward(total, clean, adversarial, heads, statistics)
-        return {
-            f"{task}/{name}": value.detach()
-            for task, found in zip(group.names, terms, strict=True)
-            for name, value in found.items()
-        }
+        return _by_task(group, terms)
 
     def _stream(self, tokens: TokenBatch, rng: Tensor) -> DropoutStream:
         max_positions, backend = self.model.config.max_position_embeddings, self.config.backend
@@ -284,6 +294,14 @@ class FastStep(SbrrtStep):
         self.student.weights.mark_fresh()
         if self.momentum:
             self.momentum.weights.mark_fresh()
+
+
+def _by_task(group: Group, terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"{task}/{name}": value.detach()
+        for task, found in zip(group.names, terms, strict=True)
+        for name, value in found.items()
+    }
 
 
 def _add(terms: list[dict[str, Tensor]], name: str, values: list[Tensor]) -> None:

@@ -1,9 +1,11 @@
 """The written-out step, captured on the device and replayed.
 
-A group is filled up to one of a few sizes (``data.bucket``). The first one of a size runs launch by
-launch, the second is captured; from then on a step is two copies to the device and one replay.
+A group is filled up to one of a few sizes (``data.bucket``). The first two of a size run launch by
+launch, the third is captured; from then on a step is two copies to the device and one replay.
 What a captured step needs from the host (tokens, labels, seed, round, learning rates, numbers of
-updates) lies in device memory that the copies fill, so nothing of it is frozen.
+updates) lies in device memory that the copies fill, so nothing of it is frozen. Frozen are the
+addresses of weights, averages and moments, and the optimiser's settings: where someone has replaced
+them, a step is launched and then captured anew. What a round reports is launched before its replay.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.bucket import fill
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.cuda_graph import CudaGraph
+from sbrrt_fast.training.cuda_graph import CudaGraph, error_chain
 from sbrrt_fast.training.fast_step import FastStep
+from sbrrt_fast.training.frozen import Frozen
 from sbrrt_fast.training.group import Group, TaskBatch
 from sbrrt_fast.training.optimizer import set_learning_rate
 from sbrrt_fast.training.profile import NoClock
@@ -28,6 +31,8 @@ from sbrrt_fast.training.static_group import StaticGroup
 from sbrrt_fast.training.update import Alike, Structure
 
 MAX_GRAPHS = 128
+CAPTURE_FAILED = "capture failed"
+SIGHTS = 3  # a size is captured when it comes that often: one that is rare costs more than it saves
 
 
 class Key(NamedTuple):
@@ -37,7 +42,6 @@ class Key(NamedTuple):
     counts: tuple[int, ...]
     num_tokens: int
     max_length: int
-    report: bool
     beta: float
 
 
@@ -48,7 +52,8 @@ class Captured:
     Attributes:
         graph: the recording. inputs: what it reads. terms: names of the loss terms; values: float32
             [number of terms], what it writes.
-        plan: of the update. capacity: of the workspaces when it was captured.
+        plan: of the update. capacity: of the workspaces when it was captured; frozen: what it holds
+            of the update, see ``FusedUpdate.frozen``.
     """
 
     graph: CudaGraph
@@ -57,6 +62,7 @@ class Captured:
     values: Tensor
     plan: list[Alike]
     capacity: tuple[int, ...]
+    frozen: Frozen
 
 
 class GraphStep(FastStep):
@@ -79,6 +85,7 @@ class GraphStep(FastStep):
     ):
         super().__init__(model, teacher, optimizer, config, num_rounds)
         self.log, self._new_graph = log, graph
+        self._sights: dict[Key, int] = {}  # launched so far
         self._structures: dict[Key, Structure] = {}
         self._captured: dict[Key, Captured] = {}
         self._is_possible = True
@@ -105,17 +112,27 @@ class GraphStep(FastStep):
             return super()._train(batches, index, step, report)
         group = self._filled(batches)
         beta, tokens = self.update.beta_at(step), group.tokens
-        key = Key(group.names, group.counts, tokens.num_tokens, tokens.max_length, report, beta)
+        key = Key(group.names, group.counts, tokens.num_tokens, tokens.max_length, beta)
         captured = self._ready(key, group, step)
         if captured is None:
             terms = self._train_group(group, index, step, report)
+            self._sights[key] = self._sights.get(key, 0) + 1
             self._structures[key] = self.update.structure_of(self._found)
             return terms
+        reported = self._reported(group, index) if report else {}
+        return reported | self._replay(captured, group, index)
+
+    def _replay(self, captured: Captured, group: Group, index: int) -> dict[str, Tensor]:
         self.num_replays += 1
         numbers = self.update.numbers(captured.plan)
         captured.inputs.load(group, (self.config.seed, index), numbers)
         captured.graph.replay()
         return dict(zip(captured.terms, captured.values.clone().unbind(), strict=True))
+
+    def _reported(self, group: Group, index: int) -> dict[str, Tensor]:
+        """What a reporting round adds, from the weights before the update."""
+        rng = torch.tensor([self.config.seed, index], device=self.device)
+        return self.report(group.to(self.device), rng)
 
     def _filled(self, batches: list[TaskBatch]) -> Group:
         config, host = self.model.config, torch.device("cpu")
@@ -126,11 +143,15 @@ class GraphStep(FastStep):
         return Group(group.names, group.counts, group.labels, tokens)
 
     def _ready(self, key: Key, group: Group, step: int) -> Captured | None:
-        """The captured work, made where it was seen once before; None if there is none."""
-        if key not in self._structures:
+        """The captured work, made where it was seen often enough; None if there is none."""
+        if self._sights.get(key, 0) < SIGHTS - 1:
             return None
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
+        self._refresh()
         plan, known = self.update.plan(self._structures[key]), self._captured.get(key)
+        if known and not known.frozen.holds():  # replaced from outside
+            del self._captured[key]
+            return None
         if known and known.plan is plan and known.capacity == self._capacity():
             return known
         if known is None and len(self._captured) >= MAX_GRAPHS:
@@ -140,8 +161,11 @@ class GraphStep(FastStep):
             self._captured[key] = self._capture(key, group, plan)
         except RuntimeError as error:
             self._is_possible = False
-            first = str(error).strip().partition("\n")[0]
-            self.log(f"the step runs launch by launch, which is slower: capture failed ({first})")
+            self.log(
+                f"the step runs launch by launch, which is slower: {CAPTURE_FAILED}"
+                f" ({error_chain(error)}); what that leaves in the GPU's allocator goes with the"
+                " process: continue from the saved state with --resume --no-graphs"
+            )
         return self._captured.get(key)
 
     def _capture(self, key: Key, group: Group, plan: list[Alike]) -> Captured:
@@ -152,18 +176,18 @@ class GraphStep(FastStep):
 
         def work() -> Tensor:
             read, rng, numbers = inputs.read()
-            terms = self._pass(read, rng, key.report)
+            terms = self._pass(read, rng, report=False)
             norm = self.update.run(plan, numbers, self._found, key.beta, *self._copies())
             terms["gradient_norm"] = norm
             names.extend(terms)
             return torch.stack([value.to(torch.float32) for value in terms.values()])
 
-        self._refresh()
         values = graph.capture(work)
         self._mark_fresh()
         self._found = {}  # their memory is the recording's
         self.seconds, self.bytes = self.seconds + graph.seconds, self.bytes + graph.bytes
-        return Captured(graph, inputs, tuple(names), values, plan, self._capacity())
+        frozen = self.update.frozen(plan)
+        return Captured(graph, inputs, tuple(names), values, plan, self._capacity(), frozen)
 
     def _capacity(self) -> tuple[int, ...]:
         """It changes where a workspace has grown: what was captured has the old addresses."""

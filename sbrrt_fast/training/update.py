@@ -27,6 +27,7 @@ from sbrrt_fast.ops.adamw_ema import (
     native_reason,
 )
 from sbrrt_fast.smart.bregman import Teacher, beta_at, follow
+from sbrrt_fast.training.frozen import Frozen
 from sbrrt_fast.training.optimizer import clip_gradients
 from sbrrt_fast.training.update_counts import UpdateCounts
 
@@ -160,6 +161,7 @@ class FusedUpdate(TorchUpdate):
 
     def plan(self, structure: Structure) -> list[Alike]:
         """The ops of an update. A head is only updated in its task's turns, so counts differ."""
+        self._follow()
         self._adopt(structure)
         plan = self._plans.get(structure)
         counts = self._counts
@@ -176,6 +178,14 @@ class FusedUpdate(TorchUpdate):
 
     def settle(self) -> None:
         self._counts.settle()
+
+    def frozen(self, plan: list[Alike]) -> Frozen:
+        """What a captured ``run`` of this plan holds on to."""
+        weights = [p for p, _ in self.members]
+        if self.teacher is not None:
+            weights += self.teacher.averages_by_parameter().values()
+        updated = [self.members[i][0] for alike in plan for i in alike.places]
+        return Frozen(self.optimizer, weights, updated)
 
     def numbers(self, plan: list[Alike]) -> list[float]:
         """Counts the update; for each op the parameters' learning rates and the update's number."""
@@ -226,6 +236,12 @@ class FusedUpdate(TorchUpdate):
         self._counts.leave_out(left_out, {alike.history for alike in plan})
         self._num_left_out.add_(left_out)
         return norm
+
+    def _follow(self) -> None:
+        """An optimiser that has loaded a state has other groups, of the same parameters."""
+        groups = self.optimizer.param_groups
+        if groups[0] is not self.members[0][1]:
+            self.members = [(p, group) for group in groups for p in group["params"]]
 
     def _adopt(self, structure: Structure) -> None:
         """The optimiser's state of these parameters; its numbers of updates are ours from here."""

@@ -80,13 +80,11 @@ class EncoderWeights:
         self.parameters = [layer_parameters(layer) for layer in encoder.encoder.layer]
         self.copies: dict[int, Tensor] = {}  # by id of the parameter, of the compute dtype
         self.layers = [self._layer(parameters) for parameters in self.parameters]
-        self._sources = [
-            (p, self.copies[id(p)])
-            for parameters in self.parameters
-            for members in parameters.values()
-            for p in members
-            if id(p) in self.copies
+        self._sources = self._copied()
+        self._members = [
+            p for parameters in self.parameters for found in parameters.values() for p in found
         ]
+        self._places = self.places()
         self._versions: list[int] = []
         self.refresh()
 
@@ -108,8 +106,26 @@ class EncoderWeights:
                 p.data = part
         return fused
 
+    def _copied(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters that have a copy, and the copies."""
+        members = (p for parameters in self.parameters for m in parameters.values() for p in m)
+        return [(p, self.copies[id(p)]) for p in members if id(p) in self.copies]
+
+    def places(self) -> list[int]:
+        """Where the parameters lie; it changes where someone gives them other memory."""
+        return [p.data_ptr() for p in self._members]
+
+    def _follow(self) -> None:
+        """Takes over parameters that were given other memory, into the same records."""
+        for layer, parameters in zip(self.layers, self.parameters, strict=True):
+            vars(layer).update(vars(self._layer(parameters)))
+        self._sources = self._copied()
+        self._places, self._versions = self.places(), []
+
     def refresh(self) -> None:
-        """Copies weights that something else than the optimiser's pass has changed."""
+        """Follows weights that something else than the optimiser's pass changed or replaced."""
+        if self.places() != self._places:
+            self._follow()
         versions = [p._version for p, _ in self._sources]
         if versions != self._versions:
             with torch.no_grad():
