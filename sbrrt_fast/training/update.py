@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.errors import BackendError
 from sbrrt_fast.ops.adamw_ema import (
     RowGradient,
@@ -117,8 +118,8 @@ class FusedUpdate(TorchUpdate):
         """
         plan = self.plan(self.structure_of(gradients))
         device = self.members[0][0].device
-        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64, device=device)
-        return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
+        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64)
+        return self.run(plan, to_device(numbers, device), gradients, self.beta_at(step), copies, averages)
 
     def structure_of(self, gradients: Gradients) -> Structure:
         """What ``plan`` takes."""
