@@ -12,6 +12,7 @@ a tensor's device is ``cuda``, and what chooses by device chooses as on a GPU.
 
 Refused everywhere: an op of a host tensor and a device tensor. That includes the host's 0-dim
 tensors, which torch allows: their value would be frozen in a captured graph.
+Refused while a graph is captured: copies from or to the host, and pinned memory.
 Refused within ``no_waits``: reading a device value (``item``, ``tolist``, ``cpu``, ``bool``), results
 whose size depends on data (``nonzero``, indexing by a boolean mask), and copies to the device that are
 not ``non_blocking`` from pinned memory.
@@ -64,8 +65,8 @@ class PretendedGpu:
 
     def __init__(self, has_values: bool = True):
         self.has_values, self.observers = has_values, []
-        self.recorder = nullcontext()
         self.may_wait = True
+        self.recorder: TorchDispatchMode | None = None
         self._memory = _Memory()
         self._pinned = _Marks()
 
@@ -103,7 +104,7 @@ class PretendedGpu:
         try:
             yield
         finally:
-            self.recorder = nullcontext()
+            self.recorder = None
 
     def value(self, x: Tensor) -> Tensor:
         """A copy of a tensor in the host's memory, without asking whether the host may wait."""
@@ -111,7 +112,9 @@ class PretendedGpu:
             return self._memory.values_of(x.detach()).clone() if x.is_meta else x.detach().clone()
 
     def pin(self, x: Tensor) -> Tensor:
-        """Marks a host tensor's memory as pinned."""
+        """Marks a host tensor's memory as pinned; a capturing GPU gives no such memory."""
+        if self.recorder:
+            raise Refused("pinned memory cannot be allocated while a graph is captured")
         self._pinned.add(x)
         return x
 
@@ -254,7 +257,11 @@ class _Operations(TorchDispatchMode):
             source, device = args[0], kwargs.get("device")
             to_device = args[0].is_meta if device is None else device.type == "meta"
             non_blocking = kwargs.get("non_blocking", False)
-        if self.gpu.may_wait or source.is_meta == to_device:
+        if source.is_meta == to_device:
+            return
+        if self.gpu.recorder:
+            raise Refused(f"{op}: a graph would copy this at every replay: {describe(source)}")
+        if self.gpu.may_wait:
             return
         if not to_device:
             raise Refused(f"{op}: the host would wait for a device value: {describe(source)}")
@@ -286,7 +293,7 @@ class _Operations(TorchDispatchMode):
             return torch.device("cpu") if x == META else x
 
         args, kwargs = tree_map(to_values, (args, kwargs))
-        with self.gpu.recorder:
+        with self.gpu.recorder or nullcontext():
             result = op(*args, **kwargs)
         if leaves:
             return result
