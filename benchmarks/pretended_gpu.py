@@ -5,17 +5,17 @@
         with gpu.no_waits():
             step.round(batches, 0)
 
-A tensor on this GPU is one of torch's ``meta`` device: shape and strides, no memory. A dispatch mode
-sees every op that torch is about to run, those of backward passes and of forward mode among them,
-checks where its tensors are, and runs it on values that it keeps in the host's memory. To Python such
-a tensor's device is ``cuda``, and what chooses by device chooses as on a GPU.
+A tensor on this GPU is one of torch's ``meta`` device: shape and strides, no memory. A dispatch
+mode sees every op that torch is about to run, those of backward passes and of forward mode among
+them, checks where its tensors are, and runs it on values that it keeps in the host's memory. To
+Python such a tensor's device is ``cuda``, and what chooses by device chooses as on a GPU.
 
 Refused everywhere: an op of a host tensor and a device tensor. That includes the host's 0-dim
 tensors, which torch allows: their value would be frozen in a captured graph.
 Refused while a graph is captured: copies from or to the host, and pinned memory.
-Refused within ``no_waits``: reading a device value (``item``, ``tolist``, ``cpu``, ``bool``), results
-whose size depends on data (``nonzero``, indexing by a boolean mask), and copies to the device that are
-not ``non_blocking`` from pinned memory.
+Refused within ``no_waits``: reading a device value (``item``, ``tolist``, ``cpu``, ``bool``),
+results whose size depends on data (``nonzero``, indexing by a boolean mask), and copies to the
+device that are not ``non_blocking`` from pinned memory.
 
 The dispatcher does not see what a CUDA kernel's host code does: ops of the extension, and those of
 torch that wait on CUDA alone, are taken at their schema's word.
@@ -77,6 +77,8 @@ class PretendedGpu:
             stack.callback(setattr, PretendedGpu, "active", None)
             stack.enter_context(patch.object(native, "_cuda_missing", lambda: None))
             stack.enter_context(patch.object(torch.cuda, "Event", _Event))
+            # autograd's functions run Python code, which must not be outside of the mode.
+            stack.enter_context(patch.object(torch.autograd, "has_torch_function", _never))
             for op in OPS:
                 stack.enter_context(patch.dict(op._not_built, cuda=None))
             stack.enter_context(_Operations(self))
@@ -146,6 +148,10 @@ def name_of(op: torch._ops.OpOverload) -> str:
     return op._schema.name.partition("::")[2]
 
 
+def _never(arguments: object) -> bool:
+    return False
+
+
 class _Event:
     """Stands for torch.cuda.Event: all work is done when it is given."""
 
@@ -198,9 +204,7 @@ class _Memory(_Marks):
         if x not in self:
             raise Refused(f"{describe(x)} was not made on the pretended GPU")
         storage = self._values[x.untyped_storage()._cdata]
-        return torch.empty(0, dtype=x.dtype).set_(
-            storage, x.storage_offset(), x.shape, x.stride()
-        )
+        return torch.empty(0, dtype=x.dtype).set_(storage, x.storage_offset(), x.shape, x.stride())
 
     def tensor_of(self, values: Tensor, known: dict[int, torch.UntypedStorage]) -> Tensor:
         """A meta tensor for values; ``known`` has the storages of the op's arguments."""
@@ -318,6 +322,7 @@ class _Names(TorchFunctionMode):
             Tensor.data_ptr: self._data_ptr,
             Tensor.pin_memory: lambda x, *device: gpu.pin(x.clone()),
             Tensor.is_pinned: lambda x, *device: gpu.is_pinned(x),
+            Tensor.backward: self._backward,
             Tensor.cuda: lambda x, *a, non_blocking=False: x.to(META, non_blocking=non_blocking),
             Tensor.new_tensor: lambda x, *a, **k: _made(torch.tensor, a, {"device": x.device} | k),
         }
@@ -334,6 +339,12 @@ class _Names(TorchFunctionMode):
         is_pinned = kwargs.pop("pin_memory", False)
         result = function(*args, **kwargs)
         return self.gpu.pin(result) if is_pinned else result
+
+    def _backward(
+        self, x: Tensor, gradient=None, retain_graph=None, create_graph=False, inputs=None
+    ):
+        with self:
+            torch.autograd.backward(x, gradient, retain_graph, create_graph, inputs=inputs)
 
     def _data_ptr(self, x: Tensor) -> int:
         if not (x.is_meta and self.gpu.has_values):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.pretended_gpu import name_of, recording, waits_for_device
 
+
 class NotCapturable(RuntimeError):
     """An op that a CUDA graph cannot hold."""
 
