@@ -69,7 +69,7 @@ class Counts(NoClock):
         self.kernels: Counter[str] = Counter()
         self.ops: Counter[str] = Counter()
         self.steps = self.copies = self.others = 0
-        self._zeros: dict[int, str] = {}
+        self._zeros: dict[int, tuple[str, Tensor]] = {}  # kept, so that no address is used twice
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -107,11 +107,11 @@ class Counts(NoClock):
         """Products with forward mode's zero tangents: torch computes their shape, on no device."""
         if op.namespace == "prims":
             for x in tensors:
-                stage = self._zeros.pop(x.untyped_storage()._cdata, None)
+                stage, _ = self._zeros.pop(x.untyped_storage()._cdata, (None, None))
                 if stage:
                     self.kernels[stage] -= 1
         elif name_of(op) == "zeros":
-            self._zeros[result.untyped_storage()._cdata] = self.stage
+            self._zeros[result.untyped_storage()._cdata] = self.stage, result
 
 
 class CountedGraph:

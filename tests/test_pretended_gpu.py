@@ -170,9 +170,10 @@ def name_of(choice: tuple) -> str:
     return kind + (", teacher" if teacher else "")
 
 
-@pytest.mark.parametrize("choice", covering(CHOICES), ids=name_of)
-def test_a_step_launch_by_launch(choice):
-    assert_same_without_waiting(FastStep, configuration(*choice), 2)
+@pytest.mark.parametrize("update", ["per_task", "joint"])
+def test_a_step_launch_by_launch(update):
+    config = replace(SBRRT, round=replace(SBRRT.round, update=update))
+    assert_same_without_waiting(FastStep, config, 2)
 
 
 @pytest.mark.long
@@ -183,8 +184,9 @@ def test_a_step_launch_by_launch_in_all_configurations(choice):
 
 @pytest.mark.parametrize("choice", covering(CHOICES), ids=name_of)
 def test_a_captured_step(choice):
-    step = assert_same_without_waiting(graph_step, configuration(*choice), 6)
-    assert step.num_replays >= 4
+    """Its first rounds run launch by launch."""
+    step = assert_same_without_waiting(graph_step, configuration(*choice), 5)
+    assert step.num_replays >= 3
 
 
 def smart(**fields) -> RunConfig:
@@ -204,17 +206,17 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", [FastStep, graph_step], ids=["launched", "captured"])
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_settings(name, kind):
-    assert_same_without_waiting(kind, OTHERS[name], 4 if kind is graph_step else 2)
+def test_other_settings(name):
+    step = assert_same_without_waiting(graph_step, OTHERS[name], 4)
+    assert step.num_replays
 
 
-@pytest.mark.parametrize("update", ["per_task", "joint"])
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize(
+    ("pooling", "update"), [("mean", "joint"), ("cls", "joint"), ("cls", "per_task")]
+)
 def test_all_heads_and_encodings(pooling, update):
     config = replace(SBRRT, tasks=TASKS, round=replace(SBRRT.round, update=update))
-    assert_same_without_waiting(FastStep, config, 2, pooling=pooling)
     step = assert_same_without_waiting(graph_step, config, 3, pooling=pooling)
     assert step.num_replays
 
@@ -402,9 +404,10 @@ def test_it_is_gone_afterwards():
 def test_memory_is_forgotten_with_its_tensors():
     with PretendedGpu() as gpu:
         kept = torch.arange(3.0, device="cuda")
-        for _ in range(10_000):
-            torch.zeros(2, device="cuda").add_(1)
-        assert len(gpu._memory._values) < 5_000
+        gpu._memory._limit = 100
+        for _ in range(5000):
+            torch.zeros(2, device="cuda")
+        assert len(gpu._memory._values) < 5000
         assert gpu.value(kept).tolist() == [0.0, 1.0, 2.0]
 
 

@@ -118,10 +118,8 @@ class FusedUpdate(TorchUpdate):
         """
         plan = self.plan(self.structure_of(gradients))
         device = self.members[0][0].device
-        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64)
-        return self.run(
-            plan, to_device(numbers, device), gradients, self.beta_at(step), copies, averages
-        )
+        numbers = to_device(torch.tensor(self.numbers(plan), dtype=torch.float64), device)
+        return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
 
     def structure_of(self, gradients: Gradients) -> Structure:
         """What ``plan`` takes."""
