@@ -188,7 +188,7 @@ TORCH: dict[str, int | Callable[[Arguments], int]] = {
     "index_add": 2,  # a copy, and the sums into it
     "scatter_reduce": 2,
     "nll_loss_backward": 2,  # the gradient is cleared first
-    "binary_cross_entropy_with_logits": 5,  # log_sigmoid, 1 - target, times, minus, mean
+    "binary_cross_entropy_with_logits": 6,  # log_sigmoid, ones, minus, times, minus, mean
     "mse_loss": 2,  # the squares, their mean
     "mse_loss_backward": 1,
     "_foreach_lerp_": _foreach,

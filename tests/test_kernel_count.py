@@ -178,6 +178,14 @@ def test_an_op_that_the_table_does_not_have_is_told():
             x.sort()
 
 
+@pytest.mark.long
+def test_the_documented_table_is_the_command_s(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kernel_count"])
+    kernel_count.main()
+    documented = (CUDA.parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in documented
+
+
 def test_the_command(monkeypatch, capsys):
     monkeypatch.setattr(kernel_count, "MODELS", {"tiny": CONFIG})
     monkeypatch.setattr("benchmarks.shapes.MODELS", {"tiny": CONFIG})
