@@ -3,7 +3,8 @@
 It keeps a CUDA graph's promises and limits. A replay runs the same ops on the same memory, so what
 the host decided while it was captured stays as it was; ops that make the host wait, or whose
 results have a size that depends on the data, are refused. Unlike a CUDA graph it runs the work
-while it captures it, so the memory it writes is put back afterwards.
+while it captures it, so the memory it writes is put back afterwards. On the pretended GPU
+(``benchmarks.pretended_gpu``) it records what that runs for the device.
 """
 
 from __future__ import annotations
@@ -15,11 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HOST_WAITS = {
-    "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2",
-    "unique_dim", "repeat_interleave", "bincount", "lift_fresh",
-}  # fmt: skip
-MASKED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+from benchmarks.pretended_gpu import name_of, recording, waits_for_device
 
 
 class NotCapturable(RuntimeError):
@@ -35,7 +32,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self._refuse(func, args)
+        if waits_for_device(func, args, kwargs) or name_of(func) == "lift_fresh":
+            raise NotCapturable(f"{name_of(func)} makes the host wait for the device")
         if func._schema.is_mutable:
             self._remember([*args, *kwargs.values()])
         result = func(*args, **kwargs)
@@ -43,13 +41,6 @@ class _Recorder(TorchDispatchMode):
         if not func.is_view and not func._schema.is_mutable:
             self.made |= {_memory(x) for x in tree_leaves(result) if _has_memory(x)}
         return result
-
-    def _refuse(self, func, args) -> None:
-        name = func._schema.name.partition("::")[2]
-        found = tree_leaves(args[1:]) if name in MASKED else []
-        by_mask = any(isinstance(x, Tensor) and x.dtype == torch.bool for x in found[:1])
-        if name in HOST_WAITS or by_mask:
-            raise NotCapturable(f"{name} makes the host wait for the device")
 
     def _remember(self, arguments) -> None:
         """Whole storages that were there before, as they are before the first write."""
@@ -80,7 +71,7 @@ class RecordedGraph:
 
     def capture(self, work: Callable[[], Tensor]) -> Tensor:
         recorder = _Recorder()
-        with recorder:
+        with recording(recorder):
             result = work()
         self._calls = recorder.calls
         for whole, old in recorder.before.values():

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sbrrt_fast.data.transfer import to_device
+
 
 class Layout(NamedTuple):
     """Where the tokens of packed sequences are, as arrays; attributes are ``TokenBatch``'s."""
@@ -220,7 +222,7 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> TokenBatch:
         """The batch with its tensors on ``device``."""
         tensors = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            f.name: to_device(getattr(self, f.name), device)
             for f in fields(self)
             if isinstance(getattr(self, f.name), Tensor)
         }

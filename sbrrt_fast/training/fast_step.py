@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.encoder import PackedEncoder
@@ -94,7 +95,7 @@ class FastStep(SbrrtStep):
 
     def _train_group(self, group: Group, index: int, step: int, report: bool) -> dict[str, Tensor]:
         """One optimiser step on a group in anyone's memory."""
-        rng = torch.tensor([self.config.seed, index], device=self.device)
+        rng = to_device(torch.tensor([self.config.seed, index]), self.device)
         self._refresh()
         terms = self._pass(group.to(self.device), rng, report)
         return terms | {"gradient_norm": self._update(step)}

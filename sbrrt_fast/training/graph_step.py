@@ -177,7 +177,8 @@ class GraphStep(FastStep):
         def work() -> Tensor:
             read, rng, numbers = inputs.read()
             terms = self._pass(read, rng, report=False)
-            norm = self.update.run(plan, numbers, self._found, key.beta, *self._copies())
+            with self.clock("optimiser"):
+                norm = self.update.run(plan, numbers, self._found, key.beta, *self._copies())
             terms["gradient_norm"] = norm
             names.extend(terms)
             return torch.stack([value.to(torch.float32) for value in terms.values()])

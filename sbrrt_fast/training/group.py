@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.data.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,7 @@ class TaskBatch:
 
     def to(self, device: torch.device) -> TaskBatch:
         """The batch with its tensors on ``device``."""
-        return TaskBatch(
-            self.name, self.tokens.to(device), self.labels.to(device, non_blocking=True)
-        )
+        return TaskBatch(self.name, self.tokens.to(device), to_device(self.labels, device))
 
 
 @dataclass(frozen=True)
@@ -56,5 +55,5 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The group with its tensors on ``device``."""
-        labels = tuple(x.to(device, non_blocking=True) for x in self.labels)
+        labels = tuple(to_device(x, device) for x in self.labels)
         return replace(self, labels=labels, tokens=self.tokens.to(device))

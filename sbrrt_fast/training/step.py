@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
 from sbrrt_fast.model.heads import class_logits
 from sbrrt_fast.model.multitask import MultiTaskModel
@@ -86,7 +87,7 @@ class SbrrtStep:
         self, batches: list[TaskBatch], index: int, step: int, report: bool
     ) -> dict[str, Tensor]:
         """One optimiser step, number ``step`` from 1, on these batches of a round."""
-        rng = torch.tensor([self.config.seed, index], device=self.device)
+        rng = to_device(torch.tensor([self.config.seed, index]), self.device)
         batches = [batch.to(self.device) for batch in batches]
         terms = self._differentiate(batches, rng, report)
         return terms | {"gradient_norm": self._update(step)}

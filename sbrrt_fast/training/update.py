@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.errors import BackendError
 from sbrrt_fast.ops.adamw_ema import (
     RowGradient,
@@ -149,7 +150,7 @@ class FusedUpdate(TorchUpdate):
                 written in the same pass, by id of the parameter.
         """
         plan = self.plan(self.structure_of(gradients))
-        numbers = torch.tensor(self.numbers(plan), dtype=torch.float64, device=self.device)
+        numbers = to_device(torch.tensor(self.numbers(plan), dtype=torch.float64), self.device)
         return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
 
     def structure_of(self, gradients: Gradients) -> Structure:
