@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.bucket import fill
+from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.cuda_graph import CudaGraph, error_chain
@@ -131,7 +132,7 @@ class GraphStep(FastStep):
 
     def _reported(self, group: Group, index: int) -> dict[str, Tensor]:
         """What a reporting round adds, from the weights before the update."""
-        rng = torch.tensor([self.config.seed, index], device=self.device)
+        rng = to_device(torch.tensor([self.config.seed, index]), self.device)
         return self.report(group.to(self.device), rng)
 
     def _filled(self, batches: list[TaskBatch]) -> Group:
