@@ -62,7 +62,7 @@ __device__ void short_keys(const AttentionBackwardParams& p, const Sequence& seq
 // Sequences of at most kKeys tokens: both halves in one block, a warp takes tile after tile of its
 // heads.
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize, kShortBlocks<kKeys>)
+__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize)
     attention_backward_short(const AttentionBackwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
