@@ -59,10 +59,18 @@ __device__ void short_keys(const AttentionBackwardParams& p, const Sequence& seq
   key_finish<T>(p, sequence, head, first, rows);
 }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kSpillsWith64Keys = true;  // of 64 features in half precision, if left to itself
+#else
+constexpr bool kSpillsWith64Keys = false;
+#endif
+
 // Sequences of at most kKeys tokens: both halves in one block, a warp takes tile after tile of its
 // heads.
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize)
+__global__ void __launch_bounds__(
+    kShortWarps<kKeys>* kWarpSize,
+    kShortBlocks<kSpillsWith64Keys && kKeys == 64 && kDim == 64 && sizeof(T) == 2, 2>)
     attention_backward_short(const AttentionBackwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);

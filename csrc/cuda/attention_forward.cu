@@ -98,7 +98,8 @@ template <typename T, int kDim>
 constexpr size_t kForwardRowBytes = 3 * sizeof(T) * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize, kShortBlocks<kKeys, sizeof(T) == 4>)
+__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize,
+                                  kShortBlocks<kKeys == 64 && sizeof(T) == 4>)
     attention_forward_short(const AttentionForwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);

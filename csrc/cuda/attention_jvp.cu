@@ -90,7 +90,8 @@ template <typename T, int kDim>
 constexpr size_t kTangentRowBytes = 6 * sizeof(T) * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize, kShortBlocks<kKeys, true>)
+__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize,
+                                  kShortBlocks<kKeys == 64 || (kKeys == 32 && sizeof(T) == 4)>)
     attention_jvp_short(const AttentionTangentParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);

@@ -23,9 +23,9 @@ constexpr int kMaxShortKeys = 128, kMaxLongKeys = 64;
 template <int kKeys>
 constexpr int kShortWarps = kKeys > 64 ? 8 : 4;  // at most
 // Blocks that a multiprocessor must have registers for; 0 leaves their number to the compiler, which
-// spills some bytes of kernels for 64 keys to have one more.
-template <int kKeys, bool kWouldSpill>
-constexpr int kShortBlocks = kKeys == 64 && kWouldSpill ? 3 : 0;
+// spills some bytes of some kernels to have one more.
+template <bool kWouldSpill, int kBlocks = 3>
+constexpr int kShortBlocks = kWouldSpill ? kBlocks : 0;
 template <int kKeys>
 constexpr int kLongWarps = kKeys / kTile;  // a tile per warp
 constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;

@@ -19,7 +19,7 @@ constexpr int kRowsAtOnce = 4;  // of floats, so that loads do not wait for each
 // A table's tokens in the order of their rows. The host cannot see the values: whatever they are, no
 // memory is touched that is not the op's.
 struct SortedTokens {
-  const TableGradient& table;
+  TableGradient table;
   int64_t num_tokens;
 
   __device__ int64_t token(int64_t place) const {
@@ -37,30 +37,35 @@ struct SortedTokens {
   }
 };
 
-// A chunk of a table's tokens and a strip of kWarpSize * N columns.
-struct Task {
-  int table;
-  int64_t chunk;
-  int strip;
-};
-
 __host__ __device__ inline int64_t num_strips(int width, int n) {
   return ceil_div(width, kWarpSize * n);
 }
 
+// A chunk of a table's tokens and a strip of kWarpSize * N columns.
+struct Task {
+  TableGradient table;  // its `out` is null where there is no task of that number
+  int table_number;
+  int64_t chunk;
+  int strip;
+};
+
 template <int N>
 __device__ inline Task task_of(const EmbedTablesParams& p, int64_t number) {
-  const int64_t strips = num_strips(p.width, N), chunks = num_token_chunks(p.num_tokens);
-  const int64_t chunk = number / strips;
-  int wanted = static_cast<int>(chunk / chunks), table = 0;
-  while (table < 3 && (p.tables[table].out == nullptr || wanted-- > 0)) ++table;
-  return {table, chunk % chunks, static_cast<int>(number % strips)};
+  const int64_t strips = num_strips(p.width, N), num_chunks = num_token_chunks(p.num_tokens);
+  int64_t chunk = number / strips;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    if (p.tables[i].out == nullptr) continue;
+    if (chunk < num_chunks) return {p.tables[i], i, chunk, static_cast<int>(number % strips)};
+    chunk -= num_chunks;
+  }
+  return {};
 }
 
 // The partial sum of a chunk's first row, or of its last one: [width].
 __device__ inline float* partial_of(const EmbedTablesParams& p, const Task& task, int64_t chunk,
                                     bool is_last) {
-  const int64_t place = task.table * num_token_chunks(p.num_tokens) + chunk;
+  const int64_t place = task.table_number * num_token_chunks(p.num_tokens) + chunk;
   return p.partial + (2 * place + (is_last ? 1 : 0)) * p.width;
 }
 
@@ -92,10 +97,10 @@ __device__ inline void clear_between(T* out, int64_t width, int64_t low, int64_t
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kSumWarps* kWarpSize)
-    embed_tables_kernel(const EmbedTablesParams p) {
+    embed_tables_kernel(const __grid_constant__ EmbedTablesParams p) {
   const Task task = task_of<N>(p, int64_t{blockIdx.x} * kSumWarps + warp_index());
-  if (task.table >= 3) return;
-  const SortedTokens tokens{p.tables[task.table], p.num_tokens};
+  if (task.table.out == nullptr) return;
+  const SortedTokens tokens{task.table, p.num_tokens};
   const int64_t first = task.chunk * kChunk, place = first + lane_index();
   const int count = static_cast<int>(first + kChunk < p.num_tokens ? kChunk : p.num_tokens - first);
   const int64_t token = place < p.num_tokens ? tokens.token(place) : 0;
@@ -140,10 +145,10 @@ __device__ inline int64_t num_continued(const SortedTokens& tokens, int64_t chun
 // A block for each chunk whose last row begins there and goes on in the next one.
 template <typename T, int N>
 __global__ void __launch_bounds__(kJoinWarps* kWarpSize)
-    embed_join_kernel(const EmbedTablesParams p) {
+    embed_join_kernel(const __grid_constant__ EmbedTablesParams p) {
   SBRRT_SHARED(float, shared, [kJoinWarps][kWarpSize * N]);
   const Task task = task_of<N>(p, blockIdx.x);
-  const SortedTokens tokens{p.tables[task.table], p.num_tokens};
+  const SortedTokens tokens{task.table, p.num_tokens};
   const int64_t first = task.chunk * kChunk, row = tokens.row(first + kChunk - 1);
   if (!tokens.has(row) || tokens.row(first + kChunk) != row || tokens.row(first - 1) == row) return;
   const int64_t count = num_continued(tokens, task.chunk, row);
