@@ -24,7 +24,7 @@ endif
 test test-long: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test test-long aot cuda-check bench gpu-check lint format info clean
+.PHONY: help env minilm train test test-long aot cuda-check bench gpu-check gpu-profile lint format info clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,17 @@ bench: env  ## benchmarks: JSON, report and plots in runs/bench (QUICK=1 under 2
 
 gpu-check:  ## build, checks, benchmarks on a GPU machine, 4 and 8 minutes (CALL=1, CALL=2, OUT=dir)
 	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(if $(CALL),--call $(CALL)) $(ARGS)
+
+# A captured round alone is recorded; its kernels, which a graph launches at once, one by one.
+PROFILED := $(PYTHON) -m benchmarks.profiled_round
+gpu-profile:  ## print the commands that profile a captured round on a GPU (OUT=dir)
+	@echo "# where a round's time goes, kernel by kernel, and the gaps between (Nsight Systems):"
+	@echo "nsys profile --trace=cuda --cuda-graph-trace=node --capture-range=cudaProfilerApi" \
+	  "--capture-range-end=stop --stats=true --force-overwrite=true --output $(OUT)/round" \
+	  "$(PROFILED)"
+	@echo "# what bounds each kernel, with the lines of its source (Nsight Compute):"
+	@echo "ncu --profile-from-start=off --graph-profiling=node --set=full --import-source=yes" \
+	  "--force-overwrite --export $(OUT)/round $(PROFILED)"
 
 lint: env  ## check style
 	$(BIN)/ruff check .

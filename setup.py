@@ -213,6 +213,25 @@ def why_no_cuda() -> int:
     return reason
 
 
+OLDEST = 8.0  # compute capability; cp.async and the matrix instructions of bfloat16 need it
+OLDER_NAMES = ("kepler", "maxwell", "pascal", "volta", "turing")
+
+
+def check_architectures() -> None:
+    """Exit with one sentence where TORCH_CUDA_ARCH_LIST names a GPU that the kernels cannot run on.
+
+    From 8.0 on all can: blocks take no more shared memory than the least of them have, the 99 KB of
+    8.6, 8.9 and 12.0 (csrc/cuda/common/device.cuh).
+    """
+    for name in re.split(r"[;,\s]+", os.environ["TORCH_CUDA_ARCH_LIST"].strip()):
+        number = re.match(r"\d+\.\d+", name)
+        if name.lower().startswith(OLDER_NAMES) or (number and float(number[0]) < OLDEST):
+            raise SystemExit(
+                f"sbrrt_fast: TORCH_CUDA_ARCH_LIST names {name}, but the kernels need compute"
+                f" capability {OLDEST} or newer. Name others, or leave CUDA out with SBRRT_CUDA=0."
+            )
+
+
 def extension() -> CppExtension:
     """sbrrt_fast._C, with the sources of csrc/cuda where CUDA can be built."""
     reason = why_no_cuda()
@@ -225,11 +244,13 @@ def extension() -> CppExtension:
     }
     if reason:
         return CppExtension("sbrrt_fast._C", sorted(sources), **options)
+    check_architectures()
     sources += glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu")
     # Headers of the CUDA libraries may lie beside torch; the toolkit's own come first.
     beside = glob(str(Path(torch.__file__).parent.parent / "nvidia" / "cu*" / "include"))
     after = [flag for folder in beside for flag in ("-idirafter", folder)]
-    options["extra_compile_args"] = {"cxx": [*compile_flags(), *after], "nvcc": ["-O3"]}
+    nvcc_flags = ["-O3", "-lineinfo"]  # profilers and compute-sanitizer then name source lines
+    options["extra_compile_args"] = {"cxx": [*compile_flags(), *after], "nvcc": nvcc_flags}
     options["library_dirs"] = [str(Path(os.environ["CUDA_HOME"], "lib"))]
     return CUDAExtension("sbrrt_fast._C", sorted(sources), **options)
 

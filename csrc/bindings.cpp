@@ -94,7 +94,7 @@ TORCH_LIBRARY(sbrrt, m) {
         "Tensor offsets) -> (Tensor out, Tensor mean, Tensor rstd)");
   m.def("embed_backward(Tensor grad, Tensor ids, Tensor positions, Tensor types, Tensor word, "
         "Tensor position, Tensor type, Tensor weight, Tensor mean, Tensor rstd, float p, "
-        "Tensor rng, int site, Tensor offsets, bool[5] needs) "
+        "Tensor rng, int site, Tensor offsets, bool[5] needs, Tensor? order=None) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gradient_norm(Tensor[] grads) -> Tensor");
   // out = a b by torch's library; on the CPU every thread has a part of its own.

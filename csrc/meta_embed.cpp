@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <optional>
 #include <tuple>
 
 #include "common/embed_checks.h"
@@ -42,10 +43,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward_
     const at::Tensor& types, const at::Tensor& word, const at::Tensor& position,
     const at::Tensor& type, const at::Tensor& weight, const at::Tensor& mean,
     const at::Tensor& rstd, double p, const at::Tensor& rng, int64_t site,
-    const at::Tensor& offsets, std::array<bool, 5> needs) {
-  check_embed_backward("embed_backward", grad,
-                       {ids, positions, types, word, position, type, weight}, mean, rstd, p, rng,
-                       site, offsets, at::kMeta);
+    const at::Tensor& offsets, std::array<bool, 5> needs,
+    const std::optional<at::Tensor>& order) {
+  const EmbedTensors tensors{ids, positions, types, word, position, type, weight};
+  check_embed_backward("embed_backward", grad, tensors, mean, rstd, p, rng, site, offsets,
+                       at::kMeta);
+  check_token_order("embed_backward", order, tensors, at::kMeta);
   return {table_meta(word, needs[0]), table_meta(position, needs[1]), table_meta(type, needs[2]),
           vector_meta(weight, needs[3]), vector_meta(weight, needs[4])};
 }

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import dense_rows
+from .checks import check_tensor, dense_rows
+from .embed_tables import CHUNK, table_gradient
 from .launch import launch
-from .launch_table import TABLE
 from .layernorm import normalize, project, standardize
 from .philox import dropout_numbers, load_stream
 from .row_checks import (
@@ -152,40 +152,6 @@ def _backward_kernel(
     store_sum(p_partial + i_program * 2 * width + width, b_dshift, width)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
-def _table_kernel(
-    p_ds,  # float32 [num_tokens, width]
-    p_sorted,  # int64 [num_tokens], the table's rows that tokens read, ascending
-    p_order,  # int64 [num_tokens], the tokens in that order
-    p_table,  # [num_rows, width], the table's gradient, zeros
-    num_tokens,
-    num_rows,
-    width,
-    TOKENS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """The first token of each row adds up all of that row's, in their order."""
-    i_first = tl.program_id(0)
-    i_row = tl.load(p_sorted + i_first)
-    i_before = tl.load(p_sorted + i_first - 1, mask=i_first > 0, other=-1)
-    if (i_row != i_before) & (i_row >= 0) & (i_row < num_rows):
-        o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-        m_column = o_column < width
-        b_total = tl.zeros((COLUMNS,), tl.float32)
-        num_found = TOKENS
-        while num_found == TOKENS:
-            o_token = i_first + tl.arange(0, TOKENS)
-            m_token = o_token < num_tokens
-            m_token = m_token & (tl.load(p_sorted + o_token, mask=m_token, other=-1) == i_row)
-            i_token = tl.load(p_order + o_token, mask=m_token, other=0)
-            p_tile = p_ds + i_token[:, None] * width + o_column[None, :]
-            m_tile = m_token[:, None] & m_column[None, :]
-            b_total += tl.sum(tl.load(p_tile, mask=m_tile, other=0.0), axis=0)
-            num_found = tl.sum(m_token.to(tl.int32), axis=0)
-            i_first += TOKENS
-        tl.store(p_table + i_row * width + o_column, b_total, mask=m_column)
-
-
 @dataclass(frozen=True)
 class _Tables:
     """The three tables and the rows of them that the tokens read."""
@@ -241,14 +207,19 @@ def forward(
 def backward(
     grad: Tensor, ids: Tensor, positions: Tensor, types: Tensor, word: Tensor, position: Tensor,
     type_: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, p: float, rng: Tensor, site: int,
-    offsets: Tensor, needs: list[bool],
+    offsets: Tensor, needs: list[bool], order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dword, dposition, dtype, dweight, dshift), dense; empty where ``needs`` says no."""
+    """(dword, dposition, dtype, dweight, dshift), dense; empty where ``needs`` says no.
+
+    ``order``: int64 [3, num_tokens], stable argsorts of ids, positions and types; made if None.
+    """
     op, tables = "embed_backward", _Tables(ids, positions, types, word, position, type_)
     num_tokens, width, device = tables.check(op, weight)
     check_floats(op, device, grad=(grad, (num_tokens, width)))
     check_statistics(op, device, num_tokens, mean=mean, rstd=rstd)
     check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
+    if order is not None:
+        check_tensor(op, "order", order, torch.int64, (3, num_tokens), device)
     grad, tile = dense_rows(grad), row_tile("embed backward", width)
     num_tiles = tiles_per_program(num_tokens, tile["ROWS"])
     ds = torch.empty(num_tokens, width, dtype=torch.float32, device=device)
@@ -259,33 +230,22 @@ def backward(
         grad.stride(0), *tables.sizes(), num_tokens, num_tiles, width, site, *dropout_numbers(p),
         DROPS=p > 0, **tile,
     )  # fmt: skip
-    indices = (ids, word), (positions, position), (types, type_)
+    lookups = (ids, word), (positions, position), (types, type_)
+    orders = (None,) * 3 if order is None else order.unbind()
     found = [
-        _table_gradient(ds, *pair, needed) for pair, needed in zip(indices, needs[:3], strict=True)
+        table_gradient(ds, *lookup, needed, tokens)
+        for lookup, needed, tokens in zip(lookups, needs[:3], orders, strict=True)
     ]
     sums = column_sums(partial, weight, weight) if any(needs[3:]) else None
     return (*found, *(sums[i] if needs[3 + i] else weight.new_empty(0) for i in range(2)))
-
-
-def _table_gradient(ds: Tensor, index: Tensor, table: Tensor, needed: bool) -> Tensor:
-    """Sums of the rows of ds by the row of the table that their tokens read."""
-    if not needed:
-        return table.new_empty(0, table.shape[1])
-    gradient = torch.zeros(table.shape, dtype=table.dtype, device=table.device)
-    num_tokens, width = ds.shape
-    ascending, order = torch.sort(index, stable=True)
-    tile = TABLE["embed table"].constants
-    grid = (num_tokens, triton.cdiv(width, tile["COLUMNS"]))
-    launch(_table_kernel, grid, ds, ascending, order, gradient, num_tokens, *table.shape, **tile)
-    return gradient
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
     """See the package's docstring."""
     for width, p in itertools.product((384, 768, 1024), (0.0, 0.1)):
         table = torch.empty(512, width, device="meta")
-        vector, grad = table[0], table[:8]
-        offsets, rng = (table.new_empty(n, dtype=torch.int64) for n in (8, 2))
+        vector, grad = table[0], table[: 2 * CHUNK]
+        offsets, rng = (table.new_empty(n, dtype=torch.int64) for n in (2 * CHUNK, 2))
         indices, dropout = (offsets, offsets, offsets), (p, rng, 5, offsets)
         places, statistics = (*indices, table, table, table, vector), (grad[:, 0], grad[:, 0])
         name, needs = f"{width} p={p}", [True] * 5

@@ -27,6 +27,7 @@ from tests.cuda_on_cpu.counts import Executed, executed
 # capability. The driver takes RESERVED bytes of shared memory for each block.
 SHARED = {80: 164 << 10, 90: 228 << 10}
 RESERVED = 1 << 10
+MOST_SHARED = 99 << 10  # of a block on 8.6, 8.9 and 12.0, where the code of 8.0 runs or is compiled
 WARPS, BLOCKS, SCHEDULERS = 64, 32, 4
 REGISTERS = 16 << 10  # of a scheduler
 HALF_ATTENTION = re.compile(r"attention\w*<(__half|__nv_bfloat16)\b")
@@ -65,7 +66,7 @@ class Kernel:
 
     def faults(self) -> list[str]:
         """Why it will not do; empty if it will."""
-        most = SHARED[self.arch] - RESERVED
+        most = min(SHARED[self.arch] - RESERVED, MOST_SHARED)
         found = {
             f"spills {self.spills} bytes": self.spills,
             f"has {self.threads} threads, over {self.max_threads}": self.threads > self.max_threads,

@@ -49,6 +49,16 @@ def test_sequences_are_encoded_alike_alone_and_joined():
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
+def test_words_are_each_once_and_tokens_sorted():
+    batch = TokenBatch.concatenate(batches()).with_words()
+    assert torch.equal(batch.words[batch.word_index], batch.input_ids)
+    indices = batch.word_index, batch.positions, batch.token_types
+    for order, index in zip(batch.token_order.view(3, -1), indices, strict=True):
+        assert torch.equal(order, index.argsort(stable=True))
+    assert batch.with_words() is batch
+    assert batch.padded().token_order is None
+
+
 def test_padded_batches_cannot_be_joined():
     with pytest.raises(AssertionError, match="packed"):
         TokenBatch.concatenate([part.padded() for part in batches()])

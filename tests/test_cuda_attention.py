@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -25,7 +26,8 @@ F16 = torch.float16
 NAN = float("nan")
 DTYPES = {"fp32": F32, "fp16": F16, "bf16": BF16}
 
-# Edges of tiles (16), of chunks (64) and of the kernels for up to 128 tokens.
+# Edges of tiles (16), of chunks (32 and 64), of the kernels for up to 32, 64 and 128 tokens, and of
+# those for batches of which most sequences are far shorter than the longest.
 EDGES = {
     "one tile": ([1, 15, 16, 3], 5),
     "two tiles": ([17, 31, 32, 1], 3),
@@ -36,6 +38,9 @@ EDGES = {
     "the shortest long one": ([129, 30, 0, 1], 2),
     "whole chunks": ([192, 64], 1),
     "a chunk's last row": ([193, 130], 1),
+    "a long one among short ones": ([150, 4, 9, 3, 17, 1, 2], 2),
+    "one of two tiles among short ones, by chunks": ([40, 1, 2, 3], 3),
+    "short chunks": ([96, 33, 32, 31, 1, 1, 0, 1, 1, 1], 1),
 }
 EDGE_SAMPLES = {
     f"{name}, {head_dim}, {precision}": (lengths, heads, head_dim, dtype, p, positions, "dense")
@@ -126,8 +131,9 @@ def exact_logsumexp(case):
     return torch.cat(results)
 
 
-def mask_case(length, head_dim, dtype, max_positions):
-    return Case(([4, length], 2, head_dim, dtype, 0.3, max_positions, "dense"))
+def mask_case(length, head_dim, dtype, max_positions, num_short=0):
+    lengths = [4, length, *[1] * num_short]
+    return Case((lengths, 2, head_dim, dtype, 0.3, max_positions, "dense"))
 
 
 def one_hot(case, first):
@@ -139,15 +145,19 @@ def one_hot(case, first):
     return x, count
 
 
-MASKS = [(29, 64), (29, 61), (120, 122), (150, 512), (150, 151)]
+# Length of the sequence, positions, and how many of one token make the mean length small.
+MASKS = [
+    *[(29, 64, 0), (29, 61, 0), (50, 61, 0), (75, 122, 0), (150, 512, 0), (150, 151, 0)],
+    *[(75, 512, 6), (150, 151, 8)],
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 @pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize(("length", "max_positions"), MASKS)
-def test_masks_are_those_of_dropout_mask(length, max_positions, head_dim, dtype):
+@pytest.mark.parametrize(("length", "max_positions", "num_short"), MASKS)
+def test_masks_are_those_of_dropout_mask(length, max_positions, num_short, head_dim, dtype):
     """With equal probabilities, one-hot values (tangents, gradients) show the mask's elements."""
-    case = mask_case(length, head_dim, dtype, max_positions)
+    case = mask_case(length, head_dim, dtype, max_positions, num_short)
     kernels, kept = Kernels(case, variant="plain"), case.kept(1)[0]  # [head, query, key]
     zeros = torch.zeros_like(case.inputs[0])
     logsumexp = torch.zeros(len(zeros), 2)
@@ -163,7 +173,7 @@ def test_masks_are_those_of_dropout_mask(length, max_positions, head_dim, dtype)
 
 
 def seen(case, x, count):
-    return case.heads(x[4:])[..., :count] != 0
+    return case.heads(x[4 : 4 + case.lengths[1]])[..., :count] != 0
 
 
 def test_masks_follow_the_row_and_the_step():
@@ -179,7 +189,54 @@ def test_masks_follow_the_row_and_the_step():
     assert torch.equal(got, dropout_mask(offsets, 29, 0.3, rng, SITE) != 0)
 
 
-ORDERS = [([30, 16, 5], 3, 512), ([100, 7], 1, 509), ([131], 1, 512)]
+ORDERS = [
+    *[([30, 16, 5], 3, 512), ([40, 9], 1, 512), ([70, 7], 1, 509)],
+    *[([131], 1, 512), ([70, 2, 3, 1], 1, 509)],
+]
+
+
+def kernels_of(lengths, dtype=BF16, head_dim=64):
+    """Names of the kernels for a batch with these lengths, without their types."""
+    case = Case((lengths, 2, head_dim, dtype, 0.1, 512, "dense"))
+    kernels = Kernels(case, variant="plain")
+    before = kernels.library.kernels()
+    kernels.everything()
+    after = kernels.library.kernels().items()
+    ran = {name for name, now in after if now.count > before[name].count}
+    return {re.sub(r"attention_(\w+)<\w+, \d+, (\d+)>", r"\1 \2", name) for name in ran}
+
+
+LONG_KERNELS = ("forward_long", "backward_queries", "backward_keys", "jvp_long")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "is_short", "keys"),
+    [
+        ([32, 1, 1], True, 32),
+        ([33, 20], True, 64),
+        ([65, 40], True, 128),
+        ([129, 40], False, 64),
+        ([20] * 6 + [33], True, 64),
+        ([20] * 9 + [100], False, 32),  # no short kernel for 128 keys
+        ([20] * 9 + [129], False, 32),
+        ([8] * 9 + [33], False, 32),
+        ([8] * 9 + [32], True, 32),
+    ],
+)
+def test_one_long_sequence_does_not_choose_the_kernels(lengths, is_short, keys):
+    names = ("forward_short", "backward_short", "jvp_short") if is_short else LONG_KERNELS
+    assert kernels_of(lengths) == {f"{name} {keys}" for name in names}
+
+
+def test_what_does_not_fit_in_shared_memory_goes_in_chunks():
+    """In fp32 the tangent of 64 features has 1.6 kB a token."""
+    names = kernels_of([48, 40], F32)
+    assert names == {"forward_short 64", "backward_short 64", "jvp_short 64"}
+    names = kernels_of([64, 40], F32)
+    assert names == {"forward_short 64", "backward_short 64", "jvp_long 32"}
+    assert kernels_of([200], F32) == {
+        *("forward_long 64", "backward_queries 32", "backward_keys 32", "jvp_long 32")
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
@@ -193,7 +250,7 @@ def test_same_bits_in_any_order_of_threads(lengths, num_heads, max_positions, he
         assert all(torch.equal(a, b) for a, b in zip(expected, results, strict=True))
 
 
-@pytest.mark.parametrize("lengths", [[18, 40, 25], [133, 3]])
+@pytest.mark.parametrize("lengths", [[18, 40, 25], [133, 3], [40, 1, 2, 3]])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_results_beside_other_columns(lengths, dtype):
     """Gradients may be the parts of one [num_tokens, 3 * hidden]; what lies between stays."""
@@ -209,7 +266,7 @@ def test_results_beside_other_columns(lengths, dtype):
     assert results[1].isnan().all()
 
 
-@pytest.mark.parametrize("lengths", [[2, 13, 31], [2, 13, 150]])
+@pytest.mark.parametrize("lengths", [[2, 13, 31], [2, 13, 150], [2, 13, 150, *[1] * 6]])
 def test_nan_stays_in_its_sequence_and_head(lengths):
     case = Case((lengths, 2, 32, F32, 0.1, 512, "dense"))
     clean = Kernels(case).everything()
@@ -224,7 +281,7 @@ def test_nan_stays_in_its_sequence_and_head(lengths):
         assert Kernels(case).everything()[0][5].isnan().any()
 
 
-@pytest.mark.parametrize("lengths", [[17, 5, 90], [140]])
+@pytest.mark.parametrize("lengths", [[17, 5, 90], [140], [90, 1, 1, 1]])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_large_scores_neither_overflow_nor_vanish(lengths, dtype):
     case = Case((lengths, 2, 64, dtype, 0.1, 512, "dense"))

@@ -20,6 +20,8 @@ def told(ext_modules, cmdclass):
     macros = dict(ext_modules[0].define_macros)
     print(macros["SBRRT_NO_CUDA_REASON"], any(s.endswith(".cu") for s in ext_modules[0].sources))
     print(os.environ["TORCH_CUDA_ARCH_LIST"])
+    flags = ext_modules[0].extra_compile_args
+    print("-lineinfo" in flags["nvcc"] if isinstance(flags, dict) else "")
 setuptools.setup = told
 sys.argv = ["setup.py"]
 runpy.run_path("setup.py")
@@ -66,12 +68,26 @@ def run_setup(cuda: str | None, toolkit: Path, **environment: str) -> subprocess
 def test_what_is_built(cuda, asked, told, toolkit):
     result = run_setup(cuda, toolkit, SBRRT_CUDA=asked)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [told, "8.0;9.0+PTX"]
+    lineinfo = "True" if told.endswith("True") else ""  # profilers name source lines
+    assert result.stdout.splitlines() == [told, "8.0;9.0+PTX", lineinfo]
 
 
-def test_the_gpus_named_are_the_ones_compiled_for(toolkit):
-    result = run_setup("13.0", toolkit, TORCH_CUDA_ARCH_LIST="9.0")
-    assert result.stdout.splitlines() == ["0 True", "9.0"]
+@pytest.mark.parametrize("names", ["9.0", "8.6;8.9", "8.0 12.0+PTX", "9.0a", "Ampere;Hopper"])
+def test_the_gpus_named_are_the_ones_compiled_for(names, toolkit):
+    result = run_setup("13.0", toolkit, TORCH_CUDA_ARCH_LIST=names)
+    assert result.stdout.splitlines() == ["0 True", names, "True"], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "old"), [("7.5;8.0", "7.5"), ("8.6, 7.0+PTX", r"7.0\+PTX"), ("Turing", "Turing")]
+)
+def test_gpus_that_are_too_old_are_named(names, old, toolkit):
+    result = run_setup("13.0", toolkit, TORCH_CUDA_ARCH_LIST=names)
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.match(f"sbrrt_fast: TORCH_CUDA_ARCH_LIST names {old}, but .* 8.0", result.stderr)
+    left_out = run_setup("13.0", toolkit, TORCH_CUDA_ARCH_LIST=names, SBRRT_CUDA="0")
+    assert left_out.returncode == 0, left_out.stderr
 
 
 @pytest.mark.parametrize(

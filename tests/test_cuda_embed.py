@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 
 import pytest
@@ -21,8 +22,9 @@ from tests.op_checks import BF16, F32, RNG, SITE, assert_as_good_as_stock, gradi
 from tests.test_embed import EPS, SAMPLES, Case
 
 F16 = torch.float16
+TOKENS_PER_CHUNK = 32  # of csrc/cuda/embed.h
 KERNELS = {
-    f"{name}, {dtype}": (11, width, 7, 30, dtype, 0.1, "dense")
+    f"{name}, {dtype}": (43, width, 7, 60, dtype, 0.1, "dense")  # tokens of two chunks
     for dtype in (F32, BF16, F16)
     for name, width in {"narrow": 384, "wide": 1024, "any": 37}.items()
 }
@@ -33,6 +35,17 @@ MORE = {
 all_samples = SAMPLES | KERNELS | MORE
 samples = pytest.mark.parametrize("sample", all_samples.values(), ids=all_samples.keys())
 kernels = pytest.mark.parametrize("sample", KERNELS.values(), ids=KERNELS.keys())
+
+
+def sum_tables(ds, lookups, dtype=F32, seed=0, orders=None):
+    """Sums rows of ds by the row of a table that their tokens read; lookups: (indices, sums)."""
+    num_tokens, width = ds.shape
+    partial = unwritten(3, -(-num_tokens // TOKENS_PER_CHUNK), 2, width)
+    orders = orders or [index.argsort(stable=True) for index, _ in lookups]
+    arguments = [num_tokens, width, dtype, ds, partial]
+    for (index, out), order in zip(lookups, orders, strict=True):
+        arguments += [index, order, 0 if out is None else len(out), out]
+    library("embed").call("tables", *arguments, seed=seed)
 
 
 class CudaCase(Case):
@@ -67,10 +80,7 @@ class CudaCase(Case):
             self.empty_gradient(table, need)
             for table, need in zip(self.inputs, needs, strict=False)
         ]
-        arguments = [len(ds), width, self.inputs[0].dtype, ds]
-        for indices, table, out in zip(self.tokens, self.inputs, tables, strict=False):
-            arguments += [indices, len(table), out]
-        library("embed").call("tables", *arguments, seed=seed)
+        sum_tables(ds, list(zip(self.tokens, tables, strict=True)), self.inputs[0].dtype, seed)
         return *tables, *column_sums(partial, seed).split(width)
 
     def empty_gradient(self, table, need):
@@ -141,6 +151,77 @@ def test_an_index_outside_its_table_gives_nan_and_touches_nothing_else():
     assert torch.equal(got[~is_bad], expected[~is_bad])
     case.statistics = statistics
     assert [g.shape for g in case.backward()] == [g.shape for g in before]
+
+
+RUNS = [1, 2, 30, 31, 32, 33, 63, 64, 65, 0, 300]  # tokens of a row; chunks have 32
+
+
+def sums_of_runs(runs, orders=None):
+    """Sums where rows are read so often, and the exact ones: ds are whole numbers."""
+    torch.manual_seed(0)
+    index = torch.repeat_interleave(torch.arange(len(runs)), torch.tensor(runs))
+    index = index[torch.randperm(len(index))]
+    ds = torch.randint(-99, 100, (len(index), 5)).float()
+    lookups = [(index, unwritten(len(runs), 5)), (index * 0, unwritten(2, 5)), (index, None)]
+    sum_tables(ds, lookups, orders=orders)
+    exact = [torch.zeros(out.shape).index_add(0, i, ds) for i, out in lookups[:2]]
+    return [out for _, out in lookups[:2]], exact
+
+
+@pytest.mark.parametrize("runs", [RUNS, RUNS[::-1], [32] * 9, [1] * 70, [31, 2] * 8, [0, 0, 7]])
+def test_rows_that_are_read_any_number_of_times(runs):
+    for got, expected in zip(*sums_of_runs(runs), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_table_of_more_rows_than_tokens_keeps_its_zeros():
+    index, ds = torch.tensor([70, 3, 70]), torch.ones(3, 5)
+    out = torch.zeros(100, 5)
+    out[50] = 7.0  # the launcher's: no kernel writes there
+    sum_tables(ds, [(index, out), (index * 0, None), (index * 0, None)])
+    assert out.sum(dim=1).nonzero().flatten().tolist() == [3, 50, 70]
+    assert (out[70] == 2).all()
+
+
+def test_nan_of_one_token_stays_in_its_row():
+    index, ds = torch.arange(40) % 9, torch.ones(40, 5)
+    ds[12] = float("nan")
+    out = unwritten(9, 5)
+    sum_tables(ds, [(index, out), (index * 0, None), (index * 0, None)])
+    assert out.isnan().all(dim=1).nonzero().flatten().tolist() == [12 % 9]
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**12, 0])
+def test_a_wrong_order_touches_no_other_memory(wrong):
+    index, ds = torch.arange(40) % 9, torch.ones(40, 5)
+    order = index.argsort(stable=True)
+    order[7] = wrong
+    lookups = [(index, unwritten(9, 5)), (index * 0, None), (index * 0, None)]
+    with suppress(CudaError):  # two blocks may meet in one row, which the machine tells
+        sum_tables(ds, lookups, orders=[order] * 3)
+
+
+def num_reads(num_tokens):
+    """Reads of memory while the gradients of BERT's tables are made, of a tenth of the tokens one
+    word, the others drawn."""
+    torch.manual_seed(0)
+    ids = torch.randint(num_tokens, (num_tokens,))
+    ids[::10] = 7
+    tables = (ids, num_tokens), (torch.arange(num_tokens) % 32, 512), (ids * 0, 2)
+    lookups = [(index, torch.zeros(rows, 128)) for index, rows in tables]
+    before = library("embed").num_global_reads
+    sum_tables(torch.randn(num_tokens, 128), lookups)
+    return library("embed").num_global_reads - before
+
+
+@pytest.mark.parametrize("num_tokens", [512, 1024, 4096])
+def test_the_work_grows_with_the_tokens_alone(num_tokens):
+    """Not with their square, and not with how often one row is read.
+
+    A token takes 96 reads of its features, four at once, for the three tables; the others are of
+    orders, indices and partial sums.
+    """
+    assert num_reads(num_tokens) < 300 * num_tokens
 
 
 def test_rows_that_are_too_wide_are_refused():

@@ -122,7 +122,7 @@ def test_votes_and_atomics(num_values: int) -> None:
     assert counts.tolist() == [num_values, int((values > 0).sum())]
 
 
-@pytest.mark.parametrize(("num_threads", "shared"), [(1025, 0), (32, (163 << 10) + 1), (0, 0)])
+@pytest.mark.parametrize(("num_threads", "shared"), [(1025, 0), (32, (99 << 10) + 1), (0, 0)])
 def test_a_launch_beyond_the_limits_is_refused(num_threads: int, shared: int) -> None:
     with pytest.raises(CudaError, match="launched with"):
         library("planted").call("too_large", torch.zeros(1), num_threads, shared)

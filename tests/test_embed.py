@@ -152,6 +152,38 @@ def test_same_bits_for_any_number_of_threads(name):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def token_order(case):
+    return torch.stack([index.argsort(stable=True) for index in case.tokens])
+
+
+@pytest.mark.parametrize("name", ["512 tokens", "primes in bf16", "primes", "no tokens"])
+def test_the_order_of_the_tokens_may_be_given(name):
+    case = Case(SAMPLES[name])
+    inputs = [*case.backward_inputs(), [True] * 5]
+    for got, expected in zip(
+        ops.embed_backward(*inputs, token_order(case)), ops.embed_backward(*inputs), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda order: order[:2], r"order must be a dense tensor of shape \[3, num_tokens\]"),
+        (lambda order: order.int(), "order must have dtype Long"),
+        (lambda order: order.flip(1), r"order\[0, 1\] = \d+, but order\[0\] must be a stable"),
+        (lambda order: order - 1, r"order\[\d, \d+\] = -1, but order"),
+        (lambda order: order[[0, 2, 1]], r"order\[\d, \d+\] = \d+, but order\[\d\] must be a"),
+        (lambda order: order * 0, r"order\[0, 1\] = 0, but order\[0\] must be a stable argsort"),
+    ],
+)
+def test_a_wrong_order_is_refused(change, message):
+    case = Case(SAMPLES["primes"])
+    inputs = [*case.backward_inputs(), [True] * 5]
+    with pytest.raises((ValueError, TypeError), match=f"sbrrt::embed_backward: {message}"):
+        ops.embed_backward(*inputs, change(token_order(case)))
+
+
 @pytest.mark.parametrize("wanted", [[0], [1, 2], [3], [4], [0, 4]])
 def test_only_wanted_gradients_are_computed(wanted):
     case = Case(SAMPLES["primes"])
@@ -181,7 +213,9 @@ def test_opcheck(name):
         ops.embed_forward.default, (*case.tokens, *case.inputs, EPS, *case.dropout)
     )
     for needs in ([True] * 5, [True, False, True, False, True]):
-        torch.library.opcheck(ops.embed_backward.default, (*case.backward_inputs(), needs))
+        for order in ((), (token_order(case),)):
+            arguments = (*case.backward_inputs(), needs, *order)
+            torch.library.opcheck(ops.embed_backward.default, arguments)
 
 
 def test_compiled_in_one_graph():
@@ -246,7 +280,8 @@ def good_forward():
 def good_backward():
     *tensors, _, _, p, rng, site, offsets = good_forward()
     statistics = [torch.zeros(2), torch.ones(2)]
-    return [torch.randn(2, 8), *tensors, *statistics, p, rng, site, offsets, [True] * 5]
+    order = torch.tensor([[0, 1], [1, 0], [0, 1]])
+    return [torch.randn(2, 8), *tensors, *statistics, p, rng, site, offsets, [True] * 5, order]
 
 
 @pytest.mark.parametrize(("argument", "value", "error", "message"), BAD)

@@ -83,7 +83,8 @@ def embed_forward():
 def embed_backward():
     *tensors, _, _, p, rng, site, first = embed_forward()
     saved = [torch.rand(6), torch.rand(6)]
-    return [torch.randn(6, 8), *tensors, *saved, p, rng, site, first, [True] * 5]
+    order = torch.stack([index.argsort(stable=True) for index in tensors[:3]])
+    return [torch.randn(6, 8), *tensors, *saved, p, rng, site, first, [True] * 5, order]
 
 
 # schema -> good arguments, calls

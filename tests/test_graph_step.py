@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sbrrt_fast.config import BregmanConfig
-from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill
+from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill, num_fillers
 from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sbrrt_fast.training.cuda_graph import CudaGraph
@@ -249,18 +249,40 @@ def test_buckets_bound_what_they_add_and_their_number(limit):
     assert max(bucket_length(n, limit) for n in range(1, limit + 1)) == limit
 
 
-@pytest.mark.parametrize("lengths", [[5, 9, 3], [32], [31, 2], [1]])
+@pytest.mark.parametrize("lengths", [[5, 9, 3], [32], [31, 2], [1], [60] * 20, [50] * 41])
 def test_a_filled_batch_is_the_batch_and_padding(lengths):
     batch = random_batch(lengths)
     filled = fill(batch, 64, 97)
     num_tokens, count = batch.num_tokens, batch.num_sequences
-    assert filled.num_tokens % 32 == 0 and filled.num_sequences == count + 1
+    assert filled.num_tokens % 32 == 0
+    assert filled.num_sequences == count + num_fillers(filled.num_tokens, 64)
     for name in ("input_ids", "token_types", "positions", "sequence", "is_real", "is_special"):
         assert torch.equal(getattr(filled, name)[:num_tokens], getattr(batch, name)), name
     assert not filled.is_real[num_tokens:].any() and not filled.is_special[num_tokens:].any()
-    assert torch.equal(filled.cu_seqlens[:-1], batch.cu_seqlens)
+    assert torch.equal(filled.cu_seqlens[: count + 1], batch.cu_seqlens)
     assert filled.cu_seqlens[-1] == filled.num_tokens
+    starts = filled.cu_seqlens[filled.sequence]
+    assert torch.equal(filled.positions, torch.arange(filled.num_tokens) - starts)
+    assert len(filled.rows.unique()) == filled.num_sequences
     assert torch.equal(filled.words[filled.word_index], filled.input_ids)
     assert torch.equal(filled.words, filled.words.unique()) and len(filled.words) == min(
         filled.num_tokens, 97
     )
+    indices = filled.word_index, filled.positions, filled.token_types
+    for order, index in zip(filled.token_order.view(3, -1), indices, strict=True):
+        assert torch.equal(order, index.argsort(stable=True))
+
+
+@pytest.mark.parametrize("limit", [16, 64, 512])
+def test_fillers_are_short_and_their_number_follows_from_the_size(limit):
+    """Work captured for a size holds for every batch of that size, and padding is no long row."""
+    length = min(32, limit)
+    for num_tokens in range(1, 4097):
+        size = bucket_size(num_tokens, limit)
+        assert size - num_tokens <= num_fillers(size, limit) * length
+        assert bucket_size(size, limit) == size
+    for num_tokens in (1025, 2049, 2300):
+        lengths = [16] * (num_tokens // 16) + [num_tokens % 16]
+        filled = fill(random_batch(lengths), limit, 97)
+        assert (filled.cu_seqlens.diff() <= length).all()
+        assert filled.max_length == min(32, limit)

@@ -9,8 +9,7 @@ import triton.language as tl
 
 from sbrrt_fast.errors import BackendError
 from sbrrt_fast.kernels import embed as kernels
-from sbrrt_fast.kernels import rows
-from sbrrt_fast.kernels.launch_table import TABLE
+from sbrrt_fast.kernels import embed_tables, rows
 from sbrrt_fast.ops.autodiff import input_gradients_only
 from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.embed import embed
@@ -57,10 +56,10 @@ class TritonCase(Case):
     def forward(self):
         return on_device(ops.embed_forward, *self.tokens, *self.inputs, EPS, *self.dropout)
 
-    def backward(self, needs=(True,) * 5):
+    def backward(self, needs=(True,) * 5, order=None):
         *tables, weight, _ = self.inputs
         row = (*self.tokens, *tables, weight, *self.forward()[1:], *self.dropout)
-        return on_device(ops.embed_backward, self.grad, *row, list(needs))
+        return on_device(ops.embed_backward, self.grad, *row, list(needs), order)
 
     def everything(self):
         return [*self.forward(), *self.backward()]
@@ -111,51 +110,68 @@ def test_a_planted_bug_in_the_masks_is_caught(monkeypatch):
         test_values_and_gradients(SAMPLES["every token the same"])
 
 
-RUNS = [1, 2, 31, 32, 33, 63, 64, 65]  # tiles of the sum hold 32 tokens
+CHUNK = embed_tables.CHUNK
+SMALL_CHUNK = 8  # as good for sums of several chunks, and the interpreter is slow
+# Runs begin anywhere in a chunk; 32 partial sums are added up at a time.
+RUNS = [1, 2, 7, 8, 9, 0, 15, 16, 17, 8 * 40, 3, 31, 33]
 
 
-def table_gradient(runs: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def sums_by_row(runs: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """A table's gradient where rows are read so often, and the exact one: ds are whole numbers."""
+    torch.manual_seed(0)
     index = torch.repeat_interleave(torch.arange(len(runs)) * 2, torch.tensor(runs))
     index = index[torch.randperm(len(index))]
-    ds = torch.randint(-99, 100, (len(index), 5)).float()
-    table = torch.empty(2 * len(runs), 5)
-    got = kernels._table_gradient(*here([ds, index, table]), True).cpu()
+    ds, table = torch.randint(-99, 100, (len(index), 5)).float(), torch.empty(2 * len(runs), 5)
+    got = embed_tables.table_gradient(*here([ds, index, table]), True).cpu()
     return got, torch.zeros(2 * len(runs), 5).index_add(0, index, ds)
 
 
-def test_rows_that_are_read_any_number_of_times():
-    got, expected = table_gradient(RUNS)
+@pytest.mark.parametrize("runs", [RUNS, RUNS[::-1], [8] * 5, [1] * 20])
+def test_rows_that_are_read_any_number_of_times(runs, monkeypatch):
+    monkeypatch.setattr(embed_tables, "CHUNK", SMALL_CHUNK)
+    got, expected = sums_by_row(runs)
+    assert torch.equal(got, expected)
+
+
+def test_tiles_of_a_sum_end_with_their_chunk():
+    got, expected = sums_by_row([1, 33, CHUNK, 65])
     assert torch.equal(got, expected)
 
 
 @interpreted
-def test_a_sum_that_stops_at_its_first_tile_is_caught(monkeypatch):
-    """A planted bug: no run is longer than a tile."""
-    monkeypatch.setitem(TABLE["embed table"].constants, "TOKENS", 16)
-    got, expected = table_gradient(RUNS)
-    assert torch.equal(got, expected)
-    monkeypatch.setattr(kernels, "_table_kernel", _first_tile_only)
-    got, expected = table_gradient(RUNS)
+def test_a_sum_that_stops_at_its_chunk_is_caught(monkeypatch):
+    """A planted bug: nobody adds up the sums of chunks."""
+    monkeypatch.setattr(embed_tables, "CHUNK", SMALL_CHUNK)
+    ends = torch.tensor(RUNS).cumsum(0)
+    first, last = (ends - torch.tensor(RUNS)) // SMALL_CHUNK, (ends - 1) // SMALL_CHUNK
+    monkeypatch.setattr(embed_tables, "_join_kernel", _joins_nothing)
+    got, expected = sums_by_row(RUNS)
     wrong = (got != expected).any(dim=1)[::2].tolist()
-    assert wrong == [run > 16 for run in RUNS]
+    assert wrong == [bool(run > 0 and a < b) for run, a, b in zip(RUNS, first, last, strict=True)]
 
 
 @triton.jit
-def _first_tile_only(
-    p_ds, p_sorted, p_order, p_table, num_tokens, num_rows, width,
-    TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+def _joins_nothing(
+    p_partial, p_index, p_order, p_table, num_tokens, num_chunks, num_rows, width,
+    CHUNK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    i_first = tl.program_id(0)
-    i_row = tl.load(p_sorted + i_first)
-    if i_row != tl.load(p_sorted + i_first - 1, mask=i_first > 0, other=-1):
-        o, o_token = tl.arange(0, COLUMNS), i_first + tl.arange(0, TOKENS)
-        m_token = o_token < num_tokens
-        m_token = m_token & (tl.load(p_sorted + o_token, mask=m_token, other=-1) == i_row)
-        i_token = tl.load(p_order + o_token, mask=m_token, other=0)
-        m = m_token[:, None] & (o < width)[None, :]
-        b_tile = tl.load(p_ds + i_token[:, None] * width + o[None, :], mask=m, other=0.0)
-        tl.store(p_table + i_row * width + o, tl.sum(b_tile, axis=0), mask=o < width)
+    tl.load(p_partial)
+
+
+def test_nan_of_one_token_stays_in_its_row():
+    index, ds = torch.arange(150) % 2, torch.ones(150, 5)
+    ds[12] = float("nan")
+    got = embed_tables.table_gradient(*here([ds, index, torch.empty(2, 5)]), True).cpu()
+    assert got.isnan().all(dim=1).tolist() == [True, False]
+    assert got[1].tolist() == [75.0] * 5
+
+
+@interpreted
+def test_a_wrong_order_touches_no_other_memory():
+    index, order = torch.arange(40) % 9, torch.arange(40)
+    order[3], order[4] = -1, 10**12
+    got = embed_tables.table_gradient(torch.ones(40, 5), index, torch.empty(9, 5), True, order)
+    assert got.shape == (9, 5)
 
 
 def test_an_index_outside_its_table_reads_nan_and_gets_no_gradient():
@@ -180,6 +196,15 @@ def test_gradients_are_left_out_one_by_one(missing):
     found = case.backward([i != missing for i in range(5)])
     for i, (got, expected) in enumerate(zip(found, whole, strict=True)):
         assert got.numel() == 0 if i == missing else equal_but_for_order(got, expected)
+
+
+def test_the_order_of_the_tokens_may_be_given():
+    case = TritonCase(SAMPLES["primes"])
+    order = torch.stack([index.argsort(stable=True) for index in case.tokens])
+    for got, expected in zip(case.backward(order=order), case.backward(), strict=True):
+        assert torch.equal(got, expected)
+    with pytest.raises(ValueError, match=r"embed_backward: order must be .* \[3, 37\]"):
+        case.backward(order=order[:, 1:])
 
 
 def test_weight_gradients_are_left_out():
@@ -251,7 +276,8 @@ def test_a_batch_of_another_size_compiles_nothing():
         row = (out, *tokens, *inputs[:4], mean, rstd, *dropout)
         kernels.backward(*row, [True] * 5)
 
-    assert_compiles_once(*(lambda n=n: run(n) for n in (1, 17, 32, 5000)))
+    for sizes in ((1, 17, 32, CHUNK), (CHUNK + 1, 5000)):  # the second has sums to join
+        assert_compiles_once(*(lambda n=n: run(n) for n in sizes))
 
 
 def test_backend_choice():

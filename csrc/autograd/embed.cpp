@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <optional>
 #include <tuple>
 
 #include "autograd/node.h"
@@ -16,7 +17,8 @@ using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
 using Backward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-    double, const at::Tensor&, int64_t, const at::Tensor&, std::array<bool, 5>);
+    double, const at::Tensor&, int64_t, const at::Tensor&, std::array<bool, 5>,
+    const std::optional<at::Tensor>&);
 
 template <typename... Args>
 auto forward_op(const Args&... args) {
@@ -59,7 +61,7 @@ struct Embed : torch::autograd::Function<Embed> {
     return once_differentiable([&]() -> variable_list {
       auto [word, position, type, weight, shift] =
           backward_op(grads[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], p, s[9],
-                      site, s[10], needs);
+                      site, s[10], needs, std::optional<at::Tensor>());
       variable_list result{{}, {}, {}, word, position, type, weight, shift, {}, {}, {}, {}, {}};
       for (size_t i = 0; i < kNumGradients; ++i) {
         if (!needs[i]) result[kFirst + i] = at::Tensor();

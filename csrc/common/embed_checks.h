@@ -1,6 +1,8 @@
 // What embed's forward and backward check alike; all but the values of indices, rng and offsets.
 #pragma once
 
+#include <optional>
+
 #include "common/row_checks.h"
 
 namespace sbrrt {
@@ -29,6 +31,16 @@ inline void check_embed(const char* op, const EmbedTensors& t, double p, const a
   check_rows(op, "type", t.type, t.type.sym_size(0), width, device);
   check_vector(op, "weight", t.weight, width, device);
   check_dropout(op, p, rng, site, offsets, num_tokens, device);
+}
+
+// The tokens sorted by the rows that they read of each table, where the caller has them.
+inline void check_token_order(const char* op, const std::optional<at::Tensor>& order,
+                              const EmbedTensors& t, at::DeviceType device) {
+  if (!order) return;
+  check_tensor(op, "order", *order, at::kLong, "[3, num_tokens]",
+               order->defined() && order->dim() == 2 && order->sym_size(0) == 3 &&
+                   order->sym_size(1) == t.ids.sym_size(0));
+  check_device(op, "order", *order, device);
 }
 
 inline void check_embed_backward(const char* op, const at::Tensor& grad, const EmbedTensors& t,

@@ -35,10 +35,16 @@ struct EmbedOutputs {
   float *mean, *rstd;  // [num_tokens]
 };
 
-// Where the gradients of tokens add up that read the same row of a table.
+// A row of a table: which of its sorted tokens read it, and where the sum of their gradients goes.
+struct RowSum {
+  int64_t begin, end;
+  float* to;  // [padded_width(width)]
+};
+
 struct TableSums {
-  float* const* to;      // [num_tokens], the sum a token belongs to: [padded_width(width)]
-  const char* is_first;  // [num_tokens], whether it opens that sum
+  const int64_t* tokens;  // sorted by row
+  const RowSum* rows;
+  int64_t num_rows;
 };
 
 }  // namespace
@@ -66,9 +72,9 @@ void backward_rows(const ConstRows& dy, const EmbedInputs& in, const float* weig
                            end)
 }
 
-void sum_columns(const float* ds, int64_t num_tokens, int64_t padded,
-                 const TableSums* tables, int num_tables, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(sum_rows, ds, num_tokens, padded, tables, num_tables, begin, end)
+void sum_columns(const float* ds, int64_t padded, const TableSums& table, int64_t begin,
+                 int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(sum_rows, ds, padded, table, begin, end)
 }
 
 void check_index_values(const char* op, const char* argument, const at::Tensor& indices,
@@ -120,75 +126,110 @@ at::Tensor zeros_like_table(const at::Tensor& table) {
       table.options());
 }
 
+// The tokens by the row they read, those of one row in their order.
+std::vector<int64_t> sorted_tokens(const int64_t* indices, int64_t num_tokens, int64_t num_rows) {
+  std::vector<int64_t> places(num_rows + 1), tokens(num_tokens);
+  for (int64_t token = 0; token < num_tokens; ++token) ++places[indices[token] + 1];
+  for (int64_t row = 0; row < num_rows; ++row) places[row + 1] += places[row];
+  for (int64_t token = 0; token < num_tokens; ++token) tokens[places[indices[token]]++] = token;
+  return tokens;
+}
+
+// The caller's order of the tokens, each once.
+void check_order_values(const int64_t* order, const int64_t* indices, int64_t num_tokens, int table) {
+  const auto check = [&](int64_t place, bool is_right) {
+    TORCH_CHECK_VALUE(is_right, "sbrrt::embed_backward: order[", table, ", ", place, "] = ",
+                      order[place], ", but order[", table,
+                      "] must be a stable argsort of the table's indices");
+  };
+  for (int64_t i = 0; i < num_tokens; ++i) check(i, order[i] >= 0 && order[i] < num_tokens);
+  for (int64_t i = 1; i < num_tokens; ++i) {
+    const int64_t row = indices[order[i]], before = indices[order[i - 1]];
+    check(i, before < row || (before == row && order[i - 1] < order[i]));
+  }
+}
+
+// What a table's gradient is summed from.
+struct Lookup {
+  const at::Tensor &indices, &table;
+  at::Tensor order;  // contiguous, or undefined
+};
+
 // The dense gradient of a table: zeros, and a sum in each row that a token reads. Rows of whole
 // Vecs of floats are summed in place, others next to it.
 class TableGradient {
  public:
-  TableGradient(const at::Tensor& indices, const at::Tensor& table)
-      : gradient_(zeros_like_table(table)), width_(table.size(1)) {
-    const int64_t padded = padded_width(width_), num_tokens = indices.size(0);
-    const auto* data = indices.const_data_ptr<int64_t>();
-    const bool is_in_place = table.scalar_type() == at::kFloat && width_ == padded;
-    std::vector<int32_t> sum_of_row(table.size(0), -1);
-    is_first_.resize(num_tokens);
-    to_.resize(num_tokens);
-    for (int64_t token = 0; token < num_tokens; ++token) {
-      int32_t& sum = sum_of_row[data[token]];
-      is_first_[token] = sum < 0;
-      if (sum >= 0) continue;
-      sum = static_cast<int32_t>(rows_.size());
-      rows_.push_back(data[token]);
+  TableGradient(const Lookup& lookup, int index)
+      : gradient_(zeros_like_table(lookup.table)),
+        width_(lookup.table.size(1)),
+        num_tokens_(lookup.indices.size(0)),
+        indices_(lookup.indices.const_data_ptr<int64_t>()) {
+    if (lookup.order.defined()) {
+      tokens_ = lookup.order.const_data_ptr<int64_t>();
+      check_order_values(tokens_, indices_, num_tokens_, index);
+    } else {
+      own_tokens_ = sorted_tokens(indices_, num_tokens_, lookup.table.size(0));
+      tokens_ = own_tokens_.data();
     }
-    if (!is_in_place) {
-      buffer_.emplace(rows_.size() * padded);
+    for (int64_t i = 0; i < num_tokens_; ++i) {
+      if (i == 0 || row_at(i) != row_at(i - 1)) rows_.push_back({i, i, nullptr});
+      rows_.back().end = i + 1;
     }
-    float* start = is_in_place ? gradient_.mutable_data_ptr<float>() : buffer_->get();
-    for (int64_t token = 0; token < num_tokens; ++token) {
-      const int64_t row = data[token];
-      to_[token] = start + (is_in_place ? row : sum_of_row[row]) * padded;
-    }
+    place_sums();
   }
 
-  TableSums sums() const { return {to_.data(), is_first_.data()}; }
+  TableSums sums() const { return {tokens_, rows_.data(), static_cast<int64_t>(rows_.size())}; }
 
   // After the sums are made.
   at::Tensor finish() {
     if (buffer_.has_value() && !rows_.empty()) {
       const int64_t num_sums = static_cast<int64_t>(rows_.size()), padded = padded_width(width_);
       const at::Tensor sums = at::from_blob(buffer_->get(), {num_sums, padded}, at::kFloat);
-      const at::Tensor rows = at::from_blob(rows_.data(), {num_sums}, at::kLong);
+      const at::Tensor rows = at::empty({num_sums}, at::kLong);
+      auto* row = rows.mutable_data_ptr<int64_t>();
+      for (const RowSum& sum : rows_) *row++ = row_at(sum.begin);
       gradient_.index_copy_(0, rows, sums.narrow(1, 0, width_).to(gradient_.scalar_type()));
     }
     return gradient_;
   }
 
  private:
+  int64_t row_at(int64_t place) const { return indices_[tokens_[place]]; }
+
+  void place_sums() {
+    const int64_t padded = padded_width(width_);
+    const bool is_in_place = gradient_.scalar_type() == at::kFloat && width_ == padded;
+    if (!is_in_place) buffer_.emplace(rows_.size() * padded);
+    float* start = is_in_place ? gradient_.mutable_data_ptr<float>() : buffer_->get();
+    for (size_t i = 0; i < rows_.size(); ++i) {
+      rows_[i].to = start + (is_in_place ? row_at(rows_[i].begin) : i) * padded;
+    }
+  }
+
   at::Tensor gradient_;
-  int64_t width_;
-  std::vector<float*> to_;
-  std::vector<char> is_first_;
-  std::vector<int64_t> rows_;  // of the table, in the order of their sums
+  int64_t width_, num_tokens_;
+  const int64_t *indices_, *tokens_;
+  std::vector<int64_t> own_tokens_;
+  std::vector<RowSum> rows_;  // in their order in the table
   std::optional<AlignedArray<float>> buffer_;  // [rows, padded] where they are not in place
-};
-struct Lookup {
-  const at::Tensor &indices, &table;
 };
 
 // Gradients of the tables from those of the rows that tokens read of them, ds [num_tokens, padded].
 std::array<at::Tensor, 3> table_gradients(const float* ds, const std::array<Lookup, 3>& lookups,
                                           const std::array<bool, 5>& needs) {
   std::vector<TableGradient> gradients;
-  std::vector<TableSums> sums;
+  gradients.reserve(lookups.size());
   for (size_t i = 0; i < lookups.size(); ++i) {
-    if (needs[i]) gradients.emplace_back(lookups[i].indices, lookups[i].table);
+    if (needs[i]) gradients.emplace_back(lookups[i], static_cast<int>(i));
   }
-  for (const TableGradient& gradient : gradients) sums.push_back(gradient.sums());
   const int64_t num_tokens = lookups[0].indices.size(0);
   const int64_t num_strips = padded_width(lookups[0].table.size(1)) / kRowPadding;
   const int64_t grain = kGrainAdditions / (num_tokens * kRowPadding + 1) + 1;
   at::parallel_for(0, num_strips, grain, [&](int64_t begin, int64_t end) {
-    sum_columns(ds, num_tokens, num_strips * kRowPadding, sums.data(),
-                static_cast<int>(sums.size()), begin * kRowPadding, end * kRowPadding);
+    for (const TableGradient& gradient : gradients) {
+      sum_columns(ds, num_strips * kRowPadding, gradient.sums(), begin * kRowPadding,
+                  end * kRowPadding);
+    }
   });
   std::array<at::Tensor, 3> results;
   auto gradient = gradients.begin();
@@ -233,10 +274,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embed_bac
     const at::Tensor& types, const at::Tensor& word, const at::Tensor& position,
     const at::Tensor& type, const at::Tensor& weight, const at::Tensor& mean,
     const at::Tensor& rstd, double p, const at::Tensor& rng, int64_t site,
-    const at::Tensor& offsets, std::array<bool, 5> needs) {
+    const at::Tensor& offsets, std::array<bool, 5> needs,
+    const std::optional<at::Tensor>& order) {
   constexpr auto op = "embed_backward";
   const EmbedTensors tensors{ids, positions, types, word, position, type, weight};
   check_embed_backward(op, grad, tensors, mean, rstd, p, rng, site, offsets, at::kCPU);
+  check_token_order(op, order, tensors, at::kCPU);
   const DenseInputs in(op, tensors, p, rng, site, offsets);
   const at::Tensor dense_grad = with_dense_rows(grad);
   const at::Tensor means = mean.contiguous(), rstds = rstd.contiguous();
@@ -251,8 +294,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> embed_bac
                   {means.const_data_ptr<float>(), rstds.const_data_ptr<float>()}, ds.get(),
                   {s, s + padded, nullptr}, buffers, begin, end);
   });
-  auto tables = table_gradients(
-      ds.get(), {{{in.ids, word}, {in.positions, position}, {in.types, type}}}, needs);
+  const auto order_of = [&](int64_t table) {
+    return order ? order->select(0, table).contiguous() : at::Tensor();
+  };
+  auto tables = table_gradients(ds.get(),
+                                {{{in.ids, word, order_of(0)},
+                                  {in.positions, position, order_of(1)},
+                                  {in.types, type, order_of(2)}}},
+                                needs);
   const auto vector = [&](int64_t which, bool is_needed) {
     return parameter_gradient(sums.get() + which * padded, num_blocks, 2 * padded, weight,
                               is_needed);

@@ -202,21 +202,34 @@ inline void embed_backward(const ConstRows& dy, const EmbedInputs& in, const flo
   run(dy, in, weight, statistics, ds, sums, buffers, begin, end);
 }
 
-// Columns begin ... end - 1 of each table's sums of the rows ds [num_tokens, padded], token after
-// token, so that they do not depend on how columns are shared out among threads.
-inline void sum_rows(const float* ds, int64_t num_tokens, int64_t padded,
-                     const TableSums* tables, int num_tables, int64_t begin, int64_t end) {
-  for (int64_t token = 0; token < num_tokens; ++token, ds += padded) {
-    for (int i = 0; i < num_tables; ++i) {
-      float* to = tables[i].to[token];
-      if (tables[i].is_first[token]) {
-        for (int64_t j = begin; j < end; j += kVecSize) vec_store(to + j, vec_load(ds + j));
-      } else {
-        for (int64_t j = begin; j < end; j += kVecSize) {
-          vec_store(to + j, vec_load(to + j) + vec_load(ds + j));
-        }
-      }
+// Columns j ... j + kVecs * kVecSize - 1 of the sum of some tokens' rows of ds, one after the other.
+template <int kVecs>
+inline void sum_tokens(const float* ds, int64_t padded, const int64_t* tokens, const RowSum& row,
+                       int64_t j) {
+  Vec sum[kVecs];
+  const float* first = ds + tokens[row.begin] * padded + j;
+  SBRRT_UNROLL
+  for (int u = 0; u < kVecs; ++u) sum[u] = vec_load(first + u * kVecSize);
+  for (int64_t i = row.begin + 1; i < row.end; ++i) {
+    const float* from = ds + tokens[i] * padded + j;
+    SBRRT_UNROLL
+    for (int u = 0; u < kVecs; ++u) sum[u] = sum[u] + vec_load(from + u * kVecSize);
+  }
+  SBRRT_UNROLL
+  for (int u = 0; u < kVecs; ++u) vec_store(row.to + j + u * kVecSize, sum[u]);
+}
+
+// Columns begin ... end - 1 of the sums of a table's rows over ds [num_tokens, padded]; they do not
+// depend on how columns are shared out among threads.
+inline void sum_rows(const float* ds, int64_t padded, const TableSums& table, int64_t begin,
+                     int64_t end) {
+  constexpr int kVecs = 4;
+  for (int64_t i = 0; i < table.num_rows; ++i) {
+    int64_t j = begin;
+    for (; j + kVecs * kVecSize <= end; j += kVecs * kVecSize) {
+      sum_tokens<kVecs>(ds, padded, table.tokens, table.rows[i], j);
     }
+    for (; j < end; j += kVecSize) sum_tokens<1>(ds, padded, table.tokens, table.rows[i], j);
   }
 }
 

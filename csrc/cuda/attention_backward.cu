@@ -14,13 +14,11 @@ struct ShortHead {
   float* statistics;
   uint32_t* kept;
 
-  static __host__ __device__ constexpr int bytes(int padded) {
-    return padded * (4 * kRowStride<T, kDim> * sizeof(T) + sizeof(QueryStatistics) +
-                     kKeptWords * sizeof(uint32_t));
-  }
+  static constexpr size_t kRowBytes = 4 * kRowStride<T, kDim> * sizeof(T) +
+                                      sizeof(QueryStatistics) + kKeptWords * sizeof(uint32_t);
   __device__ ShortHead(int place, int padded) {
     const int size = padded * kRowStride<T, kDim>;
-    query = reinterpret_cast<T*>(shared_memory<char>() + place * bytes(padded));
+    query = reinterpret_cast<T*>(shared_memory<char>() + place * padded * kRowBytes);
     grad = query + size;
     key = grad + size;
     value = key + size;
@@ -29,11 +27,11 @@ struct ShortHead {
   }
 };
 
-template <typename T, int kDim>
+template <int kKeys, typename T, int kDim>
 __device__ void short_queries(const AttentionBackwardParams& p, const Sequence& sequence, int head,
                               int first, const ShortHead<T, kDim>& at) {
   const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
-  const auto kept = draw_kept<kShortTiles>(dropout, first, 0, sequence.length);
+  const auto kept = draw_kept<kKeys / 8>(dropout, first, 0, sequence.length);
   float shift[2];
   load_shift(shift, p.logsumexp, p.batch, sequence, head, first);
   QueryRows<kDim> rows;
@@ -45,25 +43,34 @@ __device__ void short_queries(const AttentionBackwardParams& p, const Sequence& 
   store_statistics(at.statistics + 4 * first, 4, rows.means, shift, sequence.length - first, kTile);
 }
 
-template <typename T, int kDim>
+template <int kKeys, typename T, int kDim>
 __device__ void short_keys(const AttentionBackwardParams& p, const Sequence& sequence, int head,
                            int first, const ShortHead<T, kDim>& at) {
   KeyRows<kDim> rows;
   const T *key = at.key + first * kRowStride<T, kDim>, *value = key + (at.value - at.key);
-  for (int query = 0; query < sequence.length; query += kLongChunk) {
+  constexpr int kQueries = kKeys < kMaxLongKeys ? kKeys : kMaxLongKeys;
+  for (int query = 0; query < sequence.length; query += kQueries) {
     const int place = query * kRowStride<T, kDim>;
     const QueryChunk<T> chunk{at.query + place, at.grad + place, at.statistics + 4 * query,
                               at.kept + query * kKeptWords};
-    key_step<kLongTiles>(rows, key, value, chunk, first, min(kLongChunk, sequence.length - query),
-                         p.batch.threshold > 0);
+    key_step<kQueries / 8>(rows, key, value, chunk, first, min(kQueries, sequence.length - query),
+                           p.batch.threshold > 0);
   }
   key_finish<T>(p, sequence, head, first, rows);
 }
 
-// Sequences of at most 128 tokens: both halves in one block, a warp takes tile after tile of its
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kSpillsWith64Keys = true;  // of 64 features in half precision, if left to itself
+#else
+constexpr bool kSpillsWith64Keys = false;
+#endif
+
+// Sequences of at most kKeys tokens: both halves in one block, a warp takes tile after tile of its
 // heads.
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(
+    kShortWarps<kKeys>* kWarpSize,
+    kShortBlocks<kSpillsWith64Keys && kKeys == 64 && kDim == 64 && sizeof(T) == 2, 2>)
     attention_backward_short(const AttentionBackwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
@@ -78,13 +85,13 @@ __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
   finish_copies();
   const int num_items = heads.count * num_tiles, num_warps = blockDim.x / kWarpSize;
   for (int i = warp_index(); i < num_items; i += num_warps) {
-    short_queries(p, sequence, heads.first + i / num_tiles, i % num_tiles * kTile,
-                  ShortHead<T, kDim>(i / num_tiles, padded));
+    short_queries<kKeys>(p, sequence, heads.first + i / num_tiles, i % num_tiles * kTile,
+                         ShortHead<T, kDim>(i / num_tiles, padded));
   }
   __syncthreads();
   for (int i = warp_index(); i < num_items; i += num_warps) {
-    short_keys(p, sequence, heads.first + i / num_tiles, i % num_tiles * kTile,
-               ShortHead<T, kDim>(i / num_tiles, padded));
+    short_keys<kKeys>(p, sequence, heads.first + i / num_tiles, i % num_tiles * kTile,
+                      ShortHead<T, kDim>(i / num_tiles, padded));
   }
 }
 
@@ -105,18 +112,22 @@ struct Workspace {
   }
 };
 
-// First half: 64 queries per block, 16 per warp, and 64 keys in shared memory at a time while the
-// next 64 are on their way. Shared memory holds [query | grad][64], then [buffer][key | value][64].
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kLongWarps* kWarpSize)
+// First half: kKeys queries per block, 16 per warp, and kKeys keys in shared memory at a time while
+// the next ones are on their way. It holds [query | grad][kKeys], then [buffer][key | value][kKeys].
+template <typename T, int kDim, int kKeys>
+constexpr size_t kQueriesBytes = 6 * sizeof(T) * kKeys * kRowStride<T, kDim>;
+
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
     attention_backward_queries(const AttentionBackwardParams p) {
-  constexpr int kSize = kLongChunk * kRowStride<T, kDim>;
+  static_assert(kQueriesBytes<T, kDim, kKeys> <= kMaxSharedBytes);
+  constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
-  const int head = blockIdx.y, block_first = blockIdx.z * kLongRows;
+  const int head = blockIdx.y, block_first = blockIdx.z * kKeys;
   if (block_first >= sequence.length) return;
   T *queries = shared_memory<T>(), *chunks = queries + 2 * kSize;
-  copy_rows<T, kDim>(queries, p.query, sequence, head, block_first, kLongRows);
-  copy_rows<T, kDim>(queries + kSize, p.grad, sequence, head, block_first, kLongRows);
+  copy_rows<T, kDim>(queries, p.query, sequence, head, block_first, kKeys);
+  copy_rows<T, kDim>(queries + kSize, p.grad, sequence, head, block_first, kKeys);
   const int first = block_first + warp_index() * kTile, num_queries = sequence.length - first;
   const T* query = queries + warp_index() * kTile * kRowStride<T, kDim>;
   const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
@@ -127,15 +138,15 @@ __global__ void __launch_bounds__(kLongWarps* kWarpSize)
   QueryRows<kDim> rows;
   const auto copy = [&](int chunk, int buffer) {
     T* to = chunks + 2 * buffer * kSize;
-    copy_rows<T, kDim>(to, p.key, sequence, head, chunk * kLongChunk, kLongChunk);
-    copy_rows<T, kDim>(to + kSize, p.value, sequence, head, chunk * kLongChunk, kLongChunk);
+    copy_rows<T, kDim>(to, p.key, sequence, head, chunk * kKeys, kKeys);
+    copy_rows<T, kDim>(to + kSize, p.value, sequence, head, chunk * kKeys, kKeys);
   };
   const auto step = [&](int chunk, int buffer) {
     if (first >= sequence.length) return;
     const T* from = chunks + 2 * buffer * kSize;
-    const int first_key = chunk * kLongChunk;
-    const int num_keys = min(kLongChunk, sequence.length - first_key);
-    const auto kept = draw_kept<kLongTiles>(dropout, first, first_key, num_keys);
+    const int first_key = chunk * kKeys;
+    const int num_keys = min(kKeys, sequence.length - first_key);
+    const auto kept = draw_kept<kKeys / 8>(dropout, first, first_key, num_keys);
     query_step<false>(rows, query, query + kSize, from, from + kSize, shift, kept, chunk == 0,
                       num_keys);
     if (dropout.active()) {
@@ -143,18 +154,19 @@ __global__ void __launch_bounds__(kLongWarps* kWarpSize)
                  num_queries);
     }
   };
-  for_each_chunk(ceil_div(sequence.length, kLongChunk), copy, step);
+  for_each_chunk(ceil_div(sequence.length, kKeys), copy, step);
   query_finish<T>(p, sequence, head, first, rows);
   store_statistics(workspace.statistics + 4 * place, 4, rows.means, shift, num_queries,
                    num_queries);
 }
 
-// Begins to copy the statistics and the bits of 128 keys from `first_key` on, of queries
-// [first, first + 64); zeros where there is no query.
+// Begins to copy the statistics and the bits of kKeptKeys keys from `first_key` on, of queries
+// [first, first + kQueries); zeros where there is no query.
+template <int kQueries>
 __device__ void copy_statistics(float* statistics, uint32_t* kept, const AttentionBackwardParams& p,
                                 const Sequence& sequence, int head, int first, int first_key) {
   const Workspace workspace(p);
-  for (int i = threadIdx.x; i < kLongChunk; i += blockDim.x) {
+  for (int i = threadIdx.x; i < kQueries; i += blockDim.x) {
     const bool valid = first + i < sequence.length;
     const int64_t token = sequence.first_token + (valid ? first + i : 0);
     const int64_t place = Workspace::place(p.batch, token, head);
@@ -164,79 +176,100 @@ __device__ void copy_statistics(float* statistics, uint32_t* kept, const Attenti
   }
 }
 
-// Second half: 64 keys per block, 16 per warp, and 64 queries in shared memory at a time. Shared
-// memory holds [key | value][64], then [buffer][query | grad][64] and [buffer][statistics | bits][64].
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kLongWarps* kWarpSize)
+// Second half: kKeys keys per block, 16 per warp, and as many queries in shared memory at a time. It
+// holds [key | value][kKeys], then [buffer][query | grad][kKeys] and [buffer][statistics | bits].
+template <typename T, int kDim, int kKeys>
+constexpr size_t kKeysBytes =
+    kQueriesBytes<T, kDim, kKeys> +
+    2 * kKeys * (sizeof(QueryStatistics) + kKeptWords * sizeof(uint32_t));
+
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
     attention_backward_keys(const AttentionBackwardParams p) {
-  constexpr int kSize = kLongChunk * kRowStride<T, kDim>;
+  static_assert(kKeysBytes<T, kDim, kKeys> <= kMaxSharedBytes);
+  static_assert(kKeptKeys % kKeys == 0, "a block's keys have their bits in the same words");
+  constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
-  const int head = blockIdx.y, block_first = blockIdx.z * kLongRows;
+  const int head = blockIdx.y, block_first = blockIdx.z * kKeys;
   if (block_first >= sequence.length) return;
   T *keys = shared_memory<T>(), *chunks = keys + 2 * kSize;
   float* statistics = reinterpret_cast<float*>(chunks + 4 * kSize);
-  uint32_t* kept = reinterpret_cast<uint32_t*>(statistics + 2 * 4 * kLongChunk);
-  copy_rows<T, kDim>(keys, p.key, sequence, head, block_first, kLongRows);
-  copy_rows<T, kDim>(keys + kSize, p.value, sequence, head, block_first, kLongRows);
-  const int kept_first = block_first / kShortLength * kShortLength;
+  uint32_t* kept = reinterpret_cast<uint32_t*>(statistics + 2 * 4 * kKeys);
+  copy_rows<T, kDim>(keys, p.key, sequence, head, block_first, kKeys);
+  copy_rows<T, kDim>(keys + kSize, p.value, sequence, head, block_first, kKeys);
+  const int kept_first = block_first / kKeptKeys * kKeptKeys;
   const T* key = keys + warp_index() * kTile * kRowStride<T, kDim>;
   KeyRows<kDim> rows;
   const auto copy = [&](int chunk, int buffer) {
     T* to = chunks + 2 * buffer * kSize;
-    const int first = chunk * kLongChunk;
-    copy_rows<T, kDim>(to, p.query, sequence, head, first, kLongChunk);
-    copy_rows<T, kDim>(to + kSize, p.grad, sequence, head, first, kLongChunk);
-    copy_statistics(statistics + 4 * buffer * kLongChunk, kept + kKeptWords * buffer * kLongChunk,
-                    p, sequence, head, first, kept_first);
+    const int first = chunk * kKeys;
+    copy_rows<T, kDim>(to, p.query, sequence, head, first, kKeys);
+    copy_rows<T, kDim>(to + kSize, p.grad, sequence, head, first, kKeys);
+    copy_statistics<kKeys>(statistics + 4 * buffer * kKeys, kept + kKeptWords * buffer * kKeys, p,
+                           sequence, head, first, kept_first);
   };
   const int first = block_first + warp_index() * kTile;
   const auto step = [&](int chunk, int buffer) {
     if (first >= sequence.length) return;
     const T* from = chunks + 2 * buffer * kSize;
-    const QueryChunk<T> queries{from, from + kSize, statistics + 4 * buffer * kLongChunk,
-                                kept + kKeptWords * buffer * kLongChunk};
-    key_step<kLongTiles>(rows, key, key + kSize, queries, first - kept_first,
-                         min(kLongChunk, sequence.length - chunk * kLongChunk),
-                         p.batch.threshold > 0);
+    const QueryChunk<T> queries{from, from + kSize, statistics + 4 * buffer * kKeys,
+                                kept + kKeptWords * buffer * kKeys};
+    key_step<kKeys / 8>(rows, key, key + kSize, queries, first - kept_first,
+                        min(kKeys, sequence.length - chunk * kKeys), p.batch.threshold > 0);
   };
-  for_each_chunk(ceil_div(sequence.length, kLongChunk), copy, step);
+  for_each_chunk(ceil_div(sequence.length, kKeys), copy, step);
   key_finish<T>(p, sequence, head, first, rows);
 }
 
 template <typename T, int kDim>
-cudaError_t backward_short(const AttentionBackwardParams& p, cudaStream_t stream) {
-  const ShortLaunch shape = short_launch(p.batch);
-  const size_t bytes = shape.heads_per_block * ShortHead<T, kDim>::bytes(longest_padded(p.batch));
-  return launch<attention_backward_short<T, kDim>>(short_grid(p.batch, shape),
-                                                   dim3(shape.num_warps * kWarpSize), bytes,
-                                                   stream, p, shape.heads_per_block);
+constexpr bool kFitsLongestChunk = kKeysBytes<T, kDim, kMaxLongKeys> <= kMaxSharedBytes;
+
+template <typename T, int kDim>
+AttentionPlan backward_plan(const AttentionBatch& batch) {
+  return plan_of(batch, {ShortHead<T, kDim>::kRowBytes, kFitsLongestChunk<T, kDim>});
+}
+
+template <typename T, int kDim, int kKeys>
+cudaError_t backward_long(const AttentionBackwardParams& p, dim3 grid, dim3 block,
+                          cudaStream_t stream) {
+  const cudaError_t error = launch<attention_backward_queries<T, kDim, kKeys>>(
+      grid, block, kQueriesBytes<T, kDim, kKeys>, stream, p);
+  if (error != cudaSuccess) return error;
+  return launch<attention_backward_keys<T, kDim, kKeys>>(grid, block, kKeysBytes<T, kDim, kKeys>,
+                                                         stream, p);
 }
 
 template <typename T, int kDim>
-cudaError_t backward_long(const AttentionBackwardParams& p, cudaStream_t stream) {
-  const size_t rows = 6 * sizeof(T) * kLongChunk * kRowStride<T, kDim>;
-  const size_t others =
-      2 * kLongChunk * (sizeof(QueryStatistics) + kKeptWords * sizeof(uint32_t));
-  const dim3 grid = long_grid(p.batch), block(kLongWarps * kWarpSize);
-  const cudaError_t error =
-      launch<attention_backward_queries<T, kDim>>(grid, block, rows, stream, p);
-  if (error != cudaSuccess) return error;
-  return launch<attention_backward_keys<T, kDim>>(grid, block, rows + others, stream, p);
+cudaError_t backward(const AttentionBackwardParams& p, cudaStream_t stream) {
+  const AttentionPlan plan = backward_plan<T, kDim>(p.batch);
+  const dim3 grid = grid_of(p.batch, plan), block = block_of(plan);
+  if (plan.is_short) {
+    return with_short_keys<ShortHead<T, kDim>::kRowBytes>(plan, [&](auto keys) {
+      return launch<attention_backward_short<T, kDim, keys>>(grid, block, plan.shared_bytes, stream,
+                                                             p, plan.heads_per_block);
+    });
+  }
+  return with_long_keys<kFitsLongestChunk<T, kDim>>(plan, [&](auto keys) {
+    return backward_long<T, kDim, keys>(p, grid, block, stream);
+  });
 }
 
 }  // namespace
 
 size_t attention_backward_workspace(const AttentionBatch& batch) {
-  if (is_short(batch)) return 0;
+  bool is_short = false;
+  dispatch(batch, [&](auto element, auto head_dim) {
+    is_short = backward_plan<typename decltype(element)::type, head_dim>(batch).is_short;
+    return cudaSuccess;
+  });
+  if (is_short) return 0;
   const size_t kept = batch.threshold > 0 ? kLongKeptWords * sizeof(uint32_t) : 0;
   return batch.num_tokens * batch.num_heads * (sizeof(QueryStatistics) + kept);
 }
 
 cudaError_t attention_backward(const AttentionBackwardParams& p, cudaStream_t stream) {
   return dispatch(p.batch, [&](auto element, auto head_dim) {
-    using T = typename decltype(element)::type;
-    return is_short(p.batch) ? backward_short<T, head_dim>(p, stream)
-                             : backward_long<T, head_dim>(p, stream);
+    return backward<typename decltype(element)::type, head_dim>(p, stream);
   });
 }
 

@@ -92,10 +92,14 @@ __device__ void forward_finish(const AttentionForwardParams& p, const Sequence& 
   }
 }
 
-// Sequences of at most 128 tokens, all keys at once: a warp takes tile after tile of the block's
-// heads. Shared memory holds [query | key | value][head][padded length].
+// Sequences of at most kKeys tokens: a warp takes tile after tile of the block's heads. Shared memory
+// holds [query | key | value][head][padded length].
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
+constexpr size_t kForwardRowBytes = 3 * sizeof(T) * kRowStride<T, kDim>;
+
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize,
+                                  kShortBlocks<kKeys == 64 && sizeof(T) == 4>)
     attention_forward_short(const AttentionForwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
@@ -114,7 +118,7 @@ __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
     const int place = i / num_tiles * head_size, head = heads.first + i / num_tiles;
     const int first = i % num_tiles * kTile;
     const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
-    const auto kept = draw_kept<kShortTiles>(dropout, first, 0, sequence.length);
+    const auto kept = draw_kept<kKeys / 8>(dropout, first, 0, sequence.length);
     ForwardRows<kDim> rows;
     forward_step<true>(rows, query + place + first * kRowStride<T, kDim>, key + place,
                        value + place, kept, sequence.length);
@@ -122,62 +126,64 @@ __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
   }
 }
 
-// Longer ones: 64 queries per block, 16 per warp, and 64 keys in shared memory at a time while the
-// next 64 are on their way. Shared memory holds [query][64], then [buffer][key | value][64].
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kLongWarps* kWarpSize)
+// Longer ones: kKeys queries per block, 16 per warp, and kKeys keys in shared memory at a time while
+// the next ones are on their way. It holds [query][kKeys], then [buffer][key | value][kKeys].
+template <typename T, int kDim, int kKeys>
+constexpr size_t kForwardLongBytes = 5 * sizeof(T) * kKeys * kRowStride<T, kDim>;
+
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
     attention_forward_long(const AttentionForwardParams p) {
-  constexpr int kSize = kLongChunk * kRowStride<T, kDim>;
+  static_assert(kForwardLongBytes<T, kDim, kKeys> <= kMaxSharedBytes);
+  constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
-  const int head = blockIdx.y, block_first = blockIdx.z * kLongRows;
+  const int head = blockIdx.y, block_first = blockIdx.z * kKeys;
   if (block_first >= sequence.length) return;
   T *query = shared_memory<T>(), *chunks = query + kSize;
-  copy_rows<T, kDim>(query, p.query, sequence, head, block_first, kLongRows);
+  copy_rows<T, kDim>(query, p.query, sequence, head, block_first, kKeys);
   const int first = block_first + warp_index() * kTile;
   const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
   ForwardRows<kDim> rows;
   const auto copy = [&](int chunk, int buffer) {
     T* to = chunks + 2 * buffer * kSize;
-    copy_rows<T, kDim>(to, p.key, sequence, head, chunk * kLongChunk, kLongChunk);
-    copy_rows<T, kDim>(to + kSize, p.value, sequence, head, chunk * kLongChunk, kLongChunk);
+    copy_rows<T, kDim>(to, p.key, sequence, head, chunk * kKeys, kKeys);
+    copy_rows<T, kDim>(to + kSize, p.value, sequence, head, chunk * kKeys, kKeys);
   };
   const auto step = [&](int chunk, int buffer) {
     if (first >= sequence.length) return;
     const T* from = chunks + 2 * buffer * kSize;
-    const int first_key = chunk * kLongChunk;
-    const int num_keys = min(kLongChunk, sequence.length - first_key);
-    const auto kept = draw_kept<kLongTiles>(dropout, first, first_key, num_keys);
+    const int first_key = chunk * kKeys;
+    const int num_keys = min(kKeys, sequence.length - first_key);
+    const auto kept = draw_kept<kKeys / 8>(dropout, first, first_key, num_keys);
     forward_step<false>(rows, query + warp_index() * kTile * kRowStride<T, kDim>, from,
                         from + kSize, kept, num_keys);
   };
-  for_each_chunk(ceil_div(sequence.length, kLongChunk), copy, step);
+  for_each_chunk(ceil_div(sequence.length, kKeys), copy, step);
   forward_finish<T>(p, sequence, head, first, rows);
 }
 
 template <typename T, int kDim>
-cudaError_t forward_short(const AttentionForwardParams& p, cudaStream_t stream) {
-  const ShortLaunch shape = short_launch(p.batch);
-  const size_t bytes =
-      3 * sizeof(T) * shape.heads_per_block * longest_padded(p.batch) * kRowStride<T, kDim>;
-  return launch<attention_forward_short<T, kDim>>(short_grid(p.batch, shape),
-                                                  dim3(shape.num_warps * kWarpSize), bytes, stream,
-                                                  p, shape.heads_per_block);
-}
-
-template <typename T, int kDim>
-cudaError_t forward_long(const AttentionForwardParams& p, cudaStream_t stream) {
-  const size_t bytes = 5 * sizeof(T) * kLongChunk * kRowStride<T, kDim>;
-  return launch<attention_forward_long<T, kDim>>(long_grid(p.batch), dim3(kLongWarps * kWarpSize),
-                                                 bytes, stream, p);
+cudaError_t forward(const AttentionForwardParams& p, cudaStream_t stream) {
+  constexpr bool kFits = kForwardLongBytes<T, kDim, kMaxLongKeys> <= kMaxSharedBytes;
+  const AttentionPlan plan = plan_of(p.batch, {kForwardRowBytes<T, kDim>, kFits});
+  const dim3 grid = grid_of(p.batch, plan), block = block_of(plan);
+  if (plan.is_short) {
+    return with_short_keys<kForwardRowBytes<T, kDim>>(plan, [&](auto keys) {
+      return launch<attention_forward_short<T, kDim, keys>>(grid, block, plan.shared_bytes, stream,
+                                                            p, plan.heads_per_block);
+    });
+  }
+  return with_long_keys<kFits>(plan, [&](auto keys) {
+    return launch<attention_forward_long<T, kDim, keys>>(
+        grid, block, kForwardLongBytes<T, kDim, keys>, stream, p);
+  });
 }
 
 }  // namespace
 
 cudaError_t attention_forward(const AttentionForwardParams& p, cudaStream_t stream) {
   return dispatch(p.batch, [&](auto element, auto head_dim) {
-    using T = typename decltype(element)::type;
-    return is_short(p.batch) ? forward_short<T, head_dim>(p, stream)
-                             : forward_long<T, head_dim>(p, stream);
+    return forward<typename decltype(element)::type, head_dim>(p, stream);
   });
 }
 

@@ -9,7 +9,8 @@ namespace sbrrt::cuda {
 // What the second half needs of a query: an exponent's shift, the mean of softmax's derivative and
 // the factor that makes its probabilities sum to 1; all zero where there is no query.
 using QueryStatistics = Vec<float, 4>;
-constexpr int kKeptWords = 4;  // a query's bits of 128 keys
+constexpr int kKeptWords = 4, kKeptKeys = 32 * kKeptWords;  // of a query: bits of so many keys
+static_assert(kKeptKeys == kMaxShortKeys);
 
 // A warp's 16 queries while chunks of keys are worked in. The gradient is relative to the mean so
 // far; `keys`, the keys weighed by probabilities, which it takes to move that mean, is kept where
@@ -114,7 +115,7 @@ struct KeyRows {
 };
 
 // Transposed scores and their gradients: p -> M P, x -> P (M x - mean). `first_key` is the tile's
-// place among the 128 keys of `kept`.
+// place among the kKeptKeys keys of `kept`.
 template <int kDim, int kTiles, typename T>
 __device__ void differentiate(float (&p)[kTiles][4], float (&x)[kTiles][4],
                               const QueryChunk<T>& queries, int first_key, int num_queries,

@@ -4,11 +4,6 @@
 namespace sbrrt::cuda {
 namespace {
 
-// Keys in shared memory at a time above 128 tokens. They come in four matrices, and in fp32 64 of them
-// are more than a block can have.
-template <typename T>
-constexpr int kTangentChunk = sizeof(T) == 2 ? kLongChunk : kLongChunk / 2;
-
 // One row's worth of operands in shared memory: of queries, or of keys and values.
 template <typename T>
 struct QueryTiles {
@@ -89,10 +84,14 @@ __device__ KeyTiles<T> keys_at(const T* from, int size) {
   return {from, from + size, from + 2 * size, from + 3 * size};
 }
 
-// Sequences of at most 128 tokens that fit in shared memory, all keys at once. It holds, head after
-// head, [query | its tangent | key | its tangent | value | its tangent][padded length].
+// Sequences of at most kKeys tokens. Shared memory holds, head after head, [query | its tangent | key |
+// its tangent | value | its tangent][padded length].
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
+constexpr size_t kTangentRowBytes = 6 * sizeof(T) * kRowStride<T, kDim>;
+
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize,
+                                  kShortBlocks<kKeys == 64 || (kKeys == 32 && sizeof(T) == 4)>)
     attention_jvp_short(const AttentionTangentParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
     const T* from = shared_memory<T>() + 6 * (i / num_tiles) * size;
     const T* query = from + first * kRowStride<T, kDim>;
     const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
-    const auto kept = draw_kept<kShortTiles>(dropout, first, 0, sequence.length);
+    const auto kept = draw_kept<kKeys / 8>(dropout, first, 0, sequence.length);
     float shift[2];
     load_shift(shift, p.logsumexp, p.batch, sequence, head, first);
     TangentRows<kDim> rows;
@@ -120,20 +119,23 @@ __global__ void __launch_bounds__(kShortMaxWarps* kWarpSize)
   }
 }
 
-// Longer ones: 64 queries per block, 16 per warp, and a chunk of keys in shared memory while the next
-// one is on its way. Shared memory holds [query | its tangent][64], then [buffer][key | its tangent |
-// value | its tangent][chunk].
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kLongWarps* kWarpSize)
+// Longer ones: kKeys queries per block, 16 per warp, and kKeys keys in shared memory at a time while
+// the next ones are on their way. It holds [query | its tangent][kKeys], then [buffer][key | its
+// tangent | value | its tangent][kKeys].
+template <typename T, int kDim, int kKeys>
+constexpr size_t kTangentLongBytes = 10 * sizeof(T) * kKeys * kRowStride<T, kDim>;
+
+template <typename T, int kDim, int kKeys>
+__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
     attention_jvp_long(const AttentionTangentParams p) {
-  constexpr int kChunk = kTangentChunk<T>, kKeySize = kChunk * kRowStride<T, kDim>;
-  constexpr int kQuerySize = kLongRows * kRowStride<T, kDim>;
+  static_assert(kTangentLongBytes<T, kDim, kKeys> <= kMaxSharedBytes);
+  constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
-  const int head = blockIdx.y, block_first = blockIdx.z * kLongRows;
+  const int head = blockIdx.y, block_first = blockIdx.z * kKeys;
   if (block_first >= sequence.length) return;
-  T *queries = shared_memory<T>(), *chunks = queries + 2 * kQuerySize;
-  copy_rows<T, kDim>(queries, p.query, sequence, head, block_first, kLongRows);
-  copy_rows<T, kDim>(queries + kQuerySize, p.query_tangent, sequence, head, block_first, kLongRows);
+  T *queries = shared_memory<T>(), *chunks = queries + 2 * kSize;
+  copy_rows<T, kDim>(queries, p.query, sequence, head, block_first, kKeys);
+  copy_rows<T, kDim>(queries + kSize, p.query_tangent, sequence, head, block_first, kKeys);
   const int first = block_first + warp_index() * kTile;
   const T* query = queries + warp_index() * kTile * kRowStride<T, kDim>;
   const Dropout dropout = dropout_of(p.batch, blockIdx.x, head);
@@ -141,51 +143,43 @@ __global__ void __launch_bounds__(kLongWarps* kWarpSize)
   load_shift(shift, p.logsumexp, p.batch, sequence, head, first);
   TangentRows<kDim> rows;
   const auto copy = [&](int chunk, int buffer) {
-    copy_keys<T, kDim>(chunks + 4 * buffer * kKeySize, kKeySize, p, sequence, head, chunk * kChunk,
-                       kChunk);
+    copy_keys<T, kDim>(chunks + 4 * buffer * kSize, kSize, p, sequence, head, chunk * kKeys, kKeys);
   };
   const auto step = [&](int chunk, int buffer) {
     if (first >= sequence.length) return;
-    const int first_key = chunk * kChunk;
-    const int num_keys = min(kChunk, sequence.length - first_key);
-    const auto kept = draw_kept<kChunk / 8>(dropout, first, first_key, num_keys);
-    tangent_step<false>(rows, {query, query + kQuerySize},
-                        keys_at(chunks + 4 * buffer * kKeySize, kKeySize), shift, kept, chunk == 0,
+    const int first_key = chunk * kKeys;
+    const int num_keys = min(kKeys, sequence.length - first_key);
+    const auto kept = draw_kept<kKeys / 8>(dropout, first, first_key, num_keys);
+    tangent_step<false>(rows, {query, query + kSize},
+                        keys_at(chunks + 4 * buffer * kSize, kSize), shift, kept, chunk == 0,
                         num_keys);
   };
-  for_each_chunk(ceil_div(sequence.length, kChunk), copy, step);
+  for_each_chunk(ceil_div(sequence.length, kKeys), copy, step);
   tangent_finish<T>(p, sequence, head, first, rows);
 }
 
 template <typename T, int kDim>
-size_t short_bytes(const AttentionBatch& batch) {
-  const int num_rows = short_launch(batch).heads_per_block * longest_padded(batch);
-  return 6 * sizeof(T) * num_rows * kRowStride<T, kDim>;
-}
-
-template <typename T, int kDim>
-cudaError_t jvp_short(const AttentionTangentParams& p, cudaStream_t stream) {
-  const ShortLaunch shape = short_launch(p.batch);
-  return launch<attention_jvp_short<T, kDim>>(
-      short_grid(p.batch, shape), dim3(shape.num_warps * kWarpSize), short_bytes<T, kDim>(p.batch),
-      stream, p, shape.heads_per_block);
-}
-
-template <typename T, int kDim>
-cudaError_t jvp_long(const AttentionTangentParams& p, cudaStream_t stream) {
-  const size_t bytes =
-      (2 * kLongRows + 8 * kTangentChunk<T>) * sizeof(T) * kRowStride<T, kDim>;
-  return launch<attention_jvp_long<T, kDim>>(long_grid(p.batch), dim3(kLongWarps * kWarpSize),
-                                             bytes, stream, p);
+cudaError_t jvp(const AttentionTangentParams& p, cudaStream_t stream) {
+  constexpr bool kFits = kTangentLongBytes<T, kDim, kMaxLongKeys> <= kMaxSharedBytes;
+  const AttentionPlan plan = plan_of(p.batch, {kTangentRowBytes<T, kDim>, kFits});
+  const dim3 grid = grid_of(p.batch, plan), block = block_of(plan);
+  if (plan.is_short) {
+    return with_short_keys<kTangentRowBytes<T, kDim>>(plan, [&](auto keys) {
+      return launch<attention_jvp_short<T, kDim, keys>>(grid, block, plan.shared_bytes, stream, p,
+                                                        plan.heads_per_block);
+    });
+  }
+  return with_long_keys<kFits>(plan, [&](auto keys) {
+    return launch<attention_jvp_long<T, kDim, keys>>(
+        grid, block, kTangentLongBytes<T, kDim, keys>, stream, p);
+  });
 }
 
 }  // namespace
 
 cudaError_t attention_jvp(const AttentionTangentParams& p, cudaStream_t stream) {
   return dispatch(p.batch, [&](auto element, auto head_dim) {
-    using T = typename decltype(element)::type;
-    const bool fits = is_short(p.batch) && short_bytes<T, head_dim>(p.batch) <= kMaxSharedBytes;
-    return fits ? jvp_short<T, head_dim>(p, stream) : jvp_long<T, head_dim>(p, stream);
+    return jvp<typename decltype(element)::type, head_dim>(p, stream);
   });
 }
 

@@ -9,35 +9,90 @@
 
 namespace sbrrt::cuda {
 
-// Short: a block has several heads of one sequence, so that there are tiles of 16 rows for its warps
-// even where sequences are about half as long as the longest. Above 64 tokens one head has enough.
-struct ShortLaunch {
+// The kernel for a batch, and its blocks.
+struct AttentionPlan {
+  bool is_short;
+  int keys;  // of a chunk
   int heads_per_block, num_warps;
+  size_t shared_bytes;  // of a short block
 };
 
-constexpr int kShortMaxWarps = 8;
-
-inline bool is_short(const AttentionBatch& batch) { return batch.max_length <= kShortLength; }
+// What a pass needs of shared memory: a short block for each row of a head, and whether a long block
+// with chunks of kMaxLongKeys fits.
+struct AttentionNeeds {
+  size_t row_bytes;
+  bool fits_longest_chunk;
+};
 
 inline int longest_padded(const AttentionBatch& batch) {
   return round_up_to_tile(static_cast<int>(batch.max_length));
 }
 
-inline ShortLaunch short_launch(const AttentionBatch& batch) {
+// Whether the sequences have at most so many tokens on average. The host knows this number as it
+// knows the longest.
+inline bool has_mean_up_to(const AttentionBatch& batch, int64_t length) {
+  return batch.num_tokens <= length * batch.num_sequences;
+}
+
+// A short block has several heads of one sequence, so that there are tiles of 16 rows for its warps
+// even where sequences are about half as long as the longest. Above 64 tokens one head has enough.
+inline AttentionPlan short_plan(const AttentionBatch& batch, int keys, size_t row_bytes) {
   const int num_tiles = std::max(longest_padded(batch) / kTile, 1);
-  if (num_tiles > 4) return {1, kShortMaxWarps};
-  return {std::min(batch.num_heads, static_cast<int>(ceil_div(4, num_tiles))), 4};
+  const size_t head_bytes = num_tiles * kTile * row_bytes;
+  const int num_warps = num_tiles <= 4 || has_mean_up_to(batch, 64) ? 4 : 8;
+  const int wanted = num_tiles > 4 ? 1 : static_cast<int>(ceil_div(4, num_tiles));
+  const int fitting = std::max(static_cast<int>(kMaxSharedBytes / head_bytes), 1);
+  const int num_heads = std::min({batch.num_heads, wanted, fitting});
+  return {true, keys, num_heads, num_warps, num_heads * head_bytes};
 }
 
-inline dim3 short_grid(const AttentionBatch& batch, const ShortLaunch& launch) {
-  return dim3(static_cast<unsigned>(batch.num_sequences),
-              static_cast<unsigned>(ceil_div(batch.num_heads, launch.heads_per_block)));
+// One long sequence among many short ones does not choose the kernel: where the keys that a warp of
+// a short one would hold are over four times the mean length, it is a long one.
+inline AttentionPlan plan_of(const AttentionBatch& batch, const AttentionNeeds& needs) {
+  int keys = 32;
+  while (keys < kMaxShortKeys && keys < batch.max_length) keys *= 2;
+  if (batch.max_length <= keys && (keys == 32 || !has_mean_up_to(batch, keys / 4))) {
+    const AttentionPlan plan = short_plan(batch, keys, needs.row_bytes);
+    if (plan.shared_bytes <= kMaxSharedBytes) return plan;
+  }
+  keys = needs.fits_longest_chunk && !has_mean_up_to(batch, 32) ? kMaxLongKeys : 32;
+  return {false, keys, 1, keys / kTile, 0};
 }
 
-// Long: a block has 64 rows of one (sequence, head).
-inline dim3 long_grid(const AttentionBatch& batch) {
-  return dim3(static_cast<unsigned>(batch.num_sequences), static_cast<unsigned>(batch.num_heads),
-              static_cast<unsigned>(ceil_div(batch.max_length, kLongRows)));
+inline dim3 block_of(const AttentionPlan& plan) { return dim3(plan.num_warps * kWarpSize); }
+
+// A short block has some heads of a sequence, a long one as many rows of a head as its chunks have.
+inline dim3 grid_of(const AttentionBatch& batch, const AttentionPlan& plan) {
+  const auto num_sequences = static_cast<unsigned>(batch.num_sequences);
+  const auto num_groups = static_cast<unsigned>(ceil_div(batch.num_heads, plan.heads_per_block));
+  if (plan.is_short) return dim3(num_sequences, num_groups);
+  return dim3(num_sequences, num_groups,
+              static_cast<unsigned>(ceil_div(batch.max_length, plan.keys)));
+}
+
+template <int kKeys>
+using Keys = std::integral_constant<int, kKeys>;
+
+// The most keys of a short kernel: there must be a length for which its blocks fit.
+template <size_t kRowBytes>
+constexpr int kMostShortKeys =
+    (kMaxShortKeys / 2 + kTile) * kRowBytes <= kMaxSharedBytes ? kMaxShortKeys : kMaxShortKeys / 2;
+
+// Calls body with the keys of a plan's chunk.
+template <size_t kRowBytes, typename Body>
+cudaError_t with_short_keys(const AttentionPlan& plan, Body body) {
+  if constexpr (kMostShortKeys<kRowBytes> == kMaxShortKeys) {
+    if (plan.keys == kMaxShortKeys) return body(Keys<kMaxShortKeys>{});
+  }
+  return plan.keys == 32 ? body(Keys<32>{}) : body(Keys<64>{});
+}
+
+template <bool kFitsLongestChunk, typename Body>
+cudaError_t with_long_keys(const AttentionPlan& plan, Body body) {
+  if constexpr (kFitsLongestChunk) {
+    if (plan.keys == kMaxLongKeys) return body(Keys<kMaxLongKeys>{});
+  }
+  return body(Keys<32>{});
 }
 
 template <typename T>

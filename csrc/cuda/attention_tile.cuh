@@ -16,11 +16,18 @@
 
 namespace sbrrt::cuda {
 
-constexpr int kShortLength = 128;  // up to here the keys of a sequence are one chunk
-constexpr int kShortTiles = kShortLength / 8;
-constexpr int kLongChunk = 64;  // keys or queries that are in shared memory at a time above
-constexpr int kLongTiles = kLongChunk / 8;
-constexpr int kLongWarps = 4, kLongRows = kLongWarps * kTile;  // rows of a block, a tile per warp
+// The keys of a warp's chunk are a template argument. A short kernel has all keys of a sequence in one
+// chunk, a long one goes through the sequence chunk by chunk and has a block of as many queries.
+constexpr int kMaxShortKeys = 128, kMaxLongKeys = 64;
+
+template <int kKeys>
+constexpr int kShortWarps = kKeys > 64 ? 8 : 4;  // at most
+// Blocks that a multiprocessor must have registers for; 0 leaves their number to the compiler, which
+// spills some bytes of some kernels to have one more.
+template <bool kWouldSpill, int kBlocks = 3>
+constexpr int kShortBlocks = kWouldSpill ? kBlocks : 0;
+template <int kKeys>
+constexpr int kLongWarps = kKeys / kTile;  // a tile per warp
 constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
 
 template <int kDim>

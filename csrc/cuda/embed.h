@@ -41,9 +41,17 @@ struct EmbedBackwardParams {
   float* partial;  // [num_row_blocks, 2, width]: sums for weight and shift
 };
 
+// Tokens that one warp sums.
+constexpr int kTokensPerChunk = 32;
+
+SBRRT_HOST_DEVICE constexpr int64_t num_token_chunks(int64_t num_tokens) {
+  return (num_tokens + kTokensPerChunk - 1) / kTokensPerChunk;
+}
+
 // The sums of ds over the tokens that read a row of a table.
 struct TableGradient {
   const int64_t* indices;  // [num_tokens]
+  const int64_t* order;    // [num_tokens], tokens by ascending index, those of one index ascending
   int64_t num_rows;
   void* out;  // [num_rows, width], dense; or null
 };
@@ -53,6 +61,7 @@ struct EmbedTablesParams {
   int width;
   ElementType dtype;  // of the gradients
   const float* ds;
+  float* partial;  // [3, num_token_chunks, 2, width]: sums of rows that lie in several chunks
   TableGradient tables[3];
 };
 

@@ -1,10 +1,12 @@
 // embed on CUDA: from tensors to the launchers of embed.h. An index outside its table makes the
 // row NaN, since the values of indices cannot be read here.
+#include <ATen/ops/argsort.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
+#include <optional>
 #include <tuple>
 
 #include "common/embed_checks.h"
@@ -79,10 +81,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(
 // Gradients of the tables from those of the rows that tokens read of them, ds [num_tokens, width].
 std::array<at::Tensor, 3> table_gradients(const Launch& launch, const DenseInputs& in,
                                           const at::Tensor& ds,
+                                          const std::optional<at::Tensor>& order,
                                           const std::array<bool, 5>& needs) {
-  std::array<at::Tensor, 3> results;
-  EmbedTablesParams params{in.params.num_tokens, in.params.width, in.params.dtype,
-                           ds.const_data_ptr<float>(), {}};
+  std::array<at::Tensor, 3> results, orders;
+  const int64_t num_chunks = num_token_chunks(in.params.num_tokens);
+  const at::Tensor partial = at::empty({3, num_chunks, 2, in.params.width}, ds.options());
+  EmbedTablesParams params{in.params.num_tokens,        in.params.width,
+                           in.params.dtype,             ds.const_data_ptr<float>(),
+                           partial.mutable_data_ptr<float>(), {}};
   bool is_any_needed = false;
   for (int i = 0; i < 3; ++i) {
     const at::Tensor& table = in.tables[i];
@@ -90,9 +96,12 @@ std::array<at::Tensor, 3> table_gradients(const Launch& launch, const DenseInput
     const bool starts_as_zeros = needs_zeros(in.params.num_tokens, num_rows);
     results[i] = starts_as_zeros ? at::zeros({num_rows, table.size(1)}, table.options())
                                  : at::empty({num_rows, table.size(1)}, table.options());
-    params.tables[i] = {in.params.tables[i].indices, num_rows,
-                        needs[i] ? results[i].mutable_data_ptr() : nullptr};
-    is_any_needed = is_any_needed || needs[i];
+    if (!needs[i]) continue;
+    is_any_needed = true;
+    orders[i] = order ? order->select(0, i).contiguous()
+                      : at::argsort(in.indices[i], /*stable=*/true, /*dim=*/0);
+    params.tables[i] = {in.params.tables[i].indices, orders[i].const_data_ptr<int64_t>(), num_rows,
+                        results[i].mutable_data_ptr()};
   }
   if (is_any_needed) launch(&embed_tables, params);
   return results;
@@ -103,10 +112,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const at::Tensor& types, const at::Tensor& word, const at::Tensor& position,
     const at::Tensor& type, const at::Tensor& weight, const at::Tensor& mean,
     const at::Tensor& rstd, double p, const at::Tensor& rng, int64_t site,
-    const at::Tensor& offsets, std::array<bool, 5> needs) {
+    const at::Tensor& offsets, std::array<bool, 5> needs,
+    const std::optional<at::Tensor>& order) {
   constexpr auto op = "embed_backward";
   const EmbedTensors tensors{ids, positions, types, word, position, type, weight};
   check_embed_backward(op, grad, tensors, mean, rstd, p, rng, site, offsets, at::kCUDA);
+  check_token_order(op, order, tensors, at::kCUDA);
   const Launch launch = launch_of(op, tensors, rng, offsets, grad);
   const DenseInputs in(tensors, p, rng, site, offsets);
   const at::Tensor dense_grad = with_dense_rows(grad.to(word.scalar_type()));
@@ -118,7 +129,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
          EmbedBackwardParams{in.params, const_rows(dense_grad), in.weight.const_data_ptr<float>(),
                              means.const_data_ptr<float>(), rstds.const_data_ptr<float>(),
                              ds.mutable_data_ptr<float>(), partial.mutable_data_ptr<float>()});
-  const auto tables = table_gradients(launch, in, ds, needs);
+  const auto tables = table_gradients(launch, in, ds, order, needs);
   const at::Tensor sums = sums_of_blocks(launch, partial).view({2, width});
   const auto vector = [&](int which) {
     return needs[3 + which] ? sums[which].to(weight.scalar_type()) : no_gradient(weight);

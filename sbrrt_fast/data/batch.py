@@ -51,6 +51,8 @@ class TokenBatch:
         packed: whether the layout is packed.
         words: int64 [num_words], ids in ascending order, each once, all that occur and maybe more;
         word_index: int64 [num_tokens], each token's among them. None where nobody has looked.
+        token_order: int64 [3 * num_tokens], the tokens sorted by word, then by position, then by
+            type, those that are alike in their order; None like ``words``.
     """
 
     input_ids: Tensor
@@ -65,6 +67,7 @@ class TokenBatch:
     packed: bool = True
     words: Tensor | None = None
     word_index: Tensor | None = None
+    token_order: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -175,14 +178,24 @@ class TokenBatch:
             packed=False,
             words=None,
             word_index=None,
+            token_order=None,
         )
 
     def with_words(self) -> TokenBatch:
-        """The batch with ``words`` and ``word_index``; on a GPU the host waits for their number."""
+        """The batch with ``words``, ``word_index`` and ``token_order``.
+
+        On a GPU the host waits for the number of words.
+        """
         if self.words is not None:
             return self
         words, index = torch.unique(self.input_ids, return_inverse=True)
-        return replace(self, words=words, word_index=index)
+        return self.with_these_words(words, index)
+
+    def with_these_words(self, words: Tensor, index: Tensor) -> TokenBatch:
+        """The batch whose ``words`` and ``word_index`` are known."""
+        indices = index, self.positions, self.token_types
+        order = torch.cat([x.argsort(stable=True) for x in indices])
+        return replace(self, words=words, word_index=index, token_order=order)
 
     @cached_property
     def slots(self) -> Tensor:

@@ -13,6 +13,7 @@ from sbrrt_fast.data.batch import TokenBatch
 MIN_STEP, MAX_STEP = 64, 256  # tokens
 STEPS_PER_OCTAVE = 8  # so at most an eighth of a batch above MIN_STEP * 8 tokens is padding
 MIN_LENGTH = 32
+FILLER_LENGTH = 32  # no longer than the shortest class of batches: it must not choose the kernels
 
 
 def bucket_size(num_tokens: int, max_positions: int) -> int:
@@ -21,9 +22,14 @@ def bucket_size(num_tokens: int, max_positions: int) -> int:
     Sizes lie ``MIN_STEP`` apart up to 1,024 tokens, then an eighth of a power of two, at most
     ``MAX_STEP``; never farther than a sequence may be long.
     """
-    octave = 1 << max(num_tokens - 1, 0).bit_length() - 1 if num_tokens > 1 else 1
-    step = min(max(octave // STEPS_PER_OCTAVE, MIN_STEP), MAX_STEP, max_positions)
+    step = _step(num_tokens, max_positions)
     return max(-(-num_tokens // step), 1) * step
+
+
+def _step(num_tokens: int, max_positions: int) -> int:
+    """How far sizes lie apart where a batch of ``num_tokens`` is; the same for its size."""
+    octave = 1 << max(num_tokens - 1, 0).bit_length() - 1 if num_tokens > 1 else 1
+    return min(max(octave // STEPS_PER_OCTAVE, MIN_STEP), MAX_STEP, max_positions)
 
 
 def bucket_length(length: int, max_positions: int) -> int:
@@ -31,34 +37,42 @@ def bucket_length(length: int, max_positions: int) -> int:
     return min(max(1 << max(length - 1, 0).bit_length(), MIN_LENGTH), max_positions)
 
 
+def num_fillers(num_tokens: int, max_positions: int) -> int:
+    """How many sequences fill a batch up to ``num_tokens``, a size that ``bucket_size`` gave.
+
+    It depends on the size alone, as everything does that work captured for the size relies on.
+    """
+    return -(-_step(num_tokens, max_positions) // min(FILLER_LENGTH, max_positions))
+
+
 def fill(batch: TokenBatch, max_positions: int, vocab_size: int) -> TokenBatch:
     """A packed batch in the host's memory, filled up to its bucket.
 
-    The tokens that are added are a last sequence, empty where the batch fits exactly. They are not
-    real: nothing is pooled from them, and they are never perturbed. ``words`` is filled up with
-    words that do not occur, to as many as there are tokens.
+    The tokens that are added are last sequences of at most ``FILLER_LENGTH``, some of them empty.
+    They are not real: nothing is pooled from them, and they are never perturbed. ``words`` is
+    filled up with words that do not occur, to as many as there are tokens.
 
     Args:
         max_positions: the model's maximum length. vocab_size: the number of its words.
     """
     num_tokens = bucket_size(batch.num_tokens, max_positions)
-    added = num_tokens - batch.num_tokens
-    ids = _append(batch.input_ids, torch.zeros(added, dtype=torch.int64))
-    words, index = _words(ids, min(num_tokens, vocab_size))
-    return replace(
+    added, count = num_tokens - batch.num_tokens, num_fillers(num_tokens, max_positions)
+    length = min(FILLER_LENGTH, max_positions)
+    places, zeros = torch.arange(added), torch.zeros(added, dtype=torch.int64)
+    ends = ((torch.arange(count) + 1) * length).clamp(max=added) + batch.num_tokens
+    filled = replace(
         batch,
-        input_ids=ids,
-        token_types=_append(batch.token_types, torch.zeros(added, dtype=torch.int64)),
-        positions=_append(batch.positions, torch.arange(added)),
-        sequence=_append(batch.sequence, torch.full((added,), batch.num_sequences)),
-        is_real=_append(batch.is_real, torch.zeros(added, dtype=torch.bool)),
-        is_special=_append(batch.is_special, torch.zeros(added, dtype=torch.bool)),
-        cu_seqlens=_append(batch.cu_seqlens, torch.tensor([num_tokens], dtype=torch.int32)),
-        rows=_append(batch.rows, batch.rows.amax(keepdim=True) + 1),
-        max_length=bucket_length(max(batch.max_length, added), max_positions),
-        words=words,
-        word_index=index,
+        input_ids=_append(batch.input_ids, zeros),
+        token_types=_append(batch.token_types, zeros),
+        positions=_append(batch.positions, places % length),
+        sequence=_append(batch.sequence, batch.num_sequences + places // length),
+        is_real=_append(batch.is_real, zeros.to(torch.bool)),
+        is_special=_append(batch.is_special, zeros.to(torch.bool)),
+        cu_seqlens=_append(batch.cu_seqlens, ends.to(torch.int32)),
+        rows=_append(batch.rows, batch.rows.amax() + 1 + torch.arange(count)),
+        max_length=bucket_length(max(batch.max_length, min(added, length)), max_positions),
     )
+    return filled.with_these_words(*_words(filled.input_ids, min(num_tokens, vocab_size)))
 
 
 def _append(a: Tensor, b: Tensor) -> Tensor:

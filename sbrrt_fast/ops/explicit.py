@@ -81,7 +81,7 @@ class NativeOps:
         return torch.ops.sbrrt.embed_forward.default(*args)
 
     def embed_backward(self, *args) -> tuple[Tensor, ...]:
-        """(grad, ids, positions, types, tables, weight, mean, rstd, dropout, needs)."""
+        """(grad, ids, positions, types, tables, weight, mean, rstd, dropout, needs, order)."""
         return torch.ops.sbrrt.embed_backward.default(*args)
 
 

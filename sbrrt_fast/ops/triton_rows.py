@@ -135,6 +135,17 @@ GELU = Implementation(
 )
 
 
+def _embed_gradients(
+    grad, ids, positions, types, word, position, type_, weight, mean, rstd, p, rng, site, offsets,
+    needs, order=None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    tables = [
+        table.new_empty(table.shape[0] if needed else 0, table.shape[1])
+        for table, needed in zip((word, position, type_), needs[:3], strict=True)
+    ]
+    return *tables, *(_vector(weight, needed) for needed in needs[3:])
+
+
 _INDICES = "Tensor ids, Tensor positions, Tensor types"
 _TABLES = "Tensor word, Tensor position, Tensor type"
 triton_ops.define(
@@ -146,16 +157,10 @@ triton_ops.define(
 )
 triton_ops.define(
     f"embed_backward(Tensor grad, {_INDICES}, {_TABLES}, Tensor weight, Tensor mean, Tensor rstd, "
-    f"{_DROPOUT}, bool[5] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"{_DROPOUT}, bool[5] needs, Tensor? order=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "embed",
     "backward",
-    lambda grad, ids, positions, types, word, position, type_, weight, *others: (
-        *(
-            table.new_empty(table.shape[0] if needed else 0, table.shape[1])
-            for table, needed in zip((word, position, type_), others[-1], strict=False)
-        ),
-        *(_vector(weight, needed) for needed in others[-1][3:]),
-    ),
+    _embed_gradients,
 )
 
 

@@ -31,7 +31,7 @@ class Group:
     Attributes:
         names: of the tasks. counts: number of sequences of each.
         labels: of each, float32 [num_examples].
-        tokens: all of them, packed; after the tasks' sequences may come one of padding.
+        tokens: all of them, packed; after the tasks' sequences may come some of padding.
     """
 
     names: tuple[str, ...]

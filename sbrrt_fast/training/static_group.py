@@ -11,7 +11,7 @@ from sbrrt_fast.training.group import Group
 
 TOKENS = (
     "input_ids", "token_types", "positions", "sequence", "is_real", "is_special", "word_index",
-    "words", "rows", "cu_seqlens",
+    "token_order", "words", "rows", "cu_seqlens",
 )  # fmt: skip
 STORED = {"is_real": torch.bool, "is_special": torch.bool, "cu_seqlens": torch.int32}
 

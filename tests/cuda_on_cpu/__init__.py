@@ -59,7 +59,7 @@ class Library:
             getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_void_p
         for name in ("error", "kernel_name"):
             getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_char_p
-        for name in ("num_launches", "num_threads", "shared_bytes"):
+        for name in ("num_launches", "num_threads", "shared_bytes", "num_global_reads"):
             getattr(self._native, f"cuda_on_cpu_{name}").restype = ctypes.c_uint64
 
     def call(self, function: str, *arguments: object, seed: int = 0) -> None:
@@ -73,6 +73,11 @@ class Library:
     def device(self, seed: int = 0) -> Device:
         """Device memory that lives for several calls."""
         return Device(self, seed)
+
+    @property
+    def num_global_reads(self) -> int:
+        """Reads of device memory by all threads of this process; the variant must be checked."""
+        return self._native.cuda_on_cpu_num_global_reads()
 
     def kernels(self) -> dict[str, Launches]:
         """Every kernel instantiation, and its launches in this process."""

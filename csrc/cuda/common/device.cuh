@@ -27,7 +27,28 @@ __device__ inline T* shared_memory() {
 namespace sbrrt::cuda {
 
 constexpr int kWarpSize = 32;
-constexpr size_t kMaxSharedBytes = 163 << 10;  // of a block on sm_80; on sm_90 there is more
+
+// Of a block, by __CUDA_ARCH__ (CUDA C++ Programming Guide, table of technical specifications per
+// compute capability); 0 for a chip that is not known.
+constexpr size_t shared_bytes_of_chip(int arch) {
+  switch (arch) {
+    case 800: case 870: return 163 << 10;
+    case 860: case 890: case 1200: case 1210: return 99 << 10;
+    case 900: case 1000: case 1030: case 1100: return 227 << 10;
+    default: return 0;
+  }
+}
+
+// What a block may take. It is the least of the chips above, so that the choice of kernels, and with
+// it every bit of a result, is the same on all of them.
+constexpr size_t kMaxSharedBytes = 99 << 10;
+#if defined(__CUDA_ARCH__)
+static_assert(__CUDA_ARCH__ >= 800, "cp.async and mma.m16n8k16 need compute capability 8.0");
+static_assert(shared_bytes_of_chip(__CUDA_ARCH__) == 0 ||
+                  shared_bytes_of_chip(__CUDA_ARCH__) >= kMaxSharedBytes,
+              "blocks are larger than this chip's shared memory");
+#endif
+
 constexpr unsigned kFullMask = 0xffffffffu;
 
 __device__ inline int lane_index() { return threadIdx.x % kWarpSize; }

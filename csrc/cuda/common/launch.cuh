@@ -8,9 +8,27 @@
 #include <cuda_on_cpu/launch.h>
 #else
 
+#include <atomic>
+
 namespace sbrrt::cuda {
 
 constexpr size_t kDefaultSharedBytes = 48 << 10;  // more has to be asked for
+constexpr int kMaxDevices = 64;                   // that are remembered
+
+// Allows a kernel all the shared memory that blocks may take, once per device.
+template <auto kernel>
+inline cudaError_t allow_shared_bytes() {
+  static std::atomic<bool> is_allowed[kMaxDevices];
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  const bool is_remembered = device < kMaxDevices;
+  if (is_remembered && is_allowed[device].load(std::memory_order_relaxed)) return cudaSuccess;
+  const cudaError_t refusal = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMaxSharedBytes));
+  if (is_remembered && refusal == cudaSuccess) is_allowed[device].store(true);
+  return refusal;
+}
 
 // A grid without blocks is no error: nothing is launched.
 template <auto kernel, typename... Args>
@@ -18,8 +36,7 @@ inline cudaError_t launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream
                           const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (shared_bytes > kDefaultSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    const cudaError_t error = allow_shared_bytes<kernel>();
     if (error != cudaSuccess) return error;
   }
   kernel<<<grid, block, shared_bytes, stream>>>(args...);

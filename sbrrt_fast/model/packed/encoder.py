@@ -62,6 +62,7 @@ class PackedEncoder:
         word, *found = self.ops.embed_backward(
             grad, batch.word_index, positions, types, words.detach()[batch.words], *others,
             tables[3], mean, rstd, *self._embedding_site(stream), [True] * 5,
+            batch.token_order.view(3, -1),
         )  # fmt: skip
         gradients = [RowGradient(batch.words, word), *found]
         return {id(p): g for p, g in zip(tables, gradients, strict=True)}

@@ -34,17 +34,19 @@ cudaError_t backward(EMBED, const void* grad, int64_t grad_stride, const float* 
                         nullptr);
 }
 
-cudaError_t tables(int64_t num_tokens, int64_t width, int64_t type, const float* ds,
-                   const int64_t* ids, int64_t num_words, void* word, const int64_t* positions,
-                   int64_t num_positions, void* position, const int64_t* types, int64_t num_types,
-                   void* types_table) {
+cudaError_t tables(int64_t num_tokens, int64_t width, int64_t type, const float* ds, float* partial,
+                   const int64_t* ids, const int64_t* id_order, int64_t num_words, void* word,
+                   const int64_t* positions, const int64_t* position_order, int64_t num_positions,
+                   void* position, const int64_t* types, const int64_t* type_order,
+                   int64_t num_types, void* types_table) {
   return embed_tables({num_tokens,
                        static_cast<int>(width),
                        element(type),
                        ds,
-                       {{ids, num_words, word},
-                        {positions, num_positions, position},
-                        {types, num_types, types_table}}},
+                       partial,
+                       {{ids, id_order, num_words, word},
+                        {positions, position_order, num_positions, position},
+                        {types, type_order, num_types, types_table}}},
                       nullptr);
 }
 

@@ -57,6 +57,7 @@ std::vector<StaticArray> static_arrays;
 size_t dynamic_bytes = 0, static_end = 0;
 std::vector<Buffer> buffers;
 uint32_t launch_number = 0;
+uint64_t num_global_reads = 0;
 
 constexpr size_t kStaticStart = kGap + kMaxShared + kGap;
 
@@ -233,6 +234,7 @@ void check_cells(Cell* cells, size_t offset, const void* address, size_t bytes, 
 }
 
 void check_global(const void* address, size_t bytes, Access access) {
+  if (access == Access::read) ++num_global_reads;
   if (Buffer* buffer = buffer_at(address, bytes)) {
     const size_t offset = static_cast<const char*>(address) - buffer->begin;
     return check_cells(buffer->cells, offset, address, bytes, access, true);
@@ -358,6 +360,9 @@ void* cuda_on_cpu_buffer(size_t bytes, const char* name, int written) {
   buffers.push_back({name, memory + kGap, bytes, cells});
   return memory + kGap;
 }
+
+// How often kernels compiled as `checked` have read global memory.
+uint64_t cuda_on_cpu_num_global_reads() { return cuda_on_cpu::num_global_reads; }
 
 void cuda_on_cpu_release_all() {
   using namespace cuda_on_cpu;

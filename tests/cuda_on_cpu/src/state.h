@@ -20,7 +20,7 @@ namespace cuda_on_cpu {
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;
-constexpr size_t kMaxShared = 163 << 10;  // of sm_80, the least of the chips compiled for
+constexpr size_t kMaxShared = 99 << 10;  // of sm_86 and sm_89, the least of the chips compiled for
 
 // A cp.async under way.
 struct Copy {
