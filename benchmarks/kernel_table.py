@@ -58,8 +58,9 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
     "symmetric_kl_fisher": ("symmetric_kl_fisher",),
     "symmetric_kl_forward": ("symmetric_kl_forward",),
 }
-TWO_KERNELS = {"attention_backward"}  # launchers that take two for sequences above SHORT_LENGTH
-SHORT_LENGTH = 128  # kShortLength
+TWO_KERNELS = {"attention_backward", "embed_tables"}  # launchers of two, one after the other
+SHORT_OR_LONG = {"attention_forward", "attention_jvp"}  # launchers of one of two
+MAX_SHORT_KEYS = 128  # kMaxShortKeys
 TENSORS_PER_LAUNCH = {"adamw_ema_": 400, "gradient_norm": 1024}  # kMaxAdamwTensors, kMaxNormTensors
 CLEARED = {"gradient_norm": 2, "embed_backward": 1}  # at::zeros in the bindings; of embed per table
 
@@ -117,7 +118,13 @@ def _copies(a: Arguments) -> int:
 
 
 def _attention_backward(a: Arguments) -> int:
-    return 2 if a["max_length"] > SHORT_LENGTH else 1
+    """One short kernel or two long ones, as ``plan_of`` of attention_launch.cuh chooses."""
+    num_tokens, num_sequences = len(a["query"]), len(a["cu_seqlens"]) - 1
+    keys = 32
+    while keys < min(a["max_length"], MAX_SHORT_KEYS):
+        keys *= 2
+    is_mean_long = keys == 32 or num_tokens > keys // 4 * num_sequences
+    return 1 if a["max_length"] <= keys and is_mean_long else 2
 
 
 def _with_sums(a: Arguments) -> int:
@@ -125,10 +132,10 @@ def _with_sums(a: Arguments) -> int:
 
 
 def _embed_backward(a: Arguments) -> int:
-    """The rows, the tables together, the sums; tables with more rows than tokens are cleared."""
+    """The rows, the sums, two for all tables; tables with more rows than tokens are cleared."""
     tables = zip(("word", "position", "type"), a["needs"], strict=False)
     needed = [a[name] for name, is_needed in tables if is_needed]
-    return 2 + bool(needed) + sum(len(table) > len(a["ids"]) for table in needed)
+    return 2 + 2 * bool(needed) + sum(len(table) > len(a["ids"]) for table in needed)
 
 
 def _in_launches(name: str, tensors: str) -> Callable[[Arguments], int]:

@@ -296,10 +296,9 @@ def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
     ``min(1, max_norm / (norm + 1e-6))``, as torch.nn.utils.clip_grad_norm_ has it. NaN for a norm
     that is not finite, which leaves the update out (see ``adamw_ema_``).
     """
-    factor = torch.ones_like(norm)
-    if max_norm > 0:
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    return factor.masked_fill(~torch.isfinite(norm), torch.nan).to(torch.float32)
+    clips = max_norm > 0
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) if clips else torch.ones_like(norm)
+    return (factor + (norm - norm)).to(torch.float32)  # plus 0, or NaN
 
 
 OPS = (_adamw, _rows, _norm)

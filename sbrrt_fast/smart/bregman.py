@@ -113,5 +113,7 @@ def follow(
     if left_out is None:
         torch._foreach_lerp_(list(averages), list(targets), weight)
         return
-    for average, target in zip(averages, targets, strict=True):
-        average.copy_(torch.where(left_out, average, average.lerp(target, weight)))
+    if averages:
+        weights = ~left_out * weight  # float32, as lerp takes a number for float32 tensors
+        for average, target in zip(averages, targets, strict=True):
+            average.lerp_(target, weights.to(average.dtype))

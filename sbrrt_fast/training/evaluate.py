@@ -21,6 +21,7 @@ _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from anothe
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
 
 
+@torch.no_grad()
 def predict(
     model: MultiTaskModel,
     task: TokenizedTask,
@@ -43,18 +44,6 @@ def predict(
         WeightsError: a weight is not finite, or the model's outputs are not.
     """
     check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
-    return _predict(model, task, precision, packed, limit, progress)
-
-
-@torch.no_grad()
-def _predict(
-    model: MultiTaskModel,
-    task: TokenizedTask,
-    precision: str = "fp32",
-    packed: bool = True,
-    limit: int | None = None,
-    progress: bool = False,
-) -> Tensor:
     device = next(model.parameters()).device
     num_examples = min(limit or task.num_examples, task.num_examples)
     found = torch.empty(num_examples)
@@ -95,9 +84,8 @@ def evaluate(
     Keyword arguments are those of ``predict``, as are the errors.
     """
     scores: dict = {}
-    check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     for name, task in tasks.items():
-        found = _predict(model, task, **kwargs)
+        found = predict(model, task, **kwargs)
         metric, labels = task.config.metric_name, task.labels[: len(found)]
         scores[name] = {metric: METRICS[metric](found, labels)}
         if scores[name][metric] is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -61,6 +62,17 @@ def check_output(output: Path, *, resume: bool = False, overwrite: bool = False)
         raise SbrrtError(
             f"{output}: holds a run already; choose another --output, or pass --resume to "
             "continue it or --overwrite to replace it"
+        )
+
+
+def check_space(output: Path, num_bytes: int) -> None:
+    """OutputError where the disk has no room for ``num_bytes``, with what an old run gives back."""
+    folders = (output / name for name in (BEST, LAST, STATE))
+    held = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
+    if (free := shutil.disk_usage(output).free) + held < num_bytes:
+        raise OutputError(
+            f"{output}: the run saves up to {num_bytes / 2**20:,.0f} MiB and its disk has "
+            f"{free / 2**20:,.0f} MiB left; make room or choose another --output"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, save_recipe
 from sbrrt_fast.data.assemble import assemble, labels_of
-from sbrrt_fast.errors import Interrupted, OutputError
+from sbrrt_fast.errors import Interrupted
 from sbrrt_fast.files import atomic_directory, check_directory, readable_directory, remove_directory
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
@@ -54,7 +53,15 @@ from sbrrt_fast.training.progress import (
     state_tensors,
 )
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
-from sbrrt_fast.training.run_folder import BEST, CONFIG, LAST, STATE, open_output, start_run
+from sbrrt_fast.training.run_folder import (
+    BEST,
+    CONFIG,
+    LAST,
+    STATE,
+    check_space,
+    open_output,
+    start_run,
+)
 from sbrrt_fast.training.scores import flatten_scores, format_scores
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
@@ -115,7 +122,7 @@ class Trainer:
         output, resume = self.config.output, self.config.resume
         with open_output(output, resume=resume, overwrite=self.config.overwrite):
             started = self._resume() if resume else self.config
-            self._check_space()
+            check_space(output, self._num_bytes_saved())
             start_run(output, resume=resume)
             save_recipe(started, output / CONFIG)
             resume_round = self.progress.cursor.round if resume else None
@@ -329,20 +336,13 @@ class Trainer:
         self.progress = restore_progress(tensors, meta, cursor, self.device)
         return started
 
-    def _check_space(self) -> None:
-        """OutputError where the disk has no room for what will be saved."""
-        output, parameters = self.config.output, list(self.model.parameters())
+    def _num_bytes_saved(self) -> int:
+        """How much of the disk a run takes at most: both models, a state, and what replaces one."""
+        parameters = list(self.model.parameters())
         model = sum(p.nbytes for p in parameters)
         trained = sum(p.nbytes for p in parameters if p.requires_grad)
         state = trained * (3 if self.teacher is None else 4)
-        needed = 2 * model + state + max(model, state)  # one more while it takes another's place
-        folders = (output / name for name in (BEST, LAST, STATE))
-        held = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
-        if (free := shutil.disk_usage(output).free) + held < needed:
-            raise OutputError(
-                f"{output}: the run saves up to {needed / 2**20:,.0f} MiB and its disk has "
-                f"{free / 2**20:,.0f} MiB left; make room or choose another --output"
-            )
+        return 2 * model + state + max(model, state)
 
     def _is_evaluated(self, done: int) -> bool:
         every = self.config.log.evaluate_every or self.rounds_per_epoch

@@ -219,7 +219,8 @@ class FusedUpdate(TorchUpdate):
         """
         found = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
         norm = _norm_of(found, self.backend)
-        factor, left_out = clip_factor(norm, self.clip_norm), ~torch.isfinite(norm)
+        factor = clip_factor(norm, self.clip_norm)
+        left_out = factor.isnan()
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
         counts = [len(alike.places) + 1 for alike in plan]
         for alike, part in zip(plan, numbers.split(counts), strict=True):
