@@ -340,3 +340,16 @@ def test_noise_of_any_width_is_normal_and_a_function_of_its_place(width):
     assert torch.equal(alone, whole[63:72])
     reference = DropoutStream(batch_of([9], 7), rng, 16, backend="reference").normal(width)
     assert torch.allclose(alone, reference, rtol=1e-6, atol=1e-7)
+
+
+def test_triton_refuses_a_run_before_it_starts(tmp_path):
+    backbone = tiny_backbone(tmp_path / "backbone", hidden_size=48, head_dim=24)
+    config = RunConfig(
+        data_dir=small_sample(tmp_path / "data", 12),
+        backbone=str(backbone),
+        output=tmp_path / "run",
+    )
+    reason = "attention: the head dimension, 48 / 2, is neither 32 nor 64"
+    with pytest.raises(BackendError, match=rf"^backend 'triton' cannot run .*\({reason}\); use"):
+        Trainer(replace(config, backend="triton", rounds=1), log=lambda line: None)
+    assert not (tmp_path / "run").exists()

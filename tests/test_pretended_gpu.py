@@ -367,12 +367,12 @@ def planted_rng(x, device):
 
 
 PLANTED = {
-    "update.clip_factor": planted_clip,
-    "fast_step.task_loss": planted_loss,
-    "fast_step.root_mean_square": planted_norm,
-    "fast_step.DropoutStream.normal": planted_noise,
-    "fast_step.to_device": planted_rng,
-    "update.to_device": planted_rng,
+    "training.update.clip_factor": planted_clip,
+    "model.multitask.task_loss": planted_loss,
+    "training.fast_step.root_mean_square": planted_norm,
+    "training.fast_step.DropoutStream.normal": planted_noise,
+    "training.fast_step.to_device": planted_rng,
+    "training.update.to_device": planted_rng,
 }
 
 
@@ -388,7 +388,7 @@ def test_mistakes_in_the_step_are_refused(place, update, monkeypatch):
 
 def assert_refused(step: SbrrtStep, place: str, monkeypatch) -> None:
     step.round(make_round(FEW, 0), 0, report=True)
-    monkeypatch.setattr(f"sbrrt_fast.training.{place}", PLANTED[place])
+    monkeypatch.setattr(f"sbrrt_fast.{place}", PLANTED[place])
     with pytest.raises(Refused):
         step.round(make_round(FEW, 1), 1, report=True)
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sbrrt_fast.config import RunConfig
-from sbrrt_fast.errors import BackendError
 from sbrrt_fast.kernels import attention, rows, symmetric_kl
 from sbrrt_fast.ops import attention_limits, triton_ops, triton_rows, triton_smart
-from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import small_sample, tiny_backbone
 from tests.op_limits import CALLS, implementation, refusal
 
 pytestmark = pytest.mark.filterwarnings(
@@ -48,16 +42,3 @@ def test_a_gpu_has_the_interpreter_s_reasons_but_for_bfloat16(op, monkeypatch):
         there = [why_not(*args, **kwargs) for _, args, kwargs in CALLS[op]("cuda")]
     for ours, theirs in zip(here, there, strict=True):
         assert ours == theirs or "bfloat16, which Triton's interpreter" in ours
-
-
-def test_a_run_is_refused_before_it_starts(tmp_path):
-    backbone = tiny_backbone(tmp_path / "backbone", hidden_size=48, head_dim=24)
-    config = RunConfig(
-        data_dir=small_sample(tmp_path / "data", 12),
-        backbone=str(backbone),
-        output=tmp_path / "run",
-    )
-    reason = "attention: the head dimension, 48 / 2, is neither 32 nor 64"
-    with pytest.raises(BackendError, match=rf"^backend 'triton' cannot run .*\({reason}\); use"):
-        Trainer(replace(config, backend="triton", rounds=1), log=lambda line: None)
-    assert not (tmp_path / "run").exists()

@@ -46,9 +46,12 @@ class Names(TorchFunctionMode):
         return self.gpu.pin(result) if is_pinned else result
 
     def _data_ptr(self, x: Tensor) -> int:
-        if x.is_meta and not self.gpu.has_values:  # an address, if not one of values
+        if not x.is_meta:
+            return x.data_ptr()
+        x = x.detach()
+        if not self.gpu.has_values:  # an address, if not one of values
             return x.untyped_storage()._cdata + x.storage_offset() * x.element_size()
-        return (self.gpu.memory.values_of(x.detach()) if x.is_meta else x).data_ptr()
+        return self.gpu.memory.values_of(x).data_ptr()
 
     def _backward(self, x: Tensor, *args, **kwargs) -> None:
         with self:  # Python code of backward passes is within it too
