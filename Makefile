@@ -27,7 +27,7 @@ test test-long: export OMP_NUM_THREADS := 1
 .PHONY: help env minilm train test test-long aot cuda-check bench gpu-check gpu-profile lint format info clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(STAMP) minilm  ## make .venv: dependencies, the compiled package, MiniLM's weights
 
