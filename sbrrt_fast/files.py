@@ -14,6 +14,7 @@ does not name is somebody's own, and moves into the new folder when the old one 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -332,5 +333,8 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some network file systems cannot do this for folders
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)

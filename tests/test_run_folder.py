@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -257,3 +258,23 @@ def test_nothing_to_resume_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
     with pytest.raises(WeightsError), open_output(tmp_path / "none", resume=True):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_fine_and_one_that_fails_is_not(
+    tmp_path, monkeypatch, number
+):
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if number == errno.EIO:
+        with pytest.raises(OutputError, match="Input/output error"):
+            fill(tmp_path / "best", "x")
+    else:
+        fill(tmp_path / "best", "x")
+        check_directory(tmp_path / "best")
