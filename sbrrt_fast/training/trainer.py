@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 
 from tqdm import tqdm
 
@@ -313,10 +314,12 @@ class Trainer:
         tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
         check_trained(tensors, self.progress.cursor.round)
         meta = self.progress.to_meta()
-        meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs()}
+        meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs}
         save_state(self.config.output / STATE, tensors=tensors, meta=meta)
 
+    @cached_property
     def _inputs(self) -> dict[str, int]:
+        """Checksums of what no round changes."""
         splits = {"train": self.train_tasks, "dev": self.dev_tasks}
         return input_checksums(self.model, splits)
 
@@ -327,7 +330,7 @@ class Trainer:
         check_loaded(tensors, output / STATE, "it cannot be resumed: train anew")
         started = config_from_dict(meta["config"], str(output / STATE))
         check_same_run(started, self.config, str(output))
-        check_same_inputs(meta["inputs"], self._inputs(), str(output))
+        check_same_inputs(meta["inputs"], self._inputs, str(output))
         if meta["best"] is not None:
             for name in (BEST, LAST):
                 check_directory(readable_directory(output / name))
