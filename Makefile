@@ -53,7 +53,7 @@ minilm: $(BIN)/python
 train: env  ## train SBRRT on the built-in sample, print its dev scores (ARGS='--rounds 50 ...')
 	$(BIN)/sbrrt-fast train --config configs/sbrrt.yaml --epochs 2 --output $(OUTPUT) $(REPLACE) $(ARGS)
 
-test: env  ## run the tests (ARGS='tests/test_x.py -k name')
+test: env  ## run the tests (ARGS='tests/ops -k name')
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-long: env  ## the long tests: a hundred kills, damaged states and checkpoints, 10^5 fuzzed ops

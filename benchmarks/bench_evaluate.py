@@ -20,7 +20,7 @@ from benchmarks.shapes import MODELS, Case
 from benchmarks.stored import stored_task
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.training.evaluate import predict
+from sbrrt_fast.training.scores.evaluate import predict
 
 TASK, ROWS_PER_BATCH = "sts", 32
 PEERS = {

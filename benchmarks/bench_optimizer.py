@@ -17,8 +17,8 @@ from benchmarks.measure import WrongResult
 from benchmarks.ops import Benchmark
 from benchmarks.rounds import SBRRT, Rounds, build_ours
 from benchmarks.shapes import Case, models
-from sbrrt_fast.training.optimizer import set_learning_rate
-from sbrrt_fast.training.step import SbrrtStep
+from sbrrt_fast.training.step.optimizer import set_learning_rate
+from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 
 PEERS = {"torch fused": {"fused": True}, "torch foreach": {"foreach": True}}
 OURS = "fast bf16"

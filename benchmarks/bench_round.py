@@ -24,7 +24,7 @@ from benchmarks.rounds import RUN_ROUNDS, SBRRT, Rounds, build_model, build_ours
 from benchmarks.settings import Settings
 from benchmarks.shapes import Case, models
 from sbrrt_fast.config import BregmanConfig, RunConfig, SmartConfig
-from sbrrt_fast.training.graph_step import CAPTURE_FAILED, SIGHTS
+from sbrrt_fast.training.step.graph_step import CAPTURE_FAILED, SIGHTS
 
 FAST, BF16_PEER, FP32_PEER = "fast bf16", "hf bf16 sdpa", "hf fp32 sdpa"
 PEERS = {

@@ -8,7 +8,7 @@ On a GPU the stages are launched one by one, so that each can be timed; what a r
 them, which is timed too, and the kernels of a replay are counted.
 With ``--flops`` and its companions it is the floor of a machine that has such ceilings, and nothing
 is timed; one round still runs here, to count its ops.
-The arithmetic is ``sbrrt_fast.training.floor``'s, the one behind ``sbrrt-fast train --profile``.
+The arithmetic is ``training.cost.floor``'s, the one behind ``sbrrt-fast train --profile``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from benchmarks.rounds import SBRRT, Rounds, build_model, build_ours
 from benchmarks.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.shapes import MODELS, Case
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.training.floor import RoundCost, round_cost
-from sbrrt_fast.training.graph_step import SIGHTS
+from sbrrt_fast.training.cost.floor import RoundCost, round_cost
+from sbrrt_fast.training.step.graph_step import SIGHTS
 
 LINK = 450e9  # bytes per second and direction of an H200's NVLink, by its datasheet
 GRADIENT_BYTES = 4

@@ -57,7 +57,7 @@ def result_of(folder: Path) -> dict | None:
 
 
 def summary(path: Path) -> dict:
-    """Of what ``tests.live_log`` wrote: how many passed, which failed and why, which go on."""
+    """Of what ``live_log`` wrote: how many passed, which failed and why, which go on."""
     started, ended, texts = set(), {}, {}
     for entry in _entries(path):
         test, what = entry["test"], entry["what"]

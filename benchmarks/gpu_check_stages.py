@@ -19,7 +19,7 @@ from benchmarks.native_build import found_extension, is_complete
 
 GPU_TESTS = ("test_gpu_*.py", "test_triton_*.py")  # run on a GPU where there is one
 NO_TESTS = ("test_gpu_check.py", "test_triton_aot.py", "test_triton_launch_table.py")  # not these
-STEP_TESTS = ("tests/test_graph_step.py", "tests/test_graph_replaced.py")
+STEP_TESTS = ("tests/training/test_graph_step.py", "tests/training/test_graph_replaced.py")
 PYTHON = sys.executable
 BENCHES, REPORT_SECONDS = ("round", "ops", "sweep"), 8.0
 DRY_TESTS = {"step": "summary or broken", "tests": "random_numbers or counts_round"}
@@ -104,7 +104,7 @@ def kernels(dry_run: bool) -> tuple[str, ...]:
 
 def sanitizer(tool: str, limit: float, dry_run: bool) -> Stage:
     """compute-sanitizer over small shapes; a dry run makes the calls once, without it."""
-    program = (PYTHON, "-m", "tests.small_shapes")
+    program = (PYTHON, "-m", "tests.ops.small_shapes")
     if dry_run:
         needs = () if tool == "memcheck" else ("gpu",)
         return Stage(tool, program, limit, needs, {"DEVICE": "cpu"}, call=1)
@@ -122,7 +122,7 @@ def calls(dry_run: bool) -> tuple[str, ...]:
 
 
 def gpu_tests() -> list[str]:
-    found = [path for pattern in GPU_TESTS for path in sorted((ROOT / "tests").glob(pattern))]
+    found = [path for pattern in GPU_TESTS for path in sorted((ROOT / "tests").rglob(pattern))]
     return [str(path.relative_to(ROOT)) for path in found if path.name not in NO_TESTS]
 
 
@@ -135,7 +135,7 @@ def tests(stage: str, dry_run: bool, *files: str) -> tuple[str, ...]:
     chosen = ("-k", DRY_TESTS[stage]) if dry_run else ()
     options = (
         # Others take what waits behind a test that hangs.
-        *("-q", "-n", str(workers), "--dist", "worksteal", "-p", "tests.live_log"),
+        *("-q", "-n", str(workers), "--dist", "worksteal", "-p", "tests.benchmarks.live_log"),
         *("-p", "no:cacheprovider", "--continue-on-collection-errors"),
         *("-o", "faulthandler_timeout=40"),
     )

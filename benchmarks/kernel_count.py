@@ -29,10 +29,10 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.graph_step import GraphStep
-from sbrrt_fast.training.group import TaskBatch
-from sbrrt_fast.training.optimizer import build_optimizer
-from sbrrt_fast.training.profile import STAGES, NoClock
+from sbrrt_fast.training.cost.profile import STAGES, NoClock
+from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.optimizer import build_optimizer
 
 UPDATES = ("per_task", "joint")
 READING, TERMS = "data", "terms"

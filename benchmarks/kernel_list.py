@@ -25,8 +25,8 @@ from benchmarks.rounds import SBRRT, Rounds, build_ours
 from benchmarks.runner import use_own_stream
 from benchmarks.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.shapes import MODELS, Case
-from sbrrt_fast.training.graph_step import SIGHTS, GraphStep
-from sbrrt_fast.training.step import SbrrtStep
+from sbrrt_fast.training.step.graph_step import SIGHTS, GraphStep
+from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 
 MOST, NAME = 60, 160  # kernels and gaps that are listed, and characters of a kernel's name
 

@@ -1,8 +1,8 @@
 """How many kernels an op of the step launches on a GPU, without one.
 
 Ours are read off ``csrc/cuda``: which launchers a binding calls, and how many kernels one of them
-launches; ``tests/test_kernel_count.py`` holds the tables below against those sources. Torch's
-follow its CUDA implementation:
+launches; ``tests/benchmarks/test_kernel_count.py`` holds the tables below against those sources.
+Torch's follow its CUDA implementation:
 
 - An elementwise op, a reduction and a matrix product are one kernel each. Large reductions that
   clear a counter first, and products that a library splits along the inner dimension, take one more

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.measure import Budget, Stopwatch, quartiles
 from sbrrt_fast.info import devices, extension_state, versions
-from sbrrt_fast.training.floor import Ceilings, measure_ceilings
+from sbrrt_fast.training.cost.floor import Ceilings, measure_ceilings
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.deadline import Deadline
-from sbrrt_fast.training.cuda_graph import error_chain
+from sbrrt_fast.training.step.cuda_graph import error_chain
 
 Call = Callable[[], object]
 GRAPH_CALLS = 32  # at least so many calls in a captured graph

@@ -31,7 +31,7 @@ def measure(variant: str, batch: str, model: str) -> dict:
     from benchmarks.rounds import Rounds, build_ours
     from benchmarks.settings import settings
     from benchmarks.shapes import Case
-    from sbrrt_fast.training.profile import peak_bytes
+    from sbrrt_fast.training.cost.profile import peak_bytes
 
     found = settings()
     rounds = Rounds(found, Case(model, batch, "", "train"))

@@ -13,8 +13,8 @@ from benchmarks.deadline import Deadline
 from benchmarks.rounds import SBRRT, Rounds, build_ours
 from benchmarks.settings import Settings
 from benchmarks.shapes import MODELS, Case
-from sbrrt_fast.training.floor import round_cost
-from sbrrt_fast.training.profile import StageClock
+from sbrrt_fast.training.cost.floor import round_cost
+from sbrrt_fast.training.cost.profile import StageClock
 
 LONGEST = 300.0  # seconds of a process
 MEASURED = ("fast bf16", "reference fp32")

@@ -11,7 +11,7 @@ from benchmarks.goals import FAST, ROUND
 from benchmarks.machine import Machine
 from benchmarks.results import Results, Row, by_case, is_floor, is_ours
 from sbrrt_fast.experiments.plots import save_figure
-from sbrrt_fast.training.profile import STAGES
+from sbrrt_fast.training.cost.profile import STAGES
 
 NO_PEER = ("sweep", "round")
 

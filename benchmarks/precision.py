@@ -27,11 +27,11 @@ from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.regularizer import SmartRegularizer
-from sbrrt_fast.training.fast_step import FastStep
-from sbrrt_fast.training.group import Group, TaskBatch
-from sbrrt_fast.training.head_pass import HeadPass
-from sbrrt_fast.training.optimizer import build_optimizer
-from sbrrt_fast.training.step import SbrrtStep
+from sbrrt_fast.training.step.fast_step import FastStep
+from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.head_pass import HeadPass
+from sbrrt_fast.training.step.optimizer import build_optimizer
+from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 
 PAPER = replace(SBRRT, smart=SmartConfig(weight=1.0, preset="paper"))
 

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.rounds import SBRRT, assembled
 from benchmarks.short_run import ShortRun
-from sbrrt_fast.training.graph_step import GraphStep
-from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.round_robin import RoundRobin
+from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.group import TaskBatch
 
 MAX_REPEATS = 8
 

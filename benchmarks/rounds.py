@@ -33,9 +33,9 @@ from sbrrt_fast.model.hub import load_encoder, read_config, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step, load_splits
-from sbrrt_fast.training.optimizer import build_optimizer
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
-from sbrrt_fast.training.step import SbrrtStep, TaskBatch
+from sbrrt_fast.training.step.optimizer import build_optimizer
+from sbrrt_fast.training.step.sbrrt_step import SbrrtStep, TaskBatch
 
 RUN_ROUNDS = 1000  # of the run that the timed rounds are the first of
 SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read

@@ -21,8 +21,8 @@ from benchmarks.settings import settings
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.training.build import load_splits
-from sbrrt_fast.training.evaluate import evaluate
 from sbrrt_fast.training.round_robin import RoundRobin
+from sbrrt_fast.training.scores.evaluate import evaluate
 
 FILE = "short_run.json"
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-collect_ignore_glob = [] if HAS_TRITON else ["test_triton_*.py"]
+collect_ignore_glob = [] if HAS_TRITON else ["*/test_triton_*.py"]
 
 
 def pytest_report_header() -> str | None:

@@ -17,8 +17,8 @@ from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.messages import printable
-from sbrrt_fast.training.evaluate import evaluate
-from sbrrt_fast.training.scores import exposure_note, score_table
+from sbrrt_fast.training.scores.evaluate import evaluate
+from sbrrt_fast.training.scores.table import exposure_note, score_table
 
 
 @dataclass(frozen=True)

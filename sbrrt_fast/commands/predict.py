@@ -19,8 +19,8 @@ from sbrrt_fast.data.task import Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.messages import printable, shown
-from sbrrt_fast.training.evaluate import predict
 from sbrrt_fast.training.run_folder import note_predictions
+from sbrrt_fast.training.scores.evaluate import predict
 
 FOLDER = "predictions"
 

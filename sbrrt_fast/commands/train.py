@@ -15,7 +15,7 @@ from sbrrt_fast.config_io import (
     split_config_flag,
 )
 from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
-from sbrrt_fast.training.scores import exposure_note, score_table
+from sbrrt_fast.training.scores.table import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer
 
 PROG = "sbrrt-fast train"

@@ -69,7 +69,7 @@ class TrainedRun:
 
     @property
     def options(self) -> dict:
-        """Keyword arguments of ``training.evaluate.predict`` that repeat what the trainer does."""
+        """Keyword arguments of ``evaluate.predict`` that repeat what the trainer does."""
         packed = self.config.layout == "packed"
         return {"precision": self.config.precision, "packed": packed, "progress": True}
 

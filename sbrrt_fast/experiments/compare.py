@@ -23,9 +23,9 @@ from sbrrt_fast.experiments.comparison import (
     worst_of,
 )
 from sbrrt_fast.training.finite import check_terms
-from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import read_values
 from sbrrt_fast.training.round_robin import Cursor
+from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.trainer import Trainer
 
 VANISHING = 1e-6  # of the largest norm: below it a gradient is taken to be truly zero

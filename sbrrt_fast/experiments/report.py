@@ -11,8 +11,8 @@ from typing import Any
 
 from sbrrt_fast.experiments.tables import Row, Run, Table
 from sbrrt_fast.files import make_folder, write_text
-from sbrrt_fast.training.metrics import main_metric
-from sbrrt_fast.training.scores import exposure_note, undefined_notes
+from sbrrt_fast.training.scores.metrics import main_metric
+from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
 
 UNKNOWN, UNDEFINED = "—", "undefined"
 SAMPLE_WARNING = (

@@ -19,7 +19,7 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
 from sbrrt_fast.ops.attention_limits import MAX_LENGTH
 from sbrrt_fast.smart.presets import resolve
-from sbrrt_fast.training.fast_step import DTYPES
+from sbrrt_fast.training.step.fast_step import DTYPES
 
 _OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # whose reasons are worth telling
 _UPDATE = "adamw_ema_"

@@ -26,7 +26,9 @@ from sbrrt_fast.training.build import (
     pick_device,
 )
 from sbrrt_fast.training.checkpoint import load_state, save_state
-from sbrrt_fast.training.evaluate import evaluate
+from sbrrt_fast.training.cost.floor import best_ceilings, round_cost
+from sbrrt_fast.training.cost.profile import NoClock, StageClock, peak_bytes
+from sbrrt_fast.training.cost.profile import report as profile_report
 from sbrrt_fast.training.finite import (
     SKIPPED,
     SkippedUpdates,
@@ -35,15 +37,9 @@ from sbrrt_fast.training.finite import (
     check_trained,
     skipped_updates,
 )
-from sbrrt_fast.training.floor import best_ceilings, round_cost
-from sbrrt_fast.training.group import TaskBatch
 from sbrrt_fast.training.logging import LINES, RunLogger
 from sbrrt_fast.training.means import IntervalMeans, run_means
-from sbrrt_fast.training.metrics import is_better
 from sbrrt_fast.training.op_choice import longest_sequence, tell_evaluation
-from sbrrt_fast.training.optimizer import build_optimizer
-from sbrrt_fast.training.profile import NoClock, StageClock, peak_bytes
-from sbrrt_fast.training.profile import report as profile_report
 from sbrrt_fast.training.progress import (
     Progress,
     check_same_inputs,
@@ -63,7 +59,11 @@ from sbrrt_fast.training.run_folder import (
     open_output,
     start_run,
 )
-from sbrrt_fast.training.scores import flatten_scores, format_scores
+from sbrrt_fast.training.scores.evaluate import evaluate
+from sbrrt_fast.training.scores.metrics import is_better
+from sbrrt_fast.training.scores.table import flatten_scores, format_scores
+from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
 

@@ -1,4 +1,4 @@
-// attention's launchers, for tests/test_cuda_attention.py: tensors are pointers with a stride of rows.
+// attention's launchers, for tests/cuda_on_cpu/test_cuda_attention.py: tensors are pointers with a stride of rows.
 #include "common/dropout.h"
 #include "cuda/attention.h"
 

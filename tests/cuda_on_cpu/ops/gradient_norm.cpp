@@ -1,4 +1,4 @@
-// gradient_norm's launcher, for tests/test_cuda_adamw.py.
+// gradient_norm's launcher, for tests/cuda_on_cpu/test_cuda_adamw.py.
 #include "cuda/adamw.h"
 
 #include "rows.h"

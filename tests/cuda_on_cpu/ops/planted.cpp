@@ -12,7 +12,7 @@ using namespace sbrrt::cuda;
 
 namespace {
 
-// In the order of BUGS in tests/test_cuda_on_cpu.py.
+// In the order of BUGS in tests/cuda_on_cpu/test_cuda_on_cpu.py.
 enum Bug : int64_t {
   kNone,
   kNoBarrier,

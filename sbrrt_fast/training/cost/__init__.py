@@ -1,0 +1,1 @@
+"""What a round costs: its floor and where its time goes."""

@@ -1,0 +1,99 @@
+"""Where a round's time goes: a clock for its stages, and the table a user sees."""
+
+from __future__ import annotations
+
+import re
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from sbrrt_fast.training.cost.floor import Ceilings, RoundCost
+
+STAGES = ("data", "clean", "ascent", "adversarial", "teacher", "backward", "optimiser")
+
+
+class NoClock:
+    """Measures nothing."""
+
+    def __call__(self, stage: str):
+        return nullcontext()
+
+
+class StageClock:
+    """Seconds by stage and round; on a GPU the host waits at both ends of every stage.
+
+    Args:
+        device: where the stages run.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.rounds: list[dict[str, float]] = []
+        self._current: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._current[stage] += self._now() - start
+
+    def end_round(self) -> None:
+        self.rounds.append(dict(self._current))
+        self._current.clear()
+
+    def medians(self, warm_up: int = 3) -> dict[str, float]:
+        """Median seconds by stage, without the first rounds where there are enough others."""
+        rounds = self.rounds[warm_up:] or self.rounds
+        stages = dict.fromkeys(name for found in rounds for name in found)
+        return {
+            name: torch.tensor([found.get(name, 0.0) for found in rounds]).median().item()
+            for name in stages
+        }
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory the process (or the GPU's allocator) has held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")  # ru_maxrss begins with what the parent process held
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def report(
+    clock: StageClock, cost: RoundCost, ceilings: Ceilings, memory: dict[str, int]
+) -> list[str]:
+    """Lines of the table: stages, their floors, and the memory that is held.
+
+    Args:
+        cost: operations and bytes of a round by stage.
+        ceilings: measured on this machine in this run.
+        memory: bytes by what holds them.
+    """
+    found = clock.medians()
+    total, floors = sum(found.values()), cost.seconds(ceilings)
+    lines = [
+        f"one round, median of {len(clock.rounds)}: {1e3 * total:.1f} ms for {cost.num_tokens:.0f}"
+        f" tokens; floor {1e3 * sum(floors.values()):.1f} ms at {ceilings.flops / 1e9:.0f} GFLOP/s"
+        f" and {ceilings.bytes / 1e9:.1f} GB/s, both measured just now",
+        f"  {'stage':<12}{'ms':>9}{'share':>8}{'floor ms':>10}{'of floor':>10}",
+    ]
+    for stage in [*(s for s in STAGES if s in found), *(s for s in found if s not in STAGES)]:
+        floor, seconds = floors.get(stage, 0.0), found[stage]
+        share = f"{1e3 * floor:>10.1f}{seconds / floor:>9.1f}x" if floor else ""
+        lines.append(f"  {stage:<12}{1e3 * seconds:>9.1f}{seconds / total:>8.0%}{share}")
+    lines.append("  memory: " + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in memory.items()))
+    return lines

@@ -1,0 +1,109 @@
+"""Predictions and scores of a whole split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sbrrt_fast import _extension
+from sbrrt_fast.data.assemble import assemble
+from sbrrt_fast.data.store import TokenizedTask
+from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.training.finite import check_loaded
+from sbrrt_fast.training.scores.metrics import METRICS, UNDEFINED, overall, why_undefined
+from sbrrt_fast.training.step.sbrrt_step import autocast
+
+_TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from another backbone"
+TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
+
+
+@torch.no_grad()
+def predict(
+    model: MultiTaskModel,
+    task: TokenizedTask,
+    *,
+    precision: str = "fp32",
+    packed: bool = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Predictions for the first ``limit`` examples (all if None), in order, without dropout.
+
+    Args:
+        precision: ``fp32``, or ``bf16`` matrix products; a CPU that has no instructions for those
+            takes float32 ones, which are several times quicker there.
+
+    Returns:
+        float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
+
+    Raises:
+        WeightsError: a weight is not finite, or the model's outputs are not.
+    """
+    check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
+    device = next(model.parameters()).device
+    num_examples = min(limit or task.num_examples, task.num_examples)
+    found = torch.empty(num_examples)
+    bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
+    if _extension.emulates_bf16(device):
+        precision = "fp32"
+    with bar, autocast(device, precision):
+        for examples in _batches(task, num_examples):
+            tokens = assemble(task, examples).to(device)
+            outputs = model(task.name, tokens if packed else tokens.padded())
+            # Class numbers are always finite: where an output is not, neither is the prediction.
+            is_finite = torch.isfinite(outputs).reshape(len(examples), -1).all(dim=1)
+            values = model.predictions(task.name, outputs)
+            found[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
+            bar.update(len(examples))
+    _check_predictions(task, found)
+    return found
+
+
+def _check_predictions(task: TokenizedTask, found: Tensor) -> None:
+    if num_bad := int((~torch.isfinite(found)).sum()):
+        first = task.ids[int((~torch.isfinite(found)).nonzero()[0])]
+        raise WeightsError(
+            f"task '{task.name}' {task.split}: {num_bad:,} of {len(found):,} outputs are nan or "
+            f"infinite (first: id {first}), although all weights are finite; they are too large to "
+            f"compute with: {_TRAIN_AGAIN}"
+        )
+
+
+def evaluate(
+    model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
+) -> dict[str, dict[str, float | str | None] | float | None]:
+    """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
+
+    A score that is undefined is None with its reason beside it, ``{"pearson": None, "undefined":
+    "all labels are 3"}``; the overall score is None then, unless it does not count the task.
+
+    Keyword arguments are those of ``predict``, as are the errors.
+    """
+    scores: dict = {}
+    for name, task in tasks.items():
+        found = predict(model, task, **kwargs)
+        metric, labels = task.config.metric_name, task.labels[: len(found)]
+        scores[name] = {metric: METRICS[metric](found, labels)}
+        if scores[name][metric] is None:
+            scores[name][UNDEFINED] = why_undefined(found, labels)
+    return scores | {"overall": overall(scores)}
+
+
+def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:
+    """Examples of similar length together, at most TOKENS_PER_BATCH padded tokens a batch."""
+    each = task.config.sequences_per_example
+    lengths = task.lengths.view(-1, each).amax(dim=1)[:num_examples]
+    order = torch.argsort(lengths, stable=True)
+    start = 0
+    while start < num_examples:
+        stop = start + 1
+        while stop < num_examples and (
+            (stop + 1 - start) * each * int(lengths[order[stop]]) <= TOKENS_PER_BATCH
+        ):
+            stop += 1
+        yield order[start:stop]
+        start = stop

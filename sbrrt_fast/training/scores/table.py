@@ -1,0 +1,76 @@
+"""Scores as people read them: lines, tables, and what must be said beside them."""
+
+from __future__ import annotations
+
+import math
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.task import OVERALL
+from sbrrt_fast.training.scores.metrics import UNDEFINED
+
+
+def flatten_scores(scores: dict) -> dict[str, float]:
+    """``{"sst/accuracy": …, …, "overall": …}``, for logs; NaN where a score is undefined."""
+    flat = {}
+    for name, value in scores.items():
+        for metric, score in _metrics(value).items():
+            flat[f"{name}/{metric}" if metric else name] = math.nan if score is None else score
+    return flat
+
+
+def format_scores(scores: dict) -> str:
+    """One line: ``sst/accuracy .505  para/accuracy .719  …``."""
+    texts = [f"{name} {_number(value)}" for name, value in flatten_scores(scores).items()]
+    return "  ".join(texts + [f"({line})" for line in undefined_notes(scores)])
+
+
+def undefined_notes(scores: dict) -> list[str]:
+    """A line for each task's score that is undefined, with its reason."""
+    tasks = {name: value for name, value in scores.items() if isinstance(value, dict)}
+    reasons = {name: value[UNDEFINED] for name, value in tasks.items() if UNDEFINED in value}
+    is_counted = scores.get(OVERALL, 0.0) is None
+    so = f", so there is no {OVERALL} score" if is_counted else ""
+    return [
+        f"{name}/{metric} is undefined: {reason}{so}"
+        for name, reason in reasons.items()
+        for metric in _metrics(tasks[name])
+    ]
+
+
+def score_table(scores: dict, num_examples: dict[str, int] | None = None) -> str:
+    """A row per task and metric and one for the overall score, with the number of rows if given.
+
+    A score that is undefined is a dash, with a line that says why below the table.
+    """
+    rows = [("task", "metric", "score", "rows" if num_examples else "")]
+    for name, value in scores.items():
+        count = f"{num_examples[name]:,}" if num_examples and isinstance(value, dict) else ""
+        rows += [(name, m, _number(score), count) for m, score in _metrics(value).items()]
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}".rstrip()
+        for a, b, c, d in rows
+    ]
+    return "\n".join(lines + undefined_notes(scores))
+
+
+def _metrics(value: dict | float | None) -> dict[str, float | None]:
+    """A task's metrics; an overall score under no name."""
+    if not isinstance(value, dict):
+        return {"": value}
+    return {metric: score for metric, score in value.items() if metric != UNDEFINED}
+
+
+def _number(score: float | None) -> str:
+    return "—" if score is None or math.isnan(score) else f"{score:.4f}"
+
+
+def exposure_note(config: RunConfig) -> str:
+    """What to know of a Quora score from MiniLM, or an empty string."""
+    is_minilm = "minilm" in config.model.backbone.lower()
+    if not (is_minilm and "para" in config.tasks and config.data_dir is not None):
+        return ""
+    return (
+        "all-MiniLM-L6-v2 saw Quora's duplicate pairs in its own training: this para score does "
+        "not compare with that of an encoder which did not"
+    )

@@ -1,0 +1,1 @@
+"""One round: the step, its two kinds of pass, the captured step and the update."""

@@ -1,0 +1,203 @@
+"""The count of a captured round's kernels, and its table against the sources of the kernels."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import kernel_count
+from benchmarks.kernel_count import count_round
+from benchmarks.kernel_table import (
+    CLEARED,
+    LAUNCHERS,
+    MAX_SHORT_KEYS,
+    SHORT_OR_LONG,
+    TENSORS_PER_LAUNCH,
+    TWO_KERNELS,
+    UnknownOp,
+    num_kernels,
+)
+from benchmarks.pretended_gpu import PretendedGpu
+from benchmarks.rounds import SBRRT
+from sbrrt_fast.config import BregmanConfig, SmartConfig
+from tests.model.models import CONFIG
+from tests.training.test_pretended_gpu import make_round
+
+CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+FUNCTION = re.compile(
+    r"^[\w:<>,&* ]*?\b(\w+)\((?:[^;{}]|\{\})*\)(?: const)?(?:\s*:[^;]*?)? \{$", re.M
+)
+
+
+@cache
+def functions(path: Path) -> dict[str, list[str]]:
+    """The bodies of a source's functions by name; members of its structs among them."""
+    text = re.sub(r"//.*", "", path.read_text())
+    found: dict[str, list[str]] = {}
+    for match in FUNCTION.finditer(text):
+        indent = re.match(r" *", match[0])[0]
+        body = text[match.end() : text.index(f"\n{indent}}}", match.end())]
+        found.setdefault(match[1], []).append(body)
+    return found
+
+
+def reached(path: Path, name: str) -> list[str]:
+    """The bodies that a call of a function may run, those of functions of the same file."""
+    bodies, seen, waiting = [], set(), [name]
+    known = functions(path)
+    while waiting:
+        name = waiting.pop()
+        if name in known and name not in seen:
+            seen.add(name)
+            for body in known[name]:
+                bodies.append(body)
+                waiting += re.findall(r"\b(\w+)(?=[(<])", body)
+    return bodies
+
+
+def bindings() -> dict[str, tuple[Path, str]]:
+    """Op -> the source that registers it and the function there."""
+    found = {}
+    for path in sorted(CUDA.glob("*_binding.cpp")):
+        for op, function in re.findall(r'm\.impl\("(\w+)", &(\w+)\)', path.read_text()):
+            found[op] = path, function
+    return found
+
+
+def test_every_op_with_a_cuda_kernel_is_in_the_table():
+    assert LAUNCHERS.keys() == bindings().keys()
+
+
+@pytest.mark.parametrize("op", sorted(LAUNCHERS))
+def test_launchers_are_those_that_the_binding_calls(op):
+    bodies = reached(*bindings()[op])
+    assert bodies
+    called = {name for body in bodies for name in re.findall(r"\blaunch\(&(\w+)", body)}
+    called |= {"column_sums" for body in bodies if "sums_of_blocks(" in body}
+    assert called == set(LAUNCHERS[op])
+    assert sum(body.count("at::zeros(") for body in bodies) == CLEARED.get(op, 0)
+
+
+def test_a_launcher_launches_one_kernel_or_is_named_with_two():
+    """No function of a launcher has two launches, but for those of two kernels or of either."""
+    assert "launch(&column_sums" in (CUDA / "binding.h").read_text()
+    for launcher in {name for names in LAUNCHERS.values() for name in names}:
+        path = next(p for p in sorted(CUDA.glob("*.cu")) if launcher in functions(p))
+        counts = [len(re.findall(r"\blaunch<", body)) for body in reached(path, launcher)]
+        assert max(counts) == (2 if launcher in TWO_KERNELS | SHORT_OR_LONG else 1), launcher
+
+
+def test_limits_are_the_sources():
+    sources = "\n".join(p.read_text() for p in [*CUDA.glob("*.h"), *CUDA.glob("*.cuh")])
+    for name, value in (
+        ("kMaxShortKeys", MAX_SHORT_KEYS),
+        ("kMaxAdamwTensors", TENSORS_PER_LAUNCH["adamw_ema_"]),
+        ("kMaxNormTensors", TENSORS_PER_LAUNCH["gradient_norm"]),
+    ):
+        assert re.search(rf"\b{name} = {value}[;,]", sources), name
+
+
+def round_count(update: str, num_layers: int = 2, report: bool = False, **fields):
+    config = replace(SBRRT, round=replace(SBRRT.round, update=update), **fields)
+    shape = replace(CONFIG, num_hidden_layers=num_layers)
+    return count_round(shape, config, make_round(SBRRT.tasks, 0), report)
+
+
+PER_LAYER = {  # what a layer adds to a stage, in a step of one pass over both halves of the rows
+    # Products, bias of q, k and v, attention, two LayerNorms, GELU; the tangents of the last four.
+    "clean": 4 + 1 + 1 + 2 + 1 + 4,
+    "ascent": 4 + 1 + 2 + 1,
+    "adversarial": 4 + 1 + 1 + 2 + 1,
+    "teacher": 4 + 1 + 1 + 2 + 1,
+    # 8 products; attention; LayerNorms and GELU with sums and 7 copies of them; q, k and v's sums.
+    "backward": 8 + 1 + 2 * 2 + 2 + 7 + 1,
+}
+
+
+@pytest.mark.parametrize("update", ["per_task", "joint"])
+def test_what_a_layer_adds(update):
+    two, three = round_count(update, 2), round_count(update, 3)
+    steps = 1 if update == "joint" else 3
+    assert (two.steps, two.copies) == (steps, 2 * steps)
+    for stage, count in PER_LAYER.items():
+        assert three.kernels[stage] - two.kernels[stage] == steps * count, stage
+
+
+def test_the_optimiser_of_a_joint_round():
+    """Of bf16 gradients, of fp32 ones and of the word table's rows."""
+    norms, together, factor, updates = 2 * (1 + 2), 2, 6, 3
+    numbers = 3 * 2  # of the update, in float32 and less those left out, for each op
+    left_out = 1 + 1 + 1  # whether it is, and two counts of it
+    expected = norms + together + factor + updates + numbers + left_out
+    assert round_count("joint").kernels["optimiser"] == expected
+
+
+def test_stages_that_are_off_have_no_kernels():
+    plain = round_count("joint", smart=SmartConfig(), bregman=BregmanConfig())
+    assert {"clean", "backward", "optimiser", "data", "terms"} == {
+        stage for stage, count in plain.kernels.items() if count
+    }
+    whole = round_count("joint", report=True)
+    assert whole.others > 30  # reports are launched beside the replay
+    assert whole.kernels["teacher"] > 20
+
+
+@pytest.mark.parametrize(
+    ("call", "count"),
+    [
+        (lambda x: x + x, 1),
+        (lambda x: x.t(), 0),
+        (lambda x: torch.empty_like(x), 0),
+        (lambda x: x @ x, 1),
+        (lambda x: torch.cat([x] * 129), 2),
+        (lambda x: x[:0] + 1, 0),
+        (lambda x: torch._foreach_lerp_([x] * 65, [x] * 65, 0.5), 2),
+        (lambda x: torch.ops.sbrrt.bias_gelu_backward(x, x, x[0], True), 2),
+        (lambda x: torch.ops.sbrrt.bias_gelu_backward(x, x.t(), x[0], False), 2),
+        (lambda x: torch.ops.sbrrt.gradient_norm([x] * 1025), 4),
+    ],
+)
+def test_single_ops(call, count):
+    found = []
+    with PretendedGpu(has_values=False) as gpu:
+        x = torch.ones(4, 4, device="cuda")
+        gpu.observers.append(lambda *seen: found.append(num_kernels(*seen)))
+        call(x)
+    assert sum(found) == count
+
+
+def test_an_op_that_the_table_does_not_have_is_told():
+    with PretendedGpu(has_values=False) as gpu:
+        x = torch.ones(4, 4, device="cuda")
+        gpu.observers.append(num_kernels)
+        with pytest.raises(UnknownOp, match=r"aten\.sort.*kernel_table"):
+            x.sort()
+
+
+@pytest.mark.long
+def test_the_documented_table_is_the_command_s(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kernel_count"])
+    kernel_count.main()
+    documented = (CUDA.parent.parent / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out in documented
+
+
+def test_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(kernel_count, "MODELS", {"tiny": CONFIG})
+    monkeypatch.setattr("benchmarks.shapes.MODELS", {"tiny": CONFIG})
+    monkeypatch.setattr("sys.argv", ["kernel_count", "--update", "joint"])
+    kernel_count.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| stage | tiny, joint |"
+    rows = dict(re.findall(r"\| (.+?) \| (\d+) \|", "\n".join(lines)))
+    stages = Counter({name: int(n) for name, n in rows.items() if name in kernel_count.ORDER})
+    assert sum(stages.values()) == int(rows["kernels"])
+    assert rows["graphs"] == "1" and rows["copies to the device"] == "2"
+    expected = round_count("joint").kernels["optimiser"]
+    assert stages["optimiser"] == expected

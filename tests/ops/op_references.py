@@ -1,0 +1,187 @@
+"""What the ops should answer, in float64 and plain torch.
+
+``REFERENCES[op](*arguments)`` for those that write into given memory: what is written, then what is
+returned. ``ALLOCATING[op](*arguments)`` for others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.ops.adamw_ema import adamw_ema_reference, adamw_ema_rows_reference
+from sbrrt_fast.ops.attention import packed_attention_reference
+from sbrrt_fast.ops.dropout import dropout_mask, dropout_mask_reference, philox_bits_reference
+from sbrrt_fast.ops.gelu import bias_gelu_reference
+from sbrrt_fast.ops.smart_noise import smart_noise_reference
+from sbrrt_fast.ops.symmetric_kl import symmetric_kl_fisher_reference, symmetric_kl_reference
+from tests.ops.op_checks import BF16, F64, float_tangent, gradients
+
+
+def doubles(*tensors: Tensor) -> list[Tensor]:
+    return [x.detach().double() for x in tensors]
+
+
+def gelu_forward(x, bias):
+    return [bias_gelu_reference(*doubles(x, bias))]
+
+
+def gelu_backward(grad, x, bias, need):
+    dx, dbias = gradients(bias_gelu_reference, doubles(x, bias), grad.double())
+    return [dx, dbias if need else dbias[:0]]
+
+
+def gelu_jvp(tangent, x, bias):
+    x, bias, tangent = doubles(x, bias, tangent)
+    return [float_tangent(bias_gelu_reference, [x, bias], [tangent, torch.zeros_like(bias)])]
+
+
+def layernorm_sum(x, bias, residual, p, rng, site, offsets):
+    """(s, dropout's factors)."""
+    factors = dropout_mask(offsets, x.shape[1], p, rng, site, F64, backend="reference")
+    x, bias, residual = doubles(x, bias, residual)
+    return residual + factors * (x + bias), factors
+
+
+def layernorm_forward(x, bias, residual, weight, shift, eps, *dropout):
+    s, _ = layernorm_sum(x, bias, residual, *dropout)
+    mean = s.mean(1)
+    centred = s - mean[:, None]
+    rstd = (centred.square().mean(1) + eps).rsqrt()
+    y = centred * rstd[:, None] * weight.double() + shift.double()
+    return [y, mean, rstd]
+
+
+def projected(x, standard, rstd):
+    """x without its part along a row's constant and its standard values."""
+    along = (x * standard).mean(1, keepdim=True) * standard
+    return rstd[:, None] * (x - x.mean(1, keepdim=True) - along)
+
+
+def layernorm_backward(grad, product, x, bias, residual, weight, mean, rstd, *others):
+    *dropout, need = others
+    s, factors = layernorm_sum(x, bias, residual, *dropout)
+    weight, mean, rstd, grad = doubles(weight, mean, rstd, grad)
+    grad = grad if product is None else grad + product.double()
+    standard = (s - mean[:, None]) * rstd[:, None]
+    dresidual = projected(grad * weight, standard, rstd)
+    dx = factors * dresidual
+    sums = [dx.sum(0), (grad * standard).sum(0), grad.sum(0)]
+    return [dx, dresidual, *(x if need else x[:0] for x in sums)]
+
+
+def layernorm_jvp(tx, tresidual, x, bias, residual, weight, mean, rstd, *dropout):
+    s, factors = layernorm_sum(x, bias, residual, *dropout)
+    tx, tresidual, weight, mean, rstd = doubles(tx, tresidual, weight, mean, rstd)
+    standard = (s - mean[:, None]) * rstd[:, None]
+    return [projected(tresidual + factors * tx, standard, rstd) * weight]
+
+
+def logsumexps(query, key, cu_seqlens, num_heads):
+    """[num_tokens, num_heads]."""
+    results = []
+    for begin, end in zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False):
+        q, k = (x[begin:end].unflatten(1, (num_heads, -1)).transpose(0, 1) for x in (query, key))
+        scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
+        results.append(scores.logsumexp(2).t())
+    return torch.cat(results) if results else query.new_zeros(0, num_heads)
+
+
+def attention_forward(query, key, value, *others):
+    q, k, v = doubles(query, key, value)
+    return [packed_attention_reference(q, k, v, *others), logsumexps(q, k, others[0], others[2])]
+
+
+def attention_backward(grad, query, key, value, out, logsumexp, *others):
+    inputs = doubles(query, key, value)
+    return gradients(lambda *x: packed_attention_reference(*x, *others), inputs, grad.double())
+
+
+def attention_jvp(query, key, value, tq, tk, tv, logsumexp, *others):
+    function, inputs = packed_attention_reference, doubles(query, key, value)
+    return [float_tangent(lambda *x: function(*x, *others), inputs, doubles(tq, tk, tv))]
+
+
+def mm(a, b):
+    return [a.double() @ b.double()]
+
+
+def adamw(params, grads, exp_avg, exp_avg_sq, ema, low, ema_low, *numbers):
+    lists = [[x.double() for x in xs] for xs in (params, grads, exp_avg, exp_avg_sq, ema)]
+    lists += [[copy.deepcopy(x) for x in xs] for xs in (low, ema_low)]
+    with torch.no_grad():
+        adamw_ema_reference(*lists, *numbers)
+    return [x.double() for i in (0, 2, 3, 4, 5, 6) for x in lists[i]]
+
+
+def adamw_rows(param, grad, rows, touched, exp_avg, exp_avg_sq, ema, *numbers):
+    touched = touched.clone()
+    param, grad, exp_avg, exp_avg_sq, ema = doubles(param, grad, exp_avg, exp_avg_sq, ema)
+    with torch.no_grad():
+        adamw_ema_rows_reference(param, grad, rows, touched, exp_avg, exp_avg_sq, ema, *numbers)
+    return [param, touched.double(), exp_avg, exp_avg_sq, ema]
+
+
+def norm(grads):
+    return [sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=F64)).sqrt()]
+
+
+def kl_forward(logits, delta):
+    return [symmetric_kl_reference(*doubles(logits, delta))]
+
+
+def kl_backward(grad, logits, delta):
+    return gradients(symmetric_kl_reference, doubles(logits, delta), grad.double())
+
+
+def kl_fisher(logits, tangent):
+    return [symmetric_kl_fisher_reference(*doubles(logits, tangent))]
+
+
+REFERENCES = {
+    "bias_gelu_forward_into": gelu_forward,
+    "bias_gelu_backward_into": gelu_backward,
+    "bias_gelu_jvp_into": gelu_jvp,
+    "dropout_add_layernorm_forward_into": layernorm_forward,
+    "dropout_add_layernorm_backward_into": layernorm_backward,
+    "dropout_add_layernorm_jvp_into": layernorm_jvp,
+    "attention_forward_into": attention_forward,
+    "attention_backward_into": attention_backward,
+    "attention_jvp_into": attention_jvp,
+    "mm_into": mm,
+    "adamw_ema_": adamw,
+    "adamw_ema_rows_": adamw_rows,
+}
+
+ALLOCATING = {
+    "bias_gelu_forward": gelu_forward,
+    "bias_gelu_backward": gelu_backward,
+    "bias_gelu_jvp": gelu_jvp,
+    "dropout_add_layernorm_forward": layernorm_forward,
+    "dropout_add_layernorm_backward": lambda grad, *rest: layernorm_backward(grad, None, *rest),
+    "dropout_add_layernorm_jvp": layernorm_jvp,
+    "dropout_mask": lambda *arguments: [dropout_mask_reference(*arguments)],
+    "gradient_norm": norm,
+    "philox_bits": lambda *arguments: [philox_bits_reference(*arguments)],
+    "smart_noise": lambda *arguments: [smart_noise_reference(*arguments)],
+    "symmetric_kl_backward": kl_backward,
+    "symmetric_kl_fisher": kl_fisher,
+    "symmetric_kl_forward": kl_forward,
+}
+
+
+def assert_close(results: list[Tensor], exact: list[Tensor], inputs: list[Tensor]) -> None:
+    """Within 40 roundings of the coarsest dtype, relative to the largest value."""
+    dtypes = [x.dtype for x in inputs]
+    for x, truth in zip(results, exact, strict=True):
+        assert x.shape == truth.shape
+        if x.numel() == 0:
+            continue
+        eps = torch.finfo(BF16 if BF16 in (x.dtype, *dtypes) else torch.float32).eps
+        size = 1 + truth.double().nan_to_num().abs().max().item()
+        assert torch.equal(x.isnan(), truth.isnan())
+        error = (x.double() - truth.double()).nan_to_num().abs().max().item()
+        assert error <= 40 * eps * size, (error, size, eps)

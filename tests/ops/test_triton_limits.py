@@ -1,0 +1,44 @@
+"""What the Triton kernels say they take, they take; in the interpreter on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sbrrt_fast.kernels import attention, rows, symmetric_kl
+from sbrrt_fast.ops import attention_limits, triton_ops, triton_rows, triton_smart
+from tests.ops.op_limits import CALLS, implementation, refusal
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(invalid value|divide by zero|overflow):RuntimeWarning"  # of what masks leave out
+)
+DEVICE = "cpu" if triton_ops.INTERPRETED else "cuda"
+
+
+def test_limits_are_those_of_the_kernels():
+    assert attention_limits.HEAD_DIMS == attention.HEAD_DIMS
+    assert attention_limits.MAX_LENGTH == attention.MAX_LENGTH
+    assert triton_rows.MAX_WIDTH == rows.MAX_WIDTH
+    assert triton_smart.MAX_CLASSES == symmetric_kl.MAX_CLASSES
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_what_is_taken_runs(op):
+    why_not, seen = implementation(op, "triton").why_not, set()
+    for what, args, kwargs in CALLS[op](DEVICE):
+        reason = why_not(*args, **kwargs)
+        seen.add(reason is None)
+        if reason is None:
+            assert refusal(op, "triton", args, kwargs) is None, what
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_a_gpu_has_the_interpreter_s_reasons_but_for_bfloat16(op, monkeypatch):
+    why_not = implementation(op, "triton").why_not
+    here = [why_not(*args, **kwargs) for _, args, kwargs in CALLS[op](DEVICE)]
+    monkeypatch.setattr(triton_ops, "INTERPRETED", False)
+    with FakeTensorMode():
+        there = [why_not(*args, **kwargs) for _, args, kwargs in CALLS[op]("cuda")]
+    for ours, theirs in zip(here, there, strict=True):
+        assert ours == theirs or "bfloat16, which Triton's interpreter" in ours

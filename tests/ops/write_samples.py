@@ -1,0 +1,156 @@
+"""Valid calls of every op that writes into given memory, of random sizes.
+
+``sample(op, draw)`` gives arguments by name, as in the schema; ``written(op)`` names those that
+the op writes.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from tests.ops.op_checks import BF16, F32
+from tests.ops.op_references import layernorm_forward
+
+ops = torch.ops.sbrrt
+
+
+def schema(op: str):
+    return getattr(ops, op).default._schema
+
+
+def written(op: str) -> list[str]:
+    return [a.name for a in schema(op).arguments if a.alias_info and a.alias_info.is_write]
+
+
+def writing_ops() -> list[str]:
+    """All there are."""
+    names = [n[7:] for n in torch._C._dispatch_get_all_op_names() if n.startswith("sbrrt::")]
+    return sorted(n for n in names if written(n))
+
+
+def sample(op: str, draw: random.Random) -> dict:
+    family = next(name for name in SAMPLES if op.startswith(name))
+    values = SAMPLES[family](draw)
+    return {a.name: values[a.name] for a in schema(op).arguments}
+
+
+def gelu(draw) -> dict:
+    dtype, size = draw.choice([F32, BF16]), (draw.randint(0, 6), draw.choice([1, 3, 8, 16, 19, 32]))
+    names = ["x", "grad", "x_tangent", "out", "dx"]
+    values = {name: torch.randn(size).to(dtype) for name in names}
+    return values | {"bias": torch.randn(size[1]), "need_weight_grads": draw.random() < 0.5}
+
+
+def layernorm(draw) -> dict:
+    """With an eps that keeps rows of few elements well conditioned."""
+    num_rows, width = draw.randint(0, 6), draw.choice([2, 5, 8, 16, 17, 32])
+    low, size = draw.choice([F32, BF16]), (num_rows, width)
+    values = {n: torch.randn(size).to(low) for n in ("x", "product", "x_tangent", "dx")}
+    names = ["residual", "grad", "residual_tangent", "out", "dresidual"]
+    values |= {name: torch.randn(size) for name in names}
+    values |= {"weight": torch.rand(width), "shift": torch.randn(width), "bias": torch.randn(width)}
+    if draw.random() < 0.3:
+        values["product"] = None
+    values["low"] = None if draw.random() < 0.5 else torch.zeros(size, dtype=BF16)
+    values |= {"eps": 0.1, "p": draw.choice([0.0, 0.1, 0.5]), "site": draw.randrange(2**32)}
+    values |= {"rng": torch.tensor([draw.randrange(2**63), 7])}
+    values |= {"offsets": torch.arange(num_rows) * width, "need_weight_grads": draw.random() < 0.5}
+    names = ["x", "bias", "residual", "weight", "shift", "eps", "p", "rng", "site", "offsets"]
+    _, mean, rstd = layernorm_forward(*(values[name] for name in names))
+    return values | {"mean": mean.float(), "rstd": rstd.float()}
+
+
+def attention(draw) -> dict:
+    lengths = [draw.choice([0, 1, 2, 5, 11]) for _ in range(draw.randrange(4))]
+    num_heads, dtype = draw.randint(1, 2), draw.choice([F32, BF16])
+    size, max_length = (sum(lengths), num_heads * 32), max(lengths, default=0)
+    names = ["query", "key", "value", "grad", "query_tangent", "key_tangent", "value_tangent"]
+    names += ["dquery", "dkey", "dvalue"]
+    values = {name: torch.randn(size).to(dtype) for name in names}
+    values |= {
+        "cu_seqlens": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        "max_length": max_length,
+        "num_heads": num_heads,
+        "p": draw.choice([0.0, 0.1, 0.5]),
+        "rng": torch.tensor([draw.randrange(2**63), 7]),
+        "site": draw.randrange(2**32),
+        "rows": torch.arange(len(lengths)),
+        "max_positions": max_length + draw.choice([0, 3]),
+    }
+    names = ["query", "key", "value", "cu_seqlens", "max_length", "num_heads", "p", "rng", "site"]
+    forward = ops.attention_forward(*(values[n] for n in (*names, "rows", "max_positions")))
+    return values | dict(zip(("out", "logsumexp"), forward, strict=True))
+
+
+def mm(draw) -> dict:
+    rows, inner, columns = draw.randint(0, 7), draw.randint(1, 9), draw.randint(1, 9)
+    rows = draw.choice([rows, inner])
+    columns = draw.choice([columns, inner])
+    dtype = draw.choice([F32, BF16])
+    sizes = {"a": (rows, inner), "b": (inner, columns), "out": (rows, columns)}
+    values = {name: torch.randn(size).to(dtype) for name, size in sizes.items()}
+    for name in ("a", "b"):
+        if draw.random() < 0.3:
+            values[name] = values[name].t().contiguous().t()
+    return values
+
+
+def adamw(draw) -> dict:
+    count = draw.choice([0, 1, 2, 3, 9])  # 9: more tensors than are compared one by one
+    shapes = [draw.choice([(), (3,), (2, 5), (0, 2), (17,)]) for _ in range(count)]
+    names = ["params", "grads", "exp_avg", "exp_avg_sq", "ema"]
+    values = {name: [torch.rand(shape) for shape in shapes] for name in names}
+    for name in ("low_precision", "ema_low_precision"):
+        values[name] = [torch.zeros(shape, dtype=BF16) for shape in shapes]
+        if draw.random() < 0.3:
+            values[name] = []
+    return values | numbers() | {"weight_decay": [0.1] * count}
+
+
+def adamw_rows(draw) -> dict:
+    num_rows, width = draw.randint(1, 7), draw.choice([1, 4, 5])
+    chosen = torch.arange(num_rows)[torch.rand(num_rows) < 0.5]
+    tables = {n: torch.rand(num_rows, width) for n in ("param", "exp_avg", "exp_avg_sq", "ema")}
+    touched = torch.ones(num_rows, dtype=torch.bool)
+    return tables | numbers() | {
+        "grad": torch.rand(len(chosen), width), "rows": chosen, "touched": touched,
+        "weight_decay": 0.1,
+    }  # fmt: skip
+
+
+def numbers() -> dict:
+    return {
+        "learning_rate": torch.tensor(1e-2), "beta1": 0.9, "beta2": 0.99, "eps": 1e-3,
+        "clip_factor": torch.tensor(0.5), "step": torch.tensor(3), "ema_beta": 0.9,
+    }  # fmt: skip
+
+
+SAMPLES = {
+    "bias_gelu": gelu,
+    "dropout_add_layernorm": layernorm,
+    "attention": attention,
+    "mm_into": mm,
+    "adamw_ema_rows_": adamw_rows,
+    "adamw_ema_": adamw,
+}
+
+
+def tensors(values: dict) -> dict[tuple[str, int], Tensor]:
+    """Every tensor by argument and place in its list, -1 outside a list."""
+    found = {}
+    for name, value in values.items():
+        items = list(enumerate(value)) if isinstance(value, list) else [(-1, value)]
+        found |= {(name, i): x for i, x in items if isinstance(x, Tensor)}
+    return found
+
+
+def put(values: dict, place: tuple[str, int], x: Tensor) -> None:
+    name, i = place
+    if i < 0:
+        values[name] = x
+    else:
+        values[name] = [*values[name][:i], x, *values[name][i + 1 :]]
