@@ -271,7 +271,7 @@ def test_skips(): pytest.skip("a reason")
 def test_dies(): os.kill(os.getpid(), signal.SIGKILL)
 def test_lost():
     from benchmarks import measure
-    from tests.training import live_log
+    from tests.benchmarks import live_log
     live_log.is_lost = lambda: True
     raise RuntimeError("an illegal memory access")
 def test_after(): time.sleep(0.1)
