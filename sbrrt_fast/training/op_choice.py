@@ -17,8 +17,8 @@ from sbrrt_fast.errors import BackendError
 from sbrrt_fast.model.dropout import noise_width
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
-from sbrrt_fast.ops._backend.backends import written_out_backend
 from sbrrt_fast.ops.attention import MAX_LENGTH
+from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.step.fast_step import DTYPES
 

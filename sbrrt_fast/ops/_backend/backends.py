@@ -141,20 +141,3 @@ triton_missing._dynamo_marked_constant = True
 CUDA = Backend("cuda", NATIVE_OPS, (torch.float32, *_HALVES), 2048, cuda_missing)
 TRITON = Backend("triton", TRITON_OPS, (torch.float32, *_HALVES), 8192, triton_missing)
 CPU = Backend("cpu", NATIVE_OPS, (torch.float32, torch.bfloat16), None, cpu_missing)
-
-
-def written_out_backend(backend: str, device: torch.device) -> tuple[Backend | None, str]:
-    """Whose ops the written-out passes call, or None and the reason why there are none."""
-    if backend in ("auto", device.type) and device.type in ("cpu", "cuda"):
-        native = CPU if device.type == "cpu" else CUDA
-        reason = native.missing()
-        if reason is None:
-            return native, ""
-        if backend != "auto" or device.type == "cpu":
-            return None, reason
-    elif backend != "triton":
-        return None, f"backend '{backend}' has no written-out passes on {device.type}"
-    reason = TRITON.missing()
-    if reason is None and TRITON.device != device.type:
-        reason = f"Triton's kernels run on {TRITON.device} here"
-    return (None, reason) if reason else (TRITON, "")

@@ -23,8 +23,8 @@ from sbrrt_fast.model.dropout import RANDOM_DIRECTION_SITE, DropoutStream
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.layer import Block
-from sbrrt_fast.ops._backend.backends import written_out_backend
 from sbrrt_fast.ops.adamw_ema import RowGradient
+from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import Divergence, divergence_of
 from sbrrt_fast.smart.regularizer import check_resolution
