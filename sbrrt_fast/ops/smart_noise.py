@@ -21,7 +21,7 @@ from sbrrt_fast.ops.dropout import philox_normal
 
 define(
     "smart_noise_into(Tensor offsets, Tensor rng, int site, Tensor(a!) out)",
-    "smart_noise.smart_noise_into",
+    "draws.smart_noise_into",
 )
 
 
