@@ -12,12 +12,12 @@ from dataclasses import asdict
 import pytest
 from pytest_benchmark.utils import load_timer
 
-from benchmarks.measure import Samples
-from benchmarks.ops import FLOOR
-from benchmarks.results import Stage
-from benchmarks.runner import Outcome, record_case, use_own_stream
-from benchmarks.settings import settings
-from benchmarks.shapes import Case
+from benchmarks.harness.benchmark import FLOOR
+from benchmarks.harness.measure import Samples
+from benchmarks.harness.results import Stage
+from benchmarks.harness.runner import Outcome, record_case, use_own_stream
+from benchmarks.harness.settings import settings
+from benchmarks.harness.shapes import Case
 
 
 class Playback:

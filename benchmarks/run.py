@@ -20,13 +20,13 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.deadline import Deadline
-from benchmarks.machine import ROOT, Machine, best, environment, measure
-from benchmarks.progress import FRESH, FreshProcess, Progress
-from benchmarks.report import write_report
-from benchmarks.results import FILE, Results, Stage
-from benchmarks.runner import use_own_stream
-from benchmarks.settings import Settings, settings
+from benchmarks.harness.deadline import Deadline
+from benchmarks.harness.machine import ROOT, Machine, best, environment, measure
+from benchmarks.harness.progress import FRESH, FreshProcess, Progress
+from benchmarks.harness.results import FILE, Results, Stage
+from benchmarks.harness.runner import use_own_stream
+from benchmarks.harness.settings import Settings, settings
+from benchmarks.report.report import write_report
 from benchmarks.suite import STAGES, run_stage, share_of
 
 SECONDS, QUICK_SECONDS = 560.0, 100.0  # with start, report and plots within 10 and 2 minutes

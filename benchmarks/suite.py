@@ -6,29 +6,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from benchmarks import parts
-from benchmarks.bench_adamw_ema import AdamwEma
-from benchmarks.bench_assemble import Assemble
-from benchmarks.bench_attention import Attention
-from benchmarks.bench_dropout_mask import DropoutMask
-from benchmarks.bench_embed import Embed
-from benchmarks.bench_evaluate import Evaluate
-from benchmarks.bench_gelu import BiasGelu
-from benchmarks.bench_layernorm import LayerNorm
-from benchmarks.bench_optimizer import Optimizer
-from benchmarks.bench_round import Round
-from benchmarks.bench_smart_ascend import SmartAscend
-from benchmarks.bench_smart_noise import SmartNoise
-from benchmarks.bench_sweep import Sweep
-from benchmarks.bench_symmetric_kl import Fisher, SymmetricKl
-from benchmarks.deadline import NO_TIME, Deadline
-from benchmarks.machine import measure
-from benchmarks.ops import Benchmark
-from benchmarks.progress import FreshProcess, Progress
-from benchmarks.results import Row, Stage
-from benchmarks.runner import record_case
-from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.cases import parts
+from benchmarks.cases.adamw_ema import AdamwEma
+from benchmarks.cases.assemble import Assemble
+from benchmarks.cases.attention import Attention
+from benchmarks.cases.dropout_mask import DropoutMask
+from benchmarks.cases.embed import Embed
+from benchmarks.cases.evaluate import Evaluate
+from benchmarks.cases.gelu import BiasGelu
+from benchmarks.cases.layernorm import LayerNorm
+from benchmarks.cases.optimizer import Optimizer
+from benchmarks.cases.round import Round
+from benchmarks.cases.smart_ascend import SmartAscend
+from benchmarks.cases.smart_noise import SmartNoise
+from benchmarks.cases.sweep import Sweep
+from benchmarks.cases.symmetric_kl import Fisher, SymmetricKl
+from benchmarks.harness.benchmark import Benchmark
+from benchmarks.harness.deadline import NO_TIME, Deadline
+from benchmarks.harness.machine import measure
+from benchmarks.harness.progress import FreshProcess, Progress
+from benchmarks.harness.results import Row, Stage
+from benchmarks.harness.runner import record_case
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import Case
 
 Tell = Callable[[str], object]
 OPS = (

@@ -8,7 +8,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from benchmarks.ops import Absent
+from benchmarks.harness.benchmark import Absent
 
 
 def _imported(module: str, distribution: str):

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.ops import Absent
-from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.harness.benchmark import Absent
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import Case
 
 SDPA_BACKENDS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,

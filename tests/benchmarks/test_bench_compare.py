@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.bench_gelu import BiasGelu
-from benchmarks.compare import compare, main
-from benchmarks.measure import Budget, Samples
-from benchmarks.results import Results, Row, Stage
-from benchmarks.runner import record_case
-from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.cases.gelu import BiasGelu
+from benchmarks.harness.measure import Budget, Samples
+from benchmarks.harness.results import Results, Row, Stage
+from benchmarks.harness.runner import record_case
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import Case
+from benchmarks.report.regressions import compare, main
 
 OPS = ("attention", "bias_gelu", "embed", "layernorm")
 VARIANTS = {"cpu": 1e-3, "eager": 4e-3, "compile": 2e-3, "copy": 5e-4}

@@ -9,13 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import bench_round, runner
-from benchmarks.bench_adamw_ema import SMALL, AdamwEma
-from benchmarks.bench_optimizer import Optimizer
-from benchmarks.bench_round import FAST, Round
-from benchmarks.deadline import NO_TIME, Deadline
-from benchmarks.lengths import TASKS, drawn, typical
-from benchmarks.measure import (
+from benchmarks.cases import round as round_case
+from benchmarks.cases.adamw_ema import SMALL, AdamwEma
+from benchmarks.cases.optimizer import Optimizer
+from benchmarks.cases.round import FAST, Round
+from benchmarks.harness import runner
+from benchmarks.harness.benchmark import Absent, Benchmark, Differentiable, Plain
+from benchmarks.harness.deadline import NO_TIME, Deadline
+from benchmarks.harness.lengths import TASKS, drawn, typical
+from benchmarks.harness.measure import (
     Budget,
     CaptureFailed,
     Stopwatch,
@@ -23,12 +25,11 @@ from benchmarks.measure import (
     check_close,
     interleave,
 )
-from benchmarks.ops import Absent, Benchmark, Differentiable, Plain
-from benchmarks.progress import FreshProcess, Progress
-from benchmarks.results import Stage
-from benchmarks.runner import record_case
-from benchmarks.settings import NUM_ROUNDS, Settings
-from benchmarks.shapes import MODELS, Case
+from benchmarks.harness.progress import FreshProcess, Progress
+from benchmarks.harness.results import Stage
+from benchmarks.harness.runner import record_case
+from benchmarks.harness.settings import NUM_ROUNDS, Settings
+from benchmarks.harness.shapes import MODELS, Case
 from benchmarks.suite import OPS
 
 CPU = torch.device("cpu")
@@ -259,7 +260,7 @@ def test_a_round_with_other_losses_is_found(terms, told, monkeypatch):
         found = RIGHT if name == "reference fp32" else terms
         return lambda batches, index: {n: torch.tensor(x).double() for n, x in found.items()}
 
-    monkeypatch.setattr(bench_round, "build", build)
+    monkeypatch.setattr(round_case, "build", build)
     benchmark, case = Round(QUICK), Case("minilm", "round", "", "train")
     if told is None:
         assert len(benchmark.calls(case, "fast fp32", 1)) == 1
@@ -276,13 +277,13 @@ def test_results_of_another_number_are_no_match():
 
 def test_peers_in_bf16_are_left_out_with_the_reason_where_it_is_emulated(monkeypatch):
     case = Case("minilm", "round", "", "train")
-    monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 7.0)
+    monkeypatch.setattr(round_case, "bf16_over_fp32", lambda device: 7.0)
     slow = Round(Settings(CPU, quick=False))
     for peer in ("hf bf16 sdpa", "hf bf16 eager"):
         with pytest.raises(Absent, match="takes 7 times as long as one in fp32; see hf fp32 sdpa"):
             slow._leave_out(case, peer)
     slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
-    monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 0.2)
+    monkeypatch.setattr(round_case, "bf16_over_fp32", lambda device: 0.2)
     Round(Settings(CPU, quick=False))._leave_out(case, "hf bf16 eager")
     with pytest.raises(Absent, match="bert-base takes too long"):
         slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
@@ -301,7 +302,7 @@ def test_drawn_lengths_are_the_datas_and_batches_differ_little():
 
 
 def test_the_rounds_are_a_few_again_and_again():
-    rounds = bench_round.Rounds(QUICK, Case("minilm", "round", "", "train"))
+    rounds = round_case.Rounds(QUICK, Case("minilm", "round", "", "train"))
     found = list(itertools.islice((rounds[i] for i in itertools.count()), 2 * NUM_ROUNDS))
     assert all(a is b for a, b in zip(found, found[NUM_ROUNDS:], strict=False))
     assert len({id(batches) for batches in found}) == NUM_ROUNDS

@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import parts, report, run, suite
-from benchmarks.bench_adamw_ema import SMALL
-from benchmarks.bench_assemble import Assemble
-from benchmarks.bench_round import Round
-from benchmarks.deadline import NO_TIME
-from benchmarks.floor import Launches, floor_table, num_parameters, op_lines, scaling
-from benchmarks.goals import GOALS, lack
-from benchmarks.machine import Machine
-from benchmarks.measure import WrongResult
-from benchmarks.plots import draw_all
-from benchmarks.results import Results, Row, Stage
-from benchmarks.settings import Settings
-from benchmarks.shapes import MODELS, Case
+from benchmarks import run, suite
+from benchmarks.cases import parts
+from benchmarks.cases.adamw_ema import SMALL
+from benchmarks.cases.assemble import Assemble
+from benchmarks.cases.round import Round
+from benchmarks.harness.deadline import NO_TIME
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.measure import WrongResult
+from benchmarks.harness.results import Results, Row, Stage
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import MODELS, Case
+from benchmarks.report import report
+from benchmarks.report.floor import Launches, floor_table, num_parameters, op_lines, scaling
+from benchmarks.report.goals import GOALS, lack
+from benchmarks.report.plots import draw_all
 from benchmarks.suite import duration
 
 MS = 1e-3
