@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from benchmarks.harness.benchmark import BACKENDS, Benchmark, Cost
-from benchmarks.harness.measure import WrongResult
+from benchmarks.harness.check import WrongResult
 from benchmarks.harness.shapes import Case, models
 from benchmarks.peers.optional import apex_adam
 from sbrrt_fast.model.config import BertConfig
@@ -102,7 +101,7 @@ class AdamwEma(Benchmark):
         return None
 
     def calls(self, case: Case, variant: str, num_sets: int):
-        self.backend_or_absent(variant)
+        self.check_device(variant)
         self._check(variant)
         return [self._update(variant, Weights(case.config, self.device))]
 
@@ -130,8 +129,3 @@ class AdamwEma(Benchmark):
     def cost(self, case: Case) -> Cost:
         count = sum(torch.Size(size).numel() for size in shapes(case.config))
         return Cost(BYTES_PER_PARAMETER * count)
-
-
-@pytest.mark.compares(kind=AdamwEma)
-def test_adamw_ema(measured, case, variant):
-    measured(case, variant)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.harness.benchmark import Benchmark
+from benchmarks.harness.check import WrongResult
 from benchmarks.harness.lengths import TASKS
-from benchmarks.harness.measure import WrongResult
 from benchmarks.harness.shapes import Case
 from benchmarks.harness.stored import stored_task
 from sbrrt_fast.data.assemble import assemble, labels_of
@@ -73,8 +72,3 @@ class Assemble(Benchmark):
             same = torch.equal(tokens.input_ids, ids[mask.bool()]) and torch.equal(labels, answers)
             if not same:
                 raise WrongResult(f"{self.name}: other tokens or labels than the rows have")
-
-
-@pytest.mark.compares(kind=Assemble)
-def test_assemble(measured, case, variant):
-    measured(case, variant)

@@ -7,9 +7,7 @@ token and feature: forward reads three and writes one, backward reads four and w
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +20,7 @@ from benchmarks.peers.torch_ops import (
     attention_eager,
     attention_named,
     attention_sdpa,
-    compiled,
+    eager_or_compiled,
 )
 from sbrrt_fast.ops.attention import attention
 
@@ -82,29 +80,26 @@ class Attention(Differentiable):
         fused = torch.randn(case.num_tokens, 3 * hidden, device=self.device)
         return list(fused.to(case.torch_dtype).split(hidden, dim=1))
 
-    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
-        return self._packed(Layout(case, self.device), inputs, p, "reference")
+    def ours(self, case: Case, backend: str) -> Variant:
+        layout, rng = Layout(case, self.device), self.rng
+        batch = (layout.cu_seqlens, layout.max_length, layout.num_heads)
 
-    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
+        def run(inputs: list[Tensor], p: float) -> Tensor:
+            return attention(*inputs, *batch, p, rng, SITE, layout.rows, 512, backend=backend)
+
+        return Variant(run)
+
+    def peer(self, case: Case, name: str) -> Variant:
         layout = Layout(case, self.device)
-        if backend:
-            return Variant(lambda inputs, p: self._packed(layout, inputs, p, backend))
         if name in ("flash-attn", "torch varlen"):
             return self._varlen(case, name, layout)
         if name in SDPA_BACKENDS and not self.settings.is_gpu:
             raise Absent("is a GPU's; what a CPU has is under sdpa")
-        functions = {"eager": attention_eager, "sdpa": attention_sdpa}
-        if name == "compile":
-            return layout.padded(compiled(attention_eager, self.settings, case))
-        return layout.padded(functions.get(name) or attention_named(name))
-
-    def _packed(self, layout: Layout, inputs: list[Tensor], p: float, backend: str) -> Tensor:
-        batch = (layout.cu_seqlens, layout.max_length, layout.num_heads)
-        return attention(*inputs, *batch, p, self._rng, SITE, layout.rows, 512, backend=backend)
-
-    @cached_property
-    def _rng(self) -> Tensor:
-        return self.rng
+        if name in SDPA_BACKENDS:
+            return layout.padded(attention_named(name))
+        if name == "sdpa":
+            return layout.padded(attention_sdpa)
+        return layout.padded(eager_or_compiled(name, attention_eager, self.settings, case))
 
     def _varlen(self, case: Case, name: str, layout: Layout) -> Variant:
         if name == "torch varlen" and self.dropout:
@@ -127,8 +122,3 @@ class Attention(Differentiable):
         if case.part == FORWARD:
             return Cost(4 * size, 2 * products)
         return Cost((7 + 4 * both) * size, (5 + 2 * both) * products)
-
-
-@pytest.mark.compares(kind=Attention)
-def test_attention(measured, case, variant):
-    measured(case, variant)

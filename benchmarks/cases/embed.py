@@ -7,14 +7,13 @@ and the dense gradient of the word table written: 30522 x hidden x 4 bytes, zero
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.benchmark import BACKENDS, SITE, Cost, Differentiable, Variant
 from benchmarks.harness.shapes import BACKWARD, BOTH, FORWARD, Case, cases, token_batch
-from benchmarks.peers.torch_ops import compiled
+from benchmarks.peers.torch_ops import eager_or_compiled
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.ops.embed import embed
 
@@ -42,14 +41,8 @@ class Embed(Differentiable):
         tables = [torch.randn(n, config.hidden_size, device=self.device) for n in sizes]
         return [*tables, torch.randn(**hidden), torch.randn(**hidden)]
 
-    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
-        return self._ours(case, "reference").run(inputs, p)
-
-    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
-        if backend:
-            return self._ours(case, backend)
-        function = compiled(eager, self.settings, case) if name == "compile" else eager
-        tokens = self._tokens(case)
+    def peer(self, case: Case, name: str) -> Variant:
+        function, tokens = eager_or_compiled(name, eager, self.settings, case), self._tokens(case)
         ids = tokens.input_ids, tokens.positions, tokens.token_types
         return Variant(lambda inputs, p: function(*ids, *inputs, p))
 
@@ -57,7 +50,7 @@ class Embed(Differentiable):
         generator = torch.Generator().manual_seed(1)
         return token_batch(case.lengths, case.config.vocab_size, generator).to(self.device)
 
-    def _ours(self, case: Case, backend: str) -> Variant:
+    def ours(self, case: Case, backend: str) -> Variant:
         tokens, config, rng = self._tokens(case), case.config, self.rng
         ids = tokens.input_ids, tokens.positions, tokens.token_types
         offsets = tokens.hidden_offsets(config.max_position_embeddings, config.hidden_size)
@@ -73,8 +66,3 @@ class Embed(Differentiable):
         forward, backward = 16 * tokens * hidden, 16 * tokens * hidden + table
         parts = {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}
         return Cost(parts[case.part])
-
-
-@pytest.mark.compares(kind=Embed)
-def test_embed(measured, case, variant):
-    measured(case, variant)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.cases.round import has_slow_bf16, told_slow
+from benchmarks.cases.round import has_slow_bf16, slow_bf16_reason
 from benchmarks.harness.benchmark import Absent, Benchmark
-from benchmarks.harness.measure import check_close
+from benchmarks.harness.check import check_close
 from benchmarks.harness.rounds import SBRRT, Rounds, build_model
 from benchmarks.harness.shapes import MODELS, Case
 from benchmarks.harness.stored import stored_task
+from benchmarks.peers.optional import hugging_face
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.training.scores.evaluate import predict
@@ -35,12 +35,8 @@ class PaddedEvaluation:
     """An evaluation loop over Hugging Face's model."""
 
     def __init__(self, ours, task: TokenizedTask, precision: str, attention: str):
-        try:
-            from benchmarks.peers.hugging_face import HuggingFaceModel
-        except ModuleNotFoundError as error:
-            raise Absent(f"{error.name} is not installed") from None
         self.device, self.is_low = next(ours.parameters()).device, precision == "bf16"
-        self.model = HuggingFaceModel(ours, attention).to(self.device).eval()
+        self.model = hugging_face().HuggingFaceModel(ours, attention).to(self.device).eval()
         rows = torch.arange(task.num_examples).split(ROWS_PER_BATCH)
         self.batches = [self._padded(task, examples) for examples in rows]
 
@@ -51,12 +47,12 @@ class PaddedEvaluation:
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        found = []
+        outputs = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_low):
             for ids, mask in self.batches:
                 ids, mask = ids.to(self.device), mask.to(self.device)
-                found.append(self.model.outputs(TASK, self.model.embed(ids), mask).cpu())
-        return torch.cat(found).float()
+                outputs.append(self.model.outputs(TASK, self.model.embed(ids), mask).cpu())
+        return torch.cat(outputs).float()
 
 
 class Evaluate(Benchmark):
@@ -80,25 +76,15 @@ class Evaluate(Benchmark):
         encoder = Rounds.of(self.settings, case).encoder()
         model = build_model(encoder, SBRRT, self.device, 0.1).eval()
         task = self._task(case)
-        call, expected = self._call(model, task, variant), self._expected(case, model, task)
+        call = self._call(model, task, variant)
+        expected = self.once("fp32", case, lambda: predict(model, task, precision="fp32"))
         check_close(f"{self.name} {variant}", [call()], [expected], TOLERANCE[variant.split()[1]])
         return [call]
-
-    def _expected(self, case: Case, model, task: TokenizedTask) -> Tensor:
-        """Predictions in fp32, made once for all variants."""
-        if getattr(self, "_known", (None,))[0] != case:
-            self._known = case, predict(model, task, precision="fp32")
-        return self._known[1]
 
     def _call(self, model, task: TokenizedTask, variant: str):
         if variant in PEERS:
             if "bf16" in variant and has_slow_bf16(self.settings):
-                raise Absent(told_slow(self.settings))
+                raise Absent(slow_bf16_reason(self.settings))
             return PaddedEvaluation(model, task, *PEERS[variant])
         precision = variant.split()[1]
         return lambda: predict(model, task, precision=precision)
-
-
-@pytest.mark.compares(kind=Evaluate)
-def test_evaluate(measured, case, variant):
-    measured(case, variant)

@@ -7,14 +7,13 @@ which is free there, so it is the harder rival.
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.benchmark import BACKENDS, Cost, Differentiable, Variant
 from benchmarks.harness.shapes import BACKWARD, BOTH, FORWARD, Case
-from benchmarks.peers.torch_ops import compiled
+from benchmarks.peers.torch_ops import eager_or_compiled
 from sbrrt_fast.ops.gelu import bias_gelu
 
 BYTES = {("fp32", FORWARD): 8, ("fp32", BACKWARD): 12, ("fp32", BOTH): 20,
@@ -38,12 +37,13 @@ class BiasGelu(Differentiable):
     def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
         return eager(*inputs)
 
-    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
-        if backend:
-            return Variant(lambda inputs, p: bias_gelu(*inputs, backend=backend))
+    def ours(self, case: Case, backend: str) -> Variant:
+        return Variant(lambda inputs, p: bias_gelu(*inputs, backend=backend))
+
+    def peer(self, case: Case, name: str) -> Variant:
         if name == "eager folded":
             return Variant(_folded, num_leaves=1)
-        function = compiled(eager, self.settings, case) if name == "compile" else eager
+        function = eager_or_compiled(name, eager, self.settings, case)
         return Variant(lambda inputs, p: function(*inputs))
 
     def calls(self, case: Case, variant: str, num_sets: int):
@@ -56,8 +56,3 @@ class BiasGelu(Differentiable):
 
 def _folded(inputs: list[Tensor], p: float) -> Tensor:
     return F.gelu(inputs[0])
-
-
-@pytest.mark.compares(kind=BiasGelu)
-def test_gelu(measured, case, variant):
-    measured(case, variant)

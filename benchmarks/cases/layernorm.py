@@ -6,7 +6,6 @@ backward reads grad, x and the residual and writes two gradients (20 and 16).
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from benchmarks.harness.benchmark import BACKENDS, SITE, Cost, Differentiable, Variant
 from benchmarks.harness.shapes import BACKWARD, BOTH, FORWARD, Case
 from benchmarks.peers.optional import apex_layernorm, liger_layernorm
-from benchmarks.peers.torch_ops import compiled
+from benchmarks.peers.torch_ops import eager_or_compiled
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 
 EPS = 1e-12
@@ -48,19 +47,14 @@ class LayerNorm(Differentiable):
         bias, weight, shift = torch.randn(3, hidden, device=self.device)
         return [x.to(case.torch_dtype), bias, residual, weight, shift]
 
-    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
-        return self._ours(case, "reference").run(inputs, p)
-
-    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
-        if backend:
-            return self._ours(case, backend)
+    def peer(self, case: Case, name: str) -> Variant:
         if name in ("liger", "apex"):
             get = liger_layernorm if name == "liger" else apex_layernorm
             return with_norm(get(self.device))
-        function = compiled(eager, self.settings, case) if name == "compile" else eager
+        function = eager_or_compiled(name, eager, self.settings, case)
         return Variant(lambda inputs, p: function(*inputs, p))
 
-    def _ours(self, case: Case, backend: str) -> Variant:
+    def ours(self, case: Case, backend: str) -> Variant:
         rng = self.rng
         offsets = torch.arange(case.num_tokens, device=self.device) * case.config.hidden_size
 
@@ -72,8 +66,3 @@ class LayerNorm(Differentiable):
 
     def cost(self, case: Case) -> Cost:
         return Cost(BYTES[case.dtype, case.part] * case.num_tokens * case.config.hidden_size)
-
-
-@pytest.mark.compares(kind=LayerNorm)
-def test_layernorm(measured, case, variant):
-    measured(case, variant)

@@ -1,6 +1,6 @@
 """The update after a task's backward: clip, AdamW, teacher, as a run does it.
 
-Against torch's fused and foreach AdamW with a foreach lerp. ``bench_adamw_ema.py`` has the op with
+Against torch's fused and foreach AdamW with a foreach lerp. ``adamw_ema.py`` has the op with
 the same dense gradients for everybody; here ours has what its step leaves it: the gradients of the
 words that occur, and bfloat16 copies to write, which the peers have not.
 """
@@ -10,11 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from benchmarks.harness.benchmark import Benchmark
-from benchmarks.harness.measure import WrongResult
+from benchmarks.harness.check import WrongResult
 from benchmarks.harness.rounds import SBRRT, Rounds, build_ours
 from benchmarks.harness.shapes import Case, models
 from sbrrt_fast.training.step.optimizer import set_learning_rate
@@ -35,8 +34,8 @@ def stock(step: SbrrtStep, gradients: dict, **form: bool) -> Callable[[], None]:
     params = [p for group in groups for p in group["params"]]
     for name, p in step.model.named_parameters():
         p.grad = gradients.get(name)
-    followers = step.teacher.averages_by_parameter()
-    pairs = [(followers[id(p)], p.detach()) for p in params if id(p) in followers]
+    ema_params = step.teacher.averages_by_parameter()
+    pairs = [(ema_params[id(p)], p.detach()) for p in params if id(p) in ema_params]
     ema, plain = (list(x) for x in zip(*pairs, strict=True))
 
     def update() -> None:
@@ -76,16 +75,10 @@ class Optimizer(Benchmark):
 
     def _check(self, case: Case, variant: str) -> None:
         """One update leaves the weights and averages that torch's does."""
-        expected = self._expected(case)
+        expected = self.once("torch's", case, lambda: self._updated(case, "torch fused"))
         for name, a in self._updated(case, variant).items():
             if not torch.allclose(a, expected[name], rtol=1e-6, atol=1e-7):
                 raise WrongResult(f"{self.name} {variant}: other {name} than torch's")
-
-    def _expected(self, case: Case) -> dict[str, torch.Tensor]:
-        """What torch's update leaves, made once for all variants."""
-        if getattr(self, "_known", (None,))[0] != case:
-            self._known = case, self._updated(case, "torch fused")
-        return self._known[1]
 
     def _updated(self, case: Case, variant: str) -> dict[str, torch.Tensor]:
         """Weights and averages after one update."""
@@ -97,8 +90,3 @@ class Optimizer(Benchmark):
             for kind, module in modules.items()
             for name, p in module.named_parameters()
         }
-
-
-@pytest.mark.compares(kind=Optimizer)
-def test_optimizer(measured, case, variant):
-    measured(case, variant)

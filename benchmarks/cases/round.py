@@ -1,7 +1,5 @@
 """Whole SBRRT rounds: this package against Hugging Face's BertModel and our reference.
 
-    python -m pytest benchmarks/bench_round.py --benchmark-only
-
 Every variant trains on the same few rounds, again and again, in turn. Before that, with dropout
 off, its task losses of a smaller round are those of our reference in float32, and so is the size of
 our variants' R_s. On a GPU that is the round of that size which a captured step replays first.
@@ -14,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import pytest
 import torch
 
 from benchmarks.harness.benchmark import Absent, Benchmark
+from benchmarks.harness.check import WrongResult
 from benchmarks.harness.machine import bf16_over_fp32
-from benchmarks.harness.measure import Budget, CaptureFailed, WrongResult
-from benchmarks.harness.rounds import RUN_ROUNDS, SBRRT, Rounds, build_model, build_ours
+from benchmarks.harness.measure import Budget, CaptureFailed
+from benchmarks.harness.rounds import RUN_ROUNDS, SBRRT, Rounds, build_model, build_ours, sbrrt
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.shapes import Case, models
+from benchmarks.peers.optional import hugging_face
 from sbrrt_fast.config import BregmanConfig, RunConfig, SmartConfig
 from sbrrt_fast.training.step.graph_step import CAPTURE_FAILED, SIGHTS
 
@@ -52,7 +51,7 @@ def peer_of(settings: Settings) -> str:
     return FP32_PEER if has_slow_bf16(settings) else BF16_PEER
 
 
-def told_slow(settings: Settings) -> str:
+def slow_bf16_reason(settings: Settings) -> str:
     """Why a peer in bfloat16 is absent."""
     return (
         f"here a bf16 product of torch takes {bf16_over_fp32(settings.device):.0f} times as long"
@@ -63,13 +62,11 @@ def told_slow(settings: Settings) -> str:
 def config_of(name: str) -> RunConfig:
     """The run behind one of our variants."""
     kind, precision, *rest = name.split()
-    config = replace(SBRRT, precision=precision)
+    config = sbrrt("joint" if rest == ["joint"] else "per_task", precision)
     if kind == "reference":
         config = replace(config, backend="reference")
     if kind == "plain":
         config = replace(config, smart=SmartConfig(), bregman=BregmanConfig())
-    if rest == ["joint"]:
-        config = replace(config, round=replace(config.round, update="joint"))
     if rest and rest[0] in ("triton", "cuda"):
         config = replace(config, backend=rest[0])
     if rest == ["uncaptured"]:
@@ -90,12 +87,8 @@ def build(
         config = config_of(name)
         config = replace(config, graphs=config.graphs and graphs)
         return build_ours(rounds.encoder(), config, device, p, log=log).round
-    try:
-        from benchmarks.peers.hugging_face import Form, HuggingFaceRound
-    except ModuleNotFoundError as error:
-        raise Absent(f"{error.name} is not installed") from None
-    model = build_model(rounds.encoder(), SBRRT, device, p)
-    peer = HuggingFaceRound(model, SBRRT, Form(*PEERS[name]), RUN_ROUNDS)
+    peers, model = hugging_face(), build_model(rounds.encoder(), SBRRT, device, p)
+    peer = peers.HuggingFaceRound(model, SBRRT, peers.Form(*PEERS[name]), RUN_ROUNDS)
     return lambda batches, index: peer.round(batches)
 
 
@@ -104,10 +97,6 @@ class Round(Benchmark):
 
     name, graph = "round", False
     variants = (*OURS, *PEERS)  # the most telling first, as time may be short
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        self._references: dict[str, dict[str, float]] = {}
 
     def cases(self):
         for batch in ["round", "round-32"] if self.settings.is_gpu else ["round"]:
@@ -126,15 +115,15 @@ class Round(Benchmark):
         return {0: 1.0, 1: 0.65}.get(len(cases) - 1 - cases.index(case), 0.4)
 
     def tokens(self, case: Case) -> int:
-        return self._rounds(case).num_tokens
+        return Rounds.of(self.settings, case).num_tokens
 
     def calls(self, case: Case, variant: str, num_sets: int):
         self._leave_out(case, variant)
-        rounds = self._rounds(case)
+        rounds = Rounds.of(self.settings, case)
         if self._is_checked(case):
             self._check(case, variant)
         counter = itertools.count()
-        log = partial(self._hear, variant)
+        log = partial(self._log, variant)
         train = build(variant, rounds, self.device, log=log, graphs=self.is_captured)
 
         def call():
@@ -143,7 +132,7 @@ class Round(Benchmark):
 
         return [call]
 
-    def _hear(self, variant: str, line: str) -> None:
+    def _log(self, variant: str, line: str) -> None:
         """What a step says of itself; one that cannot be captured is not timed in this process."""
         if CAPTURE_FAILED in line:
             raise CaptureFailed(line)
@@ -164,52 +153,38 @@ class Round(Benchmark):
         if self.settings.quick and variant == "hf bf16 eager":
             raise Absent("a quick run leaves it out")
         if variant in PEERS and "bf16" in variant and has_slow_bf16(self.settings):
-            raise Absent(told_slow(self.settings))
+            raise Absent(slow_bf16_reason(self.settings))
 
     def _is_checked(self, case: Case) -> bool:
         return case.model == "minilm" or self.settings.is_gpu
 
-    def _rounds(self, case: Case) -> Rounds:
-        if getattr(self, "_known", (None,))[0] != case:
-            self._known = case, Rounds.of(self.settings, case)
-        return self._known[1]
-
     def _check(self, case: Case, variant: str) -> None:
-        found = self._terms(case.model, variant)
-        for name, expected in self._expected(case.model).items():
-            self._check_term(variant, name, found.get(name), expected)
+        small = replace(case, batch=CHECKED)
+        terms = self._terms(small, variant)
+        expected = self.once("terms", small, lambda: self._terms(small, "reference fp32"))
+        for name, value in expected.items():
+            self._check_term(variant, name, terms.get(name), value)
 
-    def _check_term(self, variant: str, name: str, found: float | None, expected: float) -> None:
+    def _check_term(self, variant: str, name: str, term: float | None, expected: float) -> None:
         tolerance = TOLERANCE[variant.split()[1]]
-        if name.endswith("/loss") and found is None:
+        if name.endswith("/loss") and term is None:
             raise WrongResult(f"{variant}: there is no {name}")
-        if name.endswith("/loss") and not abs(found / expected - 1) < tolerance:
-            raise WrongResult(f"{variant}: {name} is {found:.5g}, not {expected:.5g}")
-        if name.endswith("/smart") and found is not None:
-            self._check_smart(variant, name, found, expected)
+        if name.endswith("/loss") and not abs(term / expected - 1) < tolerance:
+            raise WrongResult(f"{variant}: {name} is {term:.5g}, not {expected:.5g}")
+        if name.endswith("/smart") and term is not None:
+            self._check_smart(variant, name, term, expected)
 
-    def _expected(self, model: str) -> dict[str, float]:
-        """The reference's terms."""
-        if model not in self._references:
-            self._references[model] = self._terms(model, "reference fp32")
-        return self._references[model]
-
-    def _terms(self, model: str, variant: str) -> dict[str, float]:
-        """Of a small round without dropout; where steps are captured, of one that is replayed."""
-        rounds = Rounds.of(self.settings, Case(model, CHECKED, "", "train"))
-        log = partial(self._hear, variant)
+    def _terms(self, case: Case, variant: str) -> dict[str, float]:
+        """Of a round without dropout; where steps are captured, of one that is replayed."""
+        rounds = Rounds.of(self.settings, case)
+        log = partial(self._log, variant)
         train = build(variant, rounds, self.device, 0.0, log, self.is_captured)
         for index in range(SIGHTS if self.settings.is_gpu else 1):
             terms = train(rounds[0], index)
         return {name: value.item() for name, value in terms.items()}
 
-    def _check_smart(self, variant: str, name: str, found: float, expected: float) -> None:
+    def _check_smart(self, variant: str, name: str, term: float, expected: float) -> None:
         """A peer's R_s need only be there: it moves word embeddings, before their LayerNorm."""
-        is_right = expected / 2 < found < 2 * expected if variant in OURS else 0 < found < 1e3
+        is_right = expected / 2 < term < 2 * expected if variant in OURS else 0 < term < 1e3
         if not is_right:
-            raise WrongResult(f"{variant}: {name} is {found:.3g}, the reference's {expected:.3g}")
-
-
-@pytest.mark.compares(kind=Round)
-def test_round(measured, case, variant):
-    measured(case, variant)
+            raise WrongResult(f"{variant}: {name} is {term:.3g}, the reference's {expected:.3g}")

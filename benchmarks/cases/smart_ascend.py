@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness.benchmark import BACKENDS, Cost, Plain
-from benchmarks.harness.measure import WrongResult
+from benchmarks.harness.benchmark import BACKENDS, REFERENCE, Cost, Plain
+from benchmarks.harness.check import WrongResult
 from benchmarks.harness.shapes import FORWARD, Case, cases
-from benchmarks.peers.torch_ops import compiled
+from benchmarks.peers.torch_ops import eager_or_compiled
 from sbrrt_fast.ops.smart_ascend import smart_ascend
 
 NAMES = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")
@@ -68,7 +67,7 @@ EAGER = {
 
 class SmartAscend(Plain):
     name = "smart_ascend"
-    variants = (*BACKENDS, "reference", "eager", "compile")
+    variants = (*BACKENDS, REFERENCE, "eager", "compile")
 
     def cases(self):
         presets = ["adversarial"] if self.settings.quick else PRESETS
@@ -85,26 +84,18 @@ class SmartAscend(Plain):
         on_device = (x.to(self.device) for x in (1e-5 * delta, gradient, mask, sequence))
         return (*on_device, len(lengths))
 
-    def function(self, case: Case, name: str, backend: str | None) -> Callable:
-        eager = EAGER[case.option]
-        if name == "compile":
-            return compiled(eager, self.settings, case)
-        if name == "eager":
-            return eager
+    def function(self, case: Case, name: str) -> Callable:
+        if name in ("eager", "compile"):
+            return eager_or_compiled(name, EAGER[case.option], self.settings, case)
         options = {**dict(zip(NAMES, PRESETS[case.option], strict=True)), "backend": name}
         return lambda *tensors: smart_ascend(*tensors, **options)
 
-    def check(self, case: Case, name: str, found: Tensor, tensors: tuple) -> None:
-        expected = self.function(case, "reference", None)(*tensors)
+    def check(self, case: Case, name: str, result: Tensor, tensors: tuple) -> None:
+        expected = self.function(case, REFERENCE)(*tensors)
         # What cancels is up to 5 radii long, so half an ulp of it is 3e-7 of the radius.
         close = {"rtol": 1e-5, "atol": 6e-7 * PRESETS[case.option][NAMES.index("radius")]}
-        if not torch.allclose(found, expected, **close):
+        if not torch.allclose(result, expected, **close):
             raise WrongResult(f"{self.name} {case} {name}: differs from the reference")
 
     def cost(self, case: Case) -> Cost:
         return Cost(20.0 * case.num_tokens * case.config.hidden_size)
-
-
-@pytest.mark.compares(kind=SmartAscend)
-def test_smart_ascend(measured, case, variant):
-    measured(case, variant)

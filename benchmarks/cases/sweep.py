@@ -1,13 +1,11 @@
 """Rounds of growing batches and of growing lengths: how time per token changes.
 
-The calls are those of ``bench_round.py``, which checks them.
+The calls are those of ``round.py``, which checks them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-
-import pytest
 
 from benchmarks.cases.round import BF16_PEER, FAST, FP32_PEER, Round, peer_of
 from benchmarks.harness.benchmark import Absent
@@ -53,8 +51,3 @@ class Sweep(Round):
 
     def _is_checked(self, case: Case) -> bool:
         return False
-
-
-@pytest.mark.compares(kind=Sweep)
-def test_sweep(measured, case, variant):
-    measured(case, variant)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.benchmark import BACKENDS, Differentiable, Plain, Variant
-from benchmarks.harness.measure import check_close
+from benchmarks.harness.check import check_close
 from benchmarks.harness.shapes import BOTH, FORWARD, Case
-from benchmarks.peers.torch_ops import compiled
+from benchmarks.peers.torch_ops import eager_or_compiled
 from sbrrt_fast.ops.symmetric_kl import symmetric_kl_delta, symmetric_kl_fisher
 
 BATCHES = {"sst-8": (8, 5), "quora-8": (8, 2), "sst-64": (64, 5)}
@@ -43,15 +42,12 @@ class SymmetricKl(Differentiable):
     def tensors(self, case: Case) -> list[Tensor]:
         return list(torch.randn(2, *BATCHES[case.batch], device=self.device))
 
-    def exact(self, case: Case, inputs: list[Tensor], p: float) -> Tensor:
-        return symmetric_kl_delta(*inputs, backend="reference")
+    def ours(self, case: Case, backend: str) -> Variant:
+        return Variant(lambda inputs, p: symmetric_kl_delta(*inputs, backend=backend))
 
-    def variant(self, case: Case, name: str, backend: str | None) -> Variant:
-        if backend or name == "reference":
-            return Variant(lambda inputs, p: symmetric_kl_delta(*inputs, backend=name))
-        function = log_softmax_form
-        if name == "compile":
-            function = compiled(function, self.settings, Case("", "round"))
+    def peer(self, case: Case, name: str) -> Variant:
+        joint_round = Case("", "round")
+        function = eager_or_compiled(name, log_softmax_form, self.settings, joint_round)
         return Variant(lambda inputs, p: function(*inputs))
 
 
@@ -71,19 +67,9 @@ class Fisher(Plain):
     def tensors(self, case: Case) -> tuple:
         return tuple(torch.randn(2, *BATCHES[case.batch], device=self.device))
 
-    def function(self, case: Case, name: str, backend: str | None) -> Callable:
+    def function(self, case: Case, name: str) -> Callable:
         return lambda logits, tangent: symmetric_kl_fisher(logits, tangent, backend=name)
 
-    def check(self, case: Case, name: str, found: Tensor, tensors: tuple) -> None:
+    def check(self, case: Case, name: str, result: Tensor, tensors: tuple) -> None:
         expected = symmetric_kl_fisher(*(x.double() for x in tensors), backend="reference")
-        check_close(f"{self.name} {case} {name}", [found], [expected], 1e-4)
-
-
-@pytest.mark.compares(kind=SymmetricKl)
-def test_symmetric_kl(measured, case, variant):
-    measured(case, variant)
-
-
-@pytest.mark.compares(kind=Fisher)
-def test_fisher(measured, case, variant):
-    measured(case, variant)
+        check_close(f"{self.name} {case} {name}", [result], [expected], 1e-4)

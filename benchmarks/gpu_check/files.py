@@ -1,4 +1,4 @@
-"""What a call of ``gpu_check`` brings back: few files, none large, no deep folders."""
+"""What a call of the check brings back: few files, none large, no deep folders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+from benchmarks.harness.results import STAGE_RESULT
+from sbrrt_fast.files import replacing
+
 MOST_FILES, MOST_BYTES, MOST_FOLDERS = 8, 16 * 2**20, 2
 LOG_BYTES = 2**20  # of each file in the archive, the last ones
 RESULT_BYTES = 2**19
@@ -16,14 +19,12 @@ FAILURES, TEXT = 40, 1500  # told in full, and characters of each
 
 def archive(folder: Path, path: Path) -> None:
     """Packs the last megabyte of every file, replacing an older archive whole."""
-    fresh = path.with_name(f"{path.name}.tmp")
-    with tarfile.open(fresh, "w:gz", compresslevel=3) as packed:
-        for found in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
-            tail = _tail(found)
-            entry = tarfile.TarInfo(str(found.relative_to(folder)))
+    with replacing(path) as fresh, tarfile.open(fresh, "w:gz", compresslevel=3) as packed:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
+            tail = _tail(file)
+            entry = tarfile.TarInfo(str(file.relative_to(folder)))
             entry.size = len(tail)
             packed.addfile(entry, BytesIO(tail))
-    fresh.replace(path)
 
 
 def _tail(path: Path) -> bytes:
@@ -35,25 +36,25 @@ def _tail(path: Path) -> bytes:
 def excess(output: Path) -> list[str]:
     """What is too much to come back, in words."""
     files = [path for path in output.rglob("*") if path.is_file()]
-    found = [f"{len(files)} files, of {MOST_FILES} at most"] if len(files) > MOST_FILES else []
+    lines = [f"{len(files)} files, of {MOST_FILES} at most"] if len(files) > MOST_FILES else []
     for path in files:
         place = path.relative_to(output)
         if len(place.parts) - 1 > MOST_FOLDERS:
-            found.append(f"{place} lies more than {MOST_FOLDERS} folders down")
+            lines.append(f"{place} lies more than {MOST_FOLDERS} folders down")
         if path.stat().st_size > MOST_BYTES:
-            found.append(f"{place} is larger than {MOST_BYTES >> 20} MiB")
-    return found
+            lines.append(f"{place} is larger than {MOST_BYTES >> 20} MiB")
+    return lines
 
 
 def result_of(folder: Path) -> dict | None:
     """What a stage left in its folder: its ``result.json``, and its tests one by one."""
-    result, tests = folder / "result.json", folder / "tests.jsonl"
-    found: dict = {}
-    if result.exists() and result.stat().st_size <= RESULT_BYTES:
-        found |= json.loads(result.read_text(encoding="utf-8"))
+    path, tests = folder / STAGE_RESULT, folder / "tests.jsonl"
+    result: dict = {}
+    if path.exists() and path.stat().st_size <= RESULT_BYTES:
+        result |= json.loads(path.read_text(encoding="utf-8"))
     if tests.exists():
-        found["tests"] = summary(tests)
-    return found or None
+        result["tests"] = summary(tests)
+    return result or None
 
 
 def summary(path: Path) -> dict:

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.gpu_check.files import MOST_BYTES
 from benchmarks.harness.machine import ROOT
-from benchmarks.harness.results import write_json
+from benchmarks.harness.results import leave_result
 
 PROBE = """
 import json, sbrrt_fast.kernels
@@ -41,36 +41,37 @@ def extensions() -> list[Path]:
     return sorted((ROOT / "sbrrt_fast").glob("_C*.so"))
 
 
-def found_extension() -> dict | None:
+def extension_info() -> dict | None:
     """How the extension was built and where it lies, if it imports, in a process of its own."""
     return _probe(tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in extensions()))
 
 
 @cache
 def _probe(files: tuple) -> dict | None:
-    told = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True)
-    if told.returncode:
-        print(told.stderr.strip()[-2000:], flush=True)
+    command = [sys.executable, "-c", PROBE]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        print(process.stderr.strip()[-2000:], flush=True)
         return None
-    return json.loads(told.stdout.splitlines()[-1])
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def is_complete(found: dict | None, wants_cuda: bool) -> bool:
-    return found is not None and (found["cuda"] is not None or not wants_cuda)
+def is_complete(info: dict | None, wants_cuda: bool) -> bool:
+    return info is not None and (info["cuda"] is not None or not wants_cuda)
 
 
 def build(wants_cuda: bool, compiles: bool) -> tuple[str, dict | None]:
     """How the extension came to be there, and its build; None where it is not."""
-    if is_complete(found := found_extension(), wants_cuda):
-        return AS_IT_IS, found
+    if is_complete(info := extension_info(), wants_cuda):
+        return AS_IT_IS, info
     if extensions() and compiles:
         install({"SBRRT_COMPILE": "0"})
-        if is_complete(found := found_extension(), wants_cuda):
-            return CARRIED, found
+        if is_complete(info := extension_info(), wants_cuda):
+            return CARRIED, info
     if compiles:
         install({})
-        found = found_extension()
-    return COMPILED, found if is_complete(found, wants_cuda) else None
+        info = extension_info()
+    return COMPILED, info if is_complete(info, wants_cuda) else None
 
 
 def install(environment: dict[str, str]) -> None:
@@ -93,14 +94,13 @@ def main() -> int:
     parser.add_argument("--copy-to", type=Path, metavar="DIR")
     args = parser.parse_args()
     start, wants_cuda = time.perf_counter(), bool(torch.version.cuda) and not args.without_cuda
-    how, found = build(wants_cuda, compiles=not args.no_compile)
-    record = {"how": how, "seconds": time.perf_counter() - start, "build": found}
+    how, info = build(wants_cuda, compiles=not args.no_compile)
+    record = {"how": how, "seconds": time.perf_counter() - start, "build": info}
     print(json.dumps(record, indent=1))
-    if folder := os.environ.get("STAGE"):
-        write_json(Path(folder) / "result.json", record)
-    if found and args.copy_to and how == COMPILED:
-        copy_back(Path(found["path"]), args.copy_to)
-    return 0 if found else 1
+    leave_result(record)
+    if info and args.copy_to and how == COMPILED:
+        copy_back(Path(info["path"]), args.copy_to)
+    return 0 if info else 1
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from benchmarks.harness.benchmark import BACKENDS, Absent, Benchmark
+from benchmarks.cases.registry import OPS
+from benchmarks.harness.benchmark import BACKENDS, Benchmark, absence
 from benchmarks.harness.deadline import NO_TIME, Deadline
 from benchmarks.harness.measure import is_lost
-from benchmarks.harness.results import write_json
+from benchmarks.harness.results import leave_result, stage_result
 from benchmarks.harness.settings import Settings, settings
 from benchmarks.harness.shapes import Case
-from benchmarks.suite import OPS
-from sbrrt_fast.errors import BackendError
+from benchmarks.harness.text import describe
 
 RIGHT, LATE = "right", f"not called: {NO_TIME}"
-Told = Iterator[tuple[str, str]]  # ``case backend`` and ``right``, or why not
+Outcomes = Iterator[tuple[str, str]]  # ``case backend`` and ``right``, or why not
 
 
 def call_all(
@@ -38,15 +37,15 @@ def call_all(
     backends: Sequence[str] = BACKENDS,
     without: str | None = None,
     until: Deadline | None = None,
-) -> Told:
+) -> Outcomes:
     """``case backend`` and ``right``, ``absent: ...``, ``not called: ...`` or what went wrong."""
     until = until or Deadline()
     for case in benchmark.cases():
         if without and without in str(case):
             continue
         for backend in (name for name in backends if name in benchmark.variants):
-            told = call(benchmark, case, backend) if until.left else LATE
-            yield f"{benchmark.name} {case} {backend}", told
+            outcome = call(benchmark, case, backend) if until.left else LATE
+            yield f"{benchmark.name} {case} {backend}", outcome
 
 
 def call(benchmark: Benchmark, case: Case, backend: str) -> str:
@@ -55,40 +54,39 @@ def call(benchmark: Benchmark, case: Case, backend: str) -> str:
             function()
         if benchmark.device.type == "cuda":
             torch.cuda.synchronize()
-    except (Absent, BackendError) as reason:
-        return f"absent: {reason}"
     except Exception as error:  # the others are called all the same
-        return f"WRONG: {type(error).__name__}: {error}"
+        reason = absence(backend, error)
+        return f"WRONG: {describe(error)}" if reason is None else f"absent: {reason}"
     return RIGHT
 
 
-def told_of(pairs: Sequence[tuple], chosen: Settings, without: str | None, until: Deadline) -> Told:
+def call_pairs(
+    pairs: Sequence[tuple], settings: Settings, without: str | None, until: Deadline
+) -> Outcomes:
     """Of backends and benchmarks, each within its share of the time that is left."""
     for index, (backend, kind) in enumerate(pairs):
         part = until.part(1 / (len(pairs) - index))
-        yield from call_all(kind(chosen), [backend], without, part)
+        yield from call_all(kind(settings), [backend], without, part)
         yield "", ""  # an op's end
 
 
 class Record:
-    """What was told so far; in the stage's folder, where there is one, for the next process too."""
+    """The outcomes so far; in the stage's folder, where there is one, for the next process too."""
 
     def __init__(self):
-        folder = os.environ.get("STAGE")
-        self.path = Path(folder) / "result.json" if folder else None
-        self.told: dict[str, str] = {}
-        if self.path and self.path.exists():
-            self.told = json.loads(self.path.read_text(encoding="utf-8"))["calls"]
+        self.outcomes: dict[str, str] = {}
+        path = stage_result()
+        if path and path.exists():
+            self.outcomes = json.loads(path.read_text(encoding="utf-8"))["calls"]
 
-    def add(self, name: str, told: str) -> None:
-        self.told[name] = told
-        print(f"{name}: {told}", flush=True)
-        if self.path:
-            write_json(self.path, {"calls": self.told})
+    def add(self, name: str, outcome: str) -> None:
+        self.outcomes[name] = outcome
+        print(f"{name}: {outcome}", flush=True)
+        leave_result({"calls": self.outcomes})
 
     @property
     def num_wrong(self) -> int:
-        return sum(told.startswith("WRONG") for told in self.told.values())
+        return sum(outcome.startswith("WRONG") for outcome in self.outcomes.values())
 
 
 def main() -> int:
@@ -100,15 +98,13 @@ def main() -> int:
     args = parser.parse_args()
     until, record = Deadline(args.seconds), Record()
     pairs = [(backend, kind) for backend in args.backends for kind in OPS]
-    num_done = args.first
-    for name, told in told_of(
-        pairs[args.first :], replace(settings(), quick=True), args.without, until
-    ):
+    num_done, quick = args.first, replace(settings(), quick=True)
+    for name, outcome in call_pairs(pairs[args.first :], quick, args.without, until):
         if name:
-            record.add(name, told)
+            record.add(name, outcome)
         else:
             num_done += 1
-        if told.startswith("WRONG") and is_lost():
+        if outcome.startswith("WRONG") and is_lost():
             go_on(num_done + 1, until.left, args)
     print(f"{record.num_wrong} wrong")
     return 1 if record.num_wrong else 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_check.native_build import found_extension, is_complete
+from benchmarks.gpu_check.native_build import extension_info, is_complete
 from benchmarks.gpu_check.runner import Stage
 from benchmarks.harness.machine import ROOT
 
@@ -33,8 +33,8 @@ def stages(output: Path, dry_run: bool) -> list[Stage]:
 
     ``no CUDA`` takes the place of a build that failed.
     """
-    found = [*first_call(output, dry_run), *second_call(output, dry_run)]
-    return [_with_limits(stage, dry_run) for stage in found]
+    both = [*first_call(output, dry_run), *second_call(output, dry_run)]
+    return [_with_limits(stage, dry_run) for stage in both]
 
 
 def first_call(output: Path, dry_run: bool) -> list[Stage]:
@@ -58,7 +58,7 @@ def second_call(output: Path, dry_run: bool) -> list[Stage]:
     """Tests, figures, and a training."""
     gpu, device = _where(dry_run)
     needs = *gpu, "tokenizers", "weights"
-    found = [
+    of_call = [
         Stage("calls", calls(dry_run), 70, gpu, device),
         Stage("tests", tests("tests", dry_run, *gpu_tests()), 120, (*gpu, *PYTEST)),
         Stage("round", bench(output, "machine", "round", "stages"), 110, gpu, device),
@@ -66,7 +66,7 @@ def second_call(output: Path, dry_run: bool) -> list[Stage]:
         Stage("ops", bench(output, "ops", "evaluate"), 60, gpu, device),
         Stage("sweep", bench(output, "sweep", "memory"), 40, gpu, device),
     ]
-    return [replace(stage, call=2) for stage in found]
+    return [replace(stage, call=2) for stage in of_call]
 
 
 def _where(dry_run: bool) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -123,8 +123,8 @@ def calls(dry_run: bool) -> tuple[str, ...]:
 
 
 def gpu_tests() -> list[str]:
-    found = [path for pattern in GPU_TESTS for path in sorted((ROOT / "tests").rglob(pattern))]
-    return [str(path.relative_to(ROOT)) for path in found if path.name not in NO_TESTS]
+    paths = [path for pattern in GPU_TESTS for path in sorted((ROOT / "tests").rglob(pattern))]
+    return [str(path.relative_to(ROOT)) for path in paths if path.name not in NO_TESTS]
 
 
 PYTEST = ("pytest", "xdist", "gpu tests")
@@ -184,14 +184,14 @@ def _no_weights() -> str | None:
 
 
 def _no_failure() -> str | None:
-    return "the extension imports" if found_extension() else None
+    return "the extension imports" if extension_info() else None
 
 
 def _no_extension() -> str | None:
-    found = found_extension()
-    if found is None:
+    info = extension_info()
+    if info is None:
         return "the extension does not import"
-    return None if is_complete(found, bool(torch.version.cuda)) else "the extension has no CUDA"
+    return None if is_complete(info, bool(torch.version.cuda)) else "the extension has no CUDA"
 
 
 def _no_sanitizer() -> str | None:

@@ -9,10 +9,12 @@ the machine's speed meets all of them. A variant too slow for that has fewer sam
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +80,7 @@ class Stopwatch:
         clock: seconds.
 
     Attributes:
+        call: makes the next of the calls, until its work is done.
         seconds: that a sample takes, roughly. only: of a call that is not to be repeated.
         spare: seconds of the last warm-up, None where it was the first call of its kind.
     """
@@ -91,6 +94,9 @@ class Stopwatch:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.calls, self.device, self.clock = list(calls), device, clock
+        self._turns = itertools.cycle(self.calls)
+        is_waited_for = device.type == "cuda" or len(self.calls) > 1
+        self.call = self._next if is_waited_for else self.calls[0]
         once, is_warm = self._warm_up(budget)
         self.spare = once if is_warm else None
         self.only = once if once > budget.variant_seconds else None
@@ -125,6 +131,10 @@ class Stopwatch:
         self._wait()
         return (self.clock() - start) / self.num_calls
 
+    def _next(self) -> None:
+        next(self._turns)()
+        self._wait()
+
     def _warm_up(self, budget: Budget) -> tuple[float, bool]:
         """Seconds of the last of some calls, at least one of every kind; and whether it was more
         than the first of its kind."""
@@ -134,8 +144,7 @@ class Stopwatch:
                 break
             self._wait()
             start = self.clock()
-            self.calls[index % len(self.calls)]()
-            self._wait()
+            self.call()
             seconds = self.clock() - start
             num_calls = index + 1
         return max(seconds, 1e-7), num_calls > len(self.calls)
@@ -172,30 +181,35 @@ def interleave(
     A variant that has none for that reason has its last warm-up instead, if that was warm.
     """
     until = until or Deadline()
-    found = {name: [watch.only] if watch.only else [] for name, watch in watches.items()}
+    seconds = {name: [watch.only] if watch.only else [] for name, watch in watches.items()}
     start, turn = time.perf_counter(), 0
+    with _no_collection():
+        while _goes_on(turn, time.perf_counter() - start, budget):
+            due = [n for n, w in watches.items() if _is_due(w, len(seconds[n]), budget, until)]
+            if not due:
+                break
+            first = turn % len(due)
+            for name in due[first:] + due[:first]:
+                seconds[name].append(watches[name].sample())
+            turn += 1
+    samples = {name: Samples(tuple(seconds[name]), w.method) for name, w in watches.items()}
+    for name, watch in watches.items():
+        if watch.spare and not seconds[name]:
+            samples[name] = Samples((watch.spare,), "one call, a warm-up")
+    return {name: taken for name, taken in samples.items() if taken.seconds}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's garbage collection, after one."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        while _goes_on(turn, time.perf_counter() - start, budget):
-            names = [n for n, w in watches.items() if _is_due(w, len(found[n]), budget, until)]
-            if not names:
-                break
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
-                found[name].append(watches[name].sample())
-            turn += 1
+        yield
     finally:
         if was_enabled:
             gc.enable()
-    result = {}
-    for name, watch in watches.items():
-        if found[name]:
-            result[name] = Samples(tuple(found[name]), watch.method)
-        elif watch.spare:
-            result[name] = Samples((watch.spare,), "one call, a warm-up")
-    return result
 
 
 def _is_due(watch: Stopwatch, taken: int, budget: Budget, until: Deadline) -> bool:
@@ -220,26 +234,3 @@ def is_lost() -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    """|a - b| / |b| in float64; infinite where the shapes differ or a number is not finite."""
-    if a.shape != b.shape:
-        return math.inf
-    a, b = a.detach().double(), b.detach().double()
-    found = ((a - b).norm() / b.norm().clamp(min=1e-300)).item()
-    return found if math.isfinite(found) else math.inf
-
-
-class WrongResult(AssertionError):
-    """A variant computes something else than it should: it is not timed."""
-
-
-def check_close(
-    what: str, found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], tolerance: float
-) -> None:
-    """Raises WrongResult unless every tensor is within ``tolerance`` of what is expected."""
-    for index, (a, b) in enumerate(zip(found, expected, strict=True)):
-        difference = relative_difference(a, b)
-        if not difference <= tolerance:
-            raise WrongResult(f"{what}, result {index}: off by {difference:.2g} of its size")

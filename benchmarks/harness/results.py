@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from benchmarks.harness.measure import Samples
+from benchmarks.harness.text import describe
+from sbrrt_fast.files import write_text
 
 FORMAT, FILE = 1, "results.json"
+STAGE_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Row:
     @classmethod
     def of(cls, benchmark: str, case: str, variant: str, samples: Samples, **cost) -> Row:
         low, median, high = samples.quartiles
-        found = len(samples.seconds)
-        return cls(benchmark, case, variant, median, low, high, found, samples.method, **cost)
+        count = len(samples.seconds)
+        return cls(benchmark, case, variant, median, low, high, count, samples.method, **cost)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -72,6 +75,10 @@ class Stage:
     details: dict = field(default_factory=dict)
     seconds: float = 0.0
 
+    def note_failure(self, what: str, error: Exception | str) -> None:
+        error = error if isinstance(error, str) else describe(error)
+        self.failures.append({"what": what, "error": error})
+
     def note_absent(self, benchmark: str, variant: str, reason: str) -> None:
         """Once each, however many cases there are."""
         entry = {"benchmark": benchmark, "variant": variant, "reason": reason}
@@ -89,6 +96,10 @@ class Results:
     @property
     def rows(self) -> list[Row]:
         return [row for stage in self.stages.values() for row in stage.rows]
+
+    @property
+    def failures(self) -> list[dict]:
+        return [failure for stage in self.stages.values() for failure in stage.failures]
 
     def detail(self, name: str) -> dict:
         """A figure that one of the stages found, or {}."""
@@ -112,7 +123,7 @@ class Results:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("format") != FORMAT:
             raise ValueError(f"{path}: not results of these benchmarks, format {FORMAT}")
-        stages = {name: stage_from(found) for name, found in record["stages"].items()}
+        stages = {name: stage_from(stage) for name, stage in record["stages"].items()}
         return cls(record["environment"], stages)
 
 
@@ -124,15 +135,20 @@ def stage_from(record: dict) -> Stage:
 
 
 def write_json(path: Path, record: object) -> Path:
-    return write_text(path, json.dumps(record, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return path
+
+
+def leave_result(record: object) -> None:
+    """Writes what a stage of the GPU check comes to; elsewhere there is no such folder."""
+    if path := stage_result():
+        write_json(path, record)
+
+
+def stage_result() -> Path | None:
+    """The result's file in the folder that STAGE in the environment names."""
+    folder = os.environ.get("STAGE")
+    return Path(folder) / STAGE_RESULT if folder else None
 
 
 def is_ours(variant: str) -> bool:
@@ -147,7 +163,7 @@ def is_floor(variant: str) -> bool:
 
 def by_case(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     """(benchmark, case) -> variant -> row."""
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    cases: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row.benchmark, row.case), {})[row.variant] = row
-    return found
+        cases.setdefault((row.benchmark, row.case), {})[row.variant] = row
+    return cases

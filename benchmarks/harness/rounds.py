@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -48,6 +48,11 @@ SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read
 )
 
 
+def sbrrt(update: str = "per_task", precision: str = "bf16") -> RunConfig:
+    """SBRRT with one optimiser step per task (``per_task``) or per round (``joint``)."""
+    return replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
+
+
 class Rounds:
     """The rounds of a case: of ``round`` (8 examples a task), ``round-N``, or ``tokens-L``, whose
     sequences all have L tokens, about 1024 in all."""
@@ -59,7 +64,7 @@ class Rounds:
     def __getitem__(self, index: int) -> list[TaskBatch]:
         index %= NUM_ROUNDS
         while len(self._made) <= index:
-            self._made.append(self._real(len(self._made)) if data_dir() else self._next())
+            self._made.append(next(self._real) if data_dir() else self._random())
         return self._made[index]
 
     @cached_property
@@ -85,7 +90,7 @@ class Rounds:
             torch.manual_seed(0)
             return MiniBert(MODELS[self.case.model], pooling="mean")
 
-    def _next(self) -> list[TaskBatch]:
+    def _random(self) -> list[TaskBatch]:
         generator = torch.Generator().manual_seed(len(self._made))
         row, batches = 0, []
         for name in TASKS:
@@ -110,11 +115,6 @@ class Rounds:
             return torch.randint(top, (count,), generator=generator).float()
         return task.label_range[1] * torch.rand(count, generator=generator)
 
-    def _real(self, index: int) -> list[TaskBatch]:
-        order = self._order
-        found, self._cursor = order.next_round(self._cursor if index else order.start())
-        return assembled(self._tasks, found)
-
     @cached_property
     def _tasks(self) -> dict:
         config, shape = replace(SBRRT, data_dir=data_dir()), self.case.config
@@ -128,10 +128,9 @@ class Rounds:
         return load_splits(config, tokenizer, "train", longest, lambda line: None)
 
     @cached_property
-    def _order(self) -> RoundRobin:
-        sizes = {name: task.num_examples for name, task in self._tasks.items()}
+    def _real(self) -> Iterator[list[TaskBatch]]:
         number = int(self.case.batch.partition("-")[2] or 8)
-        return RoundRobin(sizes, RoundConfig(batch_size=number), 0, RUN_ROUNDS)
+        return real_rounds(self._tasks, RoundConfig(batch_size=number), 0, RUN_ROUNDS)
 
 
 @lru_cache(maxsize=3)  # a case, its small one that is checked, and another
@@ -139,20 +138,32 @@ def _kept(settings: Settings, case: Case, data: Path | None, backbone: str) -> R
     return Rounds(settings, case)
 
 
-def assembled(tasks: dict[str, TokenizedTask], drawn: Batches) -> list[TaskBatch]:
-    """A round's batches in the host's memory, with rows numbered through the round."""
+def real_rounds(
+    tasks: dict[str, TokenizedTask], config: RoundConfig, seed: int, num_rounds: int
+) -> Iterator[list[TaskBatch]]:
+    """The batches of a run's rounds, in its order, in the host's memory."""
+    sizes = {name: task.num_examples for name, task in tasks.items()}
+    order = RoundRobin(sizes, config, seed, num_rounds)
+    cursor = order.start()
+    for _ in range(num_rounds):
+        examples, cursor = order.next_round(cursor)
+        yield _assembled(tasks, examples)
+
+
+def _assembled(tasks: dict[str, TokenizedTask], examples: Batches) -> list[TaskBatch]:
+    """A round's batches, with rows numbered through the round."""
     row, batches = 0, []
-    for name, examples in drawn:
-        tokens = assemble(tasks[name], examples, row)
+    for name, indices in examples:
+        tokens = assemble(tasks[name], indices, row)
         row += tokens.num_sequences
-        batches.append(TaskBatch(name, tokens, labels_of(tasks[name], examples)))
+        batches.append(TaskBatch(name, tokens, labels_of(tasks[name], indices)))
     return batches
 
 
 def data_dir() -> Path | None:
     """The folder of the task files, from DATA in the environment."""
-    found = os.environ.get("DATA", "")
-    return Path(found) if found else None
+    folder = os.environ.get("DATA", "")
+    return Path(folder) if folder else None
 
 
 def backbone() -> str:
@@ -166,8 +177,8 @@ def is_shape_of(config: BertConfig, folder: Path) -> bool:
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
         "intermediate_size", "max_position_embeddings", "type_vocab_size",
     )  # fmt: skip
-    found = read_config(folder)
-    return all(getattr(found, name) == getattr(config, name) for name in names)
+    other = read_config(folder)
+    return all(getattr(other, name) == getattr(config, name) for name in names)
 
 
 def build_model(
@@ -188,7 +199,21 @@ def build_ours(
     log: Callable[[str], object] = print,
 ) -> SbrrtStep:
     """The step of a run, its model and optimiser; ``log`` hears why it is a slower one."""
-    model = build_model(encoder, config, device, p)
+    parts = training_parts(build_model(encoder, config, device, p), config)
+    return build_step(*parts, config, num_rounds, log)
+
+
+def training_parts(
+    model: MultiTaskModel, config: RunConfig
+) -> tuple[MultiTaskModel, Teacher | None, torch.optim.Optimizer]:
+    """What every kind of step is made of: the model, its teacher and its optimiser."""
     teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    return build_step(model, teacher, optimizer, config, num_rounds, log)
+    return model, teacher, build_optimizer(model.named_parameters(), config.optimizer)
+
+
+def step_and_rounds(
+    settings: Settings, case: Case, config: RunConfig, log: Callable[[str], object] = print
+) -> tuple[SbrrtStep, Rounds]:
+    """The step of a run on the case's rounds, and the rounds."""
+    rounds = Rounds(settings, case)
+    return build_ours(rounds.encoder(), config, settings.device, log=log), rounds

@@ -12,17 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.harness.results import write_json
-from benchmarks.harness.rounds import SBRRT, assembled, backbone, build_ours, data_dir
+from benchmarks.harness.rounds import SBRRT, backbone, build_ours, data_dir, real_rounds
 from benchmarks.harness.settings import settings
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.training.build import load_splits
-from sbrrt_fast.training.round_robin import RoundRobin
 from sbrrt_fast.training.scores.evaluate import evaluate
+from sbrrt_fast.training.step.group import TaskBatch
 
 FILE = "short_run.json"
 
@@ -42,6 +43,10 @@ class ShortRun:
         self.num_rounds = num_rounds
         self.step = build_ours(encoder, config, settings().device, num_rounds=num_rounds)
 
+    def rounds(self) -> Iterator[list[TaskBatch]]:
+        """The batches of the run."""
+        return real_rounds(self.train_tasks, SBRRT.round, SBRRT.seed, self.num_rounds)
+
     def scores(self) -> dict:
         """Of the dev splits."""
         self.step.model.eval()
@@ -49,13 +54,10 @@ class ShortRun:
 
     def train(self) -> dict[str, float]:
         """The last round's loss terms."""
-        sizes = {name: task.num_examples for name, task in self.train_tasks.items()}
-        order = RoundRobin(sizes, SBRRT.round, SBRRT.seed, self.num_rounds)
-        cursor, terms = order.start(), {}
+        terms = {}
         self.step.model.train()
-        for index in range(self.num_rounds):
-            drawn, cursor = order.next_round(cursor)
-            terms = self.step.round(assembled(self.train_tasks, drawn), index)
+        for index, batches in enumerate(self.rounds()):
+            terms = self.step.round(batches, index)
         return {name: value.item() for name, value in terms.items()}  # waits for the device
 
 

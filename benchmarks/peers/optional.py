@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ def _imported(module: str, distribution: str):
 def _on_gpu(x_device: torch.device, distribution: str) -> None:
     if x_device.type != "cuda":
         raise Absent(f"{distribution} needs a GPU")
+
+
+def hugging_face() -> ModuleType:
+    """``peers.hugging_face``, which imports transformers."""
+    try:
+        return import_module("benchmarks.peers.hugging_face")
+    except ModuleNotFoundError as error:
+        raise Absent(f"{error.name} is not installed") from None
 
 
 def liger_layernorm(device: torch.device) -> Callable[..., Tensor]:

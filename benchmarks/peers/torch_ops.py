@@ -34,6 +34,11 @@ def compiled(function: Callable, settings: Settings, case: Case) -> Callable:
     return _compiled(function)
 
 
+def eager_or_compiled(name: str, eager: Callable, settings: Settings, case: Case) -> Callable:
+    """The function under ``eager``; under ``compile`` what torch.compile makes of it."""
+    return compiled(eager, settings, case) if name == "compile" else eager
+
+
 @cache
 def _compiled(function: Callable) -> Callable:
     # A backward that is timed again and again keeps its buffers.

@@ -17,18 +17,19 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.cases.parts import stage_times
+from benchmarks.cases.stages import stage_times
 from benchmarks.harness.machine import PRECISIONS, Machine, measure
-from benchmarks.harness.rounds import SBRRT, Rounds, build_model, build_ours
+from benchmarks.harness.rounds import SBRRT, build_model, sbrrt, step_and_rounds
 from benchmarks.harness.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.harness.shapes import MODELS, Case
-from benchmarks.tune.kernel_list import num_replays, profiled, run, told_launched
+from benchmarks.harness.text import markdown_table
+from benchmarks.tune.kernel_list import launched_reason, num_replays, profiled, run
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.cost.floor import RoundCost, round_cost
 from sbrrt_fast.training.step.graph_step import SIGHTS
@@ -44,16 +45,16 @@ def cost_of(figures: dict) -> RoundCost:
 
 
 def floor_table(figures: dict, machine: Machine) -> list[str]:
-    """Markdown: every stage with its floor; ``figures`` are ``parts.stage_times``'s."""
+    """Markdown: every stage with its floor; ``figures`` are ``stage_times``'s."""
     floors = cost_of(figures).seconds(machine.ceilings(figures["precision"]))
     seconds = figures["seconds"]
-    lines = ["| stage | ms | share | floor, ms | over the floor |", "|---|---|---|---|---|"]
     total, least = sum(seconds.values()), sum(floors.values())
-    for stage, found in {**seconds, "all": total}.items():
+    head, rows = ["stage", "ms", "share", "floor, ms", "over the floor"], []
+    for stage, measured in {**seconds, "all": total}.items():
         floor = floors.get(stage, 0.0) if stage != "all" else least
-        shown = f"{1e3 * floor:.2f} | {found / floor:.1f}x" if floor else "- | -"
-        lines.append(f"| {stage} | {1e3 * found:.2f} | {found / total:.0%} | {shown} |")
-    return [*lines, ""]
+        of_floor = [f"{1e3 * floor:.2f}", f"{measured / floor:.1f}x"] if floor else ["-", "-"]
+        rows.append([stage, f"{1e3 * measured:.2f}", f"{measured / total:.0%}", *of_floor])
+    return [*markdown_table(head, rows), ""]
 
 
 class Launches(TorchDispatchMode):
@@ -69,34 +70,28 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def count_launches(chosen: Settings, case: Case, update: str) -> int:
+def count_launches(settings: Settings, case: Case, update: str) -> int:
     """Ops that one round sends to the device."""
-    config = replace(SBRRT, round=replace(SBRRT.round, update=update))
-    rounds = Rounds(chosen, case)
-    step = build_ours(rounds.encoder(), config, chosen.device)
+    step, rounds = step_and_rounds(settings, case, sbrrt(update))
     step.round(rounds[0], 0)
     with Launches() as launches:
         step.round(rounds[1], 1)
     return launches.count
 
 
-def op_lines(chosen: Settings, case: Case, update: str, precision: str) -> Iterator[str]:
+def op_lines(settings: Settings, case: Case, update: str, precision: str) -> Iterator[str]:
     """The ops that take the most of a round's time, as torch's profiler sees the calling thread.
 
     An op's own time is without the ops that it calls. Of ``mm_into`` it is the wait for the slower
     thread, and where bf16 is emulated ``copy_`` is the way there and back.
     """
-    config = replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
-    rounds = Rounds(chosen, case)
-    step = build_ours(rounds.encoder(), config, chosen.device)
-    for index in range(NUM_ROUNDS):
-        step.round(rounds[index], index)
+    step, rounds = step_and_rounds(settings, case, sbrrt(update, precision))
+    index = run(step, rounds, 0, NUM_ROUNDS)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for index in range(NUM_ROUNDS):
-            step.round(rounds[index], index)
-    found = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
+        run(step, rounds, index, NUM_ROUNDS)
+    ops = sorted(profiler.key_averages(), key=lambda op: -op.self_cpu_time_total)
     yield f"  {'op':<48}{'ms a round':>12}{'calls':>8}"
-    for op in found[:MOST_OPS]:
+    for op in ops[:MOST_OPS]:
         own, count = op.self_cpu_time_total / 1e3 / NUM_ROUNDS, op.count / NUM_ROUNDS
         yield f"  {op.key:<48}{own:>12.2f}{count:>8.0f}"
 
@@ -140,8 +135,9 @@ def scaling_lines(
     yield f"ESTIMATE for several GPUs, {link / 1e9:.0f} GB/s between them, nothing overlapped:"
     gpus = 1
     while gpus <= most:
-        found = scaling(one, num_parameters, updates, link, gpus)
-        yield f"  {gpus} GPUs: {1e3 * found.seconds:.2f} ms a round, {found.speed_up:.2f}x tokens/s"
+        estimate = scaling(one, num_parameters, updates, link, gpus)
+        rate = f"{estimate.speed_up:.2f}x tokens/s"
+        yield f"  {gpus} GPUs: {1e3 * estimate.seconds:.2f} ms a round, {rate}"
         gpus *= 2
 
 
@@ -167,7 +163,7 @@ def main() -> None:
 
 def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
     """The report of the command."""
-    chosen = settings()
+    here = settings()
     if args.flops:
         machine = Machine({args.precision: args.flops}, args.bandwidth, args.launch)
         yield f"{args.model} {args.batch} {args.update} at the given ceilings, nothing timed:"
@@ -176,20 +172,20 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
         one = sum(floors.values())
         yield f"  {'all':<12}{1e3 * one:>9.3f} ms"
     else:
-        machine = measure(chosen.device)
-        figures = stage_times(chosen, case, args.update, args.precision)
+        machine = measure(here.device)
+        figures = stage_times(here, case, args.update, args.precision)
         yield from floor_table(figures, machine)
         floors = cost_of(figures).seconds(machine.ceilings(figures["precision"]))
         one = sum(figures["seconds"].values())
         if args.by_op:
-            yield from op_lines(chosen, case, args.update, args.precision)
-    if chosen.is_gpu and not args.flops:
-        found = replayed_round(chosen, case, args.update, args.precision)
-        one, least = found["seconds"], sum(floors.values())
+            yield from op_lines(here, case, args.update, args.precision)
+    if here.is_gpu and not args.flops:
+        figures = replayed_round(here, case, args.update, args.precision)
+        one, least = figures["seconds"], sum(floors.values())
         yield f"replayed, as in a run: {1e3 * one:.2f} ms a round, {one / least:.1f}x the floor"
-        yield _launches(found["kernels"], "kernels and copies of a replayed round", machine)
+        yield _launches(figures["kernels"], "kernels and copies of a replayed round", machine)
     else:
-        count = count_launches(chosen, case, args.update)
+        count = count_launches(here, case, args.update)
         yield _launches(count, "ops that are no views", machine)
     if args.gpus > 1:
         updates = 1 if args.update == "joint" else len(SBRRT.tasks)
@@ -202,32 +198,31 @@ def _launches(count: float, what: str, machine: Machine) -> str:
     return f"launches: {count:.0f} {what}, {took}"
 
 
-def replayed_round(chosen: Settings, case: Case, update: str, precision: str) -> dict[str, float]:
+def replayed_round(settings: Settings, case: Case, update: str, precision: str) -> dict[str, float]:
     """``seconds`` of a round whose steps are replays, the median, and its ``kernels``.
 
     Raises:
         RuntimeError: a step was no replay.
     """
-    config = replace(SBRRT, precision=precision, round=replace(SBRRT.round, update=update))
-    rounds, lines = Rounds(chosen, case), []
-    step = build_ours(rounds.encoder(), config, chosen.device, log=lines.append)
+    lines: list[str] = []
+    step, rounds = step_and_rounds(settings, case, sbrrt(update, precision), lines.append)
     index = run(step, rounds, 0, (SIGHTS + 1) * NUM_ROUNDS)
     before, seconds = num_replays(step), []
     for _ in range(PASSES):
         start = time.perf_counter()
         index = run(step, rounds, index, NUM_ROUNDS)
-        torch.cuda.synchronize(chosen.device)
+        torch.cuda.synchronize(settings.device)
         seconds.append((time.perf_counter() - start) / NUM_ROUNDS)
-    if told := told_launched(step, num_replays(step) - before, PASSES * NUM_ROUNDS, lines):
-        raise RuntimeError(told)
-    kernels = profiled(step, rounds, index, NUM_ROUNDS, chosen.device)
+    count = num_replays(step) - before
+    if reason := launched_reason(step, count, PASSES * NUM_ROUNDS, lines):
+        raise RuntimeError(reason)
+    kernels = profiled(step, rounds, index, NUM_ROUNDS, settings.device)
     return {"seconds": statistics.median(seconds), "kernels": len(kernels) / NUM_ROUNDS}
 
 
 def given_cost(args: argparse.Namespace, case: Case) -> RoundCost:
     """Of a typical round, without running it."""
-    rounds = replace(SBRRT.round, update=args.update)
-    config = replace(SBRRT, precision=args.precision, round=rounds)
+    config = sbrrt(args.update, args.precision)
     return round_cost(case.config, config, case.num_tokens, num_parameters(case))
 
 

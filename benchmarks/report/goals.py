@@ -46,10 +46,10 @@ class Goal:
 
 
 def row_of(results: Results, key: tuple[str, str], variant: str) -> Row:
-    found = by_case(results.rows).get(key, {})
-    if variant not in found:
+    rows = by_case(results.rows).get(key, {})
+    if variant not in rows:
         raise Unknown(why_absent(results, key[0], variant))
-    return found[variant]
+    return rows[variant]
 
 
 def why_absent(results: Results, benchmark: str, variant: str) -> str:
@@ -85,10 +85,10 @@ def over_plain(results: Results) -> tuple[float, str]:
 
 def memory_ratio(results: Results) -> tuple[float, str]:
     """Of what a round takes beyond weights, moments and teacher."""
-    found = results.detail("memory")
-    if not {FAST, "reference fp32"} <= set(found):
+    memory = results.detail("memory")
+    if not {FAST, "reference fp32"} <= set(memory):
         raise Unknown("no memory in this run")
-    ours, reference = found[FAST]["round_bytes"], found["reference fp32"]["round_bytes"]
+    ours, reference = memory[FAST]["round_bytes"], memory["reference fp32"]["round_bytes"]
     figure = ours / reference
     return figure, f"{figure:.2f} ({ours / MIB:.0f} of {reference / MIB:.0f} MiB)"
 
@@ -134,8 +134,8 @@ def at_most(limit: float) -> Callable[[float], bool]:
     return lambda figure: figure <= limit
 
 
-def lack(results: Results) -> str:
-    """What a machine has not that the goals in bf16 presuppose, in a sentence; or nothing."""
+def missing_bf16(results: Results) -> str:
+    """That a machine has no bf16 instructions, which the goals presuppose, in a sentence; or ""."""
     flops = results.detail("machine").get("flops")
     if not flops or flops["bf16"] > flops["fp32"]:
         return ""

@@ -1,8 +1,4 @@
-"""A run's results as Markdown and plots, and the table of the README.
-
-python -m benchmarks.report DIR        # report.md and plots from DIR/results.json
-python -m benchmarks.report --readme   # the README's table from benchmarks/results/
-"""
+"""A run's results as Markdown, and the table of the README."""
 
 from __future__ import annotations
 
@@ -10,19 +6,18 @@ from pathlib import Path
 
 from benchmarks.harness.machine import ROOT, Machine
 from benchmarks.harness.results import Results, Row, by_case, is_ours, write_text
+from benchmarks.harness.text import duration, markdown_table
 from benchmarks.report.floor import floor_table
-from benchmarks.report.goals import FAST, GOALS, MIB, lack
-from benchmarks.suite import duration
+from benchmarks.report.goals import FAST, GOALS, MIB, missing_bf16
 
 REPORT, README, COMMITTED = "report.md", ROOT / "README.md", ROOT / "benchmarks" / "results"
 BEGIN = "<!-- made by `python -m benchmarks.report --readme`: do not edit -->"
 END = "<!-- end of the table -->"
 
 
-def table(head: list[str], lines: list[list[str]]) -> list[str]:
-    """Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return ["| " + " | ".join(row) + " |" for row in rows] + [""]
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown, with an empty line after it."""
+    return [*markdown_table(head, rows), ""]
 
 
 def where(results: Results) -> str:
@@ -57,7 +52,7 @@ def markdown(results: Results, plots: list[str]) -> str:
 def goal_lines(results: Results) -> list[str]:
     """The table of goals, and what the machine lacks for them."""
     lines = table(["goal", "wanted", "figure", ""], [list(g.line(results)) for g in GOALS])
-    return lines + ([lack(results), ""] if lack(results) else [])
+    return lines + ([missing_bf16(results), ""] if missing_bf16(results) else [])
 
 
 def _ceilings(machine: Machine, load: float) -> str:
@@ -103,34 +98,34 @@ def _rounds(results: Results) -> list[str]:
 
 
 def _stages(results: Results) -> list[str]:
-    found, machine = results.detail("stages"), results.detail("machine")
+    stages, machine = results.detail("stages"), results.detail("machine")
     lines = []
-    for case, figures in found.items() if machine else ():
+    for case, figures in stages.items() if machine else ():
         lines += [f"## Where a round goes: {case}", "", *floor_table(figures, Machine(**machine))]
     return lines
 
 
 def _memory(results: Results) -> list[str]:
-    found = results.detail("memory")
-    if not found:
+    memory = results.detail("memory")
+    if not memory:
         return []
     cells = [
         [f"`{name}`", *(f"{figures[n] / MIB:.0f}" for n in ("round_bytes", "process_bytes"))]
-        for name, figures in found.items()
+        for name, figures in memory.items()
     ]
     head = ["variant", "a round of MiniLM, MiB", "the process, MiB"]
     return ["## Memory", "", *table(head, cells)]
 
 
 def _per_token(results: Results) -> list[str]:
-    found = {c: rows for (b, c), rows in by_case(results.rows).items() if b == "sweep"}
-    if not found:
+    sweep = {c: rows for (b, c), rows in by_case(results.rows).items() if b == "sweep"}
+    if not sweep:
         return []
-    variants = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    variants = list(dict.fromkeys(name for rows in sweep.values() for name in rows))
     cells = [
         [case, str(next(iter(rows.values())).tokens)]
         + [f"{1e6 * rows[v].seconds / rows[v].tokens:.0f}" if v in rows else "-" for v in variants]
-        for case, rows in found.items()
+        for case, rows in sweep.items()
     ]
     return ["## Microseconds per token", "", *table(["round", "tokens", *variants], cells)]
 
@@ -162,8 +157,8 @@ def _op_line(case: str, rows: dict[str, Row], peers: list[str]) -> list[str]:
 
 
 def _notes(results: Results) -> list[str]:
-    found = [f"- {note}" for stage in results.stages.values() for note in stage.notes]
-    return ["## Notes", "", *found, ""] if found else []
+    lines = [f"- {note}" for stage in results.stages.values() for note in stage.notes]
+    return ["## Notes", "", *lines, ""] if lines else []
 
 
 def _absent(results: Results) -> list[str]:
@@ -176,9 +171,8 @@ def _absent(results: Results) -> list[str]:
         f"- `{variant}` ({', '.join(benchmarks)}): {reason}"
         for (variant, reason), benchmarks in reasons.items()
     ]
-    failures = [f for stage in results.stages.values() for f in stage.failures]
-    lines += ["", "## Stopped", ""] if failures else []
-    return lines + [f"- {f['what']}: {f['error']}" for f in failures]
+    lines += ["", "## Stopped", ""] if results.failures else []
+    return lines + [f"- {f['what']}: {f['error']}" for f in results.failures]
 
 
 def write_report(results: Results, folder: Path, with_plots: bool = True) -> str:
@@ -192,17 +186,17 @@ def write_report(results: Results, folder: Path, with_plots: bool = True) -> str
     return "\n".join(goal_lines(results))
 
 
-def readme_table(found: list[Results]) -> str:
+def readme_table(runs: list[Results]) -> str:
     """One table of rounds for every committed run."""
     lines = [BEGIN, ""]
-    for results in found:
+    for results in runs:
         cells = []
         for (benchmark, case), rows in by_case(results.rows).items():
             if benchmark == "round" and FAST in rows:
                 model, each = case.split()[0], round_lines(rows, rows[FAST])
                 size = case.split()[1].partition("-")[2] or "8"
                 cells += [[model, size, f"`{name}`", *rest[:3]] for name, *rest in each]
-        lines += [where(results) + ".", *([lack(results)] if lack(results) else []), ""]
+        lines += [where(results) + ".", *filter(None, [missing_bf16(results)]), ""]
         head = ["model", "examples a task", "round of", "ms", "quartiles", f"over `{FAST}`"]
         lines += table(head, cells)
     return "\n".join([*lines, END])
@@ -213,10 +207,10 @@ def committed() -> list[Results]:
     return [Results.load(path) for path in sorted(COMMITTED.glob("*/results.json"))]
 
 
-def with_table(text: str, made: str) -> str:
+def with_table(text: str, table: str) -> str:
     """The README with its table replaced."""
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
+    _, end, after = rest.partition(END)
+    if not end:
         raise ValueError(f"no place for the table: {BEGIN} ... {END}")
-    return before + made + after
+    return before + table + after

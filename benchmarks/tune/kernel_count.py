@@ -13,26 +13,24 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.harness.rounds import RUN_ROUNDS, SBRRT, Rounds, build_model
+from benchmarks.harness.rounds import RUN_ROUNDS, Rounds, build_model, sbrrt, training_parts
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.shapes import MODELS, Case
+from benchmarks.harness.text import markdown_table
 from benchmarks.pretended_gpu import PretendedGpu, name_of
 from benchmarks.tune.kernel_table import num_kernels
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.cost.profile import STAGES, NoClock
 from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.optimizer import build_optimizer
 
 UPDATES = ("per_task", "joint")
 READING, TERMS = "data", "terms"
@@ -141,7 +139,7 @@ def count_round(
         gpu.observers.append(counts.observe)
         with gpu.no_waits():
             rounds = (_count(step, counts, batches, i, report) for i in range(MOST_ROUNDS))
-            captured = next(found for found in rounds if found.steps)
+            captured = next(count for count in rounds if count.steps)
             replayed = _count(step, counts, batches, MOST_ROUNDS, report)
     steps = 1 if step.is_joint else len(batches)
     assert (captured.steps, replayed.steps) == (steps, 0), "not all was captured at once"
@@ -164,30 +162,23 @@ def build(shape: BertConfig, config: RunConfig, counts: Counts) -> GraphStep:
 
     with torch.device("meta"):
         encoder = MiniBert(shape, pooling="mean")
-    model = build_model(encoder, config, torch.device("cuda"), 0.1)
-    teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    graph = lambda device: CountedGraph(counts)  # noqa: E731
-    return GraphStep(model, teacher, optimizer, config, RUN_ROUNDS, fail, graph)
+    parts = training_parts(build_model(encoder, config, torch.device("cuda"), 0.1), config)
+    return GraphStep(*parts, config, RUN_ROUNDS, fail, lambda device: CountedGraph(counts))
 
 
-def table(found: dict[str, RoundCount]) -> Iterator[str]:
+def table(counts: dict[str, RoundCount]) -> list[str]:
     """Markdown: a row for each stage, a column for each round."""
-    yield "| stage | " + " | ".join(found) + " |"
-    yield "|---" * (len(found) + 1) + "|"
-    for stage in ORDER:
-        numbers = [count.kernels[stage] for count in found.values()]
-        if any(numbers):
-            yield _row(stage, numbers)
-    yield _row("kernels", [sum(count.kernels.values()) for count in found.values()])
-    yield _row("ops that are no views", [sum(count.ops.values()) for count in found.values()])
-    yield _row("graphs", [count.steps for count in found.values()])
-    yield _row("copies to the device", [count.copies for count in found.values()])
-    yield _row("kernels outside", [count.others for count in found.values()])
-
-
-def _row(name: str, numbers: list[int]) -> str:
-    return f"| {name} | " + " | ".join(map(str, numbers)) + " |"
+    columns = counts.values()
+    stages = {stage: [count.kernels[stage] for count in columns] for stage in ORDER}
+    rows = {stage: numbers for stage, numbers in stages.items() if any(numbers)} | {
+        "kernels": [sum(count.kernels.values()) for count in columns],
+        "ops that are no views": [sum(count.ops.values()) for count in columns],
+        "graphs": [count.steps for count in columns],
+        "copies to the device": [count.copies for count in columns],
+        "kernels outside": [count.others for count in columns],
+    }
+    cells = [[name, *map(str, numbers)] for name, numbers in rows.items()]
+    return markdown_table(["stage", *counts], cells)
 
 
 def main() -> None:
@@ -197,16 +188,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--report", action="store_true", help="a round that reports on SMART")
     args = parser.parse_args()
-    found = {}
+    counts = {}
     for model in args.model:
         batches = Rounds(Settings(torch.device("cpu"), quick=True), Case(model, "round"))[0]
         for update in args.update:
-            rounds = replace(SBRRT.round, update=update)
-            config = replace(SBRRT, precision=args.precision, round=rounds)
+            config = sbrrt(update, args.precision)
             name = f"{model}, {update.replace('_', ' ')}"
-            found[name] = count_round(MODELS[model], config, batches, args.report)
-    for line in table(found):
-        print(line)
+            counts[name] = count_round(MODELS[model], config, batches, args.report)
+    print(*table(counts), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,19 +9,17 @@ CPU, where nothing is captured, the ops take the kernels' place.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness.results import write_json
-from benchmarks.harness.rounds import SBRRT, Rounds, build_ours
+from benchmarks.harness.results import leave_result
+from benchmarks.harness.rounds import Rounds, sbrrt, step_and_rounds
 from benchmarks.harness.runner import use_own_stream
 from benchmarks.harness.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.harness.shapes import MODELS, Case
@@ -50,13 +48,13 @@ def summary(intervals: Sequence[Interval], num_rounds: int) -> dict:
     ordered = sorted(intervals, key=lambda x: x.start)
     kernels, gaps = defaultdict(list), defaultdict(list)
     busy, last = 0.0, None
-    for found in ordered:
-        kernels[found.name].append(found.end - found.start)
-        if last is not None and found.start > last.end:
-            gaps[last.name, found.name].append(found.start - last.end)
-        begin = found.start if last is None else max(found.start, last.end)
-        busy += max(found.end - begin, 0.0)
-        last = found if last is None or found.end > last.end else last
+    for kernel in ordered:
+        kernels[kernel.name].append(kernel.end - kernel.start)
+        if last is not None and kernel.start > last.end:
+            gaps[last.name, kernel.name].append(kernel.start - last.end)
+        begin = kernel.start if last is None else max(kernel.start, last.end)
+        busy += max(kernel.end - begin, 0.0)
+        last = kernel if last is None or kernel.end > last.end else last
     span = last.end - ordered[0].start if ordered else 0.0
     figures = {"span": span, "busy": busy, "idle": span - busy, "count": len(ordered)}
     return {
@@ -99,22 +97,21 @@ def profiled(
     return [Interval(e.name[:NAME], e.time_range.start, e.time_range.end) for e in events]
 
 
-def kernel_list(chosen: Settings, model: str, update: str, num_rounds: int, warm_up: int) -> dict:
+def kernel_list(settings: Settings, model: str, update: str, num_rounds: int, warm_up: int) -> dict:
     """``summary`` of so many rounds, after so many; ``launched`` says why, on a GPU, they were no
     replays, and is "" where they were.
 
     Raises:
         RuntimeError: nothing was seen.
     """
-    config = replace(SBRRT, round=replace(SBRRT.round, update=update))
-    rounds, lines = Rounds(chosen, Case(model, "round", "")), []
-    step = build_ours(rounds.encoder(), config, chosen.device, log=lines.append)
+    case, lines = Case(model, "round", ""), []
+    step, rounds = step_and_rounds(settings, case, sbrrt(update), lines.append)
     index = run(step, rounds, 0, warm_up)
     before = num_replays(step)
-    found = profiled(step, rounds, index, num_rounds, chosen.device)
-    launched = told_launched(step, num_replays(step) - before, num_rounds, lines)
-    told = {"rounds": num_rounds, "launched": launched if chosen.is_gpu else ""}
-    return told | summary(found, num_rounds)
+    intervals = profiled(step, rounds, index, num_rounds, settings.device)
+    launched = launched_reason(step, num_replays(step) - before, num_rounds, lines)
+    record = {"rounds": num_rounds, "launched": launched if settings.is_gpu else ""}
+    return record | summary(intervals, num_rounds)
 
 
 def run(step: SbrrtStep, rounds: Rounds, first: int, count: int) -> int:
@@ -128,21 +125,21 @@ def num_replays(step: SbrrtStep) -> int:
     return step.num_replays if isinstance(step, GraphStep) else 0
 
 
-def told_launched(step: SbrrtStep, found: int, num_rounds: int, lines: list[str]) -> str:
+def launched_reason(step: SbrrtStep, count: int, num_rounds: int, lines: list[str]) -> str:
     """Empty if all steps of so many rounds were replays, else how many were, and the reasons."""
     expected = num_rounds * (1 if step.is_joint else len(step.config.tasks))
-    told = "; ".join([f"{found} of {expected} steps were replays", *lines])
-    return told if found != expected else ""
+    reason = "; ".join([f"{count} of {expected} steps were replays", *lines])
+    return reason if count != expected else ""
 
 
-def lines_of(name: str, found: dict) -> Iterator[str]:
+def lines_of(name: str, figures: dict) -> Iterator[str]:
     """The list as text."""
-    times = ", ".join(f"{what} {found[what] / 1e3:.3f} ms" for what in ("span", "busy", "idle"))
-    yield f"{name}: a round has {found['count']:.0f} kernels and copies; {times}"
-    for entry in found["kernels"]:
+    times = ", ".join(f"{what} {figures[what] / 1e3:.3f} ms" for what in ("span", "busy", "idle"))
+    yield f"{name}: a round has {figures['count']:.0f} kernels and copies; {times}"
+    for entry in figures["kernels"]:
         yield f"  {entry['time']:>9.1f} us {entry['count']:>7.1f}x  {entry['name']}"
     yield "  gaps after -> before:"
-    for entry in found["gaps"][:20]:
+    for entry in figures["gaps"][:20]:
         yield (
             f"  {entry['time']:>9.1f} us {entry['count']:>7.1f}x  {entry['after'][:60]} -> "
             f"{entry['before'][:60]}"
@@ -157,15 +154,14 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, default="minilm")
     parser.add_argument("--updates", nargs="+", default=["per_task", "joint"])
     args = parser.parse_args()
-    chosen, record = settings(), {}
-    use_own_stream(chosen.device)
+    here, record = settings(), {}
+    use_own_stream(here.device)
     for update in args.updates:
         name = f"{args.model} round {update}"
-        record[name] = kernel_list(chosen, args.model, update, args.rounds, args.warm_up)
+        record[name] = kernel_list(here, args.model, update, args.rounds, args.warm_up)
         print(*lines_of(name, record[name]), sep="\n", flush=True)
-        if folder := os.environ.get("STAGE"):
-            write_json(Path(folder) / "result.json", record)
-    launched = {name: found["launched"] for name, found in record.items() if found["launched"]}
+        leave_result(record)
+    launched = {name: x["launched"] for name, x in record.items() if x["launched"]}
     print(*(f"{name}: LAUNCHED, not replayed: {why}" for name, why in launched.items()), sep="\n")
     return 1 if launched else 0
 

@@ -26,6 +26,7 @@ import triton
 import triton.testing
 
 from benchmarks.tune.shape_classes import ShapeClass, shape_classes
+from sbrrt_fast.files import write_text
 from sbrrt_fast.kernels import launch_table
 from sbrrt_fast.kernels.aot import Row, row_of
 from sbrrt_fast.kernels.launch import recording
@@ -127,11 +128,7 @@ def render(table: dict[str, Choice]) -> str:
 
 
 def write(text: str) -> None:
-    """In one step, so that a kill leaves the old table or the new one."""
-    path = Path(launch_table.__file__)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    write_text(Path(launch_table.__file__), text)
 
 
 def tune(name: str, shape_class: ShapeClass, jobs: int, device: str | None) -> Choice:
@@ -150,7 +147,8 @@ def tune(name: str, shape_class: ShapeClass, jobs: int, device: str | None) -> C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune.launch_table")
+    parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", default="", help="regular expression on the classes' names")
     parser.add_argument("--dry-run", action="store_true", help="neither time nor write")

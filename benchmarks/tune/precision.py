@@ -19,18 +19,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.harness.rounds import RUN_ROUNDS, SBRRT, Rounds, build_model, build_ours, data_dir
+from benchmarks.harness.rounds import (
+    RUN_ROUNDS,
+    SBRRT,
+    Rounds,
+    build_model,
+    build_ours,
+    data_dir,
+    training_parts,
+)
 from benchmarks.harness.settings import settings
 from benchmarks.harness.shapes import Case
+from benchmarks.harness.text import markdown_table
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.regularizer import SmartRegularizer
 from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.head_pass import HeadPass
-from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 
 PAPER = replace(SBRRT, smart=SmartConfig(weight=1.0, preset="paper"))
@@ -40,8 +47,7 @@ def exact_step(rounds: Rounds, config: RunConfig) -> SbrrtStep:
     """The reference in float64."""
     config = replace(config, precision="fp32", backend="reference")
     model = build_model(rounds.encoder(), config, torch.device("cpu"), 0.1).double()
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    return SbrrtStep(model, Teacher(model, config.bregman), optimizer, config, RUN_ROUNDS)
+    return SbrrtStep(*training_parts(model, config), config, RUN_ROUNDS)
 
 
 @torch.no_grad()
@@ -86,17 +92,17 @@ def measure(rounds: Rounds, num_rounds: int) -> dict[str, tuple[list[float], lis
         for config in (SBRRT, PAPER)
     )
     exact, exact_paper = exact_step(rounds, SBRRT), exact_step(rounds, PAPER)
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    figures: dict[str, tuple[list[float], list[float]]] = {}
     for index in range(num_rounds):
         rng = torch.tensor([SBRRT.seed, index])
         for batch in rounds[index]:
-            cosines, errors = found.setdefault(batch.name, ([], []))
+            cosines, errors = figures.setdefault(batch.name, ([], []))
             gradients = ascent_gradient(ours, batch, rng), exact_gradient(exact, batch, rng)
             cosines.append(cosine(*gradients))
             r_s = ours_paper._differentiate([batch], rng)[f"{batch.name}/smart"].item()
             expected = exact_paper.losses(batch, rng)["smart"].item()
             errors.append(abs(r_s / expected - 1))
-    return found
+    return figures
 
 
 def main() -> None:
@@ -106,14 +112,13 @@ def main() -> None:
     if data_dir() is None:
         sys.exit("set DATA=DIR, the folder of the task files: the figures are of real batches")
     rounds = Rounds(replace(settings(), device=torch.device("cpu")), Case("minilm", "round", ""))
-    print("| task | cosine, median | least | R_s at 1e-5, error, median | largest |")
-    print("|---|---|---|---|---|")
+    head = ["task", "cosine, median", "least", "R_s at 1e-5, error, median", "largest"]
+    lines = []
     for task, (cosines, errors) in measure(rounds, args.rounds).items():
-        middle, worst = statistics.median(cosines), min(cosines)
-        print(
-            f"| {task} | {middle:.5f} | {worst:.5f} | {statistics.median(errors):.1e} |"
-            f" {max(errors):.1e} |"
-        )
+        of_cosine = f"{statistics.median(cosines):.5f}", f"{min(cosines):.5f}"
+        of_error = f"{statistics.median(errors):.1e}", f"{max(errors):.1e}"
+        lines.append([task, *of_cosine, *of_error])
+    print(*markdown_table(head, lines), sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ import argparse
 
 import torch
 
-from benchmarks.harness.rounds import SBRRT, assembled
 from benchmarks.harness.short_run import ShortRun
-from sbrrt_fast.training.round_robin import RoundRobin
 from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.group import TaskBatch
 
@@ -41,14 +39,6 @@ def repeat_until_captured(step: GraphStep, batches: list[TaskBatch], index: int)
         )
 
 
-def first_round(run: ShortRun) -> list[TaskBatch]:
-    """The run's first round again."""
-    sizes = {name: task.num_examples for name, task in run.train_tasks.items()}
-    order = RoundRobin(sizes, SBRRT.round, SBRRT.seed, run.num_rounds)
-    drawn, _ = order.next_round(order.start())
-    return assembled(run.train_tasks, drawn)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="of training before")
@@ -57,7 +47,7 @@ def main() -> None:
         raise SystemExit("profiled_round: only an NVIDIA GPU has captured rounds; there is none")
     run = ShortRun(args.rounds)
     run.train()
-    batches, index = first_round(run), run.num_rounds - 1
+    batches, index = next(run.rounds()), run.num_rounds - 1
     repeat_until_captured(run.step, batches, index)
     torch.cuda.synchronize()
     torch.cuda.profiler.start()

@@ -28,19 +28,14 @@ SPINS = {"GOMP_SPINCOUNT unset": None, "GOMP_SPINCOUNT=2000": "2000"}
 
 def rounds_per_second(num_rounds: int) -> float:
     """Of this process, after two rounds that do not count."""
-    from benchmarks.harness.rounds import assembled  # loads torch
-    from benchmarks.harness.short_run import SBRRT, RoundRobin, ShortRun
+    from benchmarks.harness.short_run import ShortRun  # loads torch
 
-    run = ShortRun(num_rounds + 2)
-    sizes = {name: task.num_examples for name, task in run.train_tasks.items()}
-    order = RoundRobin(sizes, SBRRT.round, SBRRT.seed, run.num_rounds)
-    cursor, begin = order.start(), 0.0
+    run, begin = ShortRun(num_rounds + 2), 0.0
     run.step.model.train()
-    for index in range(run.num_rounds):
+    for index, batches in enumerate(run.rounds()):
         if index == 2:
             begin = time.perf_counter()
-        drawn, cursor = order.next_round(cursor)
-        run.step.round(assembled(run.train_tasks, drawn), index)
+        run.step.round(batches, index)
     return num_rounds / (time.perf_counter() - begin)
 
 

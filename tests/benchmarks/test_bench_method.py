@@ -12,17 +12,17 @@ import torch
 from benchmarks.cases import round as round_case
 from benchmarks.cases.adamw_ema import SMALL, AdamwEma
 from benchmarks.cases.optimizer import Optimizer
+from benchmarks.cases.registry import OPS
 from benchmarks.cases.round import FAST, Round
 from benchmarks.harness import runner
 from benchmarks.harness.benchmark import Absent, Benchmark, Differentiable, Plain
+from benchmarks.harness.check import WrongResult, check_close
 from benchmarks.harness.deadline import NO_TIME, Deadline
 from benchmarks.harness.lengths import TASKS, drawn, typical
 from benchmarks.harness.measure import (
     Budget,
     CaptureFailed,
     Stopwatch,
-    WrongResult,
-    check_close,
     interleave,
 )
 from benchmarks.harness.progress import FreshProcess, Progress
@@ -30,7 +30,6 @@ from benchmarks.harness.results import Stage
 from benchmarks.harness.runner import record_case
 from benchmarks.harness.settings import NUM_ROUNDS, Settings
 from benchmarks.harness.shapes import MODELS, Case
-from benchmarks.suite import OPS
 
 CPU = torch.device("cpu")
 QUICK = Settings(CPU, quick=True)
@@ -197,13 +196,13 @@ def planted(kind: type) -> type:
         return torch.where(x.isfinite(), 1.1 * x, x) if x.is_floating_point() else x
 
     class Wrong(kind):
-        def variant(self, case, name, backend):
-            found = super().variant(case, name, backend)
-            return replace(found, run=lambda inputs, p: off(found.run(inputs, p)))
+        def variant(self, case, name):
+            way = super().variant(case, name)
+            return replace(way, run=lambda inputs, p: off(way.run(inputs, p)))
 
-        def function(self, case, name, backend):
-            found = super().function(case, name, backend)
-            return (lambda *tensors: off(found(*tensors))) if backend else found
+        def function(self, case, name):
+            function = super().function(case, name)
+            return (lambda *tensors: off(function(*tensors))) if name == "cpu" else function
 
     return Wrong
 

@@ -205,8 +205,11 @@ def test_every_file_that_it_runs_imports_with_the_listed_packages_alone(listed_p
     options = ("-q", "--collect-only", "-p", "no:cacheprovider", "-p", "tests.benchmarks.live_log")
     told = run_there(listed_python, "-m", "pytest", *options, *files)
     assert told.returncode == 0, told.stdout[-3000:]
-    modules = ("run", "small_calls", "short_run", "memory", "report", "floor", "kernel_list")
-    imports = "; ".join(f"import benchmarks.{module}" for module in (*modules, "native_build"))
+    modules = (
+        *("run", "cases.memory", "gpu_check.small_calls", "gpu_check.native_build"),
+        *("harness.short_run", "report.floor", "tune.kernel_list"),
+    )
+    imports = "; ".join(f"import benchmarks.{module}" for module in modules)
     told = run_there(listed_python, "-c", imports)
     assert told.returncode == 0, told.stderr
 
@@ -228,11 +231,11 @@ def test_a_dry_run_passes_with_the_listed_packages_alone(listed_python, tmp_path
 
 
 def test_a_build_without_cuda_takes_the_place_of_one_that_failed(monkeypatch):
-    monkeypatch.setattr(stages, "found_extension", lambda: None)
+    monkeypatch.setattr(stages, "extension_info", lambda: None)
     missing = stages.missing()
     assert missing("a failed build") is None
     assert missing("extension") == "the extension does not import"
-    monkeypatch.setattr(stages, "found_extension", lambda: {"cuda": None})
+    monkeypatch.setattr(stages, "extension_info", lambda: {"cuda": None})
     assert missing("a failed build") == "the extension imports"
     assert missing("extension") is None
 
@@ -268,7 +271,6 @@ def test_fails(): assert 1 == 2
 def test_skips(): pytest.skip("a reason")
 def test_dies(): os.kill(os.getpid(), signal.SIGKILL)
 def test_lost():
-    from benchmarks import measure
     from tests.benchmarks import live_log
     live_log.is_lost = lambda: True
     raise RuntimeError("an illegal memory access")

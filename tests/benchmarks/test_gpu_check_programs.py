@@ -54,7 +54,7 @@ def test_a_short_run_learns_something_and_says_how_fast(tmp_path, monkeypatch, m
 )
 def test_a_build_that_imports_is_used(monkeypatch, imports, is_there, wants_cuda, how, installed):
     seen, left = [], list(imports)
-    monkeypatch.setattr(native_build, "found_extension", lambda: left.pop(0))
+    monkeypatch.setattr(native_build, "extension_info", lambda: left.pop(0))
     monkeypatch.setattr(native_build, "extensions", lambda: [Path("x")] if is_there else [])
     monkeypatch.setattr(native_build, "install", lambda e: seen.append("carried" if e else "all"))
     found = native_build.build(wants_cuda, compiles=True)
@@ -64,12 +64,12 @@ def test_a_build_that_imports_is_used(monkeypatch, imports, is_there, wants_cuda
 
 
 def test_the_extension_that_is_here_is_found_and_nothing_else_taken_for_one(monkeypatch, tmp_path):
-    assert native_build.found_extension()["path"].startswith(str(ROOT / "sbrrt_fast"))
+    assert native_build.extension_info()["path"].startswith(str(ROOT / "sbrrt_fast"))
     broken = tmp_path / "_C.broken.so"
     broken.touch()
     monkeypatch.setattr(native_build, "extensions", lambda: [broken])
     monkeypatch.setattr(native_build, "PROBE", "raise SystemExit('it does not load')")
-    assert native_build.found_extension() is None
+    assert native_build.extension_info() is None
 
 
 def test_kernels_are_summed_up_and_gaps_are_between_neighbours():
@@ -112,7 +112,7 @@ def test_an_op_that_takes_long_leaves_the_others_their_time():
     Slow.clock = 0.0
     until = small_calls.Deadline(60.0, lambda: Slow.clock)
     pairs = [(backend, kind) for backend in ("cuda", "triton") for kind in (Slow, Other)]
-    told = small_calls.told_of(pairs, Settings(torch.device("cpu"), True), None, until)
+    told = small_calls.call_pairs(pairs, Settings(torch.device("cpu"), True), None, until)
     found = dict(pair for pair in told if pair[0])
     late = f"not called: {NO_TIME}"
     assert found["slow minilm task fp32 forward cuda"] == "right"
@@ -184,6 +184,6 @@ def test_a_list_of_kernels_that_were_launched_says_so():
         MiniBert(SMALL, pooling="mean"), rounds.SBRRT, torch.device("cpu"), log=lambda line: None
     )
     assert kernel_list.num_replays(step) == 0
-    told = kernel_list.told_launched(step, 0, 2, ["the reason"])
+    told = kernel_list.launched_reason(step, 0, 2, ["the reason"])
     assert told == "0 of 6 steps were replays; the reason"
-    assert kernel_list.told_launched(step, 6, 2, []) == ""
+    assert kernel_list.launched_reason(step, 6, 2, []) == ""
