@@ -45,8 +45,8 @@ class Weights:
     def __init__(self, config: BertConfig, device: torch.device):
         torch.manual_seed(0)
         sizes = shapes(config)
-        made = [0.02 * torch.randn(size, device=device) for size in sizes]
-        self.params = [torch.nn.Parameter(x) for x in made]
+        values = [0.02 * torch.randn(size, device=device) for size in sizes]
+        self.params = [torch.nn.Parameter(x) for x in values]
         self.grads = [1e-3 * torch.randn(size, device=device) for size in sizes]
         for p, g in zip(self.params, self.grads, strict=True):
             p.grad = g

@@ -23,24 +23,24 @@ BATCH_SIZE, NUM_ROUNDS, NUM_STORED = 8, 50, 2000
 
 
 def ours(tasks: list[TokenizedTask], examples: torch.Tensor) -> list[tuple]:
-    row, made = 0, []
+    row, batches = 0, []
     for task in tasks:
         tokens = assemble(task, examples, row)
         row += tokens.num_sequences
-        made.append((tokens, labels_of(task, examples)))
-    return made
+        batches.append((tokens, labels_of(task, examples)))
+    return batches
 
 
 def collate(rows: list[list[torch.Tensor]], labels: list[list], examples: list[int]) -> list[tuple]:
     """Ids, mask and labels of each task."""
-    made = []
+    batches = []
     for sequences, answers in zip(rows, labels, strict=True):
         each = len(sequences) // len(answers)
-        chosen = [sequences[i * each + j] for i in examples for j in range(each)]
-        mask = [torch.ones_like(x) for x in chosen]
-        padded = [pad_sequence(x, batch_first=True) for x in (chosen, mask)]
-        made.append((*padded, torch.tensor([answers[i] for i in examples])))
-    return made
+        sequences_of_batch = [sequences[i * each + j] for i in examples for j in range(each)]
+        mask = [torch.ones_like(x) for x in sequences_of_batch]
+        padded = [pad_sequence(x, batch_first=True) for x in (sequences_of_batch, mask)]
+        batches.append((*padded, torch.tensor([answers[i] for i in examples])))
+    return batches
 
 
 class Assemble(Benchmark):

@@ -50,7 +50,7 @@ class Outcome:
     """How a stage ended: ``passed``, ``failed``, ``timed out`` or ``skipped``, and why.
 
     Attributes:
-        result: what the stage found, None where it left nothing. tail: the last lines it printed.
+        result: of the stage, None where it left nothing. tail: the last lines it printed.
     """
 
     name: str
@@ -176,4 +176,4 @@ def ending(outcomes: Sequence[Outcome], output: Path) -> list[str]:
     if report.exists():
         goals = report.read_text(encoding="utf-8").partition("## Goals")[2]
         lines.append(goals.split("##")[0])
-    return lines + [f"too much comes back: {found}" for found in excess(output)]
+    return lines + [f"too much comes back: {line}" for line in excess(output)]

@@ -133,14 +133,14 @@ PYTEST = ("pytest", "xdist", "gpu tests")
 def tests(stage: str, dry_run: bool, *files: str) -> tuple[str, ...]:
     """The command that runs test files in several processes; a test that hangs says where."""
     workers = 2 if dry_run else max(2, min(8, (os.cpu_count() or 2) // 2))
-    chosen = ("-k", DRY_TESTS[stage]) if dry_run else ()
+    selected = ("-k", DRY_TESTS[stage]) if dry_run else ()
     options = (
         # Others take what waits behind a test that hangs.
         *("-q", "-n", str(workers), "--dist", "worksteal", "-p", "tests.benchmarks.live_log"),
         *("-p", "no:cacheprovider", "--continue-on-collection-errors"),
         *("-o", "faulthandler_timeout=40"),
     )
-    return PYTHON, "-m", "pytest", *options, *chosen, *files
+    return PYTHON, "-m", "pytest", *options, *selected, *files
 
 
 def train_command(output: Path, dry_run: bool) -> tuple[str, ...]:
@@ -158,9 +158,9 @@ def sanitizer_path() -> str:
 
 def missing() -> Callable[[str], str | None]:
     """A function of what a stage needs: the reason why it is not there, or None."""
-    kept = cache(lambda need: MISSING[need]() if need in MISSING else _module(need))
+    cached = cache(lambda need: MISSING[need]() if need in MISSING else _module(need))
     # What an earlier stage may have built is looked at anew.
-    return lambda need: MISSING[need]() if need in ("extension", "a failed build") else kept(need)
+    return lambda need: MISSING[need]() if need in ("extension", "a failed build") else cached(need)
 
 
 def _module(name: str) -> str | None:

@@ -27,8 +27,8 @@ def histograms() -> dict[str, dict[int, int]]:
     """Task -> length of a sequence in tokens -> how many of the training split have it."""
     stored = json.loads(STORED.read_text(encoding="utf-8"))["tasks"]
     return {
-        task: {int(length): count for length, count in found["sequences"].items()}
-        for task, found in stored.items()
+        task: {int(length): count for length, count in counts["sequences"].items()}
+        for task, counts in stored.items()
     }
 
 
@@ -37,8 +37,8 @@ def typical(task: str, num_sequences: int) -> list[int]:
 
     They rise and fall again, so that neighbours differ as little as they can.
     """
-    found = _quantiles(task, [(i + 0.5) / num_sequences for i in range(num_sequences)])
-    return found[::2] + found[1::2][::-1]
+    lengths = _quantiles(task, [(i + 0.5) / num_sequences for i in range(num_sequences)])
+    return lengths[::2] + lengths[1::2][::-1]
 
 
 def drawn(task: str, num_sequences: int, generator: torch.Generator) -> list[int]:
@@ -47,15 +47,15 @@ def drawn(task: str, num_sequences: int, generator: torch.Generator) -> list[int
     So batches differ, but not much in their number of tokens. Their order is random.
     """
     within = torch.rand(num_sequences, generator=generator).tolist()
-    found = _quantiles(task, [(i + x) / num_sequences for i, x in enumerate(within)])
-    return [found[i] for i in torch.randperm(num_sequences, generator=generator).tolist()]
+    lengths = _quantiles(task, [(i + x) / num_sequences for i, x in enumerate(within)])
+    return [lengths[i] for i in torch.randperm(num_sequences, generator=generator).tolist()]
 
 
-def _quantiles(task: str, places: list[float]) -> list[int]:
-    """Lengths at places between 0 and 1 of the task's sorted sequences."""
+def _quantiles(task: str, levels: list[float]) -> list[int]:
+    """Quantiles of the lengths of the task's sequences, at levels between 0 and 1."""
     counts = sorted(histograms()[task].items())
     reached = list(accumulate(count for _, count in counts))
-    return [counts[bisect_left(reached, place * reached[-1])][0] for place in places]
+    return [counts[bisect_left(reached, level * reached[-1])][0] for level in levels]
 
 
 def count(data_dir: Path, backbone: str) -> dict:
@@ -68,7 +68,7 @@ def count(data_dir: Path, backbone: str) -> dict:
     config = RunConfig(data_dir=data_dir)
     tokenizer = load_tokenizer(resolve_backbone(backbone))
     tasks = load_splits(config, tokenizer, "train", 512)
-    found = {
+    counts = {
         name: {
             "examples": task.num_examples,
             "mean": round(task.lengths.double().mean().item(), 2),
@@ -76,7 +76,7 @@ def count(data_dir: Path, backbone: str) -> dict:
         }
         for name, task in tasks.items()
     }
-    return {"split": "train", "tokenizer": "bert-base-uncased's vocabulary", "tasks": found}
+    return {"split": "train", "tokenizer": "bert-base-uncased's vocabulary", "tasks": counts}
 
 
 def main() -> None:

@@ -22,15 +22,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def environment(device: torch.device, quick: bool) -> dict:
     """What a run ran on, as JSON values."""
-    found, known, build = devices(), versions(), extension_state()
-    hardware = found["cpu"]["name"]
+    here, known, build = devices(), versions(), extension_state()
+    hardware = here["cpu"]["name"]
     if device.type == "cuda":
         hardware = torch.cuda.get_device_properties(device).name
     return {
         "device": device.type,
         "hardware": hardware,
-        "cpu": found["cpu"],
-        "gpus": found["gpus"],
+        "cpu": here["cpu"],
+        "gpus": here["gpus"],
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "versions": {n: v["version"] or f"absent: {v['reason']}" for n, v in known.items()},
@@ -53,8 +53,7 @@ def commit() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    return told.stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,9 @@ class Machine:
 
 def measure(device: torch.device) -> Machine:
     """In a few seconds."""
-    found = {name: measure_ceilings(device, dtype) for name, dtype in PRECISIONS.items()}
-    bandwidth = max(ceilings.bytes for ceilings in found.values())
-    return Machine({n: c.flops for n, c in found.items()}, bandwidth, _launch(device))
+    ceilings = {name: measure_ceilings(device, dtype) for name, dtype in PRECISIONS.items()}
+    bandwidth = max(c.bytes for c in ceilings.values())
+    return Machine({n: c.flops for n, c in ceilings.items()}, bandwidth, _launch(device))
 
 
 def _launch(device: torch.device) -> float:
@@ -98,12 +97,12 @@ def bf16_over_fp32(device: torch.device) -> float:
 
     Large where the processor has no instructions for it, so that torch emulates them.
     """
-    found = {}
+    seconds = {}
     for name, dtype in PRECISIONS.items():
         a, b = torch.randn(2, 512, 512, device=device).to(dtype)
         watch = Stopwatch([lambda a=a, b=b: a @ b.t()], device, Budget())
-        found[name] = min(watch.sample() for _ in range(5))
-    return found["bf16"] / found["fp32"]
+        seconds[name] = min(watch.sample() for _ in range(5))
+    return seconds["bf16"] / seconds["fp32"]
 
 
 def best(a: Machine, b: Machine) -> Machine:

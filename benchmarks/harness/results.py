@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -102,7 +102,7 @@ class Results:
         return [failure for stage in self.stages.values() for failure in stage.failures]
 
     def detail(self, name: str) -> dict:
-        """A figure that one of the stages found, or {}."""
+        """Details by that name, of whichever stage has them, or {}."""
         return next((s.details[name] for s in self.stages.values() if name in s.details), {})
 
     def save(self, folder: Path) -> Path:
@@ -159,6 +159,16 @@ def is_ours(variant: str) -> bool:
 def is_floor(variant: str) -> bool:
     """Whether a variant is a copy of the same bytes, the least the memory allows."""
     return variant == "copy"
+
+
+def is_peer(variant: str) -> bool:
+    return not is_ours(variant) and not is_floor(variant)
+
+
+def quickest(rows: dict[str, Row], belongs: Callable[[str], bool]) -> Row | None:
+    """Of a case's rows, those of the variants that belong; None where there is none."""
+    selected = [row for row in rows.values() if belongs(row.variant)]
+    return min(selected, key=lambda row: row.seconds, default=None)
 
 
 def by_case(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:

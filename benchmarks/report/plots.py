@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.harness.machine import Machine
-from benchmarks.harness.results import Results, Row, by_case, is_floor, is_ours
+from benchmarks.harness.results import Results, by_case, is_ours, is_peer, quickest
 from benchmarks.report.floor import cost_of
 from benchmarks.report.goals import FAST, ROUND
 from sbrrt_fast.experiments.plots import save_figure
@@ -18,21 +18,21 @@ NO_PEER = ("sweep", "round")
 
 def ratios(results: Results) -> Figure | None:
     """Bars: every op and round of MiniLM's joint batch, stock torch's time over ours."""
-    found = {}
+    speed_ups = {}
     for (benchmark, case), rows in by_case(results.rows).items():
-        ours, peer = _best(rows, True), _best(rows, False)
+        ours, peer = quickest(rows, is_ours), quickest(rows, is_peer)
         if ours and peer and benchmark not in NO_PEER and _is_shown(case):
-            found[f"{benchmark} {_short(case)}"] = peer.seconds / ours.seconds
+            speed_ups[f"{benchmark} {_short(case)}"] = peer.seconds / ours.seconds
     rounds = by_case(results.rows).get(ROUND, {})
     if FAST in rounds:
         for name, row in rounds.items():
             if not is_ours(name):
-                found[f"round, {name}"] = row.seconds / rounds[FAST].seconds
-    if not found:
+                speed_ups[f"round, {name}"] = row.seconds / rounds[FAST].seconds
+    if not speed_ups:
         return None
-    figure = Figure(figsize=(8, 1 + 0.25 * len(found)), layout="constrained")
-    axes, names = figure.subplots(), list(found)[::-1]
-    bars = axes.barh(names, [found[name] for name in names])
+    figure = Figure(figsize=(8, 1 + 0.25 * len(speed_ups)), layout="constrained")
+    axes, names = figure.subplots(), list(speed_ups)[::-1]
+    bars = axes.barh(names, [speed_ups[name] for name in names])
     axes.bar_label(bars, fmt="%.1f", padding=2, fontsize="small")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="time of the quickest peer over ours")
@@ -50,16 +50,11 @@ def _short(case: str) -> str:
     return case.replace("minilm ", "").replace("any model ", "").replace("round ", "", 1)
 
 
-def _best(rows: dict[str, Row], ours: bool) -> Row | None:
-    found = [r for r in rows.values() if is_ours(r.variant) == ours and not is_floor(r.variant)]
-    return min(found, key=lambda row: row.seconds, default=None)
-
-
 def roofline(results: Results) -> Figure | None:
     """Operations per second against operations per byte, and the bytes per second of the rest."""
-    if not (found := results.detail("machine")):
+    if not (ceilings := results.detail("machine")):
         return None
-    machine = Machine(**found)
+    machine = Machine(**ceilings)
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_roof(left, machine)
@@ -69,10 +64,11 @@ def roofline(results: Results) -> Figure | None:
 
 
 def _draw_roof(axes, machine: Machine) -> None:
-    places = [2.0**i for i in range(-4, 14)]
+    intensities = [2.0**i for i in range(-4, 14)]
     for name in machine.flops:
         flops = machine.ceilings(name).flops
-        axes.plot(places, [min(flops, x * machine.bytes) for x in places], label=f"roof, {name}")
+        roof = [min(flops, x * machine.bytes) for x in intensities]
+        axes.plot(intensities, roof, label=f"roof, {name}")
     axes.set(
         xscale="log", yscale="log", xlabel="operations per byte", ylabel="operations per second"
     )
@@ -89,8 +85,8 @@ def _draw_operations(axes, results: Results) -> None:
         flops, moved = sum(stages["flops"].values()), sum(stages["bytes"].values())
         seconds = sum(stages["seconds"].values())
         points[case] = [(flops / moved, flops / seconds)]
-    for name, found in points.items():
-        axes.scatter(*zip(*found, strict=True), s=14, label=name)
+    for name, pairs in points.items():
+        axes.scatter(*zip(*pairs, strict=True), s=14, label=name)
     axes.legend(fontsize="small")
 
 
@@ -98,7 +94,7 @@ def _draw_bytes(axes, results: Results, machine: Machine) -> None:
     """Ours on the joint round: bytes it must move, per second, with a copy's beside."""
     ours, copies = {}, {}
     for (benchmark, case), rows in by_case(results.rows).items():
-        best = _best(rows, True)
+        best = quickest(rows, is_ours)
         if best and best.bytes and _is_shown(case) and case.startswith("minilm"):
             ours[name := f"{benchmark} {_short(case)}"] = best.bytes / best.seconds / 1e9
             if copy := rows.get("copy"):
@@ -140,14 +136,14 @@ def per_token(results: Results) -> Figure | None:
 
 def where_it_goes(results: Results) -> Figure | None:
     """A stacked bar per round with its floor beside."""
-    found, machine = results.detail("stages"), results.detail("machine")
-    if not (found and machine):
+    stages, machine = results.detail("stages"), results.detail("machine")
+    if not (stages and machine):
         return None
     bars = {}
-    for case, figures in found.items():
+    for case, figures in stages.items():
         ceilings = Machine(**machine).ceilings(figures["precision"])
         bars[case] = figures["seconds"]
-        bars[f"{case}, floor"] = _floors(figures, ceilings)
+        bars[f"{case}, floor"] = cost_of(figures).seconds(ceilings)
     figure = Figure(figsize=(9, 1.2 + 0.5 * len(bars)), layout="constrained")
     axes, reached = figure.subplots(), dict.fromkeys(bars, 0.0)
     for stage in STAGES:
@@ -159,10 +155,6 @@ def where_it_goes(results: Results) -> Figure | None:
     axes.set_xlabel("ms")
     figure.legend(loc="outside lower center", fontsize="small", ncols=len(STAGES))
     return figure
-
-
-def _floors(figures: dict, ceilings) -> dict[str, float]:
-    return cost_of(figures).seconds(ceilings)
 
 
 FIGURES = {"ratios": ratios, "roofline": roofline, "per_token": per_token, "stages": where_it_goes}

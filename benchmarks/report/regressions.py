@@ -57,53 +57,53 @@ class Change:
 
 
 @dataclass
-class Comparison:
+class Changes:
     """Two runs side by side.
 
     Attributes:
-        drift: median change over all that is not ours. changes: of all that is ours.
+        drift: median change over all that is not ours. ours: the changes of what is.
         missing: what is ours in A and not in B. failures: of B.
     """
 
     drift: float
-    changes: list[Change]
+    ours: list[Change]
     missing: list[tuple[str, str, str]]
     failures: list[dict] = field(default_factory=list)
 
     def slower(self, threshold: float = THRESHOLD) -> list[Change]:
         """The worst first."""
-        found = [change for change in self.changes if change.is_slower(threshold)]
-        return sorted(found, key=lambda change: -change.corrected)
+        changes = [change for change in self.ours if change.is_slower(threshold)]
+        return sorted(changes, key=lambda change: -change.corrected)
 
     def faster(self, threshold: float = THRESHOLD) -> list[Change]:
-        found = [change for change in self.changes if change.is_faster(threshold)]
-        return sorted(found, key=lambda change: change.corrected)
+        changes = [change for change in self.ours if change.is_faster(threshold)]
+        return sorted(changes, key=lambda change: change.corrected)
 
 
-def compare(a: Results, b: Results) -> Comparison:
+def changes_between(a: Results, b: Results) -> Changes:
     """What is in both runs."""
-    before, after = ({row.key: row for row in found.rows} for found in (a, b))
+    before, after = ({row.key: row for row in run.rows} for run in (a, b))
     ratios = {key: after[key].seconds / row.seconds for key, row in before.items() if key in after}
     of_case: dict[tuple[str, str], list[float]] = {}
     for (benchmark, case, variant), ratio in ratios.items():
         if not is_ours(variant):
             of_case.setdefault((benchmark, case), []).append(ratio)
-    every = [ratio for found in of_case.values() for ratio in found]
+    every = [ratio for ratios_of_case in of_case.values() for ratio in ratios_of_case]
     drift = statistics.median(every) if every else 1.0
-    changes = [
+    ours = [
         Change(before[key], after[key], max(drift, _median(of_case.get(key[:2]), drift)))
         for key in ratios
         if is_ours(key[2])
     ]
     missing = [key for key in before if key not in after and is_ours(key[2])]
-    return Comparison(drift, changes, missing, [f for s in b.stages.values() for f in s.failures])
+    return Changes(drift, ours, missing, b.failures)
 
 
 def _median(values: list[float] | None, otherwise: float) -> float:
     return statistics.median(values) if values else otherwise
 
 
-def tell(found: Comparison, a: Results, b: Results, threshold: float) -> list[str]:
+def lines_of(changes: Changes, a: Results, b: Results, threshold: float) -> list[str]:
     """Lines for a reader."""
     lines = [
         f"{name}: {a.environment.get(name)}, then {b.environment.get(name)}: ratios say little"
@@ -111,18 +111,15 @@ def tell(found: Comparison, a: Results, b: Results, threshold: float) -> list[st
         if a.environment.get(name) != b.environment.get(name)
     ]
     lines.append(
-        f"{len(found.changes)} times of ours compared; the machine took {found.drift:.2f}x the time"
-        " for what is not ours"
+        f"{len(changes.ours)} times of ours compared; the machine took {changes.drift:.2f}x the"
+        " time for what is not ours"
     )
-    for title, changes in (
-        ("SLOWER", found.slower(threshold)),
-        ("faster", found.faster(threshold)),
-    ):
-        lines += [f"{title}  {change}" for change in changes]
-    lines += [f"STOPPED {failure['what']}: {failure['error']}" for failure in found.failures]
-    if found.missing:
-        lines.append(f"{len(found.missing)} times of ours are in the first run alone")
-    if not found.slower(threshold):
+    lines += [f"SLOWER  {change}" for change in changes.slower(threshold)]
+    lines += [f"faster  {change}" for change in changes.faster(threshold)]
+    lines += [f"STOPPED {failure['what']}: {failure['error']}" for failure in changes.failures]
+    if changes.missing:
+        lines.append(f"{len(changes.missing)} times of ours are in the first run alone")
+    if not changes.slower(threshold):
         lines.append(f"nothing is slower by more than {threshold:.0%} beyond noise")
     return lines
 
@@ -137,11 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
         a, b = Results.load(args.a), Results.load(args.b)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    found = compare(a, b)
-    if not found.changes and not found.failures:
+    changes = changes_between(a, b)
+    if not changes.ours and not changes.failures:
         parser.error("the two runs have no case in common")
-    print("\n".join(tell(found, a, b, args.threshold)))
-    return 1 if found.slower(args.threshold) or found.failures else 0
+    print("\n".join(lines_of(changes, a, b, args.threshold)))
+    return 1 if changes.slower(args.threshold) or changes.failures else 0
 
 
 if __name__ == "__main__":

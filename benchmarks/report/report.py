@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.harness.machine import ROOT, Machine
-from benchmarks.harness.results import Results, Row, by_case, is_ours, write_text
+from benchmarks.harness.results import Results, Row, by_case, is_ours, quickest, write_text
 from benchmarks.harness.text import duration, markdown_table
 from benchmarks.report.floor import floor_table
 from benchmarks.report.goals import FAST, GOALS, MIB, missing_bf16
@@ -90,7 +90,8 @@ def _quartiles(row: Row) -> str:
 def _rounds(results: Results) -> list[str]:
     lines = []
     for (benchmark, case), rows in by_case(results.rows).items():
-        if benchmark in ("round", "evaluate") and (ours := rows.get(FAST) or best_of_ours(rows)):
+        ours = rows.get(FAST) or quickest(rows, is_ours)
+        if ours and benchmark in ("round", "evaluate"):
             head = ["variant", "ms", "quartiles", f"over `{ours.variant}`", "tokens/s"]
             lines += [f"## {benchmark}: {case}, {ours.tokens} tokens", ""]
             lines += table(head, round_lines(rows, ours))
@@ -130,15 +131,10 @@ def _per_token(results: Results) -> list[str]:
     return ["## Microseconds per token", "", *table(["round", "tokens", *variants], cells)]
 
 
-def best_of_ours(rows: dict[str, Row]) -> Row | None:
-    ours = [row for row in rows.values() if is_ours(row.variant)]
-    return min(ours, key=lambda row: row.seconds, default=None)
-
-
 def _ops(results: Results) -> list[str]:
     lines, groups = [], {}
     for (benchmark, case), rows in by_case(results.rows).items():
-        if benchmark not in ("round", "sweep", "evaluate") and best_of_ours(rows):
+        if benchmark not in ("round", "sweep", "evaluate") and quickest(rows, is_ours):
             groups.setdefault(benchmark, {})[case] = rows
     for benchmark, cases in groups.items():
         names = list(dict.fromkeys(n for rows in cases.values() for n in rows))
@@ -150,7 +146,7 @@ def _ops(results: Results) -> list[str]:
 
 
 def _op_line(case: str, rows: dict[str, Row], peers: list[str]) -> list[str]:
-    ours = best_of_ours(rows)
+    ours = quickest(rows, is_ours)
     rate = f"{ours.bytes / ours.seconds / 1e9:.1f}" if ours.bytes else "-"
     ratios = [f"{rows[n].seconds / ours.seconds:.2f}" if n in rows else "-" for n in peers]
     return [case, ours.variant, duration(ours.seconds), rate, *ratios]

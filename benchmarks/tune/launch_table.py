@@ -39,7 +39,7 @@ Constants = dict[str, int]
 
 
 @contextmanager
-def chosen(name: str, constants: Constants) -> Iterator[None]:
+def with_choice(name: str, constants: Constants) -> Iterator[None]:
     """The kernels take these constants for a class."""
     before = TABLE[name]
     TABLE[name] = Choice(constants, before.why)
@@ -51,7 +51,7 @@ def chosen(name: str, constants: Constants) -> Iterator[None]:
 
 def needs(name: str, constants: Constants) -> list[Row]:
     """What the class's launches become on each chip."""
-    with chosen(name, constants), recording() as launches:
+    with with_choice(name, constants), recording() as launches:
         for call in shape_classes()[name].calls(torch.device("meta")):
             call()
     return [row_of(name, str(constants), launch, arch) for launch in launches for arch in ARCHS]
@@ -61,11 +61,11 @@ def compile_candidates(name: str, shape_class: ShapeClass, jobs: int) -> dict[in
     """Rows of each candidate, by its number."""
     candidates = list(shape_class.candidates())
     with ProcessPoolExecutor(jobs) as pool:
-        found = pool.map(needs, [name] * len(candidates), candidates)
-        return dict(enumerate(found))
+        rows = pool.map(needs, [name] * len(candidates), candidates)
+        return dict(enumerate(rows))
 
 
-def told(constants: Constants, rows: Sequence[Row], is_present: bool) -> str:
+def candidate_line(constants: Constants, rows: Sequence[Row], is_present: bool) -> str:
     """A candidate's line: the most that any of its launches needs, and its faults."""
     most = {
         key: max(getattr(row, key) for row in rows) for key in ("registers", "shared", "spills")
@@ -80,16 +80,16 @@ def time_candidates(
 ) -> list[float]:
     """Microseconds of the class's calls with each of the candidates, timed in turns."""
     calls = shape_class.calls(torch.device("cuda"))
-    with chosen(name, TABLE[name].constants):
+    with with_choice(name, TABLE[name].constants):
         expected = [call() for call in calls]
     times: list[list[float]] = [[] for _ in candidates]
     for turn in range(TURNS):
-        for constants, found in zip(candidates, times, strict=True):
-            with chosen(name, constants):
+        for constants, samples in zip(candidates, times, strict=True):
+            with with_choice(name, constants):
                 if turn == 0:
                     _check([call() for call in calls], expected)
-                found.append(sum(map(_microseconds, calls)))
-    return [statistics.median(found) for found in times]
+                samples.append(sum(map(_microseconds, calls)))
+    return [statistics.median(samples) for samples in times]
 
 
 def _microseconds(call: Callable[[], object]) -> float:
@@ -137,7 +137,7 @@ def tune(name: str, shape_class: ShapeClass, jobs: int, device: str | None) -> C
     rows = compile_candidates(name, shape_class, jobs)
     print(name)
     for i, constants in enumerate(candidates):
-        print(told(constants, rows[i], constants == present))
+        print(candidate_line(constants, rows[i], constants == present))
     good = [c for i, c in enumerate(candidates) if not any(row.faults() for row in rows[i])]
     if device is None:
         return TABLE[name]

@@ -45,8 +45,8 @@ def measured(spin: str | None, num_rounds: int) -> float:
     if spin is not None:
         environment["GOMP_SPINCOUNT"] = spin
     command = [sys.executable, "-m", "benchmarks.tune.shared_machine", "--one", str(num_rounds)]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(told.stdout.split()[-1])
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(process.stdout.split()[-1])
 
 
 @contextmanager

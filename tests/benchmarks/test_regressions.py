@@ -16,7 +16,7 @@ from benchmarks.harness.results import Results, Row, Stage
 from benchmarks.harness.runner import record_case
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.shapes import Case
-from benchmarks.report.regressions import compare, main
+from benchmarks.report.regressions import changes_between, main
 
 OPS = ("attention", "bias_gelu", "embed", "layernorm")
 VARIANTS = {"cpu": 1e-3, "eager": 4e-3, "compile": 2e-3, "copy": 5e-4}
@@ -43,40 +43,41 @@ def names(changes) -> set[str]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_alone_is_no_slowdown(seed):
-    found = compare(made(seed), made(seed + 100))
+    found = changes_between(made(seed), made(seed + 100))
     assert found.slower() == []
     assert found.faster() == []
-    assert len(found.changes) == 6 * len(OPS)
+    assert len(found.ours) == 6 * len(OPS)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_planted_slowdown_of_30_percent_is_found(seed):
-    found = compare(made(seed), made(seed + 100, slow=("embed",)))
+    found = changes_between(made(seed), made(seed + 100, slow=("embed",)))
     assert names(found.slower()) == {"embed"}
     assert len(found.slower()) == 6
-    assert names(compare(made(seed, slow=("embed",)), made(seed + 100)).faster()) == {"embed"}
+    found = changes_between(made(seed, slow=("embed",)), made(seed + 100))
+    assert names(found.faster()) == {"embed"}
 
 
 @pytest.mark.parametrize("drift", [0.6, 1.5])
 def test_the_machines_drift_is_taken_off(drift):
-    found = compare(made(0), made(1, drift=drift))
+    found = changes_between(made(0), made(1, drift=drift))
     assert found.drift == pytest.approx(drift, rel=0.02)
     assert found.slower() == []
-    assert names(compare(made(0), made(1, slow=("attention",), drift=drift)).slower()) == {
+    assert names(changes_between(made(0), made(1, slow=("attention",), drift=drift)).slower()) == {
         "attention"
     }
 
 
 def test_all_of_ours_being_slower_is_no_drift():
-    assert names(compare(made(0), made(1, slow=OPS)).slower()) == set(OPS)
+    assert names(changes_between(made(0), made(1, slow=OPS)).slower()) == set(OPS)
 
 
 def test_quartiles_that_overlap_are_noise():
     """Medians that are 20% apart prove nothing where samples scatter by half."""
     a, b = made(0, spread=0.4), made(1, spread=0.4)
-    worst = max(change.corrected for change in compare(a, b).changes)
+    worst = max(change.corrected for change in changes_between(a, b).ours)
     assert worst > 1.15
-    assert compare(a, b).slower() == []
+    assert changes_between(a, b).slower() == []
 
 
 def saved(results: Results, folder) -> str:
@@ -173,8 +174,8 @@ def measured(benchmark: Gelu) -> Results:
 def test_a_planted_slowdown_of_a_real_op_is_found(tmp_path):
     before, again, slow = measured(Gelu(1)), measured(Gelu(2)), measured(SlowGelu(3))
     assert main([saved(before, tmp_path / "a"), saved(slow, tmp_path / "b")]) == 1
-    assert [change.a.variant for change in compare(before, slow).slower()] == ["cpu"]
-    assert compare(before, again).slower() == []
+    assert [change.a.variant for change in changes_between(before, slow).slower()] == ["cpu"]
+    assert changes_between(before, again).slower() == []
 
 
 def test_a_wrong_result_is_not_timed_and_costs_the_others_nothing():
