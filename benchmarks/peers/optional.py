@@ -61,17 +61,19 @@ def apex_adam(device: torch.device) -> Callable:
 
 def flash_attention(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """flash_attn_varlen_func, packed and with dropout."""
-    module = _imported("flash_attn", "flash-attn")
-    _on_gpu(device, "flash-attn")
-    if dtype not in (torch.float16, torch.bfloat16):
-        raise Absent("flash-attn takes float16 and bfloat16 alone")
-    return module.flash_attn_varlen_func
+    return _packed("flash_attn", "flash-attn", device, dtype).flash_attn_varlen_func
 
 
 def torch_varlen(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """torch's own packed attention, which has no dropout."""
-    module = _imported("torch.nn.attention.varlen", "torch.nn.attention.varlen")
-    _on_gpu(device, "torch.nn.attention.varlen")
+    name = "torch.nn.attention.varlen"
+    return _packed(name, name, device, dtype).varlen_attn
+
+
+def _packed(module: str, distribution: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """A module of packed attention in 16 bits. Raises Absent."""
+    packed = _imported(module, distribution)
+    _on_gpu(device, distribution)
     if dtype not in (torch.float16, torch.bfloat16):
-        raise Absent("torch.nn.attention.varlen takes float16 and bfloat16 alone")
-    return module.varlen_attn
+        raise Absent(f"{distribution} takes float16 and bfloat16 alone")
+    return packed
