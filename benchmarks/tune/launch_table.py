@@ -39,7 +39,7 @@ Constants = dict[str, int]
 
 
 @contextmanager
-def with_choice(name: str, constants: Constants) -> Iterator[None]:
+def chosen(name: str, constants: Constants) -> Iterator[None]:
     """The kernels take these constants for a class."""
     before = TABLE[name]
     TABLE[name] = Choice(constants, before.why)
@@ -51,7 +51,7 @@ def with_choice(name: str, constants: Constants) -> Iterator[None]:
 
 def needs(name: str, constants: Constants) -> list[Row]:
     """What the class's launches become on each chip."""
-    with with_choice(name, constants), recording() as launches:
+    with chosen(name, constants), recording() as launches:
         for call in shape_classes()[name].calls(torch.device("meta")):
             call()
     return [row_of(name, str(constants), launch, arch) for launch in launches for arch in ARCHS]
@@ -80,12 +80,12 @@ def time_candidates(
 ) -> list[float]:
     """Microseconds of the class's calls with each of the candidates, timed in turns."""
     calls = shape_class.calls(torch.device("cuda"))
-    with with_choice(name, TABLE[name].constants):
+    with chosen(name, TABLE[name].constants):
         expected = [call() for call in calls]
     times: list[list[float]] = [[] for _ in candidates]
     for turn in range(TURNS):
         for constants, samples in zip(candidates, times, strict=True):
-            with with_choice(name, constants):
+            with chosen(name, constants):
                 if turn == 0:
                     _check([call() for call in calls], expected)
                 samples.append(sum(map(_microseconds, calls)))
