@@ -160,8 +160,8 @@ class Round(Benchmark):
 
     def _check(self, case: Case, variant: str) -> None:
         small = replace(case, batch=CHECKED)
-        terms = self._terms(small, variant)
-        expected = self.once("terms", small, lambda: self._terms(small, "reference fp32"))
+        terms, reference = self._terms(small, variant), f"reference of {case.model}"
+        expected = self.once(reference, small, lambda: self._terms(small, "reference fp32"))
         for name, value in expected.items():
             self._check_term(variant, name, terms.get(name), value)
 
