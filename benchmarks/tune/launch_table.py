@@ -84,12 +84,12 @@ def time_candidates(
         expected = [call() for call in calls]
     times: list[list[float]] = [[] for _ in candidates]
     for turn in range(TURNS):
-        for constants, samples in zip(candidates, times, strict=True):
+        for constants, found in zip(candidates, times, strict=True):
             with chosen(name, constants):
                 if turn == 0:
                     _check([call() for call in calls], expected)
-                samples.append(sum(map(_microseconds, calls)))
-    return [statistics.median(samples) for samples in times]
+                found.append(sum(map(_microseconds, calls)))
+    return [statistics.median(found) for found in times]
 
 
 def _microseconds(call: Callable[[], object]) -> float:
