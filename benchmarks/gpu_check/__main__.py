@@ -24,9 +24,8 @@ SECONDS = {1: 240.0, 2: 480.0, None: 560.0}  # of a call's stages together; None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        f"python -m {__package__}", description=__doc__.splitlines()[0]
-    )
+    summary = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(f"python -m {__package__}", description=summary)
     parser.add_argument("output", type=Path)
     parser.add_argument("--call", type=int, choices=(1, 2), help="one of the two; else both")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages")

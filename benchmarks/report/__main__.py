@@ -14,9 +14,8 @@ from benchmarks.report.report import README, committed, readme_table, with_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        f"python -m {__package__}", description=__doc__.splitlines()[0]
-    )
+    summary = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(f"python -m {__package__}", description=summary)
     parser.add_argument("folder", type=Path, nargs="?", help="of results.json")
     parser.add_argument("--readme", action="store_true")
     args = parser.parse_args()
