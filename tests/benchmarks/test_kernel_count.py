@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernel_count
-from benchmarks.kernel_count import count_round
-from benchmarks.kernel_table import (
+from benchmarks.harness.rounds import SBRRT
+from benchmarks.pretended_gpu import PretendedGpu
+from benchmarks.tune import kernel_count
+from benchmarks.tune.kernel_count import count_round
+from benchmarks.tune.kernel_table import (
     CLEARED,
     LAUNCHERS,
     MAX_SHORT_KEYS,
@@ -23,8 +25,6 @@ from benchmarks.kernel_table import (
     UnknownOp,
     num_kernels,
 )
-from benchmarks.pretended_gpu import PretendedGpu
-from benchmarks.rounds import SBRRT
 from sbrrt_fast.config import BregmanConfig, SmartConfig
 from tests.model.models import CONFIG
 from tests.training.test_pretended_gpu import make_round
@@ -190,7 +190,7 @@ def test_the_documented_table_is_the_command_s(monkeypatch, capsys):
 
 def test_the_command(monkeypatch, capsys):
     monkeypatch.setattr(kernel_count, "MODELS", {"tiny": CONFIG})
-    monkeypatch.setattr("benchmarks.shapes.MODELS", {"tiny": CONFIG})
+    monkeypatch.setattr("benchmarks.harness.shapes.MODELS", {"tiny": CONFIG})
     monkeypatch.setattr("sys.argv", ["kernel_count", "--update", "joint"])
     kernel_count.main()
     lines = capsys.readouterr().out.splitlines()
