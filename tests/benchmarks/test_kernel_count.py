@@ -29,7 +29,8 @@ from sbrrt_fast.config import BregmanConfig, SmartConfig
 from tests.model.models import CONFIG
 from tests.training.test_pretended_gpu import make_round
 
-CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+CUDA = CSRC / "cuda"
 FUNCTION = re.compile(
     r"^[\w:<>,&* ]*?\b(\w+)\((?:[^;{}]|\{\})*\)(?: const)?(?:\s*:[^;]*?)? \{$", re.M
 )
@@ -47,9 +48,13 @@ def functions(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def reached(path: Path, name: str) -> list[str]:
-    """The bodies that a call of a function may run, those of functions of the same file."""
-    bodies, seen, waiting = [], set(), [name]
+def called(body: str) -> list[str]:
+    return re.findall(r"\b(\w+)(?=[(<])", body)
+
+
+def reached(path: Path, names: list[str]) -> list[str]:
+    """The bodies that calls of functions may run, those of functions of the same file."""
+    bodies, seen, waiting = [], set(), list(names)
     known = functions(path)
     while waiting:
         name = waiting.pop()
@@ -57,16 +62,20 @@ def reached(path: Path, name: str) -> list[str]:
             seen.add(name)
             for body in known[name]:
                 bodies.append(body)
-                waiting += re.findall(r"\b(\w+)(?=[(<])", body)
+                waiting += called(body)
     return bodies
 
 
-def bindings() -> dict[str, tuple[Path, str]]:
-    """Op -> the source that registers it and the function there."""
+def bindings() -> dict[str, list[str]]:
+    """Op -> the bodies of its CUDA implementation, `run_cuda` of its struct first."""
+    ops = dict(
+        re.findall(r'add<device, (\w+)>\(m, "(\w+)"\)', (CSRC / "registration.cpp").read_text())
+    )
+    run_cuda = re.compile(r"^void (\w+)::run_cuda\(\) const \{( .* |\n(?:.*\n)*?)\}$", re.M)
     found = {}
     for path in sorted(CUDA.glob("*_binding.cpp")):
-        for op, function in re.findall(r'm\.impl\("(\w+)", &(\w+)\)', path.read_text()):
-            found[op] = path, function
+        for struct, body in run_cuda.findall(re.sub(r"//.*", "", path.read_text())):
+            found[ops[struct]] = [body, *reached(path, called(body))]
     return found
 
 
@@ -76,12 +85,12 @@ def test_every_op_with_a_cuda_kernel_is_in_the_table():
 
 @pytest.mark.parametrize("op", sorted(LAUNCHERS))
 def test_launchers_are_those_that_the_binding_calls(op):
-    bodies = reached(*bindings()[op])
-    assert bodies
-    called = {name for body in bodies for name in re.findall(r"\blaunch\(&(\w+)", body)}
-    called |= {"column_sums" for body in bodies if "sums_of_blocks(" in body}
-    assert called == set(LAUNCHERS[op])
-    assert sum(body.count("at::zeros(") for body in bodies) == CLEARED.get(op, 0)
+    bodies = bindings()[op]
+    launchers = {name for body in bodies for name in re.findall(r"\blaunch\(&(\w+)", body)}
+    launchers |= {"column_sums" for body in bodies if "write_sums(" in body}
+    assert launchers == set(LAUNCHERS[op])
+    cleared = sum(body.count("at::zeros(") + body.count(".zero_()") for body in bodies)
+    assert cleared == CLEARED.get(op, 0)
 
 
 def test_a_launcher_launches_one_kernel_or_is_named_with_two():
@@ -89,7 +98,7 @@ def test_a_launcher_launches_one_kernel_or_is_named_with_two():
     assert "launch(&column_sums" in (CUDA / "binding.h").read_text()
     for launcher in {name for names in LAUNCHERS.values() for name in names}:
         path = next(p for p in sorted(CUDA.glob("*.cu")) if launcher in functions(p))
-        counts = [len(re.findall(r"\blaunch<", body)) for body in reached(path, launcher)]
+        counts = [len(re.findall(r"\blaunch<", body)) for body in reached(path, [launcher])]
         assert max(counts) == (2 if launcher in TWO_KERNELS | SHORT_OR_LONG else 1), launcher
 
 
