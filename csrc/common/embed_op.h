@@ -42,7 +42,7 @@ struct EmbedBackward {
   EmbedTensors in;
   StatisticsTensors statistics;
   DropoutArguments dropout;
-  MaybeTensorRef order;  // int64 [3, num_tokens]: the tokens sorted by the rows they read of a table
+  MaybeTensorRef order;  // int64 [3, num_tokens]: the tokens by the row they read of each table
   MaybeTensorRef dword, dposition, dtype;
   MaybeTensorRef dweight, dshift;
 
@@ -52,8 +52,8 @@ struct EmbedBackward {
 };
 
 // All but the values of indices, rng and offsets.
-inline void check_embed_inputs(const char* op, const EmbedTensors& t, const DropoutArguments& dropout,
-                               at::DeviceType device) {
+inline void check_embed_inputs(const char* op, const EmbedTensors& t,
+                               const DropoutArguments& dropout, at::DeviceType device) {
   check_first_rows(op, "word", t.word, device);
   const c10::SymInt width = t.word.sym_size(1);
   TORCH_CHECK_TYPE(t.ids.defined() && t.ids.scalar_type() == at::kLong, "sbrrt::", op,

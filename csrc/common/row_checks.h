@@ -113,8 +113,8 @@ inline void check_epsilon(const char* op, double eps) {
 }
 
 // All but the values of rng and offsets.
-inline void check_dropout(const char* op, const DropoutArguments& dropout, const c10::SymInt& num_rows,
-                          at::DeviceType device) {
+inline void check_dropout(const char* op, const DropoutArguments& dropout,
+                          const c10::SymInt& num_rows, at::DeviceType device) {
   check_probability(op, dropout.p);
   check_rng(op, dropout.rng);
   check_device(op, "rng", dropout.rng, device);

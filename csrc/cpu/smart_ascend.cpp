@@ -102,7 +102,8 @@ void ascend(const AscendOptions& options, const at::Tensor& delta, const at::Ten
 
 void SmartAscend::run_cpu() const {
   const at::Tensor kept = mask.contiguous(), owner = sequence.contiguous();
-  check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0), num_sequences.guard_int(__FILE__, __LINE__));
+  check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0),
+                  num_sequences.guard_int(__FILE__, __LINE__));
   if (out.numel() == 0) return;
   const AscendOptions how = options();
   const Groups groups = groups_of(kept.const_data_ptr<bool>(), owner.const_data_ptr<int64_t>(),

@@ -80,7 +80,7 @@ __device__ void forward_step(ForwardRows<kDim>& rows, const T* query, const T* k
 template <typename T, int kDim>
 __device__ void forward_finish(const AttentionForwardParams& p, const Sequence& sequence, int head,
                                int first_query, const ForwardRows<kDim>& rows) {
-  const float factor[2] = {p.batch.dropout.scale / rows.sum[0], p.batch.dropout.scale / rows.sum[1]};
+  const float scale = p.batch.dropout.scale, factor[2] = {scale / rows.sum[0], scale / rows.sum[1]};
   store_rows<T, kDim>(p.out, sequence, head, first_query, rows.out, factor);
   if (tile_column() != 0) return;
 #pragma unroll

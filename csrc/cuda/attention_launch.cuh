@@ -54,7 +54,8 @@ inline AttentionPlan short_plan(const AttentionBatch& batch, int keys, size_t ro
 inline AttentionPlan plan_of(const AttentionBatch& batch, const AttentionNeeds& needs) {
   int keys = 32;
   while (keys < kMaxShortKeys && keys < batch.max_length) keys *= 2;
-  if (batch.max_length <= keys && (keys == 32 || !has_mean_up_to(batch, keys / AttentionChoice::kKeysPerMeanToken))) {
+  constexpr int kShare = AttentionChoice::kKeysPerMeanToken;
+  if (batch.max_length <= keys && (keys == 32 || !has_mean_up_to(batch, keys / kShare))) {
     const AttentionPlan plan = short_plan(batch, keys, needs.row_bytes);
     if (plan.shared_bytes <= kMaxSharedBytes) return plan;
   }
