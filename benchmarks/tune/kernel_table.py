@@ -28,43 +28,41 @@ from sbrrt_fast.errors import SbrrtError
 LAUNCHERS: dict[str, tuple[str, ...]] = {
     "adamw_ema_": ("adamw_ema",),
     "adamw_ema_rows_": ("adamw_ema_rows",),
-    "attention_backward": ("attention_backward",),
     "attention_backward_into": ("attention_backward",),
-    "attention_forward": ("attention_forward",),
     "attention_forward_into": ("attention_forward",),
-    "attention_jvp": ("attention_jvp",),
     "attention_jvp_into": ("attention_jvp",),
-    "bias_gelu_backward": ("column_sums", "gelu_change"),
-    "bias_gelu_backward_into": ("column_sums", "gelu_change"),
-    "bias_gelu_forward": ("gelu_forward",),
+    "bias_gelu_backward_into": ("column_sums", "gelu_grad"),
     "bias_gelu_forward_into": ("gelu_forward",),
-    "bias_gelu_jvp": ("column_sums", "gelu_change"),  # the sums where they are asked for: never
-    "bias_gelu_jvp_into": ("column_sums", "gelu_change"),
-    "dropout_add_layernorm_backward": ("column_sums", "layernorm_backward"),
+    "bias_gelu_jvp_into": ("column_sums", "gelu_grad"),  # the sums are the backward's alone
     "dropout_add_layernorm_backward_into": ("column_sums", "layernorm_backward"),
-    "dropout_add_layernorm_forward": ("layernorm_forward",),
     "dropout_add_layernorm_forward_into": ("layernorm_forward",),
-    "dropout_add_layernorm_jvp": ("layernorm_jvp",),
     "dropout_add_layernorm_jvp_into": ("layernorm_jvp",),
-    "dropout_mask": ("dropout_mask",),
-    "embed_backward": ("column_sums", "embed_backward", "embed_tables"),
-    "embed_forward": ("embed_forward",),
-    "gradient_norm": ("gradient_norm",),
+    "dropout_mask_into": ("dropout_mask",),
+    "embed_backward_into": ("column_sums", "embed_backward", "embed_tables"),
+    "embed_forward_into": ("embed_forward",),
+    "gradient_norm_into": ("gradient_norm",),
     "mm_into": (),  # the library's
-    "philox_bits": ("philox_bits",),
-    "smart_ascend": ("smart_ascend",),
-    "smart_noise": ("smart_noise",),
-    "symmetric_kl_backward": ("symmetric_kl_backward",),
-    "symmetric_kl_fisher": ("symmetric_kl_fisher",),
-    "symmetric_kl_forward": ("symmetric_kl_forward",),
+    "philox_bits_into": ("philox_bits",),
+    "smart_ascend_into": ("smart_ascend",),
+    "smart_noise_into": ("smart_noise",),
+    "symmetric_kl_backward_into": ("symmetric_kl_backward",),
+    "symmetric_kl_fisher_into": ("symmetric_kl_fisher",),
+    "symmetric_kl_forward_into": ("symmetric_kl_forward",),
 }
 TWO_KERNELS = {"attention_backward", "embed_tables"}  # launchers of two, one after the other
 SHORT_OR_LONG = {"attention_forward", "attention_jvp"}  # launchers of one of two
 MAX_SHORT_KEYS = 128  # kMaxShortKeys
-TENSORS_PER_LAUNCH = {"adamw_ema_": 400, "gradient_norm": 1024}  # kMaxAdamwTensors, kMaxNormTensors
-CLEARED = {"gradient_norm": 2, "embed_backward": 1}  # at::zeros in the bindings; of embed per table
+TENSORS_PER_LAUNCH = {"adamw_ema_": 400, "gradient_norm_into": 1024}  # kMax...Tensors
+# Zeros that the bindings write: gradient_norm's ticket, or its result where there are no gradients;
+# those of embed_backward per table.
+CLEARED = {"gradient_norm_into": 2, "embed_backward_into": 1}
 
-READS_STRIDES = {"mm_into", "symmetric_kl_backward", "symmetric_kl_fisher", "symmetric_kl_forward"}
+READS_STRIDES = {
+    "mm_into",
+    "symmetric_kl_backward_into",
+    "symmetric_kl_fisher_into",
+    "symmetric_kl_forward_into",
+}
 PARAMETERS = {"bias", "weight", "shift"}  # read as float32
 
 Arguments = Mapping[str, object]
@@ -128,36 +126,33 @@ def _attention_backward(a: Arguments) -> int:
 
 
 def _with_sums(a: Arguments) -> int:
-    return 2 if a["need_weight_grads"] else 1
+    """The sums; gradients that are not float32 are rounded from them."""
+    wanted = [a[name] for name in ("dbias", "dweight", "dshift") if a.get(name) is not None]
+    return 1 + bool(wanted) + sum(x.dtype != torch.float32 for x in wanted)
 
 
 def _embed_backward(a: Arguments) -> int:
     """The rows, the sums, two for all tables; tables with more rows than tokens are cleared."""
-    tables = zip(("word", "position", "type"), a["needs"], strict=False)
-    needed = [a[name] for name, is_needed in tables if is_needed]
-    return 2 + 2 * bool(needed) + sum(len(table) > len(a["ids"]) for table in needed)
+    tables = [a[name] for name in ("dword", "dposition", "dtype") if a[name] is not None]
+    cleared = sum(len(table) > len(a["ids"]) for table in tables)
+    return _with_sums(a) + 2 * bool(tables) + cleared
 
 
-def _in_launches(name: str, tensors: str) -> Callable[[Arguments], int]:
+def _in_launches(name: str, tensors: str, cleared: int = 0) -> Callable[[Arguments], int]:
     def count(a: Arguments) -> int:
-        launches = math.ceil(len(a[tensors]) / TENSORS_PER_LAUNCH[name])
-        return launches + CLEARED.get(name, 0)
+        return math.ceil(len(a[tensors]) / TENSORS_PER_LAUNCH[name]) + cleared
 
     return count
 
 
 OURS: dict[str, Callable[[Arguments], int]] = {  # where it is not one per launcher
     "adamw_ema_": _in_launches("adamw_ema_", "params"),
-    "attention_backward": _attention_backward,
     "attention_backward_into": _attention_backward,
-    "bias_gelu_backward": _with_sums,
     "bias_gelu_backward_into": _with_sums,
-    "bias_gelu_jvp": lambda a: 1,
     "bias_gelu_jvp_into": lambda a: 1,
-    "dropout_add_layernorm_backward": _with_sums,
     "dropout_add_layernorm_backward_into": _with_sums,
-    "embed_backward": _embed_backward,
-    "gradient_norm": _in_launches("gradient_norm", "grads"),
+    "embed_backward_into": _embed_backward,
+    "gradient_norm_into": _in_launches("gradient_norm_into", "grads", cleared=1),
 }
 
 # A launch of torch._foreach_* takes so many tensors of two lists and so many chunks of them.
