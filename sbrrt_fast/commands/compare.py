@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from sbrrt_fast.config_io import config_with, parse_run_config
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.config_yaml import parse_yaml
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.experiments.compare import Comparison, compare
-from sbrrt_fast.files import make_folder, write_text
+from sbrrt_fast.experiments.differences import Comparison
+from sbrrt_fast.experiments.lockstep import train_in_lockstep
+from sbrrt_fast.files import make_folder, write_json
 from sbrrt_fast.messages import shown
 
 PROG = "sbrrt-fast compare"
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if options.rounds < 1:
         raise ConfigError(f"--rounds: must be at least 1, got {options.rounds}")
     base = parse_run_config(flags, prog=PROG)
-    comparison = compare(
+    comparison = train_in_lockstep(
         with_overrides(base, options.a, "--a"),
         with_overrides(base, options.b, "--b"),
         options.rounds,
@@ -75,7 +75,7 @@ def write(comparison: Comparison, path: Path) -> None:
     from sbrrt_fast.experiments.plots import comparison_figure, save_figure  # slow to import
 
     make_folder(path.parent)
-    write_text(path, json.dumps(comparison.to_dict(), indent=1) + "\n")
+    write_json(path, comparison.to_dict())
     save_figure(comparison_figure(comparison), path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")
 

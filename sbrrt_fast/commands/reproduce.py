@@ -12,7 +12,7 @@ import tyro
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError, SbrrtError
-from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult, write_report
+from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult
 from sbrrt_fast.experiments.tables import (
     TABLES,
     Row,
@@ -27,6 +27,7 @@ from sbrrt_fast.experiments.tables import (
     row_config,
     run_folder,
 )
+from sbrrt_fast.files import make_folder, write_json, write_text
 from sbrrt_fast.training.logging import FINAL
 
 PROG = "sbrrt-fast reproduce"
@@ -85,6 +86,19 @@ def main(argv: Sequence[str]) -> int:
     print(report.text())
     print("written:", *write_report(report, options.output))
     return int(bool(failures))
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes ``table<T>.md``, ``.json`` and ``.png`` into ``folder``; returns their paths."""
+    from sbrrt_fast.experiments.plots import save_figure, table_figure  # slow to import
+
+    make_folder(folder)
+    stem = folder / f"table{report.table.number}"
+    paths = [stem.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
+    write_text(paths[0], report.markdown())
+    write_json(paths[1], report.to_dict())
+    save_figure(table_figure(report), paths[2])
+    return paths
 
 
 def _train_all(

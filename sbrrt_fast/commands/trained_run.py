@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 from tokenizers import Tokenizer
 from tyro.conf import Positional, arg
 
+from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.files import readable_directory
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device

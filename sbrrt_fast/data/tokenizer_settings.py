@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.json_file import kind_of, read_json, shown
+from sbrrt_fast.json_file import as_json, kind_of, read_json
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 BERT_CLASSES = frozenset(
@@ -145,7 +145,7 @@ def _named(
 
 
 def _text(token: AddedToken | None) -> str:
-    return shown(None if token is None else token.content)
+    return as_json(None if token is None else token.content)
 
 
 def _extra(folder: Path, config: dict[str, Any], mapped: dict[str, Any]) -> list[AddedToken]:
@@ -181,9 +181,9 @@ def _token(folder: Path, name: str, token: Any, special: bool = False) -> AddedT
     entry = token if isinstance(token, dict) else {"content": token}
     content, flags = entry.get("content"), {f: entry[f] for f in _FLAGS if f in entry}
     if not isinstance(content, str) or not content:
-        raise WeightsError(f"{folder}: {shown(name)} must be a token, got {kind_of(token)}")
+        raise WeightsError(f"{folder}: {as_json(name)} must be a token, got {kind_of(token)}")
     if bad := [f for f, value in flags.items() if not isinstance(value, bool)]:
-        raise WeightsError(f"{folder}: {bad[0]} of token {shown(content)} must be true or false")
+        raise WeightsError(f"{folder}: {bad[0]} of token {as_json(content)} must be true or false")
     return AddedToken(content, **{**flags, "special": special or flags.get("special", False)})
 
 
@@ -198,12 +198,12 @@ def _decoder(folder: Path, entries: Any) -> dict[str, tuple[int, AddedToken]]:
     for key, entry in entries.items():
         if not isinstance(entry, dict) or not (key.isascii() and key.isdigit() and len(key) < 10):
             raise WeightsError(
-                f"{path}: added_tokens_decoder maps {shown(key)} to {kind_of(entry)}, expected an "
-                "id and an object"
+                f"{path}: added_tokens_decoder maps {as_json(key)} to {kind_of(entry)}, expected "
+                "an id and an object"
             )
         token = _token(path, "added_tokens_decoder", entry)
         if token.content in added:
-            raise WeightsError(f"{path}: added token {shown(token.content)} has two ids")
+            raise WeightsError(f"{path}: added token {as_json(token.content)} has two ids")
         added[token.content] = (int(key), token)
     return added
 
@@ -214,7 +214,7 @@ def _added_tokens(folder: Path, special: set[str]) -> dict[str, tuple[int, Added
     for content, number in _object(folder / ADDED).items():
         if type(number) is not int or number < 0 or not content:
             raise WeightsError(
-                f"{folder / ADDED}: the id of {shown(content)} must be a whole number >= 0, got "
+                f"{folder / ADDED}: the id of {as_json(content)} must be a whole number >= 0, got "
                 f"{kind_of(number)}"
             )
         is_special = content in special
@@ -228,7 +228,7 @@ def _check_same_ids(folder: Path, added: dict, others: dict) -> None:
         if content not in added or added[content][0] != number:
             other = added[content][0] if content in added else "missing"
             raise WeightsError(
-                f"{folder}: added token {shown(content)} is {number} in {ADDED} and {other} in "
+                f"{folder}: added token {as_json(content)} is {number} in {ADDED} and {other} in "
                 f"{CONFIG}; keep the file that was saved with the weights"
             )
 

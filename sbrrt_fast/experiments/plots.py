@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sbrrt_fast.experiments.differences import Comparison, Difference
+from sbrrt_fast.experiments.report import Report
 from sbrrt_fast.files import replacing
-
-if TYPE_CHECKING:
-    from sbrrt_fast.experiments.comparison import Comparison, Difference
-    from sbrrt_fast.experiments.report import Report
 
 
 def save_figure(figure: Figure, path: Path) -> None:

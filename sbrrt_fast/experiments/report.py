@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.experiments.tables import Row, Run, Table
-from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.training.scores.metrics import main_metric
 from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
 
@@ -221,19 +218,6 @@ class Report:
             found = (result.mean_term(task, term) for task in self.tasks)
             cells += ["" if value is None else f"{value:.3g}" for value in found]
         return cells
-
-
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes ``table<T>.md``, ``.json`` and ``.png`` into ``folder``; returns their paths."""
-    from sbrrt_fast.experiments.plots import save_figure, table_figure  # slow to import
-
-    make_folder(folder)
-    stem = folder / f"table{report.table.number}"
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
-    write_text(paths[0], report.markdown())
-    write_text(paths[1], json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    save_figure(table_figure(report), paths[2])
-    return paths
 
 
 def _flat_scores(dev: Mapping[str, Any]) -> dict[str, float | None]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, load_config, parse_cli, portable
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
-from sbrrt_fast.files import readable_directory
 from sbrrt_fast.training.logging import FINAL
 from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run
 from sbrrt_fast.training.trainer import Trainer

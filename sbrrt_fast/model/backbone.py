@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.json_file import read_json, shown
+from sbrrt_fast.json_file import as_json, read_json
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.modules import MODULES, POOLING_FOLDER, list_modules
 from sbrrt_fast.model.tensors import INDEX, WEIGHTS
@@ -160,7 +160,7 @@ def read_config(directory: str | Path) -> BertConfig:
     for name, only in ONLY_SUPPORTED.items():
         if stored.get(name, only) != only:
             raise WeightsError(
-                f"{path}: {name} is {shown(stored[name])}, but only {shown(only)} is "
+                f"{path}: {name} is {as_json(stored[name])}, but only {as_json(only)} is "
                 "supported; choose a BERT encoder such as bert-base-uncased or minilm"
             )
     absent = [name for name in _REQUIRED if name not in stored]

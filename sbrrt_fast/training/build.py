@@ -14,8 +14,8 @@ from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
-from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
@@ -52,7 +52,7 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
     """
     name = config.backbone or config.model.backbone
-    encoder = load_encoder(resolve_backbone(name), pooling=config.model.pooling)
+    encoder = MiniBert.from_pretrained(name, config.model.pooling)
     advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
     check_loaded(encoder.state_dict(), encoder.source, advice)
     tokenizer = load_tokenizer(encoder.source)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import LogConfig
 from sbrrt_fast.errors import OutputError, SbrrtError
-from sbrrt_fast.files import make_folder, sync_tree, write_text, writing
+from sbrrt_fast.files import make_folder, sync_tree, write_json, write_text, writing
 
 LINES, FINAL, EVENTS = "metrics.jsonl", "metrics.json", "tensorboard"
 EVENT_SUFFIX = ".sbrrt_fast"  # of the event files: who wrote them
@@ -106,7 +106,7 @@ class RunLogger(AbstractContextManager):
         missing = [key for key in _FINAL_KEYS if key not in metrics]
         assert not missing and "overall" in metrics["dev"], f"incomplete metrics: {missing}"
         path = self.output / FINAL
-        write_text(path, json.dumps(_json(metrics), indent=2, allow_nan=False) + "\n")
+        write_json(path, _json(metrics))
         return path
 
     def close(self) -> None:

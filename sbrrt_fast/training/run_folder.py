@@ -20,8 +20,9 @@ from typing import Any
 
 import filelock
 
+from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
-from sbrrt_fast.files import make_folder, remove_directory, remove_file, write_text, writing
+from sbrrt_fast.files import make_folder, remove_file, write_json, writing
 from sbrrt_fast.training.logging import EVENT_SUFFIX, EVENTS, FINAL, LINES
 
 RUN, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
@@ -176,4 +177,4 @@ def _is_below(name: Any) -> bool:
 
 
 def _write_record(output: Path, record: dict[str, Any]) -> None:
-    write_text(output / RUN, json.dumps({"made_by": "sbrrt_fast", **record}, indent=1) + "\n")
+    write_json(output / RUN, {"made_by": "sbrrt_fast", **record})

@@ -9,11 +9,16 @@ from functools import cached_property
 
 from tqdm import tqdm
 
+from sbrrt_fast.checksums import (
+    check_directory,
+    checksummed_directory,
+    readable_directory,
+    remove_directory,
+)
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, save_recipe
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
-from sbrrt_fast.files import atomic_directory, check_directory, readable_directory, remove_directory
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
@@ -304,7 +309,7 @@ class Trainer:
         return self._scores(model.to(self.device), None)
 
     def _save(self, name: str) -> None:
-        with atomic_directory(self.config.output / name) as folder:
+        with checksummed_directory(self.config.output / name) as folder:
             save_model(self.model, folder, self.tokenizer)
 
     def _save_state(self, logger: RunLogger) -> None:

@@ -14,7 +14,6 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.hub import load_encoder
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import build_model
@@ -52,7 +51,7 @@ def backbone(folder: Path, pooling: str) -> Path:
 
 def model_folder(folder: Path) -> Path:
     encoder_folder = backbone(folder.parent / "backbone", "cls")
-    model = MultiTaskModel(load_encoder(encoder_folder), TASKS)
+    model = MultiTaskModel(MiniBert.from_folder(encoder_folder), TASKS)
     folder.mkdir()
     save_model(model, folder, load_tokenizer(encoder_folder))
     return folder

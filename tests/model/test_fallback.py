@@ -23,7 +23,7 @@ from sbrrt_fast.config import (
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.experiments.compare import compare
+from sbrrt_fast.experiments.lockstep import train_in_lockstep
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
@@ -103,7 +103,7 @@ def told(lines: list[str]) -> list[str]:
 
 def assert_same_run(config: RunConfig) -> None:
     configs = (replace(config, backend=name) for name in ("reference", "auto"))
-    compare(*configs, 3, yardstick=True, log=lambda line: None).assert_same()
+    train_in_lockstep(*configs, 3, yardstick=True, log=lambda line: None).assert_same()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -18,7 +18,7 @@ from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model import hub
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.model.hub import load_encoder, save_encoder
+from sbrrt_fast.model.hub import save_encoder
 
 TINY = {
     "vocab_size": 61,
@@ -92,28 +92,28 @@ def assert_same_weights(model: MiniBert, original: torch.nn.Module) -> None:
 
 
 def test_transformers_folder_loads_bit_identical(folder, original):
-    model = load_encoder(folder)
+    model = MiniBert.from_folder(folder)
     assert_same_weights(model, original)
     assert all(p.requires_grad and p.is_leaf for p in model.parameters())
     assert MiniBert.from_pretrained(folder).config == BertConfig(**TINY)
 
 
 def test_pooling_follows_the_checkpoint_unless_said(folder):
-    assert load_encoder(folder).pooling == "cls"
+    assert MiniBert.from_folder(folder).pooling == "cls"
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    assert load_encoder(folder).pooling == "mean"
-    assert load_encoder(folder, pooling="cls").pooling == "cls"
+    assert MiniBert.from_folder(folder).pooling == "mean"
+    assert MiniBert.from_folder(folder, pooling="cls").pooling == "cls"
 
 
 def test_loading_draws_no_random_numbers(folder):
     state = torch.random.get_rng_state()
-    load_encoder(folder)
+    MiniBert.from_folder(folder)
     assert torch.equal(state, torch.random.get_rng_state())
 
 
 def test_weights_do_not_depend_on_the_file(folder, original):
-    model = load_encoder(folder)
+    model = MiniBert.from_folder(folder)
     with (folder / "model.safetensors").open("r+b") as file:
         file.write(bytes((folder / "model.safetensors").stat().st_size))
     assert_same_weights(model, original)
@@ -128,7 +128,7 @@ def test_prefix_is_understood_and_heads_are_left_out(kind, original, tmp_path):
     theirs.save_pretrained(tmp_path)
     assert any(name.startswith("bert.") for name in load_file(tmp_path / "model.safetensors"))
     has_pooler = theirs.bert.pooler is not None
-    model = load_encoder(tmp_path, pooling="cls" if has_pooler else "mean")
+    model = MiniBert.from_folder(tmp_path, pooling="cls" if has_pooler else "mean")
     expected = {n: t for n, t in original.state_dict().items() if n in model.state_dict()}
     assert_same_weights(model, SimpleNamespace(state_dict=lambda: expected))
 
@@ -141,13 +141,13 @@ def test_legacy_names_and_buffers_are_understood(folder, original):
         return tensors | {"embeddings.position_ids": torch.arange(40)[None]}
 
     edit_weights(folder, edit)
-    assert_same_weights(load_encoder(folder), original)
+    assert_same_weights(MiniBert.from_folder(folder), original)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_load_as_fp32(folder, original, dtype):
     edit_weights(folder, lambda tensors: {n: t.to(dtype) for n, t in tensors.items()})
-    model = load_encoder(folder)
+    model = MiniBert.from_folder(folder)
     for name, tensor in original.state_dict().items():
         assert model.state_dict()[name].dtype == torch.float32
         assert torch.equal(model.state_dict()[name], tensor.to(dtype).float()), name
@@ -161,35 +161,35 @@ def sharded(original, tmp_path) -> Path:
 
 
 def test_sharded_weights_load(sharded, original):
-    assert_same_weights(load_encoder(sharded), original)
+    assert_same_weights(MiniBert.from_folder(sharded), original)
 
 
 def test_missing_shard_is_named(sharded):
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(WeightsError, match=rf"index\.json names {shard.name}, which is missing"):
-        load_encoder(sharded)
+        MiniBert.from_folder(sharded)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": {}}', '{"weight_map": 1}', "{"])
 def test_malformed_index_is_named(sharded, text):
     (sharded / "model.safetensors.index.json").write_text(text)
     with pytest.raises(WeightsError, match=r"index\.json: (weight_map is missing|not valid JSON)"):
-        load_encoder(sharded)
+        MiniBert.from_folder(sharded)
 
 
 def test_checkpoint_without_pooler_needs_mean_pooling(folder, original):
     edit_weights(folder, without("pooler."))
     with pytest.raises(WeightsError, match="without a pooler, which pooling 'cls' needs"):
-        load_encoder(folder)
-    model = load_encoder(folder, pooling="mean")
+        MiniBert.from_folder(folder)
+    model = MiniBert.from_folder(folder, pooling="mean")
     assert torch.equal(model.state_dict()[QUERY], original.state_dict()[QUERY])
 
 
 def test_half_a_pooler_is_a_missing_tensor(folder):
     edit_weights(folder, without("pooler.dense.bias"))
     with pytest.raises(WeightsError, match=r"pooler\.dense\.bias \[64\] is missing"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_half_a_pooler_is_a_missing_tensor(folder):
 def test_tensors_that_do_not_fit_are_listed(folder, edit, message):
     edit_weights(folder, edit)
     with pytest.raises(WeightsError, match=message):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 300, -1])
@@ -227,20 +227,20 @@ def test_truncated_weights_are_named(folder, kept):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(WeightsError, match=r"model\.safetensors: truncated or not a safetensors"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 def test_pickles_are_not_loaded(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"are not loaded.*safe_serialization=True"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_round_trip_is_bit_identical(pooling, tmp_path):
     model = randomise(MiniBert(BertConfig(**TINY), pooling))
     model.save_pretrained(tmp_path / "new" / "saved")
-    again = load_encoder(tmp_path / "new" / "saved")
+    again = MiniBert.from_folder(tmp_path / "new" / "saved")
     assert_same_weights(again, model)
     assert (again.config, again.pooling) == (model.config, pooling)
 
@@ -266,7 +266,7 @@ def test_views_of_one_buffer_are_saved_apart(ours, tmp_path):
         parameter.data = flat[begin : begin + size].view_as(parameter)
         begin += size
     save_encoder(ours, tmp_path / "saved")
-    assert_same_weights(load_encoder(tmp_path / "saved"), ours)
+    assert_same_weights(MiniBert.from_folder(tmp_path / "saved"), ours)
     size = (tmp_path / "saved" / "model.safetensors").stat().st_size
     assert size < 4 * flat.numel() + 10_000
 
@@ -285,7 +285,7 @@ def test_saved_tokenizer_gives_the_same_ids(kind, ours, cased_tokenizer, tmp_pat
         "folder": lambda: source,
         "source": lambda: None,
     }[kind]()
-    save_encoder(load_encoder(source) if kind == "source" else ours, saved, given)
+    save_encoder(MiniBert.from_folder(source) if kind == "source" else ours, saved, given)
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     assert theirs(TEXTS)["input_ids"] == expected
     assert theirs.model_max_length == 40
@@ -332,7 +332,7 @@ def test_dense_module_is_the_tanh_pooler(ours, tmp_path):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_sentence_transformers_reads_what_we_write(pooling, minilm_dir, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    model = load_encoder(minilm_dir, pooling)
+    model = MiniBert.from_folder(minilm_dir, pooling)
     model.save_pretrained(tmp_path / "saved")
     theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     texts = ["A witty movie.", "No."]
@@ -350,7 +350,7 @@ def test_saving_replaces_an_encoder_whole(ours, cased_tokenizer, tmp_path):
     save_encoder(ours, tmp_path / "saved", cased_tokenizer)
     mean = randomise(MiniBert(BertConfig(**TINY), "mean"))
     save_encoder(mean, tmp_path / "saved")
-    assert_same_weights(load_encoder(tmp_path / "saved"), mean)
+    assert_same_weights(MiniBert.from_folder(tmp_path / "saved"), mean)
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert names == {"config.json", "model.safetensors", "modules.json", "1_Pooling"}
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
@@ -359,10 +359,10 @@ def test_saving_replaces_an_encoder_whole(ours, cased_tokenizer, tmp_path):
 def test_saving_over_its_own_source_keeps_the_tokenizer(ours, cased_tokenizer, tmp_path):
     save_encoder(ours, tmp_path / "saved", cased_tokenizer)
     tokenizer = (tmp_path / "saved" / "tokenizer.json").read_bytes()
-    model = randomise(load_encoder(tmp_path / "saved"))
+    model = randomise(MiniBert.from_folder(tmp_path / "saved"))
     save_encoder(model, tmp_path / "saved")
     assert (tmp_path / "saved" / "tokenizer.json").read_bytes() == tokenizer
-    assert_same_weights(load_encoder(tmp_path / "saved"), model)
+    assert_same_weights(MiniBert.from_folder(tmp_path / "saved"), model)
 
 
 def test_failed_save_leaves_the_old_folder(ours, monkeypatch, tmp_path):
@@ -370,7 +370,7 @@ def test_failed_save_leaves_the_old_folder(ours, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "_write_tokenizer", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_encoder(MiniBert(BertConfig(**TINY)), tmp_path / "saved")
-    assert_same_weights(load_encoder(tmp_path / "saved"), ours)
+    assert_same_weights(MiniBert.from_folder(tmp_path / "saved"), ours)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
@@ -392,10 +392,10 @@ def test_saved_files_have_the_permissions_of_their_folder(ours, tmp_path):
 
 
 def test_copy_of_minilm_loads_equal(minilm_dir, tmp_path):
-    model = load_encoder(minilm_dir)
+    model = MiniBert.from_folder(minilm_dir)
     assert model.pooling == "mean"
     save_encoder(model, tmp_path / "copy")
-    assert_same_weights(load_encoder(tmp_path / "copy"), model)
+    assert_same_weights(MiniBert.from_folder(tmp_path / "copy"), model)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         assert (tmp_path / "copy" / name).read_bytes() == (minilm_dir / name).read_bytes()
 
@@ -424,14 +424,14 @@ def renamed(prefix: str):
 def test_prefixes_of_wrappers_are_understood(folder, original, prefix):
     edit_weights(folder, renamed(prefix))
     edit_weights(folder, lambda t: t | {"classifier.weight": torch.zeros(2, 64)})
-    assert_same_weights(load_encoder(folder), original)
+    assert_same_weights(MiniBert.from_folder(folder), original)
 
 
 def test_compiled_layers_are_understood(folder, original):
     edit_weights(
         folder, lambda t: {n.replace("layer.0.", "layer.0._orig_mod."): v for n, v in t.items()}
     )
-    assert_same_weights(load_encoder(folder), original)
+    assert_same_weights(MiniBert.from_folder(folder), original)
 
 
 def test_two_encoders_in_one_file_are_refused(folder):
@@ -441,24 +441,24 @@ def test_two_encoders_in_one_file_are_refused(folder):
 
     edit_weights(folder, edit)
     with pytest.raises(WeightsError, match="is there twice"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 def test_where_no_name_fits_the_first_names_are_shown(folder):
     edit_weights(folder, renamed("student/"))
     message = r"none of the 39 stored tensors has a name of BertModel \(student/embeddings\."
     with pytest.raises(WeightsError, match=message) as caught:
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     assert "pooling" not in str(caught.value) and "\n" not in str(caught.value)
     edit_weights(folder, lambda tensors: {})
     with pytest.raises(WeightsError, match=r"none of the 0 stored tensors .*\(there are none\)"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 def test_odd_names_are_escaped_and_cut(folder):
     edit_weights(folder, lambda t: t | {f"encoder.\x1b[31m\n{'x' * 500}": torch.zeros(1)})
     with pytest.raises(WeightsError, match="has no place in this model") as caught:
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
@@ -473,7 +473,7 @@ def test_shards_elsewhere_are_refused(sharded, name):
     stored["weight_map"][QUERY] = name
     index.write_text(json.dumps(stored))
     with pytest.raises(WeightsError, match=r"index\.json names .*, which is no file of its folder"):
-        load_encoder(sharded)
+        MiniBert.from_folder(sharded)
 
 
 def header(entries: str) -> bytes:
@@ -511,5 +511,5 @@ def test_absurd_headers_are_refused(folder, content):
     with pytest.raises(
         WeightsError, match=r"model\.safetensors: truncated or not a safe"
     ) as caught:
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     assert "\n" not in str(caught.value)

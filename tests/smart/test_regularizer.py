@@ -14,7 +14,7 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import BUILTIN_TASKS, Example
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.model.hub import load_encoder
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.divergence import SQUARED, divergence_of
 from sbrrt_fast.smart.presets import PRESETS, resolve
@@ -65,7 +65,7 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def minilm_model(minilm_dir):
-    return MultiTaskModel(load_encoder(minilm_dir), TASKS)
+    return MultiTaskModel(MiniBert.from_folder(minilm_dir), TASKS)
 
 
 SENTENCES = [
@@ -118,7 +118,7 @@ def test_tangent_agrees_on_minilm(task, minilm_dir, minilm_model):
     sigma = 1e-5
     delta = sigma * single.noise * single.mask[:, None]
     tangent = single.regularizer()._tangent(single.embeddings, single.logits, delta)
-    double = MultiTaskModel(load_encoder(minilm_dir), TASKS).double()
+    double = MultiTaskModel(MiniBert.from_folder(minilm_dir), TASKS).double()
     double.load_state_dict(minilm_model.state_dict())
     exact = Setting(task, model=double, batch=single.batch)
     finite = exact.regularizer()._finite(exact.embeddings, exact.logits, delta.double())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sbrrt_fast.config import BregmanConfig, LogConfig, RoundConfig, RunConfig, SmartConfig
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.experiments.compare import compare
+from sbrrt_fast.experiments.lockstep import train_in_lockstep
 from sbrrt_fast.model.heads import CosineHead
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.label_units import LabelUnits
@@ -110,7 +110,7 @@ def test_both_steps_are_the_same_run(backbone, tmp_path, update):
     tasks = {**config.tasks, "cosine": sts}
     config = replace(config, tasks=tasks, round=replace(config.round, update=update))
     slow = replace(config, backend="reference")
-    found = compare(slow, config, 6, yardstick=True, log=lambda line: None)
+    found = train_in_lockstep(slow, config, 6, yardstick=True, log=lambda line: None)
     found.assert_same()
     assert found.losses[0]["a"]["share/loss"] < 10  # in units of the labels it would be 1e7
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sbrrt_fast.cli import main
+from sbrrt_fast.commands.reproduce import write_report
 from sbrrt_fast.data.task import BUILTIN_TASKS
-from sbrrt_fast.experiments.report import Report, RowResult, Spread, write_report
+from sbrrt_fast.experiments.report import Report, RowResult, Spread
 from sbrrt_fast.experiments.tables import TABLES, pick_rows, read_run
 from sbrrt_fast.training.scores.metrics import is_better, overall, pearson, why_undefined
 from sbrrt_fast.training.scores.table import (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.experiments.comparison import (
+from sbrrt_fast.experiments.differences import (
     Comparison,
     Difference,
     GradientDifference,
@@ -32,7 +32,7 @@ VANISHING = 1e-6  # of the largest norm: below it a gradient is taken to be trul
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def compare(
+def train_in_lockstep(
     config_a: RunConfig,
     config_b: RunConfig,
     num_rounds: int,

@@ -77,7 +77,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found.
+    """What ``train_in_lockstep`` measured.
 
     Attributes:
         recipe, seed, labels: of the two runs.
@@ -95,13 +95,13 @@ class Comparison:
 
     def weight_factors(self) -> list[float]:
         """Per round, the weights' difference over the yardstick's."""
-        assert self.yardstick is not None, "compare(..., yardstick=True) measures it"
+        assert self.yardstick is not None, "train_in_lockstep(..., yardstick=True) measures it"
         pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
         return [ours.weights / max(own.weights, _TINY) for ours, own in pairs]
 
     def loss_factors(self) -> list[float]:
         """Per round, the worst loss term's difference over the yardstick's worst."""
-        assert self.yardstick is not None, "compare(..., yardstick=True) measures it"
+        assert self.yardstick is not None, "train_in_lockstep(..., yardstick=True) measures it"
         pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
         return [ours.worst_loss[1] / max(own.worst_loss[1], _TINY) for ours, own in pairs]
 
