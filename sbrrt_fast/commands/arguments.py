@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tyro
 
-from sbrrt_fast.config_io import one_line
+from sbrrt_fast.config_cli import one_line
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import tyro
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import config_with, parse_run_config
-from sbrrt_fast.config_rules import validate
+from sbrrt_fast.config_cli import parse_run_config
+from sbrrt_fast.config_io import config_with
 from sbrrt_fast.config_yaml import parse_yaml
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.experiments.differences import Comparison
@@ -93,6 +93,4 @@ def with_overrides(base: RunConfig, text: str, flag: str) -> RunConfig:
             raise ConfigError(f"{flag}: '{shown(item)}' is not of the form key=value")
         key = key.strip()
         values[key] = parse_yaml(value, f"{flag}: {shown(key)}", has_lines=False)
-    config = config_with(base, values, flag)
-    validate(config)
-    return config
+    return config_with(base, values, flag)

@@ -74,8 +74,7 @@ class RowResult:
 
     @property
     def backbone(self) -> str:
-        config = self.runs[0].config
-        return config.backbone or config.model.backbone
+        return self.runs[0].config.model.backbone
 
     def to_dict(self, tasks: Sequence[str]) -> dict[str, Any]:
         paper = self.row.paper

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,14 @@ from typing import Any
 
 from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, load_config, parse_cli, portable
+from sbrrt_fast.config_cli import parse_cli
+from sbrrt_fast.config_io import (
+    CALL_FIELDS,
+    config_leaves,
+    did_you_mean,
+    load_config,
+    portable,
+)
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.training.logging import FINAL
 from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run
@@ -92,9 +98,8 @@ def pick_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
     known = [row.name for row in table.rows]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"its rows are {', '.join(known)}"
-            raise ConfigError(f"--rows: table {table.number} has no row '{name}'; {hint}")
+            hint = did_you_mean(name, known) or f"; its rows are {', '.join(known)}"
+            raise ConfigError(f"--rows: table {table.number} has no row '{name}'{hint}")
     return tuple(row for row in table.rows if not names or row.name in names)
 
 

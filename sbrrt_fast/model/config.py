@@ -9,6 +9,7 @@ from typing import Any
 
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
+from sbrrt_fast.ranges import is_fraction
 
 # Lowest and highest value of each count: far above any encoder, far below what no machine can hold.
 _COUNTS = {
@@ -67,7 +68,7 @@ class BertConfig:
         if self.pad_token_id >= self.vocab_size:
             yield f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}"
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not (_is_number(value := getattr(self, name)) and 0.0 <= value < 1.0):
+            if not (_is_number(value := getattr(self, name)) and is_fraction(value)):
                 yield f"{name} must be a number in [0, 1), got {shown(repr(value))}"
         for name in ("layer_norm_eps", "initializer_range"):
             if not (_is_number(value := getattr(self, name)) and 0.0 <= value < math.inf):

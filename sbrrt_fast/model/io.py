@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sbrrt_fast.config import PairFeatures
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, WeightsError
@@ -25,7 +27,6 @@ from sbrrt_fast.model.tensors import TensorReader, shapes_only
 
 ENCODER, HEADS, TASKS = "encoder", "heads.safetensors", "tasks.json"
 
-_MOST_CLASSES = 1_000_000
 _UNITS = (".units.mean", ".units.scale")
 
 
@@ -75,7 +76,7 @@ def _read_tasks(path: Path) -> tuple[dict[str, TaskConfig], str]:
         raise WeightsError(f"{path}: is missing; this is not the folder of a trained model")
     record = read_json(path)
     pair_features, tasks = record.get("pair_features"), record.get("tasks")
-    if pair_features not in ("concat_difference", "concat"):
+    if pair_features not in get_args(PairFeatures):
         raise _unusable(path, f"pair_features is {as_json(pair_features)}")
     if not isinstance(tasks, dict) or not tasks:
         raise _unusable(path, f"tasks must be an object with a task or more, got {kind_of(tasks)}")
@@ -98,8 +99,6 @@ def _task(path: Path, name: str, stored: object) -> TaskConfig:
         raise _unusable(path, f"{key}: {first['msg']}, got {as_json(first['input'])}") from None
     except ConfigError as error:
         raise _unusable(path, str(error)) from None
-    if task.num_classes > _MOST_CLASSES:
-        raise _unusable(path, f"{where}.num_classes is above {_MOST_CLASSES:,}")
     return task
 
 

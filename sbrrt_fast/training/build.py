@@ -51,7 +51,7 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     Raises:
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
     """
-    name = config.backbone or config.model.backbone
+    name = config.model.backbone
     encoder = MiniBert.from_pretrained(name, config.model.pooling)
     advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
     check_loaded(encoder.state_dict(), encoder.source, advice)

@@ -17,6 +17,7 @@ from sbrrt_fast.checksums import (
 )
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, save_recipe
+from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
 from sbrrt_fast.model.io import load_model, save_model
@@ -84,6 +85,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, log: Callable[[str], object] = print):
+        validate(config)
         require(config.backend)
         self.config, self.log = config, log
         self.device = pick_device(config.device)

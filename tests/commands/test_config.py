@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sbrrt_fast.commands.compare import with_overrides
 from sbrrt_fast.config import OptimizerConfig, RunConfig, SmartConfig
-from sbrrt_fast.config_io import (
-    config_from_dict,
-    load_config,
-    parse_cli,
-    parse_run_config,
-    save_config,
-    validate,
-)
+from sbrrt_fast.config_cli import parse_cli, parse_run_config
+from sbrrt_fast.config_io import config_from_dict, load_config, save_config
+from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError
 
@@ -239,17 +235,49 @@ def test_epochs_as_a_flag_are_not_lost_behind_the_files_rounds(tmp_path):
     assert (both.rounds, both.epochs) == (9, 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "backbone"),
+    [
+        ("backbone: a", "a"),
+        ("model: {backbone: a, max_length: 9}", "a"),
+        ("backbone: a\nmodel: {backbone: b, max_length: 9}", "a"),
+        ("backbone: a\nmodel:\n", "a"),
+        ("backbone:\nmodel: {backbone: b}", "b"),  # as older runs have it
+        ("seed: 3", "minilm"),
+    ],
+)
+def test_backbone_is_short_for_the_models(tmp_path, text, backbone):
+    config = loaded(tmp_path, text)
+    assert config.model.backbone == backbone
+    assert config.model.max_length == (9 if "9" in text else 512)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("backbone: 5", "model.backbone: must be a valid string, got 5; put it in quotes"),
+        ("backbone: a\nmodel: 5", "model: must be an object, got 5"),
+    ],
+)
+def test_a_backbone_that_is_none_is_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        loaded(tmp_path, text)
+
+
 def test_backbone_of_the_file_gives_way_to_the_flag(tmp_path):
     path = str(written(tmp_path, "backbone: a\n"))
     assert parse_run_config(["--config", path], "p").model.backbone == "a"
     for flag in ("--backbone", "--model.backbone"):
         config = parse_run_config(["--config", path, flag, "b"], "p")
-        assert (config.model.backbone, config.backbone) == ("b", None)
+        assert config.model.backbone == "b"
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--backbon b", "unknown flag '--backbon'; did you mean '--backbone'?"),
         ("--smart.radus 1", "unknown flag '--smart.radus'; did you mean '--smart.radius'?"),
         ("--learning-rate=1", "'--learning-rate'; did you mean '--optimizer.learning-rate'?"),
         ("--zzz", "unknown flag '--zzz'; see --help"),
@@ -286,7 +314,7 @@ def test_help_names_flags_their_defaults_and_config(capsys):
         parse_run_config(["--help"], "sbrrt-fast train")
     assert not stopped.value.code
     text = capsys.readouterr().out
-    assert "--config FILE" in text
+    assert "--config FILE" in text and "--backbone" in text
     assert "--optimizer.learning-rate FLOAT" in text and "(default: 0.0001)" in text
 
 
@@ -298,10 +326,12 @@ def test_help_names_flags_their_defaults_and_config(capsys):
         ("seed", -1),
         ("model.hidden_dropout", 1.0),
         ("model.attention_dropout", -0.1),
+        ("model.hidden_dropout", 1.0 - 1e-12),  # 1 as float32
         ("model.max_length", 2),
         ("smart.weight", -1.0),
         ("smart.weight", math.nan),
         ("smart.sigma", -1e-9),
+        ("smart.sigma", 0.0),
         ("smart.step_size", 0.0),
         ("smart.num_steps", 0),
         ("smart.radius", 0.0),
@@ -320,7 +350,9 @@ def test_help_names_flags_their_defaults_and_config(capsys):
         ("log.every", 0),
         ("log.evaluate_every", 0),
         ("log.dev_rows", 0),
+        ("optimizer.eps", 1e-42),  # no normal float32
         ("tasks.sst.weight", -1.0),
+        ("tasks.sst.num_classes", 1_000_001),
     ],
 )
 def test_senseless_values_are_named_by_their_key(key, value):
@@ -333,7 +365,6 @@ def test_senseless_values_are_named_by_their_key(key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("smart.sigma", 0.0),
         ("smart.step_size", math.inf),
         ("bregman.beta", 1.0),
         ("optimizer.warmup", 1.0),
@@ -344,6 +375,26 @@ def test_senseless_values_are_named_by_their_key(key, value):
 )
 def test_limits_are_allowed(key, value):
     validate(load_config(None, {key: value}))
+
+
+def test_a_cross_task_needs_a_longer_sequence(tmp_path):
+    for encoding, shortest in (("siamese", 3), ("cross", 5)):
+        values = {"tasks.para.encoding": encoding, "model.max_length": shortest}
+        config = load_config(None, values)
+        with pytest.raises(ConfigError, match=f"^model.max_length: must be at least {shortest}"):
+            parse_cli([f"--model.max-length={shortest - 1}"], config)
+
+
+def test_a_value_out_of_range_is_named_with_its_file(tmp_path):
+    path = written(tmp_path, "smart: {sigma: 0}\n")
+    message = f"{path}: smart.sigma: must be above 0, got 0.0"
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == message
+    with pytest.raises(SystemExit):
+        parse_run_config(["--config", str(path)], "p")
+    with pytest.raises(ConfigError, match=r"^--a: smart.sigma: must be above 0, got 0"):
+        with_overrides(RunConfig(), "smart.sigma=0", "--a")
 
 
 def test_dicts_are_checked_with_the_name_of_their_source():

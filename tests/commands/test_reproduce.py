@@ -332,7 +332,7 @@ def fake_run(seed: int, scores: dict[str, float], backbone: str, data_dir: str |
         "means": {"sst/smart": 0.25 * (seed + 1), "sst/gain": 40.0},
     }
     model = SimpleNamespace(backbone=backbone)
-    config = SimpleNamespace(backbone=None, model=model, data_dir=data_dir, tasks=scores)
+    config = SimpleNamespace(model=model, data_dir=data_dir, tasks=scores)
     return SimpleNamespace(folder=Path(f"seed{seed}"), config=config, metrics=metrics, curve=[])
 
 

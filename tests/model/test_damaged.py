@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import ModelConfig, RunConfig
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.bert import MiniBert
@@ -73,7 +73,7 @@ def check_backbones(tmp_path: Path, seeds: range) -> Counter:
 
         def load(folder: Path, folders=folders) -> MiniBert:
             folders.append(folder)
-            config = RunConfig(backbone=str(folder), tasks=TASKS)
+            config = RunConfig(model=ModelConfig(backbone=str(folder)), tasks=TASKS)
             return build_model(config, lambda line: None)[0].encoder
 
         share = range(seeds.start + i, seeds.stop, len(originals))

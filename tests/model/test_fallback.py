@@ -75,7 +75,8 @@ def base(tmp_path_factory) -> RunConfig:
 def of_shape(config: RunConfig, folder: Path, shape: str) -> RunConfig:
     hidden, head_dim, intermediate = SHAPES[shape]
     sizes = {"hidden_size": hidden, "head_dim": head_dim, "intermediate_size": intermediate}
-    return replace(config, backbone=str(tiny_backbone(folder / "backbone", **sizes)))
+    backbone = tiny_backbone(folder / "backbone", **sizes)
+    return replace(config, model=ModelConfig(backbone=str(backbone)))
 
 
 def of_length(config: RunConfig, folder: Path, split: str | None) -> RunConfig:
@@ -88,8 +89,8 @@ def of_length(config: RunConfig, folder: Path, split: str | None) -> RunConfig:
         number, name, _, *label = last.split("\t")
         words = " ".join(["good"] * LONG)
         path.write_text("\n".join([*others, "\t".join([number, name, words, *label])]) + "\n")
-    model = ModelConfig(max_length=1024)
-    return replace(config, backbone=str(backbone), data_dir=data, model=model)
+    model = ModelConfig(backbone=str(backbone), max_length=1024)
+    return replace(config, data_dir=data, model=model)
 
 
 def trainer(config: RunConfig, **fields) -> tuple[Trainer, list[str]]:
@@ -147,7 +148,8 @@ def test_attention_alone_leaves_the_cpu_s_ops(base, tmp_path):
 
 def test_a_width_that_is_taken_stays_written_out(base, tmp_path):
     sizes = {"hidden_size": 96, "head_dim": 32, "intermediate_size": 61}
-    config = replace(base, backbone=str(tiny_backbone(tmp_path / "backbone", **sizes)))
+    backbone = tiny_backbone(tmp_path / "backbone", **sizes)
+    config = replace(base, model=ModelConfig(backbone=str(backbone)))
     assert_same_run(config)
     ours, lines = trainer(config, backend="cpu")
     assert type(ours.step) is FastStep
@@ -178,7 +180,7 @@ def test_long_texts_train_as_on_the_reference(base, tmp_path):
         "attention: cpu, but reference for a batch with a text of more than 512 tokens "
         "(cpu: max_length is 602, above 512)"
     )
-    short, lines = trainer(config, model=ModelConfig(max_length=512))
+    short, lines = trainer(config, model=replace(config.model, max_length=512))
     assert type(short.step) is FastStep
     assert told(lines) == []
 
@@ -216,7 +218,7 @@ def test_a_named_backend_refuses_long_texts_before_it_starts(base, tmp_path, spl
         "--backend auto or reference, or --model.max-length 512"
     )
     assert not (tmp_path / "run").exists()
-    ours, _ = trainer(config, backend="cpu", model=ModelConfig(max_length=512))
+    ours, _ = trainer(config, backend="cpu", model=replace(config.model, max_length=512))
     assert type(ours.step) is FastStep
 
 
@@ -233,7 +235,7 @@ def test_a_named_backend_refuses_a_shape_before_it_starts(base, tmp_path, shape)
 
 def test_evaluate_and_predict_say_it_and_equal_the_reference(base, tmp_path, capsys):
     config = of_shape(base, tmp_path, "width 30")
-    run = train_tiny(tmp_path, "--backbone", config.backbone, "--log.no-tensorboard")
+    run = train_tiny(tmp_path, "--backbone", config.model.backbone, "--log.no-tensorboard")
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 0
     assert main(["predict", str(run)]) == 0
@@ -346,7 +348,7 @@ def test_triton_refuses_a_run_before_it_starts(tmp_path):
     backbone = tiny_backbone(tmp_path / "backbone", hidden_size=48, head_dim=24)
     config = RunConfig(
         data_dir=small_sample(tmp_path / "data", 12),
-        backbone=str(backbone),
+        model=ModelConfig(backbone=str(backbone)),
         output=tmp_path / "run",
     )
     reason = "attention: the head dimension, 48 / 2, is neither 32 nor 64"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sbrrt_fast import SmartRegularizer
-from sbrrt_fast.config import SmartConfig
+from sbrrt_fast.config import RunConfig, SmartConfig
+from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import BUILTIN_TASKS, Example
@@ -18,6 +19,7 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.divergence import SQUARED, divergence_of
 from sbrrt_fast.smart.presets import PRESETS, resolve
+from sbrrt_fast.training.trainer import Trainer
 from tests.model.models import TASKS, random_batch, random_model, stream_of
 
 LENGTHS = [6, 3, 17, 9, 13, 2]
@@ -275,15 +277,28 @@ def test_paper_s_loss_survives_bf16_by_the_linear_branch():
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
+        ({"weight": -1.0}, "weight"),
         ({"num_steps": 0}, "num_steps"),
         ({"radius": 0.0}, "radius"),
+        ({"radius": 1e-30}, "radius"),  # its square is no float32
         ({"sigma": -1.0}, "sigma"),
+        ({"sigma": 0.0}, "sigma"),
+        ({"sigma": 1e-42}, "sigma"),
         ({"step_size": 0.0}, "step_size"),
     ],
 )
 def test_settings_out_of_range(settings, field):
-    with pytest.raises(ConfigError, match=f"smart.{field} must be"):
+    """Wherever they come from they are refused by one rule."""
+    with pytest.raises(ConfigError, match=f"^smart.{field}: must be .*, got") as caught:
         resolve(SmartConfig(**settings))
+    for refuse in (
+        lambda config: SmartRegularizer(lambda x: x, config),
+        lambda config: validate(RunConfig(smart=config)),
+        lambda config: Trainer(RunConfig(smart=config), lambda line: None),
+    ):
+        with pytest.raises(ConfigError) as again:
+            refuse(SmartConfig(**settings))
+        assert str(again.value) == str(caught.value)
 
 
 def test_shapes_that_do_not_fit():

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sbrrt_fast.cli import main
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import ModelConfig, RunConfig
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
@@ -65,6 +65,10 @@ def place(tmp_path_factory) -> Path:
     small_sample(folder / "data")
     tiny_backbone(folder / "backbone")
     return folder
+
+
+def model_of(place: Path) -> ModelConfig:
+    return ModelConfig(backbone=str(place / "backbone"))
 
 
 def command(place: Path, output: Path, *flags: str) -> list[str]:
@@ -140,7 +144,7 @@ def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
     tasks = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
     tasks["para"] = replace(tasks["para"], weight=3e38)
     config = RunConfig(
-        data_dir=place / "data", backbone=str(place / "backbone"), rounds=6, tasks=tasks,
+        data_dir=place / "data", model=model_of(place), rounds=6, tasks=tasks,
         on_nonfinite="skip", backend=backend,
     )  # fmt: skip
     log = replace(config.log, every=3, state_every=2, tensorboard=False)
@@ -210,7 +214,7 @@ def test_weights_that_the_last_update_spoils_are_not_saved(place, tmp_path, caps
 
 @pytest.mark.parametrize("spoilt_part", ["weights", "moments", "teacher"])
 def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
-    config = RunConfig(data_dir=place / "data", backbone=str(place / "backbone"), rounds=6)
+    config = RunConfig(data_dir=place / "data", model=model_of(place), rounds=6)
     log = replace(config.log, every=2, state_every=2, evaluate_every=3, tensorboard=False)
     round_config = replace(config.round, batch_size=4)
     bregman = replace(config.bregman, weight=0.5)
@@ -245,7 +249,7 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
 
 
 def test_a_state_that_is_not_finite_is_not_resumed(place, tmp_path):
-    config = RunConfig(data_dir=place / "data", backbone=str(place / "backbone"), rounds=6)
+    config = RunConfig(data_dir=place / "data", model=model_of(place), rounds=6)
     log = replace(config.log, tensorboard=False, state_every=2)
     config = replace(config, output=tmp_path / "run", log=log)
     trainer = Trainer(config, lambda line: None)

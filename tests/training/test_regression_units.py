@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from sbrrt_fast.config import BregmanConfig, LogConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import (
+    BregmanConfig,
+    LogConfig,
+    ModelConfig,
+    RoundConfig,
+    RunConfig,
+    SmartConfig,
+)
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.experiments.lockstep import train_in_lockstep
@@ -59,7 +66,7 @@ def config_of(backbone: str, folder: Path, limits: tuple[float, float], **change
     config = RunConfig(
         data_dir=write_rows(folder / "data", *limits),
         output=folder / "run",
-        backbone=backbone,
+        model=ModelConfig(backbone=backbone),
         rounds=20,
         tasks={"share": replace(TASK, label_range=limits)},
         smart=SmartConfig(weight=1.0),

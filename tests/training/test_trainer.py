@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sbrrt_fast.config import BregmanConfig, LogConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import (
+    BregmanConfig,
+    LogConfig,
+    ModelConfig,
+    RoundConfig,
+    RunConfig,
+    SmartConfig,
+)
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import BackendError, ConfigError, SbrrtError, WeightsError
@@ -28,7 +35,7 @@ def base(tmp_path_factory) -> RunConfig:
     return RunConfig(
         recipe="test",
         data_dir=small_sample(folder / "data"),
-        backbone=str(tiny_backbone(folder / "backbone")),
+        model=ModelConfig(backbone=str(tiny_backbone(folder / "backbone"))),
         rounds=6,
         seed=3,
         smart=SmartConfig(weight=1.0),
@@ -185,7 +192,7 @@ def test_pretrain_leaves_the_encoder_as_it_was(base, tmp_path):
     config = replace(base, mode="pretrain", tasks={"sst": BUILTIN_TASKS["sst"]})
     config = replace(config, round=RoundConfig(batch_size=4))
     run(config, tmp_path / "run")
-    start = load_file(Path(base.backbone) / "model.safetensors")
+    start = load_file(Path(base.model.backbone) / "model.safetensors")
     end = load_file(tmp_path / "run" / "last" / "encoder" / "model.safetensors")
     assert same(start, end)
 

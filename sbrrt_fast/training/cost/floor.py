@@ -16,6 +16,7 @@ import torch
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.smart.presets import resolve
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def round_cost(
     weights = model.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
     forward = 2.0 * weights * num_tokens
     perturbs, teaches = config.smart.weight > 0, config.bregman.weight > 0
-    steps = config.smart.num_steps or 1
+    steps = resolve(config.smart).num_steps
     flops = {"clean": forward * (2 if perturbs else 1), "backward": 2 * forward}
     if perturbs:
         flops |= {"ascent": forward * (2 * steps - 1), "adversarial": forward}
