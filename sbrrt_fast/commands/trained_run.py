@@ -20,7 +20,7 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.op_choice import tell_evaluation
+from sbrrt_fast.training.step.op_choice import tell_evaluation
 
 _OWN = "(default: as the run was trained)"
 

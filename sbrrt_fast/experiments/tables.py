@@ -19,7 +19,7 @@ from sbrrt_fast.config_io import (
     portable,
 )
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
-from sbrrt_fast.training.logging import FINAL
+from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run
 from sbrrt_fast.training.trainer import Trainer
 
@@ -224,8 +224,7 @@ def read_run(folder: Path) -> Run:
     config = load_config(folder / CONFIG)
     try:
         metrics = json.loads((folder / FINAL).read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        records = read_log(folder / LINES)
     except (OSError, ValueError) as error:
         raise SbrrtError(
             f"{folder}: its metrics cannot be read ({error}); delete the folder to train it again"

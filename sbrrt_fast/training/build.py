@@ -19,14 +19,14 @@ from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.op_choice import (
+from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
+from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
     step_calls,
     written_out_why_not,
 )
-from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
-from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 
 Log = Callable[[str], object]

@@ -19,6 +19,7 @@ from sbrrt_fast.errors import OutputError, SbrrtError
 from sbrrt_fast.files import make_folder, sync_tree, write_json, write_text, writing
 
 LINES, FINAL, EVENTS = "metrics.jsonl", "metrics.json", "tensorboard"
+SKIPPED = "skipped_updates"  # key of their number
 EVENT_SUFFIX = ".sbrrt_fast"  # of the event files: who wrote them
 _FINAL_KEYS = ("dev", "rounds", "rounds_per_second", "backend", "precision", "seed")
 
@@ -36,6 +37,11 @@ def read_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
             zip(here, torch.stack([t.double() for t in here.values()]).tolist(), strict=True)
         )
     return {name: read[name] if name in read else float(v) for name, v in values.items()}
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``. ValueError or OSError if it cannot be read."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class RunLogger(AbstractContextManager):
@@ -137,7 +143,7 @@ def _lines_until(path: Path, last_round: int) -> list[str]:
     """The whole lines of ``path`` with ``round <= last_round``."""
     if not path.exists():
         return []
-    kept = []
+    earlier = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         if not line.endswith("\n"):
@@ -149,8 +155,8 @@ def _lines_until(path: Path, last_round: int) -> list[str]:
                 f"{path}:{number}: is not a line this program wrote; mend or remove it to resume"
             ) from None
         if logged_round <= last_round:
-            kept.append(line)
-    return kept
+            earlier.append(line)
+    return earlier
 
 
 def _json(value: Any) -> Any:

@@ -1,12 +1,10 @@
-"""Means of loss terms over logging intervals and over a run."""
+"""Means of loss terms over logging intervals."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,21 +83,3 @@ class IntervalMeans:
     def _running(self) -> float:
         """Seconds since the clock was started."""
         return 0.0 if self._begin is None else time.perf_counter() - self._begin
-
-
-def run_means(path: Path) -> dict[str, float]:
-    """Each term's mean over the whole run, from the interval means in ``metrics.jsonl``.
-
-    Intervals in which a term could not be computed (null) have no share in its mean; a term that
-    never could has none.
-    """
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        weight = record.get("num_rounds", 0)
-        for name, value in record.items():
-            if weight and "/" in name and value is not None:
-                sums[name] = sums.get(name, 0.0) + weight * value
-                counts[name] = counts.get(name, 0) + weight
-    return {name: sums[name] / counts[name] for name in sums}

@@ -40,7 +40,7 @@ class Progress:
         best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
         seconds: of training, without evaluations.
         interval: loss terms since the last logged line.
-        num_skipped: updates left out since the last logged line, as far as they were counted.
+        num_skipped: updates skipped since the last logged line, as far as they were counted.
         evaluation_is_due: the rounds done are to be evaluated before the next one.
     """
 

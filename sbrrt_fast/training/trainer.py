@@ -35,17 +35,10 @@ from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.cost.floor import best_ceilings, round_cost
 from sbrrt_fast.training.cost.profile import NoClock, StageClock, peak_bytes
 from sbrrt_fast.training.cost.profile import report as profile_report
-from sbrrt_fast.training.finite import (
-    SKIPPED,
-    SkippedUpdates,
-    check_interval,
-    check_loaded,
-    check_trained,
-    skipped_updates,
-)
-from sbrrt_fast.training.logging import LINES, RunLogger
-from sbrrt_fast.training.means import IntervalMeans, run_means
-from sbrrt_fast.training.op_choice import longest_sequence, tell_evaluation
+from sbrrt_fast.training.finite import check_interval, check_loaded, check_trained
+from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
+from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
+from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.progress import (
     Progress,
     check_same_inputs,
@@ -69,6 +62,7 @@ from sbrrt_fast.training.scores.evaluate import evaluate
 from sbrrt_fast.training.scores.metrics import is_better
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.op_choice import longest_sequence, tell_evaluation
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
@@ -143,7 +137,7 @@ class Trainer:
         with self.stop:
             try:
                 self._train(logger)
-                for line in [*self.step.summary(), *self._skipped().summary(self.num_rounds)]:
+                for line in [*self.step.summary(), *self._skipped().lines(self.num_rounds)]:
                     self.log(line)
                 if self.config.profile:
                     self._tell_profile()
@@ -250,8 +244,8 @@ class Trainer:
         bar.set_postfix({name: f"{value:.3f}" for name, value in totals.items()})
 
     def _take_skipped(self) -> int:
-        """How many updates were left out since the last line."""
-        count = self.progress.num_skipped + self.step.update.take_num_left_out()
+        """How many updates were skipped since the last line."""
+        count = self.progress.num_skipped + self.step.update.take_num_skipped()
         self.progress.num_skipped = 0
         return count
 

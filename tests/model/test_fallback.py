@@ -31,14 +31,14 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.dispatch import Op
 from sbrrt_fast.ops.registry import OPS
-from sbrrt_fast.training.op_choice import (
+from sbrrt_fast.training.scores.evaluate import evaluate, predict
+from sbrrt_fast.training.step.fast_step import FastStep
+from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
     step_calls,
     written_out_why_not,
 )
-from sbrrt_fast.training.scores.evaluate import evaluate, predict
-from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone, train_tiny

@@ -18,7 +18,8 @@ from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.finite import check_terms, nonfinite_names
-from sbrrt_fast.training.means import IntervalMeans, run_means
+from sbrrt_fast.training.log_summary import run_means
+from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone, train_tiny
 

@@ -1,4 +1,4 @@
-"""What a captured update holds on to, and whether it is still what a run trains."""
+"""The memory and settings that a captured update depends on, and whether a run still has them."""
 
 from __future__ import annotations
 
