@@ -150,7 +150,7 @@ class SmartRegularizer:
         """T_x ascent steps from sigma * noise; detached."""
         config, width = self.config, embeddings.shape[-1]
         is_tangent = config.gradient == "tangent"
-        gradient_at = self._tangent_gradient if is_tangent else self._finite_gradient
+        gradient_at = self.tangent_gradient if is_tangent else self._finite_gradient
         delta = config.sigma * noise * mask[..., None]
         for _ in range(config.num_steps):
             gradient = gradient_at(embeddings, logits, delta)
@@ -158,7 +158,7 @@ class SmartRegularizer:
             delta = ascent_step(*rows, *groups, config, self.backend).view_as(embeddings)
         return delta
 
-    def _tangent_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
+    def tangent_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
         """The gradient of mean l_s at x + delta, to first order in delta."""
         # At unit scale the tangent is far from the dtype's smallest numbers; it is linear in it.
         scale = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)

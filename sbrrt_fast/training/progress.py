@@ -77,6 +77,15 @@ def state_tensors(
     return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
 
 
+def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None) -> int:
+    """The most that a run saves: both models, a state, and the one that is being replaced."""
+    parameters = list(model.parameters())
+    model_bytes = sum(p.nbytes for p in parameters)
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    state = trained * (3 if teacher is None else 4)
+    return 2 * model_bytes + state + max(model_bytes, state)
+
+
 @torch.no_grad()
 def restore_tensors(
     tensors: Mapping[str, Tensor],

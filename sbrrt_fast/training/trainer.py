@@ -32,9 +32,8 @@ from sbrrt_fast.training.build import (
     pick_device,
 )
 from sbrrt_fast.training.checkpoint import load_state, save_state
-from sbrrt_fast.training.cost.floor import best_ceilings, round_cost
-from sbrrt_fast.training.cost.profile import NoClock, StageClock, peak_bytes
-from sbrrt_fast.training.cost.profile import report as profile_report
+from sbrrt_fast.training.cost.profile import RunProfile
+from sbrrt_fast.training.due import DueRounds
 from sbrrt_fast.training.finite import check_interval, check_loaded, check_trained
 from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
@@ -44,6 +43,7 @@ from sbrrt_fast.training.progress import (
     check_same_inputs,
     check_same_run,
     input_checksums,
+    num_bytes_saved,
     restore_progress,
     restore_tensors,
     state_tensors,
@@ -93,6 +93,7 @@ class Trainer:
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
         self.num_rounds = config.rounds or config.epochs * order.rounds_per_epoch
         self.rounds_per_epoch = order.rounds_per_epoch
+        self.due = DueRounds(config.log, self.rounds_per_epoch, self.num_rounds)
         self.order = RoundRobin(sizes, config.round, config.seed, self.num_rounds)
         self.teacher = Teacher(self.model, config.bregman) if config.bregman.weight > 0 else None
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optimizer)
@@ -106,10 +107,9 @@ class Trainer:
             longest_sequence(self.train_tasks.values()),
         )
         self._check_evaluation()
-        self.clock: StageClock | NoClock = NoClock()
-        if config.profile:
-            self.step.clock = self.clock = StageClock(self.device)
-        self.num_tokens = 0
+        self.profile = RunProfile(self.device) if config.profile else None
+        if self.profile:
+            self.step.clock = self.profile.clock
         self.progress = Progress(self.order.start())
         self.stop = StopSignals()
 
@@ -124,7 +124,7 @@ class Trainer:
         output, resume = self.config.output, self.config.resume
         with open_output(output, resume=resume, overwrite=self.config.overwrite):
             started = self._resume() if resume else self.config
-            check_space(output, self._num_bytes_saved())
+            check_space(output, num_bytes_saved(self.model, self.teacher))
             start_run(output, resume=resume)
             save_recipe(started, output / CONFIG)
             resume_round = self.progress.cursor.round if resume else None
@@ -137,16 +137,21 @@ class Trainer:
         with self.stop:
             try:
                 self._train(logger)
-                for line in [*self.step.summary(), *self._skipped().lines(self.num_rounds)]:
+                for line in self._summary():
                     self.log(line)
-                if self.config.profile:
-                    self._tell_profile()
                 metrics = self._final_metrics()
             except Stopped as stopped:
                 self._save_state(logger)
                 raise Interrupted(self._how_to_go_on(stopped), stopped.status) from None
             logger.write_final(metrics)
         return metrics
+
+    def _summary(self) -> list[str]:
+        """Lines for the end of the run: on its step, skipped updates and the profile."""
+        lines = [*self.step.summary(), *self._skipped().lines(self.num_rounds)]
+        if self.profile:
+            lines += self.profile.lines(self.model, self.config, self.step.memory())
+        return lines
 
     def _how_to_go_on(self, stopped: Stopped) -> str:
         return (
@@ -177,42 +182,29 @@ class Trainer:
                 self.stop.check()
                 self._round()
                 bar.update()
-                if self._is_logged(self.progress.cursor.round):
+                if self.due.is_logged(self.progress.cursor.round):
                     self._log_interval(logger, bar)
-                self._keep(logger)
+                self._evaluate_and_save(logger)
 
-    def _keep(self, logger: RunLogger) -> None:
-        """Scores and saves what is due after a round."""
+    def _evaluate_and_save(self, logger: RunLogger) -> None:
+        """Evaluates and saves the state where a round is due for it."""
         done = self.progress.cursor.round
-        self.progress.evaluation_is_due = self._is_evaluated(done)
+        self.progress.evaluation_is_due = self.due.is_evaluated(done)
         self._evaluate_if_due(logger)
-        if self._is_state(done):
+        if self.due.is_saved(done):
             self._save_state(logger)
 
     def _round(self) -> None:
         progress = self.progress
         progress.interval.start()
         batches, after = self.order.next_round(progress.cursor)
-        report = self.config.log.gain and self._is_logged(after.round)
-        with self.clock("data"):
+        report = self.config.log.gain and self.due.is_logged(after.round)
+        with self.step.clock("data"):
             assembled = self.assemble(batches)
         progress.interval.add(self.step.round(assembled, progress.cursor.round, report))
         progress.cursor = after
-        if self.config.profile:
-            self.clock.end_round()
-            self.num_tokens += sum(batch.tokens.num_tokens for batch in assembled)
-
-    def _tell_profile(self) -> None:
-        """Where the rounds of this run went, against the floor."""
-        if not self.clock.rounds:
-            return
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        mean = self.num_tokens / len(self.clock.rounds)
-        cost = round_cost(self.model.config, self.config, mean, trained)
-        memory = {"peak": peak_bytes(self.device)} | self.step.memory()
-        ceilings = best_ceilings(self.device, self.config.precision)
-        for line in profile_report(self.clock, cost, ceilings, memory):
-            self.log(line)
+        if self.profile:
+            self.profile.end_round(sum(batch.tokens.num_tokens for batch in assembled))
 
     def assemble(self, batches: Batches) -> list[TaskBatch]:
         """The round's batches, in the host's memory, with rows numbered through the round."""
@@ -339,27 +331,6 @@ class Trainer:
         cursor = self.order.cursor(meta["cursor"])
         self.progress = restore_progress(tensors, meta, cursor, self.device)
         return started
-
-    def _num_bytes_saved(self) -> int:
-        """How much of the disk a run takes at most: both models, a state, and what replaces one."""
-        parameters = list(self.model.parameters())
-        model = sum(p.nbytes for p in parameters)
-        trained = sum(p.nbytes for p in parameters if p.requires_grad)
-        state = trained * (3 if self.teacher is None else 4)
-        return 2 * model + state + max(model, state)
-
-    def _is_evaluated(self, done: int) -> bool:
-        every = self.config.log.evaluate_every or self.rounds_per_epoch
-        return done % every == 0 or done == self.num_rounds
-
-    def _is_state(self, done: int) -> bool:
-        every = self.config.log.state_every
-        return every > 0 and done % every == 0 and done < self.num_rounds
-
-    def _is_logged(self, done: int) -> bool:
-        """Every so often, and wherever something is kept, so that no mean runs across it."""
-        due = done % self.config.log.every == 0
-        return due or self._is_evaluated(done) or self._is_state(done)
 
 
 def _settings(smart: SmartConfig) -> dict | None:

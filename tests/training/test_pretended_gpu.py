@@ -367,12 +367,12 @@ def planted_rng(x, device):
 
 
 PLANTED = {
-    "training.update.clip_factor": planted_clip,
+    "training.step.update.clip_factor": planted_clip,
     "model.multitask.task_loss": planted_loss,
-    "training.fast_step.root_mean_square": planted_norm,
-    "training.fast_step.DropoutStream.normal": planted_noise,
-    "training.fast_step.to_device": planted_rng,
-    "training.update.to_device": planted_rng,
+    "training.step.fast_step.root_mean_square": planted_norm,
+    "training.step.fast_step.DropoutStream.normal": planted_noise,
+    "training.step.fast_step.to_device": planted_rng,
+    "training.step.update.to_device": planted_rng,
 }
 
 

@@ -41,10 +41,10 @@ class RoundCost:
 
     def seconds(self, ceilings: Ceilings) -> dict[str, float]:
         """The floor by stage."""
-        found = {name: flops / ceilings.flops for name, flops in self.flops.items()}
+        seconds = {name: flops / ceilings.flops for name, flops in self.flops.items()}
         for name, count in self.bytes.items():
-            found[name] = max(found.get(name, 0.0), count / ceilings.bytes)
-        return found
+            seconds[name] = max(seconds.get(name, 0.0), count / ceilings.bytes)
+        return seconds
 
 
 def round_cost(
@@ -93,8 +93,8 @@ def measure_ceilings(
 def best_ceilings(device: torch.device, precision: str) -> Ceilings:
     """What a round in ``fp32`` or ``bf16`` can reach; bf16 products may be made in float32 too."""
     dtypes = [torch.float32, torch.bfloat16] if precision == "bf16" else [torch.float32]
-    found = [measure_ceilings(device, dtype) for dtype in dtypes]
-    return Ceilings(max(c.flops for c in found), max(c.bytes for c in found))
+    ceilings = [measure_ceilings(device, dtype) for dtype in dtypes]
+    return Ceilings(max(c.flops for c in ceilings), max(c.bytes for c in ceilings))
 
 
 def _fastest(call, device: torch.device, repeats: int) -> float:
