@@ -1,4 +1,4 @@
-"""Folders of a run that know what was written into them, so that nothing else is ever removed.
+"""Folders of a run that list their files, so that nobody else's are ever removed.
 
 Such a folder lists its files in ``checksums.json``, with sizes, checksums and a checksum of the
 list itself. The list says what is damaged, and what may be removed: a file that it does not name is
@@ -79,7 +79,7 @@ def check_directory(directory: Path) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Removes what was written into ``directory``, its ``.old`` and what a killed writer left.
+    """Removes a folder's listed files, its ``.old`` and the remains of a killed writer.
 
     Files that ``checksums.json`` does not list stay where they are.
     """
@@ -104,7 +104,7 @@ def _old(directory: Path) -> Path:
 
 
 def _tidy(directory: Path) -> None:
-    """Finishes or undoes what a killed writer left."""
+    """Finishes or undoes a killed writer's work."""
     old = _old(directory)
     if old.is_dir() and not directory.exists():
         old.rename(directory)
@@ -113,7 +113,7 @@ def _tidy(directory: Path) -> None:
 
 
 def _retire(old: Path, directory: Path) -> None:
-    """Removes a replaced folder; what others put into it moves to the one in its place."""
+    """Removes a replaced folder; others' files in it move to the one in its place."""
     if not old.is_dir():
         return
     for name in _own_files(old):

@@ -136,7 +136,7 @@ class RoundConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a run writes and how often.
+    """A run's logs, evaluations and saved states, and how often.
 
     Attributes:
         every: rounds between two lines of ``metrics.jsonl``.

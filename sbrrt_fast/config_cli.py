@@ -112,7 +112,7 @@ def _raise_unknown(unknown: Sequence[str], base: RunConfig) -> NoReturn:
 
 
 def flag_value(flag: str, argv: Sequence[str]) -> str | None:
-    """What follows ``--flag`` or ``--flag=`` for the last time, or None."""
+    """The last value of ``--flag VALUE`` or ``--flag=VALUE``, or None."""
     values = [token.partition("=")[2] for token in argv if token.startswith(f"{flag}=")]
     values += [value for token, value in itertools.pairwise(argv) if token == flag]
     return values[-1] if values else None

@@ -49,7 +49,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def save_recipe(config: RunConfig, path: Path) -> None:
-    """Writes what makes a run the run it is, as YAML, atomically.
+    """Writes the settings that define a run, as YAML, atomically.
 
     That is every field but those of one call (``output``, ``resume``, ``overwrite``), with
     absolute folders: the file trains the same run from anywhere, into any folder.

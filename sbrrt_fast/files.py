@@ -25,7 +25,7 @@ from sbrrt_fast.errors import OutputError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the system says against writing ``path`` into one line.
+    """Turns a system error from writing ``path`` into one line.
 
     Raises:
         OutputError: naming the file or folder and the system's reason.
@@ -76,7 +76,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Removes a file that ``replacing`` made, if it is there, and what its killed writers left."""
+    """Removes a file that ``replacing`` made, if it is there, and its killed writers' remains."""
     path.unlink(missing_ok=True)
     for unfinished in path.parent.glob(f"{path.name}.tmp-*-*"):
         unfinished.unlink()
@@ -102,8 +102,8 @@ def make_folder(path: Path) -> None:
 def atomic_directory(directory: Path) -> Iterator[Path]:
     """Yields an empty folder to fill, which then takes the place of ``directory`` as a whole.
 
-    What ``directory`` held is deleted, so the caller looks first. If the body raises, it stays as
-    it was. The parent folder must be there.
+    Everything that ``directory`` held is deleted, so the caller looks first. If the body raises, it
+    stays as it was. The parent folder must be there.
 
     Raises:
         OutputError: the system refuses, or ``directory`` is a link.

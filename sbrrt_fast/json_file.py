@@ -48,7 +48,7 @@ def as_json(value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value: ``an object``, ``null``, ``the number 3``."""
+    """A value's kind in JSON's words: ``an object``, ``null``, ``the number 3``."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""The arguments of a command: a dataclass that tyro fills, with mistakes told in one line."""
+"""The arguments of a command: a dataclass that tyro fills, with mistakes in one line."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:
 def _record(
     arguments: EvaluateArguments, run: TrainedRun, scores: dict, tasks: dict[str, TokenizedTask]
 ) -> dict:
-    """What ``--output`` writes; the scores are under the split's name as in ``metrics.json``."""
+    """The JSON of ``--output``; the scores are under the split's name as in ``metrics.json``."""
     return {
         arguments.split: scores,
         "num_examples": {name: task.num_examples for name, task in tasks.items()},

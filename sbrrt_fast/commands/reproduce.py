@@ -137,12 +137,12 @@ def _configs(
 
 
 def _run_flags(options: ReproduceOptions) -> list[str]:
-    given = {
+    values = {
         "--data-dir": options.data_dir and options.data_dir.expanduser().resolve(),
         "--rounds": options.rounds,
         "--backbone": options.backbone,
     }
-    return [text for flag, v in given.items() if v is not None for text in (flag, str(v))]
+    return [text for flag, v in values.items() if v is not None for text in (flag, str(v))]
 
 
 def _is_completed(config: RunConfig, failures: list[str]) -> bool:
@@ -157,8 +157,8 @@ def _is_completed(config: RunConfig, failures: list[str]) -> bool:
 
 def _finished(output: Path, table: Table, row: Row) -> list[Path]:
     folder = run_folder(output, table, row, 0).parent
-    found = [path.parent for path in folder.glob(f"seed*/{FINAL}")]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    folders = [path.parent for path in folder.glob(f"seed*/{FINAL}")]
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def _runs_of(folders: Sequence[Path]) -> list[Run]:

@@ -64,8 +64,8 @@ def _bert_disagreement(
     if not isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer):
         return "its pre-tokenizer is not BertTokenizer's"
     for texts in (("a",), ("a", "a")):
-        found, wanted = tokenizer.encode(*texts), expected.encode(*texts)
-        if (found.ids, found.type_ids) != (wanted.ids, wanted.type_ids):
+        ours, theirs = tokenizer.encode(*texts), expected.encode(*texts)
+        if (ours.ids, ours.type_ids) != (theirs.ids, theirs.type_ids):
             return "its post-processor does not put [CLS], [SEP] and token types as BertTokenizer"
     return None
 
@@ -75,7 +75,7 @@ def _bert_tokenizer(
     settings: TokenizerSettings,
     listed: dict[str, tuple[int, AddedToken]] | None = None,
 ) -> Tokenizer:
-    """What BertTokenizer makes of a vocabulary.
+    """BertTokenizer's tokenizer for a vocabulary.
 
     Args:
         listed: (id, token) by content, the added tokens of ``tokenizer.json``.
@@ -186,9 +186,9 @@ def _normalizer_disagreement(normalizer: Any, settings: TokenizerSettings) -> st
         "strip_accents": tuple(strips),
         "tokenize_chinese_chars": (normalizer.handle_chinese_chars, settings.chinese),
     }
-    for name, (found, said) in pairs.items():
-        if found != said:
-            return f"its normalizer has {name} {as_json(found)}, {CONFIG} {as_json(said)}"
+    for name, (stored, configured) in pairs.items():
+        if stored != configured:
+            return f"its normalizer has {name} {as_json(stored)}, {CONFIG} {as_json(configured)}"
     return None
 
 
@@ -197,10 +197,10 @@ def _with_ids(
 ) -> Tokenizer:
     """Each added token must have the id that the files give it."""
     for content, (number, _) in added.items():
-        if (found := tokenizer.token_to_id(content)) != number:
+        if (other := tokenizer.token_to_id(content)) != number:
             raise WeightsError(
                 f"{path.parent}: added token {as_json(content)} should be {number}, but behind "
-                f"this vocabulary it is {found}; use the files that were saved with the weights"
+                f"this vocabulary it is {other}; use the files that were saved with the weights"
             )
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer's vocabulary say: case, special tokens, added tokens.
+"""The settings in the files beside a tokenizer's vocabulary: case, special and added tokens.
 
 ``transformers`` reads ``added_tokens_decoder`` of ``tokenizer_config.json`` where it is there, else
 ``special_tokens_map.json`` and ``added_tokens.json``; where the others say something else, the
@@ -84,16 +84,16 @@ def read_settings(folder: Path) -> TokenizerSettings:
     config = _object(folder / CONFIG)
     entries, class_name = config.get("added_tokens_decoder"), _class_name(folder, config)
     mapped = _object(folder / SPECIAL) if entries is None else {}
-    given = _named(folder, config, mapped)
+    special = _named(folder, config, mapped)
     extra = _extra(folder, config, mapped)
     if entries is None:
-        roles = {given[role].content for role in ROLES if given.get(role)}
+        roles = {special[role].content for role in ROLES if special.get(role)}
         added = _added_tokens(folder, roles | _known_as_special(folder, config, mapped))
     else:
         added = _decoder(folder, entries)
         _check_same_ids(folder, added, _added_tokens(folder, set()))
     defaults = ROLES if class_name in BERT_CLASSES else ()
-    named = {role: _special(f"[{role.upper()}]") for role in defaults} | given
+    named = {role: _special(f"[{role.upper()}]") for role in defaults} | special
     return TokenizerSettings(
         folder,
         class_name,
@@ -134,13 +134,13 @@ def _named(
             if not _is_token_name(name, token):
                 continue
             role = name.removesuffix("_token")
-            found = None if token is None else _token(folder, name, token, special=True)
-            if role in named and str(named[role]) != str(found):
+            added = None if token is None else _token(folder, name, token, special=True)
+            if role in named and str(named[role]) != str(added):
                 raise WeightsError(
-                    f"{folder}: {name} is {_text(named[role])} in {CONFIG} and {_text(found)} in "
+                    f"{folder}: {name} is {_text(named[role])} in {CONFIG} and {_text(added)} in "
                     f"{SPECIAL}; make them say the same"
                 )
-            named[role] = found
+            named[role] = added
     return named
 
 

@@ -62,15 +62,15 @@ def train_in_lockstep(
     if yardstick:
         others.append(Trainer(config_a, log))
         shift_one_ulp(others[1])
-    found = [Difference(_gradient_differences(a, other), []) for other in others]
+    differences = [Difference(_gradient_differences(a, other), []) for other in others]
     losses, cursor = [], a.order.start()
     for _ in range(num_rounds):
         (ours, *theirs), cursor = _round([a, *others], cursor)
         losses.append({"a": ours, "b": theirs[0]})
         for i, other in enumerate(others):
-            vanishing = found[i].vanishing
-            found[i].rounds.append(_round_difference(ours, theirs[i], a, other, vanishing))
-    return Comparison(config_a.recipe, config_a.seed, labels, losses, *found)
+            vanishing = differences[i].vanishing
+            differences[i].rounds.append(_round_difference(ours, theirs[i], a, other, vanishing))
+    return Comparison(config_a.recipe, config_a.seed, labels, losses, *differences)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def _draw_losses(axes, difference: Difference) -> None:
     colors = {task: f"C{i}" for i, task in enumerate(dict.fromkeys(tasks))}
     styles = dict(zip(dict.fromkeys(terms), itertools.cycle(("-", "--", ":", "-.")), strict=False))
     for name, task, term in zip(names, tasks, terms, strict=True):
-        values = [found.losses[name] for found in difference.rounds]
+        values = [r.losses[name] for r in difference.rounds]
         _draw(axes, values, name, color=colors[task], linestyle=styles[term])
 
 

@@ -64,8 +64,8 @@ class RowResult:
 
     def mean_term(self, task: str, term: str) -> float | None:
         """A term's mean over rounds and seeds, such as R_s (``smart``); None if never measured."""
-        found = [run.metrics["means"].get(f"{task}/{term}") for run in self.runs]
-        known = [value for value in found if value is not None]
+        means = [run.metrics["means"].get(f"{task}/{term}") for run in self.runs]
+        known = [value for value in means if value is not None]
         return statistics.fmean(known) if known else None
 
     def setting(self, name: str) -> tuple[Any, ...]:
@@ -214,8 +214,8 @@ class Report:
         metrics = result.runs[0].metrics
         cells += [result.backbone, metrics["precision"], str(metrics["rounds"])]
         for term in ("smart", "gain"):
-            found = (result.mean_term(task, term) for task in self.tasks)
-            cells += ["" if value is None else f"{value:.3g}" for value in found]
+            means = (result.mean_term(task, term) for task in self.tasks)
+            cells += ["" if value is None else f"{value:.3g}" for value in means]
         return cells
 
 

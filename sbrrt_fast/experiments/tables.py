@@ -26,7 +26,7 @@ from sbrrt_fast.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper reports for a row, as far as it is known to us.
+    """The paper's results for a row, as far as they are known to us.
 
     Attributes:
         scores: dev scores by task.
@@ -209,7 +209,7 @@ class Run:
     """A finished run of a row.
 
     Attributes:
-        metrics: what its ``metrics.json`` holds.
+        metrics: the contents of its ``metrics.json``.
         curve: (round, overall dev score) of every evaluation during training.
     """
 

@@ -40,7 +40,7 @@ _REQUIRED = (
     "intermediate_size",
 )
 
-# What is taken of a folder on the hub; the weights of other frameworks are not.
+# Files taken from a folder on the hub; the weights of other frameworks are not.
 _FOLDER_FILES = (
     "config.json",
     "sentence_bert_config.json",
@@ -167,8 +167,8 @@ def read_config(directory: str | Path) -> BertConfig:
     if absent:
         raise WeightsError(f"{path}: {', '.join(absent)} is missing; this is no BERT config")
     present = {f.name: stored[f.name] for f in fields(BertConfig) if f.name in stored}
-    given = {n: v for n, v in present.items() if v is not None or n in _REQUIRED}
+    config = {n: v for n, v in present.items() if v is not None or n in _REQUIRED}
     try:
-        return BertConfig(**given)
+        return BertConfig(**config)
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}; use the config.json of the checkpoint") from None

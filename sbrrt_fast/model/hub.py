@@ -81,15 +81,15 @@ def read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict
     heads are left out.
 
     Args:
-        modules: what is taken of the checkpoint. shapes: of the tensors, by name.
+        modules: the checkpoint's layers. shapes: of the tensors, by name.
 
     Raises:
         WeightsError: the weights are pickled, truncated, or do not fit ``config.json``; it lists
             those that are missing or do not fit.
     """
     pooler = {name: shape for name, shape in shapes.items() if name.startswith(_POOLER)}
-    wanted = {n: s for n, s in shapes.items() if not (modules.dense and n in pooler)}
-    reader = TensorReader(wanted, lambda stored: _wanted_name(stored, wanted))
+    own_shapes = {n: s for n, s in shapes.items() if not (modules.dense and n in pooler)}
+    reader = TensorReader(own_shapes, lambda stored: _name_of(stored, own_shapes))
     for path in weight_files(modules.encoder):
         reader.read(path)
     _check_any_fits(modules.encoder, reader)
@@ -103,8 +103,8 @@ def read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict
     return tensors | (_read_dense(modules.dense, pooler) if modules.dense else {})
 
 
-def _wanted_name(stored: str, shapes: dict[str, list[int]]) -> str | None:
-    """A pooler that is not wanted is passed over like a head."""
+def _name_of(stored: str, shapes: dict[str, list[int]]) -> str | None:
+    """The encoder's name of a stored tensor; None for heads and a pooler that is not read."""
     name = encoder_name(stored)
     return None if name and name.startswith("pooler.") and name not in shapes else name
 
@@ -206,7 +206,7 @@ def _write_vocabulary(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def _write_tokenizer_config(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """tokenizer_config.json: of a BertTokenizer where that is what it is, else one as it is."""
+    """tokenizer_config.json, for BertTokenizer where the tokenizer is one."""
     special = {key: t for key, t in _SPECIAL_TOKENS.items() if tokenizer.token_to_id(t) is not None}
     settings = {**special, "model_max_length": max_length}
     path, normalizer = folder / "tokenizer_config.json", tokenizer.normalizer

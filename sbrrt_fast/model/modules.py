@@ -31,7 +31,7 @@ _SHORT_MODES = {"cls": "cls_token", "mean": "mean"}
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """What is taken of a checkpoint, and what is not.
+    """The layers that a checkpoint has between tokens and a vector, as far as MiniBert has them.
 
     Attributes:
         encoder: folder of ``config.json``, weights and tokenizer.
@@ -85,7 +85,7 @@ def read_modules(directory: str | Path, pooling: str = "checkpoint") -> Sentence
     encoder, rest = modules[0].folder, modules[1:]
     if pooling == "checkpoint":
         return _as_listed(path, encoder, rest)
-    return _as_said(path, encoder, rest, pooling)
+    return _as_chosen(path, encoder, rest, pooling)
 
 
 def list_modules(path: Path) -> list[_Module]:
@@ -111,11 +111,11 @@ def _without_list(directory: Path, pooling: str) -> SentenceModules:
         return SentenceModules(directory, pooling, None, f"pooling '{pooling}' (model.pooling)")
     if not settings.is_file():
         return SentenceModules(directory, "cls", None, "pooling 'cls' (BERT's own pooler)")
-    found = _read_pooling(settings)
-    return SentenceModules(directory, found, None, f"pooling '{found}' ({POOLING_FOLDER})")
+    pooling = _read_pooling(settings)
+    return SentenceModules(directory, pooling, None, f"pooling '{pooling}' ({POOLING_FOLDER})")
 
 
-def _as_said(path: Path, encoder: Path, modules: list[_Module], pooling: str) -> SentenceModules:
+def _as_chosen(path: Path, encoder: Path, modules: list[_Module], pooling: str) -> SentenceModules:
     """``model.pooling`` whatever follows; ``cls`` is the checkpoint's layer where it has one."""
     dense = None
     if pooling == "cls":
@@ -127,7 +127,7 @@ def _as_said(path: Path, encoder: Path, modules: list[_Module], pooling: str) ->
 
 
 def _as_listed(path: Path, encoder: Path, modules: list[_Module]) -> SentenceModules:
-    """What ``modules.json`` says after its encoder, all of it taken or named as left out."""
+    """The modules after the encoder in ``modules.json``, each taken or named as left out."""
     if not modules or modules[0].kind != "Pooling":
         what = f"{modules[0]} after the encoder" if modules else "no pooling"
         raise WeightsError(f"{path}: has {what}, which is not supported; {_OVERRIDE}")

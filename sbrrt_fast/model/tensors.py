@@ -67,12 +67,13 @@ class TensorReader:
     """Takes the tensors of known names and shapes out of files, and notes what does not fit.
 
     Args:
-        shapes: by name; all of them are wanted.
+        shapes: by name, of all tensors to read.
         name_of: the name of a stored tensor, or None for one that is passed over.
         dtype: of the copies; None for that of the file.
 
     Attributes:
-        tensors: copies of what was read. problems: by name, what is wrong with it.
+        tensors: copies of the stored tensors, by name. problems: why a tensor cannot be used, by
+            name.
         stored: the first names in the files, and how many there are.
     """
 

@@ -82,7 +82,7 @@ class Teacher:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what ``state_dict`` returned.
+        """Restores the averages of ``state_dict``.
 
         Raises:
             WeightsError: a name is missing or unknown, or a shape differs.

@@ -34,7 +34,7 @@ ModelFn = Callable[[Tensor], Tensor]
 
 FINITE_RESOLUTION = 64.0  # sigma / eps(dtype) below which a finite difference is mostly rounding
 BRANCH_RESOLUTION = 2.0  # radius / eps(dtype) below which R_s by subtraction is mostly rounding
-GAIN_RESOLUTION = 200.0  # the same for a random direction, whose R_s is far smaller
+GAIN_RESOLUTION = 200.0  # radius / eps for a random direction, whose R_s is far smaller
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run is made of: model, data, device and step, from its configuration."""
+"""The parts of a run, from its configuration: model, data, device and step."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
     """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
 
-    ``log`` hears what is taken of the checkpoint and what is left out.
+    ``log`` takes a line on what is used of the checkpoint and what is left out.
 
     Raises:
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
@@ -80,7 +80,7 @@ def load_splits(
 
 
 def fit_label_units(model: MultiTaskModel, train_tasks: Mapping[str, TokenizedTask]) -> None:
-    """Regression is trained in units of its training labels; see ``model.label_units``."""
+    """Sets the units of regression heads from the training labels (``model.label_units``)."""
     for name, task in train_tasks.items():
         if task.config.head == "regression":
             model.label_units(name).fit(task.labels)

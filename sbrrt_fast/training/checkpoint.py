@@ -1,4 +1,4 @@
-"""Saved states: tensors and what goes with them, which come back bit for bit."""
+"""Saved states: tensors and JSON values, which come back bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_state(directory: Path, *, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
-    """Writes ``state.safetensors`` and ``state.json`` into ``directory``, replacing what it held.
+    """Writes ``state.safetensors`` and ``state.json`` into ``directory``, replacing an older state.
 
     Args:
         directory: folder of the state; its parent must be there.
@@ -96,7 +96,7 @@ def load_optimizer_tensors(
     named_parameters: Iterable[tuple[str, Tensor]],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Puts back what ``optimizer_tensors`` returned; other names in ``tensors`` are ignored.
+    """Restores the tensors of ``optimizer_tensors``; other names in ``tensors`` are ignored.
 
     The optimiser then continues bit for bit; learning rates are set anew at every step.
 

@@ -1,4 +1,4 @@
-"""What is not finite in a run: checked before it is trained, while it is, and before a save.
+"""Checks that a run is finite: before it is trained, while it is, and before a save.
 
 Losses, the gradients' norm and weights stop a run. A diagnostic (gain, perturbation) that cannot be
 computed does not.
@@ -25,19 +25,20 @@ _ADVICE = (
 def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the floating tensors that hold an infinity or NaN; the host waits once a device."""
     floating = {name: x.detach() for name, x in tensors.items() if x.is_floating_point()}
-    found: set[str] = set()
+    nonfinite: set[str] = set()
     for device in {x.device for x in floating.values()}:
         here = {name: x for name, x in floating.items() if x.device == device}
         are_finite = torch.stack([torch.isfinite(x).all() for x in here.values()]).tolist()
-        found |= {name for name, is_finite in zip(here, are_finite, strict=True) if not is_finite}
-    return [name for name in floating if name in found]
+        pairs = zip(here, are_finite, strict=True)
+        nonfinite |= {name for name, is_finite in pairs if not is_finite}
+    return [name for name in floating if name in nonfinite]
 
 
 def check_loaded(tensors: Mapping[str, Tensor], where: object, advice: str) -> None:
     """Refuses weights that were not finite when they were read.
 
     Args:
-        tensors: by name. where: the folder they are from, or what they are. advice: what to do.
+        tensors: by name. where: the folder they are from, or a name for them. advice: what to do.
 
     Raises:
         WeightsError: naming ``where`` and the first tensor with an infinity or NaN.

@@ -1,4 +1,4 @@
-"""What a run writes down: ``metrics.jsonl``, TensorBoard scalars, and ``metrics.json``."""
+"""A run's logs: ``metrics.jsonl``, TensorBoard scalars, and ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class RunLogger(AbstractContextManager):
         return read
 
     def sync(self) -> None:
-        """Sees to it that what was logged is on the disk. OutputError if it cannot be."""
+        """Writes the log down to the disk. OutputError if it cannot be."""
         with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -126,7 +126,7 @@ class RunLogger(AbstractContextManager):
                 sync_tree(self.output / EVENTS)
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        # What went wrong first is what the user hears of.
+        # The first error is the one that is reported.
         with contextlib.nullcontext() if error is None else contextlib.suppress(OutputError):
             self.close()
 

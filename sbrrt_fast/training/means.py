@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class IntervalMeans:
-    """Means of what is finite, summed on the device until it is read.
+    """Means of the finite values of each term, summed on the device until they are read.
 
     The clock starts with the first round.
 
@@ -42,7 +42,7 @@ class IntervalMeans:
         return interval
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was summed so far, by a number."""
+        """The sums so far, by a number."""
         return {str(i): sums.clone() for i, sums in enumerate(self._sums.values())}
 
     def to_meta(self) -> dict[str, Any]:
@@ -61,12 +61,12 @@ class IntervalMeans:
         names = tuple(terms)
         values = torch.stack(list(terms.values())).double()
         is_finite = torch.isfinite(values)
-        found = torch.stack([values.masked_fill(~is_finite, 0.0), is_finite.double()])
-        self._sums[names] = self._sums[names] + found if names in self._sums else found
+        sums = torch.stack([values.masked_fill(~is_finite, 0.0), is_finite.double()])
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
         self._rounds[names] = self._rounds.get(names, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means, NaN of what was never finite; the clock stops. Waits for the device once."""
+        """The means, NaN of terms that were never finite. Stops the clock; waits for the device."""
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         stacked = torch.cat(list(self._sums.values()), dim=1).tolist() if self._sums else ([], [])

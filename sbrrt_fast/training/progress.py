@@ -1,4 +1,4 @@
-"""How far a run has come, and what it saves to go on from there."""
+"""How far a run has come, and the state that it saves to go on from there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_ten
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.round_robin import Cursor
 
-# What a resumed run may have otherwise: where things are (their contents are compared), where it
-# computes, and what it tells.
+# Settings that a resumed run may change: paths (their contents are compared), the device, and the
+# logs.
 MAY_DIFFER = {
     *CALL_FIELDS,
     *("data_dir", "model.backbone", "device", "graphs", "profile"),
@@ -33,7 +33,7 @@ _MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."
 
 @dataclass
 class Progress:
-    """What changes from round to round, besides weights, optimiser and teacher.
+    """The part of a run's state that changes every round, besides weights, optimiser and teacher.
 
     Attributes:
         cursor: rounds done and batches taken.
@@ -149,7 +149,7 @@ def check_same_inputs(started: Mapping[str, int], now: Mapping[str, int], where:
 def input_checksums(
     model: MultiTaskModel, splits: Mapping[str, Mapping[str, TokenizedTask]]
 ) -> dict[str, int]:
-    """CRC-32 of what a run is given besides its configuration, by a name for messages.
+    """CRC-32 of a run's inputs besides its configuration, by a name for messages.
 
     Args:
         splits: by name of the split, its tokenised tasks.

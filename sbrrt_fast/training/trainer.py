@@ -62,7 +62,7 @@ from sbrrt_fast.training.scores.evaluate import evaluate
 from sbrrt_fast.training.scores.metrics import is_better
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.op_choice import longest_sequence, tell_evaluation
+from sbrrt_fast.training.step.op_choice import log_evaluation_choice, longest_sequence
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
@@ -114,7 +114,7 @@ class Trainer:
         self.stop = StopSignals()
 
     def run(self) -> dict:
-        """Trains to the end and returns what ``metrics.json`` holds.
+        """Trains to the end and returns the contents of ``metrics.json``.
 
         Raises:
             SbrrtError: the output folder cannot be used, the saved state is not of this run, or
@@ -164,7 +164,7 @@ class Trainer:
         """Dev texts may be longer than those that the step was built for."""
         config, dev = self.config, self.dev_tasks.values()
         if longest_sequence(dev) > longest_sequence(self.train_tasks.values()):
-            tell_evaluation(
+            log_evaluation_choice(
                 self.model,
                 dev,
                 lambda line: self.log(f"evaluation: {line}"),
@@ -272,7 +272,7 @@ class Trainer:
             )
 
     def _final_metrics(self) -> dict:
-        """Scores of the best model on all dev rows, and what the run was."""
+        """Scores of the best model on all dev rows, and the run's settings."""
         best, config = self.progress.best, self.config
         return {
             "dev": best["scores"] if config.log.dev_rows is None else self._best_scores(),

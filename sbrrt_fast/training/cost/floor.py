@@ -21,7 +21,7 @@ from sbrrt_fast.smart.presets import resolve
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine does at best: operations and bytes per second."""
+    """The machine's best rates: operations and bytes per second."""
 
     flops: float
     bytes: float
@@ -50,7 +50,7 @@ class RoundCost:
 def round_cost(
     model: BertConfig, config: RunConfig, num_tokens: float, num_parameters: int
 ) -> RoundCost:
-    """Of a run's rounds.
+    """The cost of a run's rounds.
 
     Args:
         num_tokens: of one round, over all its tasks. num_parameters: that are trained.
@@ -91,7 +91,7 @@ def measure_ceilings(
 
 
 def best_ceilings(device: torch.device, precision: str) -> Ceilings:
-    """What a round in ``fp32`` or ``bf16`` can reach; bf16 products may be made in float32 too."""
+    """The best rates for ``fp32`` or ``bf16``; bf16 products may be made in float32 too."""
     dtypes = [torch.float32, torch.bfloat16] if precision == "bf16" else [torch.float32]
     ceilings = [measure_ceilings(device, dtype) for dtype in dtypes]
     return Ceilings(max(c.flops for c in ceilings), max(c.bytes for c in ceilings))

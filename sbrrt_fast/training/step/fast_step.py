@@ -6,7 +6,7 @@ For a task's batch, or all of the round's at once (``joint``):
     activations -> adversarial forward -> teacher -> one backward over clean and adversarial rows
     -> one pass of the optimiser over all tensors
 
-What the numbers mean, and the loss, is ``sbrrt_step``'s, which is the reference of this one.
+``sbrrt_step`` is the reference: it defines the loss and the reported numbers.
 """
 
 from __future__ import annotations

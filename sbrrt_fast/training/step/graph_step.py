@@ -51,8 +51,8 @@ class Captured:
     """A step's work on groups of one shape.
 
     Attributes:
-        graph: the recording. inputs: what it reads. terms: names of the loss terms; values: float32
-            [number of terms], what it writes.
+        graph: the recording. inputs: of the work. terms: names of the loss terms; values: float32
+            [number of terms], its result.
         plan: of the update. capacity: of the workspaces when it was captured. frozen: the update's
             memory and settings, see ``FusedUpdate.frozen``.
     """
@@ -192,5 +192,5 @@ class GraphStep(FastStep):
         return Captured(graph, inputs, tuple(names), values, plan, self._capacity(), frozen)
 
     def _capacity(self) -> tuple[int, ...]:
-        """It changes where a workspace has grown: what was captured has the old addresses."""
+        """Sizes of the workspaces: where one has grown, captured work has the old addresses."""
         return tuple(e.workspace.capacity for e in (self.student, self.momentum) if e)

@@ -153,7 +153,7 @@ class FusedUpdate(TorchUpdate):
         """The device's part; returns the gradients' norm before clipping.
 
         Args:
-            numbers: float64, what ``numbers`` gave, on the device. beta: the teacher's momentum.
+            numbers: float64, the result of ``numbers`` on the device. beta: the teacher's momentum.
         """
         grads = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
         norm = _norm_of(grads, self.backend)
