@@ -7,10 +7,9 @@ import dataclasses
 import io
 import itertools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
@@ -33,7 +32,14 @@ def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast trai
     """
     if _is_given("--epochs", argv) and not _is_given("--rounds", argv):
         base = dataclasses.replace(base, rounds=None)
-    config, unknown = _run_tyro(argv, base, prog)
+    config, unknown = run_tyro(
+        RunConfig,
+        argv,
+        prog,
+        description="Train with --config FILE (YAML) and any of these flags over it.",
+        default=base,
+        return_unknown_args=True,
+    )
     if unknown:
         _raise_unknown(unknown, base)
     validate(config)
@@ -43,14 +49,11 @@ def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast trai
 def parse_run_config(argv: Sequence[str], prog: str) -> RunConfig:
     """The configuration of a command line: ``--config FILE`` first, then flags over it.
 
-    On an error it prints one line to stderr and exits with status 2.
+    Raises:
+        ConfigError: see ``load_config`` and ``parse_cli``.
     """
-    try:
-        path, flags = split_config_flag(argv)
-        return parse_cli(flags, load_config(path), prog)
-    except ConfigError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    path, flags = split_config_flag(argv)
+    return parse_cli(flags, load_config(path), prog)
 
 
 def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -68,18 +71,16 @@ def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
     return (Path(paths[0]) if paths else None), rest
 
 
-def _run_tyro(argv: Sequence[str], base: RunConfig, prog: str) -> tuple[RunConfig, list[str]]:
+def run_tyro(cls: type, argv: Sequence[str], prog: str, **options: Any) -> Any:
+    """``tyro.cli`` with its mistakes as errors; ``--help`` prints and exits.
+
+    Raises:
+        ConfigError: the sentence of tyro's message.
+    """
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            return tyro.cli(
-                RunConfig,
-                prog=prog,
-                description="Train with --config FILE (YAML) and any of these flags over it.",
-                args=list(argv),
-                default=base,
-                return_unknown_args=True,
-            )
+            return tyro.cli(cls, args=list(argv), prog=prog, **options)
     except SystemExit as stop:
         if not stop.code:
             raise  # --help

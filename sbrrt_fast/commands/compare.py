@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_cli import parse_run_config
 from sbrrt_fast.config_io import config_with
@@ -47,13 +46,7 @@ class CompareOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    options, flags = tyro.cli(
-        CompareOptions,
-        args=list(argv),
-        prog=PROG,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        return_unknown_args=True,
-    )
+    options, flags = parse_arguments(CompareOptions, argv, PROG, return_unknown_args=True)
     if options.rounds < 1:
         raise ConfigError(f"--rounds: must be at least 1, got {options.rounds}")
     base = parse_run_config(flags, prog=PROG)

@@ -8,8 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult
@@ -65,13 +64,7 @@ class ReproduceOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    options, flags = tyro.cli(
-        ReproduceOptions,
-        args=list(argv),
-        prog=PROG,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        return_unknown_args=True,
-    )
+    options, flags = parse_arguments(ReproduceOptions, argv, PROG, return_unknown_args=True)
     table = TABLES[options.table]
     rows = pick_rows(table, options.rows)
     if options.seeds < 1:

@@ -19,6 +19,21 @@ CONFIG = BertConfig(
     intermediate_size=112,
     max_position_embeddings=64,
 )
+# A BertModel in which no field has its default.
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 40,
+    "type_vocab_size": 3,
+    "layer_norm_eps": 1e-6,
+    "hidden_dropout_prob": 0.2,
+    "attention_probs_dropout_prob": 0.3,
+    "pad_token_id": 1,
+    "initializer_range": 0.03,
+}
 TASKS = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
 
 

@@ -19,21 +19,8 @@ from sbrrt_fast.model import hub
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.hub import save_encoder
+from tests.model.models import TINY
 
-TINY = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 3,
-    "layer_norm_eps": 1e-6,
-    "hidden_dropout_prob": 0.2,
-    "attention_probs_dropout_prob": 0.3,
-    "pad_token_id": 1,
-    "initializer_range": 0.03,
-}
 QUERY = "encoder.layer.1.attention.self.query.weight"
 WORDS = "embeddings.word_embeddings.weight"
 

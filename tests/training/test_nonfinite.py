@@ -21,7 +21,7 @@ from sbrrt_fast.training.finite import check_terms, nonfinite_names
 from sbrrt_fast.training.log_summary import run_means
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import small_sample, tiny_backbone, train_tiny
+from tests.helpers import kill_in_round, read_log, small_sample, tiny_backbone, train_tiny
 
 
 def test_the_mean_of_an_interval_is_of_what_is_finite():
@@ -80,10 +80,6 @@ def command(place: Path, output: Path, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
-def lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture
 def overflowing(tmp_path) -> str:
     """A configuration whose sst task has a loss that float32 cannot hold."""
@@ -102,7 +98,7 @@ def test_a_run_that_skips_counts_and_goes_on(
     assert "6 of 18 updates were left out" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["skipped_updates"] == 6
-    logged = [line for line in lines(tmp_path / "run") if "num_rounds" in line]
+    logged = [line for line in read_log(tmp_path / "run") if "num_rounds" in line]
     assert [line["skipped_updates"] for line in logged] == [2, 2, 2]
     assert all(line["sst/total"] is None and line["para/total"] > 0 for line in logged)
     assert "sst/total" not in metrics["means"]
@@ -136,10 +132,6 @@ def test_gradients_that_overflow_alone_stop_a_run_too(place, tmp_path, capsys):
     assert "round 2: gradient_norm is not finite in 2 of the last 2" in capsys.readouterr().err
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
     tasks = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
@@ -156,16 +148,7 @@ def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
 
     whole = trainer("whole").run()
     cut = trainer("cut")
-    original = cut.step.round
-
-    def killed_in_round_6(batches, index, report):
-        if index == 5:
-            raise Killed
-        return original(batches, index, report)
-
-    cut.step.round = killed_in_round_6
-    with pytest.raises(Killed):
-        cut.run()
+    kill_in_round(cut, 5)
     saved, _ = load_state(tmp_path / "cut" / "state")
     assert saved["optimizer.encoder.embeddings.LayerNorm.bias.step"] == 8  # of 12 in four rounds
     resumed = trainer("cut", resume=True).run()
@@ -191,7 +174,7 @@ def test_a_gain_that_cannot_be_computed_is_null(place, tmp_path, update, backend
         "--round.update", update, "--backend", backend, "--log.tensorboard",
     ]  # fmt: skip
     assert main(command(place, tmp_path / "run", *flags)) == 0
-    gains = [line["sst/gain"] for line in lines(tmp_path / "run") if "sst/gain" in line]
+    gains = [line["sst/gain"] for line in read_log(tmp_path / "run") if "sst/gain" in line]
     assert len(gains) == 6
     assert None in gains
     known = [gain for gain in gains if gain is not None]
@@ -254,16 +237,7 @@ def test_a_state_that_is_not_finite_is_not_resumed(place, tmp_path):
     log = replace(config.log, tensorboard=False, state_every=2)
     config = replace(config, output=tmp_path / "run", log=log)
     trainer = Trainer(config, lambda line: None)
-    original = trainer.step.round
-
-    def killed_in_round_4(batches, index, report):
-        if index == 3:
-            raise KeyboardInterrupt
-        return original(batches, index, report)
-
-    trainer.step.round = killed_in_round_4
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    kill_in_round(trainer, 3)
     tensors, meta = load_state(tmp_path / "run" / "state")
     tensors["model.heads.sst.classifier.bias"] = torch.tensor([0.0, math.nan, 1.0, 2.0, 3.0])
     save_state(tmp_path / "run" / "state", tensors=tensors, meta=meta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from sbrrt_fast.training.checkpoint import load_state
 from sbrrt_fast.training.logging import RunLogger
 from sbrrt_fast.training.scores.evaluate import evaluate, predict
 from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import sample_words, tiny_backbone
+from tests.helpers import read_log, sample_words, tiny_backbone
 
 UNITS = {"of one": (0.0, 1.0), "minutes": (0.0, 60.0), "large": (-1e4, 1e4), "far": (500.0, 501.0)}
 TASK = TaskConfig(
@@ -82,10 +81,9 @@ def trained(config: RunConfig) -> tuple[dict, list[dict], torch.Tensor]:
     """(metrics, logged lines, predictions on dev in the unit of 0 to 1)."""
     trainer = Trainer(config, lambda line: None)
     metrics = trainer.run()
-    text = (config.output / "metrics.jsonl").read_text()
     low, high = config.tasks["share"].label_range
-    found = predict(trainer.model, trainer.dev_tasks["share"]).double()
-    return metrics, [json.loads(line) for line in text.splitlines()], (found - low) / (high - low)
+    values = predict(trainer.model, trainer.dev_tasks["share"]).double()
+    return metrics, read_log(config.output), (values - low) / (high - low)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

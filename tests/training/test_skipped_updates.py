@@ -15,8 +15,8 @@ from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from sbrrt_fast.training.step.update_counts import UpdateCounts
 from tests.training.recorded_graph import RecordedGraph
-from tests.training.test_fast_step import JOINT, SBRRT, build
-from tests.training.test_graph_step import make_round, state
+from tests.training.steps import JOINT, SBRRT, build, state
+from tests.training.test_graph_step import make_round
 
 NUM_ROUNDS = 10
 BAD = {(1, "para"), (6, "sts"), (7, "para"), (7, "sts")}  # round, task; captured from 4 on

@@ -69,8 +69,8 @@ def _check_predictions(task: TokenizedTask, predictions: Tensor) -> None:
         first = task.ids[int(is_bad.nonzero()[0])]
         raise WeightsError(
             f"task '{task.name}' {task.split}: {num_bad:,} of {len(predictions):,} outputs are nan "
-            f"or infinite (first: id {first}), although all weights are finite; they are too large to "
-            f"compute with: {_TRAIN_AGAIN}"
+            f"or infinite (first: id {first}), although all weights are finite; they are too large "
+            f"to compute with: {_TRAIN_AGAIN}"
         )
 
 
