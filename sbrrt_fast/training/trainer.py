@@ -142,7 +142,7 @@ class Trainer:
                 metrics = self._final_metrics()
             except Stopped as stopped:
                 self._save_state(logger)
-                raise Interrupted(self._how_to_go_on(stopped), stopped.status) from None
+                raise Interrupted(self._resume_message(stopped), stopped.status) from None
             logger.write_final(metrics)
         return metrics
 
@@ -153,7 +153,7 @@ class Trainer:
             lines += self.profile.lines(self.model, self.config, self.step.memory())
         return lines
 
-    def _how_to_go_on(self, stopped: Stopped) -> str:
+    def _resume_message(self, stopped: Stopped) -> str:
         return (
             f"{stopped.reason}: the state after round {self.progress.cursor.round} of "
             f"{self.num_rounds} is saved; go on with "
