@@ -150,7 +150,7 @@ class SmartRegularizer:
         """T_x ascent steps from sigma * noise; detached."""
         config, width = self.config, embeddings.shape[-1]
         is_tangent = config.gradient == "tangent"
-        gradient_at = self.tangent_gradient if is_tangent else self._finite_gradient
+        gradient_at = self.tangent_gradient if is_tangent else self.finite_gradient
         delta = config.sigma * noise * mask[..., None]
         for _ in range(config.num_steps):
             gradient = gradient_at(embeddings, logits, delta)
@@ -179,7 +179,7 @@ class SmartRegularizer:
             outputs = self.clean_fn(point)
             return torch.autograd.grad(outputs, point, cotangent.to(outputs.dtype))[0]
 
-    def _finite_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
+    def finite_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
         """The gradient of mean l_s at x + delta, by a forward and a backward there."""
         with torch.enable_grad(), input_gradients_only():
             point = (embeddings.detach() + delta).requires_grad_()

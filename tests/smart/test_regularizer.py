@@ -102,8 +102,8 @@ def test_tangent_agrees_with_float64_finite_differences(task):
     single = Setting(task, model=model, batch=exact.batch)
     sigma = 1e-5
     delta = sigma * exact.noise.double() * exact.mask[:, None]
-    finite = exact.regularizer()._finite(exact.embeddings, exact.logits, delta)
-    tangent = single.regularizer()._tangent(single.embeddings, single.logits, delta.float())
+    finite = exact.regularizer().finite_gradient(exact.embeddings, exact.logits, delta)
+    tangent = single.regularizer().tangent_gradient(single.embeddings, single.logits, delta.float())
     assert cosine(tangent, finite) >= 0.9999
     assert abs(tangent.double().norm() / finite.norm() - 1) < 1e-3
 
@@ -119,11 +119,11 @@ def test_tangent_agrees_on_minilm(task, minilm_dir, minilm_model):
     single = minilm_setting(task, minilm_dir, minilm_model)
     sigma = 1e-5
     delta = sigma * single.noise * single.mask[:, None]
-    tangent = single.regularizer()._tangent(single.embeddings, single.logits, delta)
+    tangent = single.regularizer().tangent_gradient(single.embeddings, single.logits, delta)
     double = MultiTaskModel(MiniBert.from_folder(minilm_dir), TASKS).double()
     double.load_state_dict(minilm_model.state_dict())
     exact = Setting(task, model=double, batch=single.batch)
-    finite = exact.regularizer()._finite(exact.embeddings, exact.logits, delta.double())
+    finite = exact.regularizer().finite_gradient(exact.embeddings, exact.logits, delta.double())
     assert cosine(tangent, finite) >= 0.9999
 
 
@@ -136,7 +136,7 @@ def test_paper_stays_in_the_ball_and_is_epsilon_sign_g_where_saturated(task, num
     assert output.delta[~setting.mask].eq(0).all()
     if num_steps == 1:
         noise = PRESETS["paper"]["sigma"] * setting.noise.double() * setting.mask[:, None]
-        gradient = setting.regularizer(preset="paper")._tangent(
+        gradient = setting.regularizer(preset="paper").tangent_gradient(
             setting.embeddings, setting.logits, noise
         )
         gradient = gradient * setting.mask[:, None]
@@ -230,7 +230,7 @@ def test_the_ascent_computes_no_weight_gradient():
     seen = []
     weight = setting.model.encoder.encoder.layer[0].output.dense.weight
     weight.register_hook(lambda g: seen.append(g))
-    setting.regularizer()._tangent(setting.embeddings, setting.logits, setting.noise)
+    setting.regularizer().tangent_gradient(setting.embeddings, setting.logits, setting.noise)
     assert seen == [] and weight.grad is None
 
 

@@ -78,7 +78,7 @@ class Adversary:
         config, batch = self.config, self.heads.stream.batch
         for _ in range(config.num_steps):
             is_tangent = config.gradient == "tangent"
-            gradient = self.tangent_gradient() if is_tangent else self._finite_gradient()
+            gradient = self.tangent_gradient() if is_tangent else self.finite_gradient()
             rows = self.delta, gradient, self.mask, batch.sequence, batch.num_sequences
             self.delta = ascent_step(*rows, config, self.backend)
         return self.delta
@@ -121,7 +121,7 @@ class Adversary:
         grad = self.heads.vjp(self.clean_outputs, cotangents)
         return scale * self.student.backward(grad, [self.clean], weights=False)
 
-    def _finite_gradient(self) -> Tensor:
+    def finite_gradient(self) -> Tensor:
         """The gradient of mean l_s at x + delta, by a forward and a backward there."""
         hidden = self._forward(self.delta)
         with torch.enable_grad():
