@@ -112,6 +112,13 @@ def train_tiny(directory: Path, *flags: str) -> Path:
     return run
 
 
+def config_file(folder: Path, text: str) -> Path:
+    """Writes a configuration's YAML and returns its path."""
+    path = folder / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def read_log(run: Path) -> list[dict]:
     """The lines of a run's ``metrics.jsonl``."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
