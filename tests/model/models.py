@@ -65,3 +65,18 @@ def random_batch(lengths: list[int], first_row: int = 0) -> TokenBatch:
 
 def stream_of(batch: TokenBatch, seed: int = 5, step: int = 3) -> DropoutStream:
     return DropoutStream(batch, torch.tensor([seed, step]), CONFIG.max_position_embeddings)
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Replaces every parameter, biases and LayerNorm too, by random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def assert_same_weights(model: MiniBert, original: torch.nn.Module) -> None:
+    expected, got = original.state_dict(), model.state_dict()
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
