@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.ranges import FLOAT32, Rule, check, is_float32
@@ -64,6 +65,12 @@ def resolve(config: SmartConfig) -> SmartConfig:
     assert all(getattr(resolved, f.name) is not None for f in fields(resolved))
     check(_rules(resolved))
     return resolved
+
+
+def ascent_options(config: SmartConfig) -> dict[str, Any]:
+    """Keyword arguments of ``smart_ascend`` from a resolved configuration."""
+    names = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")
+    return {name: getattr(config, name) for name in names}
 
 
 def _rules(s: SmartConfig) -> Iterator[Rule]:

@@ -28,7 +28,7 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.ops.autodiff import input_gradients_only
 from sbrrt_fast.ops.smart_ascend import group_norm, smart_ascend
 from sbrrt_fast.smart.divergence import SYMMETRIC_KL, Divergence
-from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.smart.presets import ascent_options, resolve
 
 ModelFn = Callable[[Tensor], Tensor]
 
@@ -155,7 +155,9 @@ class SmartRegularizer:
         for _ in range(config.num_steps):
             gradient = gradient_at(embeddings, logits, delta)
             rows = delta.reshape(-1, width), gradient.reshape(-1, width), mask.reshape(-1)
-            delta = ascent_step(*rows, *groups, config, self.backend).view_as(embeddings)
+            delta = smart_ascend(
+                *rows, *groups, **ascent_options(config), backend=self.backend
+            ).view_as(embeddings)
         return delta
 
     def tangent_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
@@ -220,32 +222,6 @@ def check_resolution(config: SmartConfig, eps: float) -> None:
             f"precision resolves (eps {eps:.1e}): R_s would be rounding noise; "
             "use branch 'linear' or 'auto', or precision fp32"
         )
-
-
-def ascent_step(
-    delta: Tensor,
-    gradient: Tensor,
-    mask: Tensor,
-    sequence: Tensor,
-    num_sequences: int,
-    config: SmartConfig,
-    backend: str,
-) -> Tensor:
-    """One step from ``delta`` [num_tokens, hidden] with resolved settings; see ``smart_ascend``."""
-    return smart_ascend(
-        delta,
-        gradient,
-        mask,
-        sequence,
-        num_sequences,
-        step_size=config.step_size,
-        normalize_gradient=config.normalize_gradient,
-        projection=config.projection,
-        radius=config.radius,
-        norm=config.norm,
-        level=config.level,
-        backend=backend,
-    )
 
 
 def random_direction(

@@ -13,10 +13,11 @@ from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.layer import Block
+from sbrrt_fast.ops.smart_ascend import smart_ascend
 from sbrrt_fast.smart.divergence import Divergence
+from sbrrt_fast.smart.presets import ascent_options
 from sbrrt_fast.smart.regularizer import (
     BRANCH_RESOLUTION,
-    ascent_step,
     branch_of,
     gain_branch_of,
     random_direction,
@@ -80,7 +81,7 @@ class Adversary:
             is_tangent = config.gradient == "tangent"
             gradient = self.tangent_gradient() if is_tangent else self.finite_gradient()
             rows = self.delta, gradient, self.mask, batch.sequence, batch.num_sequences
-            self.delta = ascent_step(*rows, config, self.backend)
+            self.delta = smart_ascend(*rows, **ascent_options(config), backend=self.backend)
         return self.delta
 
     def gain(self, noise: Tensor) -> list[Tensor]:

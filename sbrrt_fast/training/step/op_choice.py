@@ -6,7 +6,6 @@ The ops themselves say why they cannot take the model's shape; no limit is writt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -18,7 +17,7 @@ from sbrrt_fast.model.dropout import noise_width
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
 from sbrrt_fast.ops.attention_limits import MAX_LENGTH
-from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.smart.presets import ascent_options, resolve
 from sbrrt_fast.training.step.fast_step import DTYPES
 
 _OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # whose reasons are worth a line
@@ -46,12 +45,10 @@ def _smart_calls(model: MultiTaskModel, smart: SmartConfig) -> list[OpCall]:
     width = model.config.hidden_size
     word = model.encoder.embeddings.word_embeddings.weight
     delta, indices = word.new_empty(0, width), word.new_empty(0, dtype=torch.int64)
-    names = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")
-    options = {name: asdict(smart)[name] for name in names}
     rng, mask = indices.new_zeros(2), indices.new_empty(0, dtype=torch.bool)
     return [
         OpCall.named("smart_noise", indices, noise_width(width), rng, 0),
-        OpCall.named("smart_ascend", delta, delta, mask, indices, 0, **options),
+        OpCall.named("smart_ascend", delta, delta, mask, indices, 0, **ascent_options(smart)),
     ]
 
 
