@@ -161,7 +161,7 @@ def record(**changes) -> dict:
         ({"pair_features": "concat", "tasks": {"sst": [1]}}, r"tasks\.sst must be an object"),
         ({"pair_features": "concat", "tasks": {"a\nb": None}}, r"tasks\.a\\nb must be an object"),
         (record(num_classes="5"), r"tasks\.sst\.num_classes: .*integer, got \"5\""),
-        (record(num_classes=10**12), "num_classes is above 1,000,000"),
+        (record(num_classes=10**12), "num_classes: must be at most 1,000,000"),
         (record(num_classes=1), r"tasks\.sst\.num_classes"),
         (record(head="regression"), r"tasks\.sst\.num_classes"),
         (record(weight="1"), r"tasks\.sst\.weight"),
