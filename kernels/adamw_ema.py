@@ -63,7 +63,7 @@ def lerp(b_from, b_to, weight, rest):
 
 
 @triton.jit
-def moved(b_param, b_mean, b_square, b_grad, numbers, decays):
+def adamw_step(b_param, b_mean, b_square, b_grad, numbers, decays):
     """(parameter, its moments) after a step, of the gradient times the clip factor.
 
     numbers: ``corrections``; decays: 1 - beta1, 1 - beta2, beta2, eps.
@@ -84,7 +84,7 @@ def _adamw_tile(state, numbers, clip, decays, o, i_end, WHOLE: tl.constexpr):
     b_grad = load_tile(p_grad, o, i_end, WHOLE) * clip
     b_mean, b_square = load_tile(p_mean, o, i_end, WHOLE), load_tile(p_square, o, i_end, WHOLE)
     b_param = load_tile(p_param, o, i_end, WHOLE)
-    b_param, b_mean, b_square = moved(b_param, b_mean, b_square, b_grad, numbers, decays)
+    b_param, b_mean, b_square = adamw_step(b_param, b_mean, b_square, b_grad, numbers, decays)
     store_tile(p_mean, o, i_end, b_mean, WHOLE)
     store_tile(p_square, o, i_end, b_square, WHOLE)
     store_tile(p_param, o, i_end, b_param, WHOLE)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_dimensions, check_tensor, check_written_rows
-from .row_checks import check_rows
+from .checks import check_dimensions, check_rows, check_tensor, check_written_rows
 from .write_set import check_write_set
 
 
