@@ -14,7 +14,7 @@ from sbrrt_fast.kernels import attention as kernels
 from sbrrt_fast.kernels import attention_loop, attention_parts, attention_tile
 from sbrrt_fast.kernels.attention_launch import TILES, choose
 from sbrrt_fast.kernels.launch import recording
-from sbrrt_fast.ops import triton_ops
+from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.attention import attention
 from tests.ops.op_checks import (
     F32,
@@ -30,7 +30,7 @@ from tests.ops.triton_only import ATTENTION, DEVICE, equal_but_for_order
 
 ops = torch.ops.sbrrt_triton
 F16, BF16 = torch.float16, torch.bfloat16
-interpreted = pytest.mark.skipif(not triton_ops.INTERPRETED, reason="changes an interpreted kernel")
+interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="changes an interpreted kernel")
 
 # lengths, heads, head dimension, dtype, p, max_positions, layout
 SAMPLES = {
@@ -52,7 +52,7 @@ SAMPLES = {
     "gaps between rows": ([19, 6], 2, 32, F32, 0.1, 512, "strided"),
     "transposed": ([19, 6], 2, 32, F16, 0.1, 512, "transposed"),
 }
-if not triton_ops.INTERPRETED:
+if not backends.INTERPRETED:
     SAMPLES |= {f"{name} in bf16": (*s[:3], BF16, *s[4:]) for name, s in SAMPLES.items()}
 # The interpreter warns of what rows beyond a sequence's end compute; they are not written.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
@@ -193,7 +193,7 @@ def test_masks_do_not_depend_on_packing_or_batch_mates():
 def test_the_same_bits_every_time(name):
     case = TritonCase(SAMPLES[name])
     first = case.everything()
-    for _ in range(1 if triton_ops.INTERPRETED else 250):
+    for _ in range(1 if backends.INTERPRETED else 250):
         assert all(torch.equal(a, b) for a, b in zip(first, case.everything(), strict=True))
 
 

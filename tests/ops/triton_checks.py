@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sbrrt_fast.kernels.launch import Launch, recording
-from sbrrt_fast.ops import triton_ops
+from sbrrt_fast.ops._backend import backends
 from tests.ops.triton_only import DEVICE
 
 F16 = torch.float16
-REPEATS = 1 if triton_ops.INTERPRETED else 250
-interpreted = pytest.mark.skipif(not triton_ops.INTERPRETED, reason="changes an interpreted kernel")
+REPEATS = 1 if backends.INTERPRETED else 250
+interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="changes an interpreted kernel")
 
 
 def here(x: object) -> object:
@@ -75,7 +75,7 @@ def _compiled_for(launch: Launch) -> tuple:
 
 def _free_arguments(kernel) -> set[str]:
     """Names of the arguments that Triton does not specialise."""
-    if triton_ops.INTERPRETED:
+    if backends.INTERPRETED:
         return set(kernel.kwargs.get("do_not_specialize") or ())
     return {p.name for p in kernel.params if p.do_not_specialize}
 

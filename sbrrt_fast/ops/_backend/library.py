@@ -17,6 +17,7 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 
 from sbrrt_fast import _extension
 
@@ -28,18 +29,17 @@ TRITON_OPS = SimpleNamespace()
 """The ops of each library by name, ``NATIVE_OPS.bias_gelu_forward_into(x, bias, out)``."""
 
 
-def define(schema: str, host_function: str, *, takes_nothing: bool = False) -> None:
+def define(schema: str, host_function: str) -> None:
     """Makes a schema an op of both libraries.
 
     Args:
         schema: ``name(arguments)``, with the results among the arguments, as torch writes it.
         host_function: ``module.function`` of ``sbrrt_fast.kernels`` with the same arguments.
-        takes_nothing: also runs with lists without a tensor, which name no device.
     """
     name = schema.partition("(")[0]
     _define_native(f"{schema} -> ()")
     _triton.define(f"{schema} -> ()")
-    for key in ("CPU", "CUDA", *(["CompositeExplicitAutograd"] if takes_nothing else [])):
+    for key in ("CPU", "CUDA"):
         _triton.impl(name, _calling(*host_function.split(".")), key)
     torch.library.register_fake(f"sbrrt_triton::{name}", _write_nothing, lib=_triton)
     if hasattr(torch.ops.sbrrt, name):
@@ -69,3 +69,13 @@ def _write_nothing(*arguments) -> None:
 @cache
 def _host_function(module: str, function: str) -> Callable[..., None]:
     return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A contiguous result of the shape, dtype and device of ``x``."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def empty_floats(x: Tensor, *shape: int) -> Tensor:
+    """A float32 result where ``x`` is."""
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
