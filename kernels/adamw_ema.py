@@ -242,9 +242,9 @@ def adamw_ema_(
     check_autograd(OP, written, {"grads": grads, **scalars})
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
-    others = [Span(*extent_of(x), False, name) for name, x in scalars.items()]
+    others = [(*extent_of(x), False, name) for name, x in scalars.items()]
     others += [
-        Span(*extent_of(g), False, f"grads[{i}]")
+        (*extent_of(g), False, f"grads[{i}]")
         for i, g in enumerate(grads)
         if g is not dense["grads"][i]
     ]
@@ -282,7 +282,7 @@ def _tables(
     others: whatever else is read.
     """
     spans = [
-        Span(address, address + size * (dtype or grad_dtype).itemsize, is_written, f"{name}[{i}]")
+        (address, address + size * (dtype or grad_dtype).itemsize, is_written, f"{name}[{i}]")
         for (name, (dtype, _, is_written)), row in zip(LISTS.items(), places, strict=True)
         for i, (address, size) in enumerate(zip(row, sizes, strict=True))
         if address
