@@ -71,8 +71,8 @@ def embed_forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, ...]:
-    *tokens_and_tables, weight, shift, _eps, p, rng, site, offsets = inputs
-    parameters = *tokens_and_tables[3:], weight, shift
+    *tokens_and_tables, weight, _shift, _eps, p, rng, site, offsets = inputs
+    parameters = *tokens_and_tables[3:], weight, weight
     grads = [
         empty_like(parameter) if needed else None
         for parameter, needed in zip(parameters, needs[3:8], strict=True)

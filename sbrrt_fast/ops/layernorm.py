@@ -89,10 +89,10 @@ def _forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, ...]:
-    x, bias, residual, weight, shift, _eps, *dropout = inputs
+    x, bias, residual, weight, _shift, _eps, *dropout = inputs
     dx, dresidual = empty_like(x), empty_like(residual)
     needed = needs[1] or needs[3] or needs[4]
-    dbias, dweight, dshift = (empty_like(v) if needed else None for v in (bias, weight, shift))
+    dbias, dweight, dshift = (empty_like(v) if needed else None for v in (bias, weight, weight))
     ops.dropout_add_layernorm_backward_into(
         grad, None, x, bias, residual, weight, *saved, *dropout, dx, dresidual, dbias, dweight,
         dshift,
