@@ -86,16 +86,20 @@ def _tensor_indices(op: str) -> tuple[list[int], list[int]]:
     return tensors, [i for i in range(len(inputs)) if i not in tensors]
 
 
-def _functions_of(rule: Rule) -> _Functions:
-    forward_, backward_, jvp_, higher = rule.forward, rule.backward, rule.jvp, rule.higher
-    weights, saves_out = rule.weights, rule.saves_out
-    tensor_indices, other_indices = _tensor_indices(rule.op)
-    num_tensors, num_inputs = len(tensor_indices), len(tensor_indices) + len(other_indices)
-    order = sorted(range(num_inputs), key=[*tensor_indices, *other_indices].__getitem__)
+# What torch.compile traces closes over functions and lists alone: it takes no other object.
 
-    def save(ctx, backend: str, inputs: tuple, saved: tuple, forward_mode: bool) -> None:
-        ctx.backend, ctx.others = backend, [inputs[i] for i in other_indices]
-        tensors = [*[inputs[i] for i in tensor_indices], *saved]
+
+def _contexts_of(rule: Rule) -> tuple[Callable, Callable]:
+    """(save, restored): a call's inputs and outputs into a context, and out of it."""
+    tensor_indices, other_indices = _tensor_indices(rule.op)
+    num_tensors, first_saved = len(tensor_indices), 0 if rule.saves_out else 1
+    indices = [*tensor_indices, *other_indices]
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+
+    def save(ctx, inputs: tuple, outputs: tuple, forward_mode: bool) -> None:
+        ctx.backend, *inputs = inputs
+        ctx.others = [inputs[i] for i in other_indices]
+        tensors = [*[inputs[i] for i in tensor_indices], *outputs[first_saved:]]
         ctx.save_for_backward(*tensors)
         if forward_mode:
             ctx.save_for_forward(*tensors)
@@ -106,8 +110,15 @@ def _functions_of(rule: Rule) -> _Functions:
         inputs = [*tensors[:num_tensors], *ctx.others]
         return [inputs[i] for i in order], tensors[num_tensors:]
 
+    return save, restored
+
+
+def _derivatives_of(rule: Rule, restored: Callable) -> tuple[Callable, Callable]:
+    """(backward, jvp) as a Function has them; their first input is the backend's name."""
+    backward_, jvp_, higher, weights = rule.backward, rule.jvp, rule.higher, rule.weights
+    num_inputs = sum(map(len, _tensor_indices(rule.op)))
+
     def padded(gradients: tuple) -> tuple:
-        """One for each argument of ``apply``, whose first is the backend."""
         return None, *gradients, *[None] * (num_inputs - len(gradients))
 
     def gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -131,13 +142,20 @@ def _functions_of(rule: Rule) -> _Functions:
         inputs, saved = restored(ctx)
         return jvp_(_BACKENDS[ctx.backend].ops, tangents, inputs, saved)
 
+    return backward, jvp
+
+
+def _functions_of(rule: Rule) -> _Functions:
+    forward_, has_jvp = rule.forward, rule.jvp is not None
+    save, restored = _contexts_of(rule)
+    backward, jvp = _derivatives_of(rule, restored)
+
     class Eager(torch.autograd.Function):
         @staticmethod
         def forward(ctx, backend, *inputs):
-            out, *saved = forward_(_BACKENDS[backend].ops, *inputs)
-            kept = (out, *saved) if saves_out else saved
-            save(ctx, backend, inputs, kept, jvp_ is not None)
-            return out
+            outputs = forward_(_BACKENDS[backend].ops, *inputs)
+            save(ctx, (backend, *inputs), outputs, has_jvp)
+            return outputs[0]
 
     class Traced(torch.autograd.Function):
         @staticmethod
@@ -147,18 +165,18 @@ def _functions_of(rule: Rule) -> _Functions:
         @staticmethod
         def setup_context(ctx, inputs, output):
             ctx.mark_non_differentiable(*output[1:])
-            save(ctx, inputs[0], inputs[1:], output if saves_out else output[1:], False)
+            save(ctx, inputs, output, False)
 
     class Transformed(Traced):
         @staticmethod
         def setup_context(ctx, inputs, output):
             ctx.mark_non_differentiable(*output[1:])
             ctx.num_others = len(output) - 1
-            save(ctx, inputs[0], inputs[1:], output if saves_out else output[1:], True)
+            save(ctx, inputs, output, has_jvp)
 
     for function in (Eager, Traced, Transformed):
         function.backward = staticmethod(backward)
-    if jvp_ is not None:
+    if has_jvp:
         Eager.jvp = staticmethod(jvp)
         Transformed.jvp = staticmethod(
             lambda ctx, *tangents: (jvp(ctx, *tangents), *[None] * ctx.num_others)
