@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sbrrt_fast.ops._backend.backends import CPU, CUDA, TRITON, Backend
 from sbrrt_fast.ops.autodiff import has_tangent, only_input_gradients
@@ -129,20 +128,41 @@ def _derivatives_of(rule: Rule, restored: Callable) -> tuple[Callable, Callable]
                 needs[i] = False
         return padded(backward_(_BACKENDS[ctx.backend].ops, grad, inputs, saved, needs))
 
-    first_order = once_differentiable(gradients)
-
     def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
-        if not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return gradients(ctx, grad)
-        if higher is None or torch.compiler.is_compiling():
-            return first_order(ctx, grad)
-        return padded(tuple(higher(grad, *restored(ctx)[0])))
+        if higher is not None:
+            return padded(tuple(higher(grad, *restored(ctx)[0])))
+        with torch.no_grad():
+            grads = gradients(ctx, grad)
+        return _of_first_order(grads, (grad, *ctx.saved_tensors))
 
     def jvp(ctx, _backend, *tangents) -> Tensor:
         inputs, saved = restored(ctx)
         return jvp_(_BACKENDS[ctx.backend].ops, tangents, inputs, saved)
 
     return backward, jvp
+
+
+class _FirstOrder(torch.autograd.Function):
+    """(number of sources, *sources, *gradients) -> gradients, whose differentiation raises."""
+
+    @staticmethod
+    def forward(ctx, num_sources, *tensors):
+        return tuple(x.view_as(x) for x in tensors[num_sources:])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("the gradients of sbrrt's ops cannot be differentiated")
+
+
+def _of_first_order(
+    grads: tuple[Tensor | None, ...], sources: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients that raise where they are differentiated, on any way to their sources."""
+    wanted = [g for g in grads if g is not None]
+    results = iter(_FirstOrder.apply(len(sources), *sources, *wanted))
+    return tuple(g if g is None else next(results) for g in grads)
 
 
 def _functions_of(rule: Rule) -> _Functions:
