@@ -3,6 +3,9 @@
 // struct, checks it, and runs it; tracing checks alone. Every op writes into memory of the
 // caller's; what has no value (MaybeTensorRef) is not wanted and not computed.
 //
+// New memory comes from tensor.new_empty(): the headers of torch's functions (ATen/ops) take as long
+// to compile as all else together.
+//
 // `Signature` is that function's type; the schema, which Python defines (sbrrt_fast/ops), must
 // match it. An argument that several ops take together is a struct of its own.
 #pragma once

@@ -1,6 +1,5 @@
 // embed on the CPU: dropout(LN(word[id] + position[p] + type[t])) and its backward.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
@@ -162,7 +161,7 @@ class TableGradient {
     if (!buffer_.has_value() || rows_.empty()) return;
     const int64_t num_sums = static_cast<int64_t>(rows_.size()), padded = padded_width(width_);
     const at::Tensor sums = at::from_blob(buffer_->get(), {num_sums, padded}, at::kFloat);
-    const at::Tensor rows = at::empty({num_sums}, at::kLong);
+    const at::Tensor rows = gradient_.new_empty({num_sums}, at::kLong);
     auto* row = rows.mutable_data_ptr<int64_t>();
     for (const RowSum& sum : rows_) *row++ = row_at(sum.begin);
     gradient_.index_copy_(0, rows, sums.narrow(1, 0, width_).to(gradient_.scalar_type()));

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -72,7 +70,8 @@ inline at::Tensor padded_floats(const at::Tensor& parameter) {
       width == padded_width(width)) {
     return parameter;
   }
-  const at::Tensor copy = at::zeros({padded_width(width)}, parameter.options().dtype(at::kFloat));
+  const at::Tensor copy =
+      parameter.new_zeros({padded_width(width)}, parameter.options().dtype(at::kFloat));
   copy.narrow(0, 0, width).copy_(parameter);
   return copy;
 }
@@ -84,7 +83,7 @@ class FloatResult {
       : result_(result),
         memory_(result.scalar_type() == at::kFloat
                     ? result
-                    : at::empty(result.sizes(), result.options().dtype(at::kFloat))) {}
+                    : result.new_empty(result.sizes(), result.options().dtype(at::kFloat))) {}
 
   float* data() const { return memory_.mutable_data_ptr<float>(); }
   void finish() const {

@@ -1,7 +1,5 @@
 // adamw_ema_, adamw_ema_rows_ and gradient_norm on CUDA: from tensors to the launchers of adamw.h.
 // Rate, clip factor and step are read on the device, so their values are not checked.
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -103,8 +101,8 @@ void GradientNorm::run_cuda() const {
     out.zero_();
     return;
   }
-  const at::Tensor partial = at::empty({num_partial}, out.options().dtype(at::kLong));
-  const at::Tensor ticket = at::zeros({1}, out.options().dtype(at::kInt));
+  const at::Tensor partial = out.new_empty({num_partial}, out.options().dtype(at::kLong));
+  const at::Tensor ticket = out.new_zeros({1}, out.options().dtype(at::kInt));
   const auto table = std::make_unique<GradientNormParams>();
   table->dtype = element_type(tensors[0]);
   table->num_partial = num_partial;

@@ -20,7 +20,7 @@ bool has_aligned_rows(const at::Tensor& x) {
 
 // Something that kernels read: itself, or a copy.
 at::Tensor with_aligned_rows(const at::Tensor& x) {
-  return has_aligned_rows(x) ? x : at::empty(x.sizes(), x.options()).copy_(x);
+  return has_aligned_rows(x) ? x : x.new_empty(x.sizes()).copy_(x);
 }
 
 // Something that kernels write: itself, or memory that `finish` copies from.
@@ -28,7 +28,7 @@ class Written {
  public:
   explicit Written(const at::Tensor& target)
       : target_(target),
-        memory_(has_aligned_rows(target) ? target : at::empty(target.sizes(), target.options())) {}
+        memory_(has_aligned_rows(target) ? target : target.new_empty(target.sizes())) {}
 
   Rows result() const { return rows(memory_); }
   void finish() const {
@@ -98,7 +98,7 @@ void AttentionBackward::run_cuda() const {
   const AlignedQueryKeyValue a(in);
   const at::Tensor aligned_grad = with_aligned_rows(grad), sums = logsumexp.contiguous();
   const auto num_bytes = static_cast<int64_t>(attention_backward_workspace(batch.params));
-  const at::Tensor workspace = at::empty({num_bytes}, in.query.options().dtype(at::kByte));
+  const at::Tensor workspace = grad.new_empty({num_bytes}, grad.options().dtype(at::kByte));
   const Written dq(dquery), dk(dkey), dv(dvalue);
   launch(&attention_backward,
          AttentionBackwardParams{batch.params, const_rows(aligned_grad), const_rows(a.query),

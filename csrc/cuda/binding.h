@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -71,7 +70,7 @@ inline at::Tensor floats(const at::Tensor& vector) {
 }
 
 inline at::Tensor empty_floats(at::IntArrayRef sizes, const at::Tensor& like) {
-  return at::empty(sizes, like.options().dtype(at::kFloat));
+  return like.new_empty(sizes, like.options().dtype(at::kFloat));
 }
 
 // rng is contiguous and outlives the result.

@@ -1,7 +1,5 @@
 // embed on CUDA: from tensors to the launchers of embed.h. An index outside its table makes the
 // row NaN, since the values of indices cannot be read here.
-#include <ATen/ops/argsort.h>
-
 #include <array>
 
 #include "common/embed_op.h"
@@ -59,7 +57,7 @@ void write_table_gradients(const Launch& launch, const DenseInputs& in, const at
                            const std::array<const std::optional<at::Tensor>*, 3>& gradients) {
   std::array<at::Tensor, 3> orders;
   const int64_t num_chunks = num_token_chunks(in.params.num_tokens);
-  const at::Tensor partial = at::empty({3, num_chunks, 2, in.params.width}, ds.options());
+  const at::Tensor partial = ds.new_empty({3, num_chunks, 2, in.params.width});
   EmbedTablesParams params{in.params.num_tokens,        in.params.width,
                            in.params.dtype,             ds.const_data_ptr<float>(),
                            partial.mutable_data_ptr<float>(), {}};
@@ -70,7 +68,7 @@ void write_table_gradients(const Launch& launch, const DenseInputs& in, const at
     const at::Tensor& gradient = **gradients[i];
     if (needs_zeros(in.params.num_tokens, gradient.size(0))) gradient.zero_();
     orders[i] = order ? order->select(0, i).contiguous()
-                      : at::argsort(in.indices[i], /*stable=*/true, /*dim=*/0);
+                      : in.indices[i].argsort(/*stable=*/true, /*dim=*/0);
     params.tables[i] = {in.params.tables[i].indices, orders[i].const_data_ptr<int64_t>(),
                         gradient.size(0), gradient.mutable_data_ptr()};
   }

@@ -89,7 +89,7 @@ def test_launchers_are_those_that_the_binding_calls(op):
     launchers = {name for body in bodies for name in re.findall(r"\blaunch\(&(\w+)", body)}
     launchers |= {"column_sums" for body in bodies if "write_sums(" in body}
     assert launchers == set(LAUNCHERS[op])
-    cleared = sum(body.count("at::zeros(") + body.count(".zero_()") for body in bodies)
+    cleared = sum(body.count(".new_zeros(") + body.count(".zero_()") for body in bodies)
     assert cleared == CLEARED.get(op, 0)
 
 
