@@ -88,15 +88,19 @@ def run_with_capability(module: str, capability: str) -> str:
 
 
 class Calls(TorchDispatchMode):
-    """Records the arguments of every native op that runs."""
+    """Records every op of the two libraries that runs, and its arguments."""
 
     def __init__(self):
         super().__init__()
-        self.seen: list[tuple[str, tuple]] = []
+        self.ops: list[tuple[torch._ops.OpOverload, tuple]] = []
+
+    @property
+    def seen(self) -> list[tuple[str, tuple]]:
+        return [(op._opname, args) for op, args in self.ops]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "sbrrt":
-            self.seen.append((func._opname, args))
+        if func.namespace in ("sbrrt", "sbrrt_triton"):
+            self.ops.append((func, args))
         return func(*args, **(kwargs or {}))
 
 

@@ -18,18 +18,19 @@ from tests.ops.op_references import layernorm_forward
 ops = torch.ops.sbrrt
 
 
-def schema(op: str):
-    return getattr(ops, op).default._schema
+def schema(op: str, library: str = "sbrrt"):
+    return getattr(getattr(torch.ops, library), op).default._schema
 
 
-def written(op: str) -> list[str]:
-    return [a.name for a in schema(op).arguments if a.alias_info and a.alias_info.is_write]
+def written(op: str, library: str = "sbrrt") -> list[str]:
+    arguments = schema(op, library).arguments
+    return [a.name for a in arguments if a.alias_info and a.alias_info.is_write]
 
 
-def writing_ops() -> list[str]:
+def writing_ops(library: str = "sbrrt") -> list[str]:
     """All there are."""
-    names = [n[7:] for n in torch._C._dispatch_get_all_op_names() if n.startswith("sbrrt::")]
-    return sorted(n for n in names if written(n))
+    names = [n.split("::") for n in torch._C._dispatch_get_all_op_names()]
+    return sorted(n for space, n in names if space == library and written(n, library))
 
 
 def sample(op: str, draw: random.Random) -> dict:
