@@ -133,37 +133,13 @@ def check_compiler() -> None:
     )
 
 
-# Torch's headers take longer to compile than what these folders hold, so the .cpp files of each are
-# compiled as one. Those of csrc/cpu are not: each includes its kernels once per instruction set.
-JOINED_FOLDERS = ["csrc", "csrc/autograd", "csrc/cuda"]
-
-
-def joined_source(name: str, members: list[str], folder: Path) -> str:
-    """A file in `folder` that includes the members; one that is right already keeps its time."""
-    text = "".join(f'#include "{Path(path).relative_to("csrc").as_posix()}"\n' for path in members)
-    target = folder / f"joined_{name.replace('/', '_')}.cpp"
-    if not target.exists() or target.read_text() != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
-    return str(target)
-
-
-def join_sources(sources: list[str], folder: Path) -> list[str]:
-    """The sources, with one file in `folder` for the .cpp files of each of JOINED_FOLDERS."""
-    cpp = [path for path in sources if path.endswith(".cpp")]
-    groups = {name: [p for p in cpp if os.path.dirname(p) == name] for name in JOINED_FOLDERS}
-    rest = [path for path in sources if not any(path in group for group in groups.values())]
-    joined = [joined_source(name, paths, folder) for name, paths in groups.items() if paths]
-    return joined + rest
-
-
 def slowest_first(sources: list[str]) -> list[str]:
     """Attention before the other CUDA kernels before the rest, so that the last to end is short."""
     return sorted(sources, key=lambda p: ("attention" not in p, not p.endswith(".cu"), p))
 
 
 class BuildNative(BuildExtension):
-    """BuildExtension that looks at headers and compiler first, and joins sources."""
+    """BuildExtension that looks at headers and compiler first, and compiles the slowest first."""
 
     def build_extensions(self) -> None:
         check_headers()
@@ -171,8 +147,8 @@ class BuildNative(BuildExtension):
         super().build_extensions()
 
     def swig_sources(self, sources: list[str], extension: CppExtension) -> list[str]:
-        """What is compiled instead of the sources, in this order; setuptools sorted them before."""
-        return slowest_first(join_sources(sources, Path(self.build_temp)))
+        """The order in which they are compiled; setuptools sorted them before."""
+        return slowest_first(sources)
 
 
 def compile_flags() -> list[str]:
@@ -235,7 +211,7 @@ def check_architectures() -> None:
 def extension() -> CppExtension:
     """sbrrt_fast._C, with the sources of csrc/cuda where CUDA can be built."""
     reason = why_no_cuda()
-    sources = glob("csrc/*.cpp") + glob("csrc/autograd/*.cpp") + glob("csrc/cpu/*.cpp")
+    sources = glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp")
     options = {
         "include_dirs": [str(Path("csrc").resolve())],
         "depends": sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/cuda/**/*.cuh")),

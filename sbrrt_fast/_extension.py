@@ -1,4 +1,4 @@
-"""Loads sbrrt_fast._C, which registers the native ops as ``torch.ops.sbrrt``.
+"""Loads sbrrt_fast._C, which registers kernels for the ops of ``torch.ops.sbrrt``.
 
 Attributes:
     extension: the module ``sbrrt_fast._C``, or None where it cannot be used.
@@ -31,6 +31,16 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 extension, extension_error = _load()
+
+
+def refuse(op: str) -> None:
+    """The extension that was loaded has another ``op`` than this package calls."""
+    global extension, extension_error
+    extension = None
+    extension_error = (
+        f"the C++ ops were built from other sources (their {op} is not this version's);"
+        f" rebuild them: {INSTALL}"
+    )
 
 
 def emulates_bf16(device: torch.device) -> bool:

@@ -5,8 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
-#include <limits>
 #include <string>
 
 #include "common/philox.h"
@@ -60,11 +58,27 @@ inline void check_compute_dtype(const char* op, const char* argument, const at::
                    describe(tensor));
 }
 
-inline void check_floating(const char* op, at::ScalarType dtype) {
+inline void check_floating(const char* op, const char* argument, const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.defined() ? tensor.scalar_type() : at::ScalarType::Undefined;
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
                        dtype == at::kHalf,
-                   "sbrrt::", op, ": dtype must be float32, float64, bfloat16 or float16, got ",
-                   dtype);
+                   "sbrrt::", op, ": ", argument,
+                   " must have dtype float32, float64, bfloat16 or float16, got ",
+                   describe(tensor));
+}
+
+inline void check_contiguous(const char* op, const char* argument, const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), "sbrrt::", op, ": ", argument,
+                    " is written and must be contiguous, got strides ", tensor.sym_strides());
+}
+
+// A result; `shape` and `has_shape` as above.
+inline void check_written(const char* op, const char* argument, const at::Tensor& tensor,
+                          at::ScalarType dtype, const char* shape, bool has_shape,
+                          at::DeviceType device) {
+  check_tensor(op, argument, tensor, dtype, shape, has_shape);
+  check_device(op, argument, tensor, device);
+  check_contiguous(op, argument, tensor);
 }
 
 inline void check_offsets(const char* op, const at::Tensor& offsets) {
@@ -76,19 +90,8 @@ inline void check_rng(const char* op, const at::Tensor& rng) {
                rng.defined() && rng.dim() == 1 && rng.size(0) == 2);
 }
 
-// A result [num_rows, width] that memory can address.
-inline void check_width(const char* op, int64_t width, int64_t num_rows, size_t item_size) {
-  TORCH_CHECK_VALUE(width >= 1, "sbrrt::", op, ": width must be at least 1, got ", width);
-  const int64_t most = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(item_size);
-  TORCH_CHECK_VALUE(width <= most / std::max<int64_t>(1, num_rows), "sbrrt::", op, ": width ",
-                    width, " times ", num_rows, " rows is more than memory can hold");
-}
-
-// rng = (seed, step), int64 [2] on the CPU; the seed counts as its 64 bits.
+// rng = (seed, step) on the CPU, checked but for the value of step; the seed counts as its 64 bits.
 inline PhiloxStream philox_stream(const char* op, const at::Tensor& rng, int64_t site) {
-  check_rng(op, rng);
-  check_device(op, "rng", rng, at::kCPU);
-  check_uint32(op, "site", site);
   const auto values = rng.accessor<int64_t, 1>();
   check_uint32(op, "step, the second value of rng,", values[1]);
   const auto seed = static_cast<uint64_t>(values[0]);

@@ -5,8 +5,10 @@
 #include <c10/core/SymBool.h>
 
 #include <limits>
+#include <optional>
 
 #include "common/checks.h"
+#include "common/op.h"
 #include "common/write_set.h"
 
 namespace sbrrt {
@@ -72,6 +74,28 @@ inline void check_statistic(const char* op, const char* argument, const at::Tens
                    " must have dtype Float, got ", describe(tensor));
 }
 
+inline void check_statistics(const char* op, const RowStatistics& statistics,
+                             const c10::SymInt& num_rows, at::DeviceType device) {
+  check_statistic(op, "mean", statistics.mean, num_rows, device);
+  check_statistic(op, "rstd", statistics.rstd, num_rows, device);
+}
+
+inline void check_written_statistics(const char* op, const RowStatistics& statistics,
+                                     const c10::SymInt& num_rows, at::DeviceType device) {
+  check_statistics(op, statistics, num_rows, device);
+  check_contiguous(op, "mean", statistics.mean);
+  check_contiguous(op, "rstd", statistics.rstd);
+}
+
+// The gradient of a parameter or a table, where it is wanted.
+inline void check_parameter_gradient(const char* op, const char* argument,
+                                     const std::optional<at::Tensor>& gradient,
+                                     const at::Tensor& parameter, at::DeviceType device) {
+  if (!gradient) return;
+  check_written(op, argument, *gradient, parameter.scalar_type(), "[sizes of its parameter]",
+                gradient->defined() && gradient->sym_sizes() == parameter.sym_sizes(), device);
+}
+
 inline void check_indices(const char* op, const char* argument, const at::Tensor& tensor,
                           const c10::SymInt& num_rows, at::DeviceType device) {
   TORCH_CHECK_TYPE(tensor.defined() && tensor.scalar_type() == at::kLong, "sbrrt::", op, ": ",
@@ -88,16 +112,14 @@ inline void check_epsilon(const char* op, double eps) {
                     ": eps must be finite and not negative, got ", eps);
 }
 
-// p, site, rng and the logical index of each row's first element, but for the values of the
-// tensors.
-inline void check_dropout(const char* op, double p, const at::Tensor& rng, int64_t site,
-                          const at::Tensor& offsets, const c10::SymInt& num_rows,
+// All but the values of rng and offsets.
+inline void check_dropout(const char* op, const RowDropout& dropout, const c10::SymInt& num_rows,
                           at::DeviceType device) {
-  check_probability(op, p);
-  check_rng(op, rng);
-  check_device(op, "rng", rng, device);
-  check_uint32(op, "site", site);
-  check_indices(op, "offsets", offsets, num_rows, device);
+  check_probability(op, dropout.p);
+  check_rng(op, dropout.rng);
+  check_device(op, "rng", dropout.rng, device);
+  check_uint32(op, "site", dropout.site);
+  check_indices(op, "offsets", dropout.offsets, num_rows, device);
 }
 
 }  // namespace sbrrt

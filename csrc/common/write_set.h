@@ -43,6 +43,10 @@ inline void append(Arguments& arguments, const char* name,
   if (tensor) arguments.emplace_back(name, *tensor);
 }
 
+inline void append(Arguments& arguments, std::initializer_list<Argument> others) {
+  for (const Argument& other : others) arguments.push_back(other);
+}
+
 // A result that may also be exactly an input: an element is read before it is written.
 using InPlace = std::pair<const char*, const char*>;
 

@@ -1,8 +1,5 @@
 // adamw_ema_ and gradient_norm on the CPU: one pass over all tensors, in pieces of fixed size.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "common/adamw_checks.h"
+#include "common/adamw_op.h"
 
 namespace sbrrt {
 namespace {
@@ -145,27 +142,29 @@ AdamwTensor tensor_of(const AdamwLists& lists, size_t index, double learning_rat
           static_cast<float>(learning_rate / bias_correction)};
 }
 
-std::vector<AdamwTensor> tensors_of(const AdamwLists& lists, const at::Tensor& learning_rate,
-                                    at::ArrayRef<double> weight_decay, double bias_correction) {
+std::vector<AdamwTensor> tensors_of(const char* op, const AdamwLists& lists,
+                                    const AdamwSettings& s) {
+  const double step = number(s.step, 0);
+  TORCH_CHECK_VALUE(step >= 1, "sbrrt::", op, ": step counts from 1, got ", step);
+  const double bias_correction = 1 - std::pow(s.beta1, step);
   std::vector<AdamwTensor> tensors;
   for (size_t i = 0; i < lists.params.size(); ++i) {
-    const double rate = number(learning_rate, static_cast<int64_t>(i));
-    TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_: learning_rate must be >= 0, got ", rate);
-    tensors.push_back(tensor_of(lists, i, rate, weight_decay[i], bias_correction));
+    const double rate = number(s.learning_rate, static_cast<int64_t>(i));
+    TORCH_CHECK_VALUE(rate >= 0, "sbrrt::", op, ": learning_rate must be >= 0, got ", rate);
+    tensors.push_back(tensor_of(lists, i, rate, s.weight_decay[i], bias_correction));
   }
   return tensors;
 }
 
-AdamwNumbers numbers_of(double clip_factor, double beta1, double beta2, double eps, double step,
-                        double ema_beta) {
-  return {static_cast<float>(clip_factor),
-          static_cast<float>(1 - beta1),
-          static_cast<float>(1 - beta2),
-          static_cast<float>(beta2),
-          static_cast<float>(1 / std::sqrt(1 - std::pow(beta2, step))),
-          static_cast<float>(eps),
-          static_cast<float>(1 - ema_beta),
-          static_cast<float>(ema_beta)};
+AdamwNumbers numbers_of(const AdamwSettings& s) {
+  return {static_cast<float>(number(s.clip_factor, 0)),
+          static_cast<float>(1 - s.beta1),
+          static_cast<float>(1 - s.beta2),
+          static_cast<float>(s.beta2),
+          static_cast<float>(1 / std::sqrt(1 - std::pow(s.beta2, number(s.step, 0)))),
+          static_cast<float>(s.eps),
+          static_cast<float>(1 - s.ema_beta),
+          static_cast<float>(s.ema_beta)};
 }
 
 // Table rows first ... last - 1, of which some have a gradient.
@@ -215,52 +214,20 @@ double sum_of_all(const std::vector<at::Tensor>& tensors, const std::vector<Piec
 
 }  // namespace
 
-void adamw_ema_cpu(at::TensorList params, at::TensorList grads, at::TensorList exp_avg,
-                   at::TensorList exp_avg_sq, at::TensorList ema, at::TensorList low_precision,
-                   at::TensorList ema_low_precision, const at::Tensor& learning_rate,
-                   at::ArrayRef<double> weight_decay, double beta1, double beta2, double eps,
-                   const at::Tensor& clip_factor, const at::Tensor& step, double ema_beta) {
-  const AdamwLists lists{"adamw_ema_", params, grads, exp_avg, exp_avg_sq, ema, low_precision,
-                         ema_low_precision, at::kCPU};
-  check_adamw_lists(lists);
-  check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
-                      ema_beta);
-  const double count = number(step, 0);
-  TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_: step counts from 1, got ", count);
-  const WriteSet writes = adamw_write_set(lists, {learning_rate, clip_factor, step});
-  const double factor = number(clip_factor, 0);
-  if (params.empty() || std::isnan(factor)) return;  // NaN leaves the update out
-  const AdamwNumbers numbers = numbers_of(factor, beta1, beta2, eps, count, ema_beta);
-  const auto tensors =
-      tensors_of(lists, learning_rate, weight_decay, 1 - std::pow(beta1, count));
-  const bool is_float = grads[0].scalar_type() == at::kFloat;
-  (is_float ? update<float> : update<at::BFloat16>)(pieces_of(params), tensors, dense(grads),
-                                                    numbers);
-  writes.count_change();
+void AdamwEma::run_cpu() const {
+  const auto tensors = tensors_of(kOp, lists, settings);
+  const AdamwNumbers numbers = numbers_of(settings);
+  if (tensors.empty() || std::isnan(numbers.clip_factor)) return;  // NaN leaves the update out
+  const bool is_float = lists.grads[0].scalar_type() == at::kFloat;
+  (is_float ? update<float> : update<at::BFloat16>)(pieces_of(lists.params), tensors,
+                                                    dense(lists.grads), numbers);
 }
 
-void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const at::Tensor& rows,
-                        const at::Tensor& touched, const at::Tensor& exp_avg,
-                        const at::Tensor& exp_avg_sq, const at::Tensor& ema,
-                        const at::Tensor& learning_rate, double weight_decay, double beta1,
-                        double beta2, double eps, const at::Tensor& clip_factor,
-                        const at::Tensor& step, double ema_beta) {
-  const AdamwLists lists{"adamw_ema_rows_", param, param, exp_avg, exp_avg_sq, ema, {}, {},
-                         at::kCPU};
-  check_adamw_rows(lists, grad, rows, touched);
-  check_adamw_numbers(lists, learning_rate, weight_decay, beta1, beta2, eps, clip_factor, step,
-                      ema_beta);
+void AdamwEmaRows::run_cpu() const {
   check_ascending(rows, param.size(0));
-  const double count = number(step, 0), rate = number(learning_rate, 0);
-  TORCH_CHECK_VALUE(count >= 1, "sbrrt::adamw_ema_rows_: step counts from 1, got ", count);
-  TORCH_CHECK_VALUE(rate >= 0, "sbrrt::adamw_ema_rows_: learning_rate must be >= 0, got ", rate);
-  const WriteSet writes =
-      adamw_rows_write_set(lists, {learning_rate, clip_factor, step}, grad, rows, touched);
-  const double factor = number(clip_factor, 0);
-  if (std::isnan(factor)) return;
-  const AdamwNumbers numbers = numbers_of(factor, beta1, beta2, eps, count, ema_beta);
-  const AdamwTensor tensor =
-      tensor_of(lists, 0, rate, weight_decay, 1 - std::pow(beta1, count));
+  const AdamwTensor tensor = tensors_of(kOp, lists(), settings)[0];
+  const AdamwNumbers numbers = numbers_of(settings);
+  if (std::isnan(numbers.clip_factor)) return;
   const at::Tensor dense_grad = grad.contiguous(), dense_rows = rows.contiguous();
   const AdamwRows view{dense_rows.const_data_ptr<int64_t>(), rows.size(0), param.size(1),
                        dense_grad.const_data_ptr<float>(), touched.mutable_data_ptr<bool>()};
@@ -268,19 +235,9 @@ void adamw_ema_rows_cpu(const at::Tensor& param, const at::Tensor& grad, const a
   at::parallel_for(0, param.size(0), grain, [&](int64_t begin, int64_t end) {
     update_rows(tensor, numbers, view, begin, end);
   });
-  writes.count_change();
 }
 
-// For grads that name no device with a kernel of its own: there are none, or a device is missing.
-at::Tensor gradient_norm_elsewhere(at::TensorList grads) {
-  TORCH_CHECK_VALUE(grads.empty(), "sbrrt::gradient_norm: grads must be dense tensors on the CPU or "
-                    "a CUDA GPU, got ", describe(grads[0]));
-  return at::zeros({}, at::dtype(at::kFloat));
-}
-
-at::Tensor gradient_norm_cpu(at::TensorList grads) {
-  check_gradients(grads, at::kCPU);
-  const at::Tensor norm = at::empty({}, at::dtype(at::kFloat));
+void GradientNorm::run_cpu() const {
   double sum = 0;
   if (!grads.empty()) {
     const bool is_float = grads[0].scalar_type() == at::kFloat;
@@ -289,18 +246,7 @@ at::Tensor gradient_norm_cpu(at::TensorList grads) {
     sum = is_float ? sum_of_all<float>(tensors, pieces)
                    : sum_of_all<at::BFloat16>(tensors, pieces);
   }
-  *norm.mutable_data_ptr<float>() = static_cast<float>(std::sqrt(sum));
-  return norm;
-}
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
-  m.impl("adamw_ema_", &adamw_ema_cpu);
-  m.impl("adamw_ema_rows_", &adamw_ema_rows_cpu);
-  m.impl("gradient_norm", &gradient_norm_cpu);
-}
-
-TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) {
-  m.impl("gradient_norm", &gradient_norm_elsewhere);
+  *out.mutable_data_ptr<float>() = static_cast<float>(std::sqrt(sum));
 }
 
 }  // namespace sbrrt

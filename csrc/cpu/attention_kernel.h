@@ -63,7 +63,7 @@ inline Scales scales_of(const AttentionProblem& problem) {
 }
 
 template <int kWidth, typename T>
-void run(const AttentionProblem& problem, const AttentionForward<T>& matrices,
+void run(const AttentionProblem& problem, const ForwardMatrices<T>& matrices,
          const AttentionPair& pair, AttentionScratch& scratch) {
   const Extent e = extent_of(pair.length);
   const Factor keys = factor<kWidth>(head_of(matrices.key, problem, pair), e.length, scratch.keys);
@@ -90,7 +90,7 @@ void run(const AttentionProblem& problem, const AttentionForward<T>& matrices,
 }
 
 template <int kWidth, typename T>
-void run(const AttentionProblem& problem, const AttentionBackward<T>& matrices,
+void run(const AttentionProblem& problem, const BackwardMatrices<T>& matrices,
          const AttentionPair& pair, AttentionScratch& scratch) {
   const Extent e = extent_of(pair.length);
   const Factor keys = factor<kWidth>(head_of(matrices.key, problem, pair), e.length, scratch.keys);
@@ -133,7 +133,7 @@ void run(const AttentionProblem& problem, const AttentionBackward<T>& matrices,
 }
 
 template <int kWidth, typename T>
-void run(const AttentionProblem& problem, const AttentionTangent<T>& matrices,
+void run(const AttentionProblem& problem, const JvpMatrices<T>& matrices,
          const AttentionPair& pair, AttentionScratch& scratch) {
   const Extent e = extent_of(pair.length);
   const auto in_pair = [&](RowView<const T> matrix) { return head_of(matrix, problem, pair); };

@@ -42,21 +42,21 @@ struct AttentionPair {
 };
 
 template <typename T>
-struct AttentionForward {
+struct ForwardMatrices {
   RowView<const T> query, key, value;
   RowView<T> out;
   float* logsumexp;  // [num_tokens, num_heads]
 };
 
 template <typename T>
-struct AttentionBackward {
+struct BackwardMatrices {
   RowView<const T> grad, query, key, value;
   const float* logsumexp;
   RowView<T> query_grad, key_grad, value_grad;
 };
 
 template <typename T>
-struct AttentionTangent {
+struct JvpMatrices {
   RowView<const T> query, key, value, query_tangent, key_tangent, value_tangent;
   const float* logsumexp;
   RowView<T> out_tangent;

@@ -1,7 +1,5 @@
 // dropout_mask and philox_bits on the CPU: elements offsets[n] + j of a Philox stream.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -9,9 +7,9 @@
 #include <limits>
 #include <type_traits>
 
-#include "common/checks.h"
 #include "common/dropout.h"
 #include "common/philox.h"
+#include "common/philox_op.h"
 
 namespace sbrrt {
 namespace {
@@ -61,15 +59,6 @@ void fill(const PhiloxRows& rows, int64_t num_rows, Value value, T* out) {
   });
 }
 
-// Checks all that needs no element of `offsets`.
-at::Tensor checked_offsets(const char* op, const at::Tensor& offsets, int64_t width,
-                           size_t item_size) {
-  check_offsets(op, offsets);
-  check_device(op, "offsets", offsets, at::kCPU);
-  check_width(op, width, offsets.size(0), item_size);
-  return offsets.contiguous();
-}
-
 // Offsets are contiguous.
 PhiloxRows philox_rows(const char* op, const at::Tensor& offsets, int64_t width,
                        const PhiloxStream& stream) {
@@ -99,38 +88,21 @@ void fill_kept(const PhiloxRows& rows, const at::Tensor& out, double p) {
 
 }  // namespace
 
-at::Tensor dropout_mask_cpu(const at::Tensor& offsets, int64_t width, double p,
-                            const at::Tensor& rng, int64_t site, at::ScalarType dtype) {
-  constexpr auto op = "dropout_mask";
-  check_probability(op, p);
-  check_floating(op, dtype);
-  const PhiloxStream stream = philox_stream(op, rng, site);
-  const at::Tensor dense = checked_offsets(op, offsets, width, c10::elementSize(dtype));
-  const PhiloxRows rows = philox_rows(op, dense, width, stream);
-  const at::Tensor out = at::empty({offsets.size(0), width}, offsets.options().dtype(dtype));
-  switch (dtype) {
-    case at::kFloat: fill_kept<float>(rows, out, p); break;
-    case at::kDouble: fill_kept<double>(rows, out, p); break;
-    case at::kBFloat16: fill_kept<at::BFloat16>(rows, out, p); break;
-    default: fill_kept<at::Half>(rows, out, p); break;
+void DropoutMask::run_cpu() const {
+  const at::Tensor dense = offsets.contiguous();
+  const PhiloxRows rows = philox_rows(kOp, dense, out.size(1), philox_stream(kOp, rng, site));
+  switch (out.scalar_type()) {
+    case at::kFloat: return fill_kept<float>(rows, out, p);
+    case at::kDouble: return fill_kept<double>(rows, out, p);
+    case at::kBFloat16: return fill_kept<at::BFloat16>(rows, out, p);
+    default: return fill_kept<at::Half>(rows, out, p);
   }
-  return out;
 }
 
-at::Tensor philox_bits_cpu(const at::Tensor& offsets, int64_t width, const at::Tensor& rng,
-                           int64_t site) {
-  constexpr auto op = "philox_bits";
-  const PhiloxStream stream = philox_stream(op, rng, site);
-  const at::Tensor dense = checked_offsets(op, offsets, width, sizeof(uint32_t));
-  const PhiloxRows rows = philox_rows(op, dense, width, stream);
-  const at::Tensor out = at::empty({offsets.size(0), width}, offsets.options().dtype(at::kInt));
+void PhiloxBits::run_cpu() const {
+  const at::Tensor dense = offsets.contiguous();
+  const PhiloxRows rows = philox_rows(kOp, dense, out.size(1), philox_stream(kOp, rng, site));
   fill(rows, out.size(0), RawWords{}, static_cast<uint32_t*>(out.mutable_data_ptr()));
-  return out;
-}
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
-  m.impl("dropout_mask", &dropout_mask_cpu);
-  m.impl("philox_bits", &philox_bits_cpu);
 }
 
 }  // namespace sbrrt

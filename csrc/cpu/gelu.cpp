@@ -1,16 +1,13 @@
 // bias_gelu on the CPU: gelu(x + bias) with the exact erf, its backward and its tangent.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 
-#include "common/gelu_checks.h"
+#include "common/gelu_op.h"
 #include "cpu/gelu_tables.h"
 #include "cpu/rows.h"
 
@@ -75,92 +72,34 @@ struct DenseInputs {
         view{x.size(1), const_rows(x), bias.const_data_ptr<float>()} {}
 };
 
-// All arguments are checked; `y` may be x.
-void forward_into(const at::Tensor& x, const at::Tensor& bias, const Rows& y) {
-  const DenseInputs in(x, bias);
-  for_each_block(x.size(0), x.size(1),
-                 [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-                   forward_rows(in.view, y, buffers, begin, end);
-                 });
-}
-
-// out = change * slope; `out` may be change. Returns the column sums, or nothing [0].
-at::Tensor change_into(const at::Tensor& change, const at::Tensor& x, const at::Tensor& bias,
-                       bool need_sums, const Rows& out) {
+// out = change * slope; `out` may be change. `sums` becomes the column sums where it is wanted.
+void multiply_by_slope(TensorRef change, TensorRef x, TensorRef bias, TensorRef out,
+                       MaybeTensorRef sums) {
   const DenseInputs in(x, bias);
   const at::Tensor dense = with_dense_rows(change);
   const int64_t padded = padded_width(x.size(1));
-  const int64_t num_blocks = need_sums ? num_row_blocks(x.size(0)) : 0;
-  const AlignedArray<float> sums(num_blocks * padded);
+  const int64_t num_blocks = sums ? num_row_blocks(x.size(0)) : 0;
+  const AlignedArray<float> block_sums(num_blocks * padded);
   for_each_block(x.size(0), x.size(1),
                  [&](int64_t block, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-                   float* s = need_sums ? sums.get() + block * padded : nullptr;
-                   change_rows(in.view, const_rows(dense), out, s, buffers, begin, end);
+                   float* s = sums ? block_sums.get() + block * padded : nullptr;
+                   change_rows(in.view, const_rows(dense), rows(out), s, buffers, begin, end);
                  });
-  return parameter_gradient(sums.get(), num_blocks, padded, bias, need_sums);
+  if (sums) write_parameter_gradient(block_sums.get(), num_blocks, padded, *sums);
 }
 
 }  // namespace
 
-at::Tensor bias_gelu_forward_cpu(const at::Tensor& x, const at::Tensor& bias) {
-  check_gelu("bias_gelu_forward", x, bias, at::kCPU);
-  const at::Tensor y = at::empty(x.sizes(), x.options());
-  forward_into(x, bias, rows(y));
-  return y;
+void GeluForward::run_cpu() const {
+  const DenseInputs in(x, bias);
+  for_each_block(x.size(0), x.size(1),
+                 [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+                   forward_rows(in.view, rows(out), buffers, begin, end);
+                 });
 }
 
-void bias_gelu_forward_into_cpu(const at::Tensor& x, const at::Tensor& bias,
-                                const at::Tensor& out) {
-  constexpr auto op = "bias_gelu_forward_into";
-  const WriteSet writes = gelu_write_set(op, x, bias, out, at::kCPU);
-  forward_into(x, bias, rows(out));
-  writes.count_change();
-}
+void GeluBackward::run_cpu() const { multiply_by_slope(grad, x, bias, dx, dbias); }
 
-std::tuple<at::Tensor, at::Tensor> bias_gelu_backward_cpu(const at::Tensor& grad,
-                                                          const at::Tensor& x,
-                                                          const at::Tensor& bias,
-                                                          bool need_weight_grads) {
-  check_gelu_change("bias_gelu_backward", "grad", grad, x, bias, at::kCPU);
-  const at::Tensor dx = at::empty(x.sizes(), x.options());
-  return {dx, change_into(grad, x, bias, need_weight_grads, rows(dx))};
-}
-
-at::Tensor bias_gelu_backward_into_cpu(const at::Tensor& grad, const at::Tensor& x,
-                                       const at::Tensor& bias, bool need_weight_grads,
-                                       const at::Tensor& dx) {
-  constexpr auto op = "bias_gelu_backward_into";
-  const WriteSet writes =
-      gelu_change_write_set(op, "grad", grad, x, bias, "dx", dx, at::kCPU);
-  const at::Tensor dbias = change_into(grad, x, bias, need_weight_grads, rows(dx));
-  writes.count_change();
-  return dbias;
-}
-
-at::Tensor bias_gelu_jvp_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
-                             const at::Tensor& bias) {
-  check_gelu_change("bias_gelu_jvp", "x_tangent", x_tangent, x, bias, at::kCPU);
-  const at::Tensor out = at::empty(x.sizes(), x.options());
-  change_into(x_tangent, x, bias, false, rows(out));
-  return out;
-}
-
-void bias_gelu_jvp_into_cpu(const at::Tensor& x_tangent, const at::Tensor& x,
-                            const at::Tensor& bias, const at::Tensor& out) {
-  constexpr auto op = "bias_gelu_jvp_into";
-  const WriteSet writes =
-      gelu_change_write_set(op, "x_tangent", x_tangent, x, bias, "out", out, at::kCPU);
-  change_into(x_tangent, x, bias, false, rows(out));
-  writes.count_change();
-}
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
-  m.impl("bias_gelu_forward", &bias_gelu_forward_cpu);
-  m.impl("bias_gelu_backward", &bias_gelu_backward_cpu);
-  m.impl("bias_gelu_jvp", &bias_gelu_jvp_cpu);
-  m.impl("bias_gelu_forward_into", &bias_gelu_forward_into_cpu);
-  m.impl("bias_gelu_backward_into", &bias_gelu_backward_into_cpu);
-  m.impl("bias_gelu_jvp_into", &bias_gelu_jvp_into_cpu);
-}
+void GeluJvp::run_cpu() const { multiply_by_slope(x_tangent, x, bias, out, {}); }
 
 }  // namespace sbrrt

@@ -8,12 +8,11 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/mm.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
 
-#include "common/matmul_checks.h"
+#include "common/matmul_op.h"
 #include "cpu/widened.h"
 
 namespace sbrrt {
@@ -57,17 +56,12 @@ void multiply_widened(const at::Tensor& a, const at::Tensor& b, const at::Tensor
 
 }  // namespace
 
-void mm_into_cpu(const at::Tensor& a, const at::Tensor& b, const at::Tensor& out) {
-  const WriteSet writes = matmul_write_set("mm_into", a, b, out, at::kCPU);
-  const at::AutoDispatchBelowADInplaceOrView guard;
+void Matmul::run_cpu() const {
   if (a.scalar_type() == at::kBFloat16 && !has_bfloat16_products()) {
     multiply_widened(a, b, out);
   } else {
     multiply(a, b, out);
   }
-  writes.count_change();
 }
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { m.impl("mm_into", &mm_into_cpu); }
 
 }  // namespace sbrrt

@@ -13,6 +13,7 @@
 
 #include "common/checks.h"
 #include "common/dropout.h"
+#include "common/op.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
 
@@ -92,18 +93,36 @@ inline at::Tensor padded_floats(const at::Tensor& parameter) {
   return copy;
 }
 
+// float32 memory in one piece that becomes `result`: its own, or memory that finish() rounds from.
+class FloatResult {
+ public:
+  explicit FloatResult(const at::Tensor& result)
+      : result_(result),
+        memory_(result.scalar_type() == at::kFloat
+                    ? result
+                    : at::empty(result.sizes(), result.options().dtype(at::kFloat))) {}
+
+  float* data() const { return memory_.mutable_data_ptr<float>(); }
+  void finish() const {
+    if (!memory_.is_same(result_)) result_.copy_(memory_);
+  }
+
+ private:
+  at::Tensor result_, memory_;
+};
+
 // The gradient of a parameter: its sums over blocks of rows, added in the order of the blocks. A
-// block's sums lie `stride` floats behind the one before. Nothing [0] where it is not needed.
-inline at::Tensor parameter_gradient(const float* sums, int64_t num_blocks, int64_t stride,
-                                     const at::Tensor& parameter, bool is_needed) {
-  const int64_t width = is_needed ? parameter.size(0) : 0;
-  const at::Tensor total = at::empty({width}, parameter.options().dtype(at::kFloat));
-  float* to = total.mutable_data_ptr<float>();
+// block's sums lie `stride` floats behind the one before.
+inline void write_parameter_gradient(const float* sums, int64_t num_blocks, int64_t stride,
+                                     const at::Tensor& gradient) {
+  const FloatResult total(gradient);
+  const int64_t width = gradient.size(0);
+  float* to = total.data();
   std::fill_n(to, width, 0.0f);
   for (int64_t block = 0; block < num_blocks; ++block, sums += stride) {
     for (int64_t j = 0; j < width; ++j) to[j] += sums[j];
   }
-  return total.to(parameter.scalar_type());
+  total.finish();
 }
 
 // Element (n, j) of the rows has the logical index offsets[n] + j.
@@ -115,10 +134,11 @@ struct DropoutRows {
   bool drops;  // false for p = 0
 };
 
-// All but the values of rng and offsets (contiguous, outliving the result) is checked before.
-inline DropoutRows dropout_rows(const char* op, double p, const at::Tensor& rng, int64_t site,
+// All but the values of rng and offsets is checked before; `offsets` is a contiguous form of
+// dropout's and outlives the result.
+inline DropoutRows dropout_rows(const char* op, const RowDropout& dropout,
                                 const at::Tensor& offsets, int64_t width) {
-  const PhiloxStream stream = philox_stream(op, rng, site);
+  const PhiloxStream stream = philox_stream(op, dropout.rng, dropout.site);
   const int64_t* data = offsets.const_data_ptr<int64_t>();
   int64_t smallest = 0, largest = 0;
   for (int64_t n = 0; n < offsets.size(0); ++n) {
@@ -130,7 +150,8 @@ inline DropoutRows dropout_rows(const char* op, double p, const at::Tensor& rng,
   TORCH_CHECK_VALUE(largest <= std::numeric_limits<int64_t>::max() - width, "sbrrt::", op,
                     ": offsets + width must be below 2^63, got offset ", largest, " and width ",
                     width);
-  return {data, stream, dropout_threshold(p), static_cast<float>(dropout_scale(p)), p > 0};
+  return {data, stream, dropout_threshold(dropout.p), static_cast<float>(dropout_scale(dropout.p)),
+          dropout.p > 0};
 }
 
 }  // namespace sbrrt

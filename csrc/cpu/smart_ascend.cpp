@@ -1,7 +1,5 @@
 // smart_ascend on the CPU: groups of tokens are independent, each is done by one thread.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "common/smart_ascend_checks.h"
+#include "common/smart_ascend_op.h"
 
 namespace sbrrt {
 namespace {
@@ -112,33 +110,22 @@ void ascend(const AscendOptions& options, const at::Tensor& delta, const at::Ten
 
 }  // namespace
 
-at::Tensor smart_ascend_cpu(const at::Tensor& delta, const at::Tensor& gradient,
-                            const at::Tensor& mask, const at::Tensor& sequence,
-                            int64_t num_sequences, double step_size, bool normalize_gradient,
-                            c10::string_view projection, double radius, c10::string_view norm,
-                            c10::string_view level) {
-  check_ascend_tensors(delta, gradient, mask, sequence, at::kCPU);
-  const AscendOptions options =
-      ascend_options(step_size, normalize_gradient, projection, radius, norm, level);
+void SmartAscend::run_cpu() const {
   const at::Tensor kept = mask.contiguous(), owner = sequence.contiguous();
-  check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0), num_sequences);
-  const at::Tensor out = at::empty(delta.sizes(), delta.options());
-  if (out.numel() == 0) return out;
+  check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0), num_sequences.guard_int(__FILE__, __LINE__));
+  if (out.numel() == 0) return;
+  const AscendOptions how = options();
   const Groups groups = groups_of(kept.const_data_ptr<bool>(), owner.const_data_ptr<int64_t>(),
-                                  owner.size(0), options.is_sequence);
+                                  owner.size(0), how.is_sequence);
   clear_others(kept.const_data_ptr<bool>(), out);
   const at::Tensor from = with_dense_rows(delta), along = with_dense_rows(gradient);
   const bool is_float = delta.scalar_type() == at::kFloat;
   if (gradient.scalar_type() == at::kFloat) {
-    (is_float ? ascend<float, float> : ascend<at::BFloat16, float>)(options, from, along, groups,
-                                                                    out);
+    (is_float ? ascend<float, float> : ascend<at::BFloat16, float>)(how, from, along, groups, out);
   } else {
     (is_float ? ascend<float, at::BFloat16> : ascend<at::BFloat16, at::BFloat16>)(
-        options, from, along, groups, out);
+        how, from, along, groups, out);
   }
-  return out;
 }
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { m.impl("smart_ascend", &smart_ascend_cpu); }
 
 }  // namespace sbrrt

@@ -1,7 +1,5 @@
 // smart_noise on the CPU: normal numbers of elements offsets[n] + j of a Philox stream.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <bit>
@@ -9,8 +7,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "common/checks.h"
 #include "common/philox.h"
+#include "common/philox_op.h"
 
 namespace sbrrt {
 namespace {
@@ -49,21 +47,13 @@ void check_noise_range(const at::Tensor& offsets, int64_t width) {
 
 }  // namespace
 
-at::Tensor smart_noise_cpu(const at::Tensor& offsets, int64_t width, const at::Tensor& rng,
-                           int64_t site) {
-  constexpr auto op = "smart_noise";
-  const PhiloxStream stream = philox_stream(op, rng, site);
-  check_offsets(op, offsets);
-  check_device(op, "offsets", offsets, at::kCPU);
-  TORCH_CHECK_VALUE(width >= 4 && width % 4 == 0,
-                    "sbrrt::smart_noise: width must be a positive multiple of 4, got ", width);
-  check_width(op, width, offsets.size(0), sizeof(float));
+void SmartNoise::run_cpu() const {
+  const PhiloxStream stream = philox_stream(kOp, rng, site);
   const at::Tensor starts = offsets.contiguous();
+  const int64_t width = out.size(1), runs_per_row = (width - 1) / kRunSize + 1;
   check_noise_range(starts, width);
-  const at::Tensor out = at::empty({offsets.size(0), width}, offsets.options().dtype(at::kFloat));
   const int64_t* data = starts.const_data_ptr<int64_t>();
   float* result = out.mutable_data_ptr<float>();
-  const int64_t runs_per_row = (width - 1) / kRunSize + 1;
   at::parallel_for(0, out.size(0) * runs_per_row, 32, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / runs_per_row, first = i % runs_per_row * kRunSize;
@@ -71,9 +61,6 @@ at::Tensor smart_noise_cpu(const at::Tensor& offsets, int64_t width, const at::T
       noise_run(data[row] + first, count, stream, result + row * width + first);
     }
   });
-  return out;
 }
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { m.impl("smart_noise", &smart_noise_cpu); }
 
 }  // namespace sbrrt

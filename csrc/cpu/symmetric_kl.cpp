@@ -2,18 +2,15 @@
 // standard library: the inputs' rounding is then the only error, in both branches of the delta form.
 // docs/math/symmetric_kl.md derives the gradients.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <tuple>
 #include <vector>
 
-#include "common/symmetric_kl_checks.h"
+#include "common/symmetric_kl_op.h"
+#include "cpu/rows.h"
 
 namespace sbrrt {
 namespace {
@@ -102,10 +99,8 @@ void write_gradients(const KlRow& row, double grad, float* dlogits, float* ddelt
 
 }  // namespace
 
-at::Tensor symmetric_kl_forward_cpu(const at::Tensor& logits, const at::Tensor& delta) {
-  check_kl_inputs("symmetric_kl_forward", logits, "delta", delta, at::kCPU);
+void KlForward::run_cpu() const {
   const at::Tensor w = dense_float(logits), d = dense_float(delta);
-  const at::Tensor out = at::empty({w.size(0)}, w.options());
   const float *w_data = w.const_data_ptr<float>(), *d_data = d.const_data_ptr<float>();
   float* result = out.mutable_data_ptr<float>();
   const int64_t num_classes = w.size(1);
@@ -116,35 +111,28 @@ at::Tensor symmetric_kl_forward_cpu(const at::Tensor& logits, const at::Tensor& 
       result[i] = static_cast<float>(row.divergence());
     }
   });
-  return out;
 }
 
-std::tuple<at::Tensor, at::Tensor> symmetric_kl_backward_cpu(const at::Tensor& grad,
-                                                             const at::Tensor& logits,
-                                                             const at::Tensor& delta) {
-  check_kl_inputs("symmetric_kl_backward", logits, "delta", delta, at::kCPU);
-  check_kl_gradient(grad, logits, at::kCPU);
+void KlBackward::run_cpu() const {
   const at::Tensor w = dense_float(logits), d = dense_float(delta), g = grad.contiguous();
-  const at::Tensor dlogits = at::empty_like(w), ddelta = at::empty_like(w);
+  const FloatResult dw(dlogits), dd(ddelta);
   const float *w_data = w.const_data_ptr<float>(), *d_data = d.const_data_ptr<float>();
   const float* g_data = g.const_data_ptr<float>();
-  float *dw = dlogits.mutable_data_ptr<float>(), *dd = ddelta.mutable_data_ptr<float>();
   const int64_t num_classes = w.size(1);
   each_row(w, [&](int64_t begin, int64_t end) {
     KlRow row(num_classes);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t start = i * num_classes;
       row.read(w_data + start, d_data + start);
-      write_gradients(row, g_data[i], dw + start, dd + start);
+      write_gradients(row, g_data[i], dw.data() + start, dd.data() + start);
     }
   });
-  return {dlogits.to(logits.scalar_type()), ddelta.to(delta.scalar_type())};
+  dw.finish();
+  dd.finish();
 }
 
-at::Tensor symmetric_kl_fisher_cpu(const at::Tensor& logits, const at::Tensor& tangent) {
-  check_kl_inputs("symmetric_kl_fisher", logits, "tangent", tangent, at::kCPU);
+void KlFisher::run_cpu() const {
   const at::Tensor w = dense_float(logits), t = dense_float(tangent);
-  const at::Tensor out = at::empty_like(w);
   const float *w_data = w.const_data_ptr<float>(), *t_data = t.const_data_ptr<float>();
   float* result = out.mutable_data_ptr<float>();
   const int64_t num_classes = w.size(1);
@@ -160,13 +148,6 @@ at::Tensor symmetric_kl_fisher_cpu(const at::Tensor& logits, const at::Tensor& t
       }
     }
   });
-  return out;
-}
-
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) {
-  m.impl("symmetric_kl_forward", &symmetric_kl_forward_cpu);
-  m.impl("symmetric_kl_backward", &symmetric_kl_backward_cpu);
-  m.impl("symmetric_kl_fisher", &symmetric_kl_fisher_cpu);
 }
 
 }  // namespace sbrrt

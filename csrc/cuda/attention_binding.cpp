@@ -1,15 +1,13 @@
 // attention on CUDA: from tensors to the launchers of attention.h. Sequences are described by device
 // memory, so the values of cu_seqlens and rows are not checked.
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
-
-#include <tuple>
-
-#include "common/attention_checks.h"
+#include "common/attention_op.h"
 #include "cuda/attention.h"
 #include "cuda/binding.h"
 
-namespace sbrrt::cuda::attention_binding {
+namespace sbrrt {
+
+using namespace cuda;
+
 namespace {
 
 constexpr int64_t kAlignment = 16;  // bytes that rows must begin on a multiple of
@@ -48,179 +46,83 @@ struct Batch {
   at::Tensor starts, rows, rng;  // contiguous
   AttentionBatch params;
 
-  explicit Batch(const AttentionArguments& a)
-      : starts(a.cu_seqlens.contiguous()),
-        rows(a.rows.contiguous()),
-        rng(a.rng.contiguous()),
+  Batch(const AttentionSequences& s, TensorRef query)
+      : starts(s.cu_seqlens.contiguous()),
+        rows(s.rows.contiguous()),
+        rng(s.rng.contiguous()),
         params{starts.const_data_ptr<int32_t>(),
                rows.const_data_ptr<int64_t>(),
                rows.size(0),
-               a.query.size(0),
-               a.max_length,
-               static_cast<int>(a.num_heads),
-               static_cast<int>(a.query.size(1) / a.num_heads),
-               element_type(a.query),
+               query.size(0),
+               s.max_length,
+               static_cast<int>(s.num_heads),
+               static_cast<int>(query.size(1) / s.num_heads),
+               element_type(query),
                rng.const_data_ptr<int64_t>(),
-               a.site,
-               a.max_positions,
-               dropout_threshold(a.p),
-               static_cast<float>(dropout_scale(a.p))} {}
+               s.site,
+               s.max_positions,
+               dropout_threshold(s.p),
+               static_cast<float>(dropout_scale(s.p))} {}
 
   bool is_empty() const { return params.num_tokens == 0 || params.num_sequences == 0; }
 };
 
-Launch launch_of(const char* op, const AttentionArguments& a, const at::Tensor& other) {
-  return Launch(op, a.query, {a.key, a.value, a.cu_seqlens, a.rows, a.rng, other});
-}
+struct AlignedQueryKeyValue {
+  at::Tensor query, key, value;
 
-// The three below: all arguments are checked.
+  explicit AlignedQueryKeyValue(const QueryKeyValue& in)
+      : query(with_aligned_rows(in.query)),
+        key(with_aligned_rows(in.key)),
+        value(with_aligned_rows(in.value)) {}
+};
 
-void run_forward(const char* op, const AttentionArguments& a, const at::Tensor& out,
-                 const at::Tensor& logsumexp) {
-  const Launch launch = launch_of(op, a, out);
-  const Batch batch(a);
-  if (batch.is_empty()) return;
-  const at::Tensor q = with_aligned_rows(a.query), k = with_aligned_rows(a.key);
-  const at::Tensor v = with_aligned_rows(a.value);
-  const Written result(out);
-  launch(&attention_forward,
-         AttentionForwardParams{batch.params, read(q), read(k), read(v), result.result(),
-                                logsumexp.mutable_data_ptr<float>()});
-  result.finish();
-}
-
-void run_backward(const char* op, const AttentionSaved& saved, const AttentionArguments& a,
-                  const AttentionGradients& d) {
-  const Launch launch = launch_of(op, a, saved.grad);
-  const Batch batch(a);
-  if (batch.is_empty()) return;
-  const at::Tensor q = with_aligned_rows(a.query), k = with_aligned_rows(a.key);
-  const at::Tensor v = with_aligned_rows(a.value), g = with_aligned_rows(saved.grad);
-  const at::Tensor sums = saved.logsumexp.contiguous();
-  const auto num_bytes = static_cast<int64_t>(attention_backward_workspace(batch.params));
-  const at::Tensor workspace = at::empty({num_bytes}, a.query.options().dtype(at::kByte));
-  const Written dq(d.dquery), dk(d.dkey), dv(d.dvalue);
-  launch(&attention_backward,
-         AttentionBackwardParams{batch.params, read(g), read(q), read(k), read(v),
-                                 sums.const_data_ptr<float>(), dq.result(), dk.result(),
-                                 dv.result(), workspace.mutable_data_ptr()});
-  for (const Written* written : {&dq, &dk, &dv}) written->finish();
-}
-
-void run_jvp(const char* op, const AttentionTangents& t, const AttentionArguments& a,
-             const at::Tensor& out) {
-  const Launch launch = launch_of(op, a, out);
-  const Batch batch(a);
-  if (batch.is_empty()) return;
-  const at::Tensor q = with_aligned_rows(a.query), k = with_aligned_rows(a.key),
-                   v = with_aligned_rows(a.value), tq = with_aligned_rows(t.query),
-                   tk = with_aligned_rows(t.key), tv = with_aligned_rows(t.value);
-  const at::Tensor sums = t.logsumexp.contiguous();
-  const Written result(out);
-  launch(&attention_jvp,
-         AttentionTangentParams{batch.params, read(q), read(k), read(v), read(tq), read(tk),
-                                read(tv), sums.const_data_ptr<float>(), result.result()});
-  result.finish();
-}
-
-void forward_into(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                  const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-                  const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                  int64_t max_positions, const at::Tensor& out, const at::Tensor& logsumexp) {
-  constexpr auto op = "attention_forward_into";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  const WriteSet writes = attention_forward_write_set(op, a, out, logsumexp, at::kCUDA);
-  run_forward(op, a, out, logsumexp);
-  writes.count_change();
-}
-
-std::tuple<at::Tensor, at::Tensor> forward(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-    const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions) {
-  constexpr auto op = "attention_forward";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  check_attention(op, a, at::kCUDA);
-  const at::Tensor out = at::empty(query.sizes(), query.options());
-  const at::Tensor logsumexp = empty_floats({query.size(0), num_heads}, query);
-  run_forward(op, a, out, logsumexp);
-  return {out, logsumexp};
-}
-
-void backward_into(const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key,
-                   const at::Tensor& value, const at::Tensor& out, const at::Tensor& logsumexp,
-                   const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-                   const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-                   int64_t max_positions, const at::Tensor& dquery, const at::Tensor& dkey,
-                   const at::Tensor& dvalue) {
-  constexpr auto op = "attention_backward_into";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  const AttentionSaved saved{grad, out, logsumexp};
-  const AttentionGradients d{dquery, dkey, dvalue};
-  const WriteSet writes = attention_backward_write_set(op, saved, a, d, at::kCUDA);
-  run_backward(op, saved, a, d);
-  writes.count_change();
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
-    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-    const at::Tensor& out, const at::Tensor& logsumexp, const at::Tensor& cu_seqlens,
-    int64_t max_length, int64_t num_heads, double p, const at::Tensor& rng, int64_t site,
-    const at::Tensor& rows, int64_t max_positions) {
-  constexpr auto op = "attention_backward";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  const AttentionSaved saved{grad, out, logsumexp};
-  check_attention_backward(op, saved, a, at::kCUDA);
-  const at::Tensor dquery = at::empty(query.sizes(), query.options());
-  const at::Tensor dkey = at::empty_like(dquery), dvalue = at::empty_like(dquery);
-  run_backward(op, saved, a, {dquery, dkey, dvalue});
-  return {dquery, dkey, dvalue};
-}
-
-void jvp_into(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-              const at::Tensor& query_tangent, const at::Tensor& key_tangent,
-              const at::Tensor& value_tangent, const at::Tensor& logsumexp,
-              const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-              const at::Tensor& rng, int64_t site, const at::Tensor& rows, int64_t max_positions,
-              const at::Tensor& out) {
-  constexpr auto op = "attention_jvp_into";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  const AttentionTangents tangents{query_tangent, key_tangent, value_tangent, logsumexp};
-  const WriteSet writes = attention_jvp_write_set(op, tangents, a, out, at::kCUDA);
-  run_jvp(op, tangents, a, out);
-  writes.count_change();
-}
-
-at::Tensor jvp(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-               const at::Tensor& query_tangent, const at::Tensor& key_tangent,
-               const at::Tensor& value_tangent, const at::Tensor& logsumexp,
-               const at::Tensor& cu_seqlens, int64_t max_length, int64_t num_heads, double p,
-               const at::Tensor& rng, int64_t site, const at::Tensor& rows,
-               int64_t max_positions) {
-  constexpr auto op = "attention_jvp";
-  const AttentionArguments a{query, key, value, cu_seqlens, max_length,   num_heads,
-                             p,     rng, site,  rows,       max_positions};
-  const AttentionTangents tangents{query_tangent, key_tangent, value_tangent, logsumexp};
-  check_attention_jvp(op, tangents, a, at::kCUDA);
-  const at::Tensor out = at::empty(query.sizes(), query.options());
-  run_jvp(op, tangents, a, out);
-  return out;
+Launch launch_of(const char* op, const QueryKeyValue& in, const AttentionSequences& s,
+                 TensorRef other) {
+  return Launch(op, in.query, {in.key, in.value, s.cu_seqlens, s.rows, s.rng, other});
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) {
-  m.impl("attention_forward", &forward);
-  m.impl("attention_backward", &backward);
-  m.impl("attention_jvp", &jvp);
-  m.impl("attention_forward_into", &forward_into);
-  m.impl("attention_backward_into", &backward_into);
-  m.impl("attention_jvp_into", &jvp_into);
+void AttentionForward::run_cuda() const {
+  const Launch launch = launch_of(kOp, in, sequences, out);
+  const Batch batch(sequences, in.query);
+  if (batch.is_empty()) return;
+  const AlignedQueryKeyValue a(in);
+  const Written result(out);
+  launch(&attention_forward,
+         AttentionForwardParams{batch.params, read(a.query), read(a.key), read(a.value),
+                                result.result(), logsumexp.mutable_data_ptr<float>()});
+  result.finish();
 }
 
-}  // namespace sbrrt::cuda::attention_binding
+void AttentionBackward::run_cuda() const {
+  const Launch launch = launch_of(kOp, in, sequences, grad);
+  const Batch batch(sequences, in.query);
+  if (batch.is_empty()) return;
+  const AlignedQueryKeyValue a(in);
+  const at::Tensor aligned_grad = with_aligned_rows(grad), sums = logsumexp.contiguous();
+  const auto num_bytes = static_cast<int64_t>(attention_backward_workspace(batch.params));
+  const at::Tensor workspace = at::empty({num_bytes}, in.query.options().dtype(at::kByte));
+  const Written dq(dquery), dk(dkey), dv(dvalue);
+  launch(&attention_backward,
+         AttentionBackwardParams{batch.params, read(aligned_grad), read(a.query), read(a.key),
+                                 read(a.value), sums.const_data_ptr<float>(), dq.result(),
+                                 dk.result(), dv.result(), workspace.mutable_data_ptr()});
+  for (const Written* written : {&dq, &dk, &dv}) written->finish();
+}
+
+void AttentionJvp::run_cuda() const {
+  const Launch launch = launch_of(kOp, in, sequences, out);
+  const Batch batch(sequences, in.query);
+  if (batch.is_empty()) return;
+  const AlignedQueryKeyValue a(in), t(tangents);
+  const at::Tensor sums = logsumexp.contiguous();
+  const Written result(out);
+  launch(&attention_jvp,
+         AttentionTangentParams{batch.params, read(a.query), read(a.key), read(a.value),
+                                read(t.query), read(t.key), read(t.value),
+                                sums.const_data_ptr<float>(), result.result()});
+  result.finish();
+}
+
+}  // namespace sbrrt

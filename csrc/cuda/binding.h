@@ -12,6 +12,7 @@
 
 #include "common/checks.h"
 #include "common/dropout.h"
+#include "common/op.h"
 #include "cuda/column_sums.h"
 #include "cuda/common/params.h"
 
@@ -77,24 +78,32 @@ inline at::Tensor empty_floats(at::IntArrayRef sizes, const at::Tensor& like) {
   return at::empty(sizes, like.options().dtype(at::kFloat));
 }
 
-// rng and offsets are contiguous and outlive the result.
-inline DropoutParams dropout_params(double p, const at::Tensor& rng, int64_t site,
+// rng and offsets are contiguous forms of dropout's and outlive the result.
+inline DropoutParams dropout_params(const RowDropout& dropout, const at::Tensor& rng,
                                     const at::Tensor& offsets) {
-  return {rng.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), site,
-          dropout_threshold(p), static_cast<float>(dropout_scale(p))};
+  return {rng.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), dropout.site,
+          dropout_threshold(dropout.p), static_cast<float>(dropout_scale(dropout.p))};
 }
 
-// [width], the sums over the blocks of partial [num_blocks, width].
-inline at::Tensor sums_of_blocks(const Launch& launch, const at::Tensor& partial) {
-  const at::Tensor sums = at::empty({partial.size(1)}, partial.options());
-  launch(&column_sums, ColumnSumsParams{partial.const_data_ptr<float>(), partial.size(0),
-                                        partial.size(1), sums.mutable_data_ptr<float>()});
-  return sums;
-}
-
-// The gradient of a parameter that is not needed.
-inline at::Tensor no_gradient(const at::Tensor& parameter) {
-  return at::empty({0}, parameter.options());
+// The sums over the blocks of partial [num_blocks, gradients * width], into the gradients that are
+// wanted, [width] each; the others are null.
+inline void write_sums(const Launch& launch, const at::Tensor& partial,
+                       std::initializer_list<const at::Tensor*> gradients) {
+  const int num_parts = static_cast<int>(gradients.size());
+  ColumnSumsParams params{partial.const_data_ptr<float>(), partial.size(0),
+                          partial.size(1) / num_parts, num_parts, {}};
+  at::Tensor memory[kMaxColumnSums];
+  const at::Tensor* const* gradient = gradients.begin();
+  for (int i = 0; i < num_parts; ++i) {
+    if (gradient[i] == nullptr) continue;
+    const bool is_float = gradient[i]->scalar_type() == at::kFloat;
+    memory[i] = is_float ? *gradient[i] : empty_floats({params.width}, partial);
+    params.out[i] = memory[i].mutable_data_ptr<float>();
+  }
+  launch(&column_sums, params);
+  for (int i = 0; i < num_parts; ++i) {
+    if (memory[i].defined() && !memory[i].is_same(*gradient[i])) gradient[i]->copy_(memory[i]);
+  }
 }
 
 }  // namespace sbrrt::cuda

@@ -67,57 +67,30 @@ __global__ void __launch_bounds__(Shape::kThreads) embed_forward_kernel(const Em
   }
 }
 
-// One row of the backward; adds to the sums over tokens.
-template <typename T, typename Shape>
-__device__ inline void backward_row(const EmbedBackwardParams& p, int64_t token,
-                                    RowValues<Shape>& weight_sums, RowValues<Shape>& shift_sums,
-                                    float* shared) {
-  const int width = p.in.width;
-  const RowStatistics statistics{p.mean[token], p.rstd[token]};
-  const EmbeddingRow<T> in(p.in, token);
-  const RowDropout dropout(p.in.dropout, token);
-  RowValues<Shape> z, g;
-  float sum = 0.0f, product_sum = 0.0f;
-  for_each_chunk<Shape>(width, [&](int c, int j) {
-    float weight[Shape::kVec];
-    in.load(j, z.at[c]);
-    load_floats(row_of<T>(p.grad, token) + j, g.at[c]);
-    load_floats(p.weight + j, weight);
-    const uint32_t kept = dropout.template kept<Shape::kVec>(j);
-#pragma unroll
-    for (int i = 0; i < Shape::kVec; ++i) {
-      const float dy = g.at[c][i] * dropout.factor(kept, i);
-      const float standard = statistics.standard(z.at[c][i]);
-      weight_sums.at[c][i] = fmaf(dy, standard, weight_sums.at[c][i]);
-      shift_sums.at[c][i] += dy;
-      z.at[c][i] = standard;
-      g.at[c][i] = __fmul_rn(dy, weight[i]);
-      sum += g.at[c][i];
-      product_sum = fmaf(g.at[c][i], standard, product_sum);
-    }
-  });
-  const Projection project(row_sums<Shape>(sum, product_sum, shared), width, statistics.rstd);
-  for_each_chunk<Shape>(width, [&](int c, int j) {
-#pragma unroll
-    for (int i = 0; i < Shape::kVec; ++i) g.at[c][i] = project(g.at[c][i], z.at[c][i]);
-    store_floats(p.ds + token * width + j, g.at[c]);
-  });
-}
-
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     embed_backward_kernel(const EmbedBackwardParams p) {
-  SBRRT_SHARED(float, shared,
-               [Shape::kGroups == 1 ? 2 * Shape::kWarps : Shape::kGroups * Shape::kMaxWidth]);
-  const int64_t size = rows_per_block(p.in.num_tokens), begin = blockIdx.x * size;
-  const int64_t end = begin + size < p.in.num_tokens ? begin + size : p.in.num_tokens;
-  RowValues<Shape> weight_sums{}, shift_sums{};
-  for (int64_t token = begin + group_index<Shape>(); token < end; token += Shape::kGroups) {
-    backward_row<T, Shape>(p, token, weight_sums, shift_sums, shared);
-  }
-  float* partial = p.partial + int64_t{blockIdx.x} * 2 * p.in.width;
-  store_column_sums(weight_sums, p.in.width, partial, shared);
-  store_column_sums(shift_sums, p.in.width, partial + p.in.width, shared);
+  SBRRT_SHARED(float, shared, [kBackwardFloats<Shape>]);
+  const int width = p.in.width;
+  ParameterSums<Shape> sums;
+  for_each_row_of_block<Shape>(p.in.num_tokens, [&](int64_t token) {
+    const EmbeddingRow<T> in(p.in, token);
+    const RowDropout dropout(p.in.dropout, token);
+    const auto load = [&](int, int j, float (&s)[Shape::kVec], float (&dy)[Shape::kVec]) {
+      in.load(j, s);
+      load_floats(row_of<T>(p.grad, token) + j, dy);
+      const uint32_t kept = dropout.template kept<Shape::kVec>(j);
+#pragma unroll
+      for (int i = 0; i < Shape::kVec; ++i) dy[i] *= dropout.factor(kept, i);
+    };
+    const auto store = [&](int, int j, const float (&ds)[Shape::kVec]) {
+      store_floats(p.ds + token * width + j, ds);
+    };
+    backward_row({p.mean[token], p.rstd[token]}, p.weight, width, sums, shared, load, store);
+  });
+  float* partial = p.partial + int64_t{blockIdx.x} * 2 * width;
+  store_column_sums(sums.weight, width, partial, shared);
+  store_column_sums(sums.shift, width, partial + width, shared);
 }
 
 // run(TypeTag<T>, Shape) for the tables' dtype and width.

@@ -146,14 +146,14 @@ __device__ inline int64_t num_continued(const SortedTokens& tokens, int64_t chun
 template <typename T, int N>
 __global__ void __launch_bounds__(kJoinWarps* kWarpSize)
     embed_join_kernel(const __grid_constant__ EmbedTablesParams p) {
-  SBRRT_SHARED(float, shared, [kJoinWarps][kWarpSize * N]);
+  SBRRT_SHARED(float, shared, [1 + kJoinWarps][kWarpSize * N]);
   const Task task = task_of<N>(p, blockIdx.x);
   const SortedTokens tokens{task.table, p.num_tokens};
   const int64_t first = task.chunk * kChunk, row = tokens.row(first + kChunk - 1);
   if (!tokens.has(row) || tokens.row(first + kChunk) != row || tokens.row(first - 1) == row) return;
   const int64_t count = num_continued(tokens, task.chunk, row);
   const int start = task.strip * kWarpSize * N, column = start + lane_index() * N;
-  float sums[N] = {};
+  float sums[N] = {}, own[N] = {};
   for (int64_t chunk = warp_index(); column < p.width && chunk < count;
        chunk += kJoinWarps * kRowsAtOnce) {
     float rows[kRowsAtOnce][N] = {};
@@ -169,16 +169,15 @@ __global__ void __launch_bounds__(kJoinWarps* kWarpSize)
       for (int j = 0; j < N; ++j) sums[j] += rows[i][j];
     }
   }
-  store_floats(shared[warp_index()] + lane_index() * N, sums);
-  __syncthreads();
-  const float* own = partial_of(p, task, task.chunk, true) + start;
-  T* out = static_cast<T*>(tokens.table.out) + row * p.width + start;
-  for (int j = threadIdx.x; j < kWarpSize * N && start + j < p.width; j += kJoinWarps * kWarpSize) {
-    float sum = own[j];
-#pragma unroll
-    for (int warp = 0; warp < kJoinWarps; ++warp) sum += shared[warp][j];
-    out[j] = from_float<T>(sum);
+  store_floats(shared[1 + warp_index()] + lane_index() * N, sums);
+  if (warp_index() == 0) {
+    if (column < p.width) load_floats(partial_of(p, task, task.chunk, true) + column, own);
+    store_floats(shared[0] + lane_index() * N, own);
   }
+  T* out = static_cast<T*>(tokens.table.out) + row * p.width + start;
+  for_each_column_sum<1 + kJoinWarps>(
+      shared[0], kWarpSize * N, min(kWarpSize * N, p.width - start),
+      [&](int j, float sum) { out[j] = from_float<T>(sum); });
 }
 
 int64_t num_tables(const EmbedTablesParams& p) {

@@ -36,7 +36,7 @@ __device__ inline NormalValues normal_values(float t) {
   return {t < 0.0f ? tail : 1.0f - tail, bell};
 }
 
-__device__ inline float gelu_slope(float t) {
+__device__ inline float gelu_derivative(float t) {
   const NormalValues n = normal_values(t);
   return fmaf(t * 0.398942280f, n.bell, n.cdf);
 }
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_forward_kernel(const G
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kWarps* kWarpSize) gelu_change_kernel(const GeluChangeParams p) {
+__global__ void __launch_bounds__(kWarps* kWarpSize) gelu_grad_kernel(const GeluGradParams p) {
   SBRRT_SHARED(float, shared, [kWarps][kWarpSize * N]);
   const int first = lane_index() * N;
   const int64_t start = int64_t{blockIdx.x} * kWarpSize * N, column = start + first;
@@ -82,29 +82,26 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_change_kernel(const Ge
   if (column < p.width) {
     load_floats(p.bias + column, bias);
     for_each_row(p.num_rows, [&](int64_t row) {
-      float x[N], change[N];
+      float x[N], grad[N];
       load_floats(row_of<T>(p.x, row) + column, x);
-      load_floats(row_of<T>(p.change, row) + column, change);
+      load_floats(row_of<T>(p.grad, row) + column, grad);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        change[i] *= gelu_slope(x[i] + bias[i]);
-        sums[i] += change[i];
+        grad[i] *= gelu_derivative(x[i] + bias[i]);
+        sums[i] += grad[i];
       }
-      store_floats(row_of<T>(p.out, row) + column, change);
+      store_floats(row_of<T>(p.out, row) + column, grad);
     });
   }
   if (p.partial == nullptr) return;
   store_floats(shared[warp_index()] + first, sums);
-  __syncthreads();
-  for (int j = threadIdx.x; j < kWarpSize * N && start + j < p.width; j += kWarps * kWarpSize) {
-    float sum = shared[0][j];
-#pragma unroll
-    for (int warp = 1; warp < kWarps; ++warp) sum += shared[warp][j];
-    p.partial[blockIdx.y * p.width + start + j] = sum;
-  }
+  float* partial = p.partial + blockIdx.y * p.width + start;
+  const int64_t left = p.width - start;
+  for_each_column_sum<kWarps>(shared[0], kWarpSize * N, left < kWarpSize * N ? left : kWarpSize * N,
+                              [&](int j, float sum) { partial[j] = sum; });
 }
 
-// run(TypeTag<T>, std::integral_constant<int, N>) with N elements at a time.
+// The kernel for N elements at a time, all that 16 bytes hold where rows allow it, else one.
 template <typename F>
 cudaError_t with_kernel(ElementType dtype, int64_t width, bool is_vector, F run) {
   return with_dtype(dtype, [&](auto type) {
@@ -136,14 +133,14 @@ cudaError_t gelu_forward(const GeluForwardParams& p, cudaStream_t stream) {
   });
 }
 
-cudaError_t gelu_change(const GeluChangeParams& p, cudaStream_t stream) {
+cudaError_t gelu_grad(const GeluGradParams& p, cudaStream_t stream) {
   const int n = 16 / dtype_size(p.dtype);
   const bool whole =
-      is_whole(p.x, n) && is_whole(p.change, n) && is_whole(p.out, n) && is_aligned(p.bias);
+      is_whole(p.x, n) && is_whole(p.grad, n) && is_whole(p.out, n) && is_aligned(p.bias);
   return with_kernel(p.dtype, p.width, whole, [&](auto type, auto vec) {
     using T = typename decltype(type)::type;
     constexpr int N = decltype(vec)::value;
-    return launch<gelu_change_kernel<T, N>>(grid_of(p.num_rows, p.width, N),
+    return launch<gelu_grad_kernel<T, N>>(grid_of(p.num_rows, p.width, N),
                                             dim3(kWarps * kWarpSize), 0, stream, p);
   });
 }

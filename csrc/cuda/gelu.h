@@ -15,11 +15,11 @@ struct GeluForwardParams {
   Rows out;
 };
 
-// Backward, of a gradient, and tangent: out = change * gelu'(x + bias).
-struct GeluChangeParams {
+// Backward and JVP: out = grad * gelu'(x + bias), where grad is a gradient or a tangent.
+struct GeluGradParams {
   int64_t num_rows, width;
-  ElementType dtype;  // of x, change and out
-  ConstRows x, change;
+  ElementType dtype;  // of x, grad and out
+  ConstRows x, grad;
   const float* bias;
   Rows out;
   float* partial;  // [gelu_row_blocks, width]: the column sums of out; or null
@@ -29,6 +29,6 @@ struct GeluChangeParams {
 int64_t gelu_row_blocks(int64_t num_rows);
 
 cudaError_t gelu_forward(const GeluForwardParams& params, cudaStream_t stream);
-cudaError_t gelu_change(const GeluChangeParams& params, cudaStream_t stream);
+cudaError_t gelu_grad(const GeluGradParams& params, cudaStream_t stream);
 
 }  // namespace sbrrt::cuda

@@ -81,68 +81,40 @@ __global__ void __launch_bounds__(Shape::kThreads)
   }
 }
 
-template <typename Shape>
-struct ParameterSums {
-  RowValues<Shape> bias{}, weight{}, shift{};
-};
-
-// One row of the backward; adds to the sums over rows.
-template <typename X, typename R, typename Shape>
-__device__ inline void backward_row(const LayerNormBackwardParams& p, int64_t row,
-                                    ParameterSums<Shape>& sums, float* shared) {
-  const int width = p.in.width;
-  const RowStatistics statistics{p.mean[row], p.rstd[row]};
-  ResidualRow<X, R, Shape> in(p.in, row);
-  RowValues<Shape> z, g;
-  float sum = 0.0f, product_sum = 0.0f;
-  for_each_chunk<Shape>(width, [&](int c, int j) {
-    float weight[Shape::kVec], product[Shape::kVec] = {};
-    in.load(c, j, z.at[c]);
-    load_floats(row_of<R>(p.grad, row) + j, g.at[c]);
-    if (p.product.data != nullptr) load_floats(row_of<X>(p.product, row) + j, product);
-    load_floats(p.weight + j, weight);
-#pragma unroll
-    for (int i = 0; i < Shape::kVec; ++i) {
-      const float dy = g.at[c][i] + product[i];
-      const float standard = statistics.standard(z.at[c][i]);
-      sums.weight.at[c][i] = fmaf(dy, standard, sums.weight.at[c][i]);
-      sums.shift.at[c][i] += dy;
-      z.at[c][i] = standard;
-      g.at[c][i] = __fmul_rn(dy, weight[i]);
-      sum += g.at[c][i];
-      product_sum = fmaf(g.at[c][i], standard, product_sum);
-    }
-  });
-  const Projection project(row_sums<Shape>(sum, product_sum, shared), width, statistics.rstd);
-  for_each_chunk<Shape>(width, [&](int c, int j) {
-    float dx[Shape::kVec];
-#pragma unroll
-    for (int i = 0; i < Shape::kVec; ++i) {
-      g.at[c][i] = project(g.at[c][i], z.at[c][i]);
-      dx[i] = g.at[c][i] * in.factor(c, i);
-      sums.bias.at[c][i] += dx[i];
-    }
-    store_floats(row_of<R>(p.dresidual, row) + j, g.at[c]);
-    store_floats(row_of<X>(p.dx, row) + j, dx);
-  });
-}
-
 template <typename X, typename R, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     layernorm_backward_kernel(const LayerNormBackwardParams p) {
-  SBRRT_SHARED(float, shared,
-               [Shape::kGroups == 1 ? 2 * Shape::kWarps : Shape::kGroups * Shape::kMaxWidth]);
-  const int64_t size = rows_per_block(p.in.num_rows), begin = blockIdx.x * size;
-  const int64_t end = begin + size < p.in.num_rows ? begin + size : p.in.num_rows;
+  SBRRT_SHARED(float, shared, [kBackwardFloats<Shape>]);
+  const int width = p.in.width;
   ParameterSums<Shape> sums;
-  for (int64_t row = begin + group_index<Shape>(); row < end; row += Shape::kGroups) {
-    backward_row<X, R>(p, row, sums, shared);
-  }
+  RowValues<Shape> bias_sums{};
+  for_each_row_of_block<Shape>(p.in.num_rows, [&](int64_t row) {
+    ResidualRow<X, R, Shape> in(p.in, row);
+    const auto load = [&](int c, int j, float (&s)[Shape::kVec], float (&dy)[Shape::kVec]) {
+      float product[Shape::kVec] = {};
+      in.load(c, j, s);
+      load_floats(row_of<R>(p.grad, row) + j, dy);
+      if (p.product.data != nullptr) load_floats(row_of<X>(p.product, row) + j, product);
+#pragma unroll
+      for (int i = 0; i < Shape::kVec; ++i) dy[i] += product[i];
+    };
+    const auto store = [&](int c, int j, const float (&ds)[Shape::kVec]) {
+      float dx[Shape::kVec];
+#pragma unroll
+      for (int i = 0; i < Shape::kVec; ++i) {
+        dx[i] = ds[i] * in.factor(c, i);
+        bias_sums.at[c][i] += dx[i];
+      }
+      store_floats(row_of<R>(p.dresidual, row) + j, ds);
+      store_floats(row_of<X>(p.dx, row) + j, dx);
+    };
+    backward_row({p.mean[row], p.rstd[row]}, p.weight, width, sums, shared, load, store);
+  });
   if (p.partial == nullptr) return;
-  float* partial = p.partial + int64_t{blockIdx.x} * 3 * p.in.width;
-  store_column_sums(sums.bias, p.in.width, partial, shared);
-  store_column_sums(sums.weight, p.in.width, partial + p.in.width, shared);
-  store_column_sums(sums.shift, p.in.width, partial + 2 * p.in.width, shared);
+  float* partial = p.partial + int64_t{blockIdx.x} * 3 * width;
+  store_column_sums(bias_sums, width, partial, shared);
+  store_column_sums(sums.weight, width, partial + width, shared);
+  store_column_sums(sums.shift, width, partial + 2 * width, shared);
 }
 
 template <typename X, typename R, typename Shape>

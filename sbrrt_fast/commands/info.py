@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.info import collect
-from sbrrt_fast.ops.dispatch import BACKENDS
+from sbrrt_fast.ops._backend.dispatch import BACKENDS
 
 _GIB = 1 << 30
 

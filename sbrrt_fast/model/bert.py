@@ -214,7 +214,7 @@ class MiniBert(nn.Module):
                 module.config = config
 
     def set_backend(self, backend: str) -> None:
-        """Chooses the implementation of all ops: ``auto`` or one of ``ops.dispatch.BACKENDS``."""
+        """Chooses the implementation of all ops: ``auto`` or one that ``sbrrt-fast info`` shows."""
         for module in self.modules():
             if hasattr(module, "backend"):
                 module.backend = backend

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from sbrrt_fast.model.bert import BertLayer, MiniBert
-from sbrrt_fast.ops.attention_limits import MAX_LENGTH
-from sbrrt_fast.ops.dispatch import Choice, Op
+from sbrrt_fast.ops._backend.dispatch import Choice, Op
+from sbrrt_fast.ops.attention import MAX_LENGTH
 from sbrrt_fast.ops.registry import OPS
 
 PASS_OPS = ("embed", "attention", "dropout_add_layernorm", "bias_gelu")

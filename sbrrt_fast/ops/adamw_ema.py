@@ -22,10 +22,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops import triton_smart
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
-from sbrrt_fast.ops.native import native
-from sbrrt_fast.ops.triton_ops import with_triton
+from sbrrt_fast.ops._backend.backends import TRITON, Backend, dtype_name
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
+
+define(
+    "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
+    "Tensor(c!)[] exp_avg_sq, Tensor(d!)[] ema, Tensor(e!)[] low_precision, "
+    "Tensor(f!)[] ema_low_precision, Tensor learning_rate, float[] weight_decay, float beta1, "
+    "float beta2, float eps, Tensor clip_factor, Tensor step, float ema_beta)",
+    "adamw_ema.adamw_ema_",
+)
+define(
+    "adamw_ema_rows_(Tensor(a!) param, Tensor grad, Tensor rows, Tensor(b!) touched, "
+    "Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, Tensor(e!) ema, Tensor learning_rate, "
+    "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
+    "Tensor step, float ema_beta)",
+    "adamw_rows.adamw_ema_rows_",
+)
+define("gradient_norm_into(Tensor[] grads, Tensor(a!) out)", "adamw_ema.gradient_norm_into")
 
 
 def adamw_ema_reference(
@@ -136,55 +151,52 @@ def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
     return total.sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
 
 
-def _gradients_why_not(device: str, grads: Sequence[Tensor]) -> str | None:
-    devices = {found.type for found in {g.device for g in grads}} - {device}
-    if devices:
-        return f"gradients are on {', '.join(sorted(devices))}, not {device}"
+def _norm_why_not(backend: Backend, grads: Sequence[Tensor]) -> str | None:
     dtypes = {g.dtype for g in grads}
     if len(dtypes) > 1:
         return "gradients of several dtypes run on the reference"
-    other = dtypes - {torch.float32, torch.bfloat16}
-    return f"{other.pop()} gradients run on the reference" if other else None
+    devices = {g.device.type for g in grads} - {backend.device}
+    if devices:
+        return f"gradients are on {', '.join(sorted(devices))}, not {backend.device}"
+    if grads and backend is not TRITON and grads[0].dtype == torch.float16:
+        return "float16 gradients run on the reference"
+    return backend.dtype_reason("the first gradient", grads[0]) if grads else None
 
 
-def _why_not(device: str, params: Sequence[Tensor], grads: Sequence[Tensor], *args) -> str | None:
-    other = {p.dtype for p in params} - {torch.float32}
-    if other:
-        return f"{other.pop()} parameters run on the reference"
-    return _gradients_why_not(device, grads)
+def _update_why_not(
+    backend: Backend, params: Sequence[Tensor], grads: Sequence[Tensor], *args
+) -> str | None:
+    if other := [p for p in params if p.dtype != torch.float32]:
+        return f"{dtype_name(other[0])} parameters run on the reference"
+    return _norm_why_not(backend, grads)
 
 
-_adamw = Op(
+def _rows_why_not(backend: Backend, param: Tensor, grad: Tensor, *args) -> str | None:
+    reason = _update_why_not(backend, [param], [param])
+    if reason is None and grad.dtype != torch.float32:
+        return f"a {dtype_name(grad)} gradient of rows runs on the reference"
+    return reason
+
+
+def _run_norm(backend: Backend, grads: Sequence[Tensor]) -> Tensor:
+    out = grads[0].new_empty((), dtype=torch.float32)
+    backend.ops.gradient_norm_into(grads, out)
+    return out
+
+
+_adamw = fused_op(
     "adamw_ema_",
-    with_triton(
-        triton_smart.ADAMW_EMA,
-        *native(lambda *args: torch.ops.sbrrt.adamw_ema_(*args), _why_not),
-        Implementation("reference", adamw_ema_reference, lambda *args: None, never),
-    ),
+    lambda backend, *args: backend.ops.adamw_ema_(*args),
+    _update_why_not,
+    adamw_ema_reference,
 )
-
-
-def _rows_why_not(device: str, param: Tensor, grad: Tensor, *args) -> str | None:
-    reason = _why_not(device, [param], [param])
-    return reason or triton_smart.row_gradient_reason(grad)
-
-
-_rows = Op(
+_rows = fused_op(
     "adamw_ema_rows_",
-    with_triton(
-        triton_smart.ADAMW_EMA_ROWS,
-        *native(lambda *args: torch.ops.sbrrt.adamw_ema_rows_(*args), _rows_why_not),
-        Implementation("reference", adamw_ema_rows_reference, lambda *args: None, never),
-    ),
+    lambda backend, *args: backend.ops.adamw_ema_rows_(*args),
+    _rows_why_not,
+    adamw_ema_rows_reference,
 )
-_norm = Op(
-    "gradient_norm",
-    with_triton(
-        triton_smart.GRADIENT_NORM,
-        *native(lambda grads: torch.ops.sbrrt.gradient_norm(grads), _gradients_why_not),
-        Implementation("reference", gradient_norm_reference, lambda grads: None, never),
-    ),
-)
+_norm = fused_op("gradient_norm", _run_norm, _norm_why_not, gradient_norm_reference)
 
 
 @torch.no_grad()
@@ -220,7 +232,7 @@ def adamw_ema_(
         ema: averages, float32; ema_beta: their momentum in this update.
         low_precision, ema_low_precision: bfloat16 copies of parameters and averages.
             These three lists may be empty; an entry without elements leaves its parameter out.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit its parameter; nothing
@@ -287,7 +299,7 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
 def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None:
     """Why no fused op of this backend can update these parameters, or None."""
     choice = _adamw.explain(backend, params, params)
-    return choice.told if choice.backend in (None, "reference") else None
+    return choice.reasons_text if choice.backend in (None, "reference") else None
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

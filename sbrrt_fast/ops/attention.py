@@ -14,15 +14,37 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sbrrt_fast.ops.attention_limits import shape_reason
-from sbrrt_fast.ops.autodiff import has_tangent, tangent_is_differentiated
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops._backend.autograd import Rule, differentiable
+from sbrrt_fast.ops._backend.backends import Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops.autodiff import tangent_is_differentiated
 from sbrrt_fast.ops.dropout import dropout_mask
-from sbrrt_fast.ops.native import native, native_reason
-from sbrrt_fast.ops.triton_attention import IMPLEMENTATION as TRITON
-from sbrrt_fast.ops.triton_ops import with_triton
+
+HEAD_DIMS = (32, 64)
+MAX_LENGTH = 512
+_NUM_HEADS_END, _POSITIONS_END = 2**16, 2**31
+
+_MATRICES = "Tensor query, Tensor key, Tensor value"
+_BATCH = (
+    "Tensor cu_seqlens, int max_length, int num_heads, float p, Tensor rng, int site, "
+    "Tensor rows, int max_positions"
+)
+define(
+    f"attention_forward_into({_MATRICES}, {_BATCH}, Tensor(a!) out, Tensor(b!) logsumexp)",
+    "attention.forward_into",
+)
+define(
+    f"attention_backward_into(Tensor grad, {_MATRICES}, Tensor out, Tensor logsumexp, {_BATCH}, "
+    "Tensor(a!) dquery, Tensor(b!) dkey, Tensor(c!) dvalue)",
+    "attention.backward_into",
+)
+define(
+    f"attention_jvp_into({_MATRICES}, Tensor query_tangent, Tensor key_tangent, "
+    f"Tensor value_tangent, Tensor logsumexp, {_BATCH}, Tensor(a!) out)",
+    "attention.jvp_into",
+)
 
 
 def attention_reference(
@@ -106,79 +128,49 @@ def _factors(rows: Tensor, places: tuple, p: float, dtype: torch.dtype) -> Tenso
     return mask.view(-1, num_heads, max_length, max_length)
 
 
-class _Traced(torch.autograd.Function):
-    """The C++ op under autograd for torch.compile to trace; without a tangent."""
-
-    @staticmethod
-    def forward(*inputs):
-        return torch.ops.sbrrt.attention_forward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        query, key, value, cu_seqlens, max_length, num_heads, p, rng, site, rows, positions = inputs
-        ctx.numbers = max_length, num_heads, p, site, positions
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(query, key, value, *output, cu_seqlens, rng, rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, _):
-        query, key, value, out, logsumexp, *batch = ctx.saved_tensors
-        grads = torch.ops.sbrrt.attention_backward(
-            grad, query, key, value, out, logsumexp, *_arguments(ctx.numbers, *batch)
-        )
-        return *grads, *[None] * 8
+def _forward(ops, query: Tensor, *inputs) -> tuple[Tensor, Tensor]:
+    num_heads = inputs[4]
+    out = query.new_empty(query.shape)
+    logsumexp = query.new_empty(query.shape[0], num_heads, dtype=torch.float32)
+    ops.attention_forward_into(query, *inputs, out, logsumexp)
+    return out, logsumexp
 
 
-class _Transformed(_Traced):
-    """The same with its forward-mode derivative, for torch.func."""
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _Traced.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:3], *output, inputs[3], inputs[7], inputs[9])
-
-    @staticmethod
-    def jvp(ctx, query_tangent, key_tangent, value_tangent, *_):
-        query, key, value, _out, logsumexp, *batch = ctx.saved_tensors
-        tangents = query_tangent, key_tangent, value_tangent
-        tangent = torch.ops.sbrrt.attention_jvp(
-            query, key, value, *tangents, logsumexp, *_arguments(ctx.numbers, *batch)
-        )
-        return tangent, None
+def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, ...]:
+    matrices, batch = inputs[:3], inputs[3:]
+    grads = tuple(x.new_empty(x.shape) for x in matrices)
+    ops.attention_backward_into(grad, *matrices, *saved, *batch, *grads)
+    return grads
 
 
-class _Dual(torch.autograd.Function):
-    """The same outside torch.func, in the older style: it spares 30 us of binding arguments."""
-
-    @staticmethod
-    def forward(ctx, *inputs):
-        output = torch.ops.sbrrt.attention_forward(*inputs)
-        _Transformed.setup_context(ctx, inputs, output)
-        return output
-
-    backward = staticmethod(_Traced.backward)
-    jvp = staticmethod(_Transformed.jvp)
+def _jvp(ops, tangents, inputs, saved) -> Tensor:
+    matrices, batch, logsumexp = inputs[:3], inputs[3:], saved[1]
+    pairs = zip(matrices, tangents, strict=False)
+    tangents = [torch.zeros_like(x) if t is None else t for x, t in pairs]
+    out = matrices[0].new_empty(matrices[0].shape)
+    ops.attention_jvp_into(*matrices, *tangents, logsumexp, *batch, out)
+    return out
 
 
-def _arguments(numbers: tuple, cu_seqlens: Tensor, rng: Tensor, rows: Tensor) -> tuple:
-    """The op's last arguments, in order."""
-    max_length, num_heads, p, site, max_positions = numbers
-    return cu_seqlens, max_length, num_heads, p, rng, site, rows, max_positions
+def shape_reason(hidden: int, num_heads: int, max_length: int, max_positions: int) -> str | None:
+    """Why no fused attention takes these shapes, or None.
 
-
-def _run_native(*args) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _Traced.apply(*args)[0]
-    if torch._C._are_functorch_transforms_active():
-        return _Transformed.apply(*args)[0]
-    if any(map(has_tangent, args[:3])):
-        return _Dual.apply(*args)[0]
-    return torch.ops.sbrrt.attention(*args)
+    ``csrc/common/attention_checks.h`` and ``kernels/attention.py`` refuse the others; what is said
+    here is why, before one of them is called.
+    """
+    if max_length > MAX_LENGTH:
+        return f"max_length is {max_length}, above {MAX_LENGTH}"
+    if hidden not in [num_heads * head_dim for head_dim in HEAD_DIMS]:
+        return f"the head dimension, {hidden} / {num_heads}, is neither 32 nor 64"
+    if num_heads >= _NUM_HEADS_END:
+        return f"there are {num_heads} heads, not below {_NUM_HEADS_END}"
+    if max_positions >= _POSITIONS_END:
+        return f"max_positions is {max_positions}, not below {_POSITIONS_END}"
+    return None
 
 
 def _why_not(
-    device: str,
+    backend: Backend,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -192,7 +184,7 @@ def _why_not(
     max_positions: int,
 ) -> str | None:
     inputs = {"query": query, "key": key, "value": value}
-    reason = native_reason(device, differentiable=inputs, constant={})
+    reason = backend.tensor_reason(differentiable=inputs, constant={})
     if reason is not None:
         return reason
     if not query.dtype == key.dtype == value.dtype:
@@ -202,14 +194,8 @@ def _why_not(
     return shape_reason(query.shape[1], num_heads, max_length, max_positions)
 
 
-_op = Op(
-    "attention",
-    with_triton(
-        TRITON,
-        *native(_run_native, _why_not),
-        Implementation("reference", packed_attention_reference, lambda *args: None, never),
-    ),
-)
+_run = differentiable(Rule(_forward, _backward, _jvp, saves_out=True))
+_op = fused_op("attention", _run, _why_not, packed_attention_reference)
 
 
 def attention(
@@ -229,21 +215,21 @@ def attention(
 ) -> Tensor:
     """Attention within each sequence of a packed batch.
 
-    Differentiable in query, key and value, in reverse and in forward mode. The native op computes
+    Differentiable in query, key and value, in reverse and in forward mode. The fused ops compute
     in float32 whatever the dtype.
 
     Args:
         query, key, value: [num_tokens, num_heads * head_dim], of one dtype, float32 or bfloat16
             (float64 on the reference); row-strided views of a fused projection are read in place.
         cu_seqlens: int32 [num_sequences + 1], cumulative lengths.
-        max_length: the longest of them, or more; the native op takes up to 512.
-        num_heads: their dimension is 32 or 64 for the native op.
+        max_length: the longest of them, or more; the fused ops take up to 512.
+        num_heads: their dimension is 32 or 64 for the fused ops.
         p: probability of dropping a probability, in [0, 1).
         rng: int64 [2], (seed, step).
         site: which dropout of the model this is.
         rows: int64 [num_sequences], each sequence's row in dropout's index (see ``ops.dropout``).
         max_positions: the model's maximum length, which that index counts against.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Returns:
         [num_tokens, num_heads * head_dim] of the inputs' dtype.

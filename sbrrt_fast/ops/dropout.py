@@ -20,9 +20,18 @@ import math
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops import native as native_ops
-from sbrrt_fast.ops import triton_ops
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops._backend.backends import TRITON, Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
+
+define(
+    "dropout_mask_into(Tensor offsets, float p, Tensor rng, int site, Tensor(a!) out)",
+    "dropout_mask.dropout_mask_into",
+)
+define(
+    "philox_bits_into(Tensor offsets, Tensor rng, int site, Tensor(a!) out)",
+    "dropout_mask.philox_bits_into",
+)
 
 MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -79,64 +88,39 @@ def dropout_mask_reference(
     return torch.where(word >= keep_threshold(p), scale, torch.zeros_like(scale))
 
 
-def _why_not(device: str, offsets: Tensor, *args, **kwargs) -> str | None:
-    return native_ops.device_reason(device, "offsets", offsets)
+def _run_mask(
+    backend: Backend,
+    offsets: Tensor,
+    width: int,
+    p: float,
+    rng: Tensor,
+    site: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = offsets.new_empty(offsets.shape[0], width, dtype=dtype)
+    backend.ops.dropout_mask_into(offsets, p, rng, site, out)
+    return out
 
 
-def _no_reason(*args, **kwargs) -> None:
-    return None
+def _run_bits(backend: Backend, offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
+    out = offsets.new_empty(offsets.shape[0], width, dtype=torch.int32)
+    backend.ops.philox_bits_into(offsets, rng, site, out)
+    return out
 
 
-def _triton_why_not(offsets: Tensor, width: int, *args) -> str | None:
-    reason = triton_ops.device_reason("offsets", offsets)
-    if reason is None and torch.float64 in args:
+def _bits_why_not(backend: Backend, offsets: Tensor, *args) -> str | None:
+    return backend.device_reason("offsets", offsets)
+
+
+def _mask_why_not(backend: Backend, offsets: Tensor, *args) -> str | None:
+    reason = backend.device_reason("offsets", offsets)
+    if reason is None and backend is TRITON and torch.float64 in args:
         return "the factors are float64, which the reference makes"
     return reason
 
 
-_mask = Op(
-    "dropout_mask",
-    triton_ops.with_triton(
-        Implementation(
-            "triton",
-            lambda *args: triton_ops.ops.dropout_mask(*args),
-            _triton_why_not,
-            triton_ops.missing,
-        ),
-        *native_ops.native(lambda *args: torch.ops.sbrrt.dropout_mask(*args), _why_not),
-        Implementation("reference", dropout_mask_reference, _no_reason, never),
-    ),
-)
-_bits = Op(
-    "philox_bits",
-    triton_ops.with_triton(
-        Implementation(
-            "triton",
-            lambda *args: triton_ops.ops.philox_bits(*args),
-            _triton_why_not,
-            triton_ops.missing,
-        ),
-        *native_ops.native(lambda *args: torch.ops.sbrrt.philox_bits(*args), _why_not),
-        Implementation("reference", philox_bits_reference, _no_reason, never),
-    ),
-)
-triton_ops.define(
-    "dropout_mask(Tensor offsets, SymInt width, float p, Tensor rng, int site, ScalarType dtype) "
-    "-> Tensor",
-    "dropout_mask",
-    "dropout_mask",
-    lambda offsets, width, p, rng, site, dtype: offsets.new_empty(
-        (offsets.shape[0], width), dtype=dtype
-    ),
-)
-triton_ops.define(
-    "philox_bits(Tensor offsets, SymInt width, Tensor rng, int site) -> Tensor",
-    "dropout_mask",
-    "philox_bits",
-    lambda offsets, width, rng, site: offsets.new_empty(
-        (offsets.shape[0], width), dtype=torch.int32
-    ),
-)
+_mask = fused_op("dropout_mask", _run_mask, _mask_why_not, dropout_mask_reference)
+_bits = fused_op("philox_bits", _run_bits, _bits_why_not, philox_bits_reference)
 
 
 @torch.no_grad()
@@ -159,7 +143,7 @@ def dropout_mask(
         rng: int64 [2], (seed, step); step in [0, 2^32).
         site: which dropout of the model this is, in [0, 2^32).
         dtype: floating dtype of the result.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``; they are bit-identical.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``; they are bit-identical.
 
     Returns:
         [N, width] of ``dtype``.

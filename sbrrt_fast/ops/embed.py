@@ -8,16 +8,29 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sbrrt_fast.ops import triton_rows
-from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops._backend.autograd import Rule, differentiable
+from sbrrt_fast.ops._backend.backends import CUDA, Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.dropout_arguments import dropout_arguments
+from sbrrt_fast.ops._backend.library import define
 from sbrrt_fast.ops.dropout import dropout_mask
-from sbrrt_fast.ops.dropout_arguments import dropout_arguments
 from sbrrt_fast.ops.layernorm import layernorm_reference
-from sbrrt_fast.ops.native import native, native_reason, width_reason
-from sbrrt_fast.ops.triton_ops import with_triton
+
+_TOKENS = "Tensor ids, Tensor positions, Tensor types"
+_TABLES = "Tensor word, Tensor position, Tensor type"
+_DROPOUT = "float p, Tensor rng, int site, Tensor offsets"
+define(
+    f"embed_forward_into({_TOKENS}, {_TABLES}, Tensor weight, Tensor shift, float eps, {_DROPOUT}, "
+    "Tensor(a!) out, Tensor(b!) mean, Tensor(c!) rstd)",
+    "embed.forward_into",
+)
+define(
+    f"embed_backward_into(Tensor grad, {_TOKENS}, {_TABLES}, Tensor weight, Tensor mean, "
+    f"Tensor rstd, {_DROPOUT}, Tensor? order, Tensor(a!)? dword, Tensor(b!)? dposition, "
+    "Tensor(c!)? dtype, Tensor(d!)? dweight, Tensor(e!)? dshift)",
+    "embed.backward_into",
+)
 
 
 def embed_reference(
@@ -48,52 +61,38 @@ def embed_reference(
     return hidden if factors is None else hidden * factors
 
 
-class _Function(torch.autograd.Function):
-    """The C++ op under autograd for torch.compile and torch.func; tokens have no derivative."""
-
-    @staticmethod
-    def forward(ids, positions, types, word, position, type_, weight, shift, eps, *dropout):
-        return torch.ops.sbrrt.embed_forward(
-            ids, positions, types, word, position, type_, weight, shift, eps, *dropout
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, _, _, ctx.p, rng, ctx.site, offsets = inputs
-        _, mean, rstd = output
-        ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(*tensors, mean, rstd, rng, offsets)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *_):
-        *tensors, rng, offsets = ctx.saved_tensors
-        needs = [needs_weight_gradients(ctx, i) for i in range(3, 8)]
-        found = torch.ops.sbrrt.embed_backward(grad, *tensors, ctx.p, rng, ctx.site, offsets, needs)
-        found = [g if needed else None for g, needed in zip(found, needs, strict=True)]
-        return None, None, None, *found, None, None, None, None, None
+def embed_forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, mean, rstd) for the inputs of ``embed``, by the writing ops of a backend."""
+    ids, word = inputs[0], inputs[3]
+    num_tokens = ids.shape[0]
+    out = word.new_empty(num_tokens, word.shape[1])
+    mean, rstd = (word.new_empty(num_tokens, dtype=torch.float32) for _ in range(2))
+    ops.embed_forward_into(*inputs, out, mean, rstd)
+    return out, mean, rstd
 
 
-def _run_native(*args) -> Tensor:
-    if torch.compiler.is_compiling() or is_transformed():
-        return _Function.apply(*args)[0]
-    return torch.ops.sbrrt.embed(*args)
+def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, ...]:
+    *tokens_and_tables, weight, shift, _eps, p, rng, site, offsets = inputs
+    parameters = *tokens_and_tables[3:], weight, shift
+    grads = [
+        parameter.new_empty(parameter.shape) if needed else None
+        for parameter, needed in zip(parameters, needs[3:8], strict=True)
+    ]
+    ops.embed_backward_into(
+        grad, *tokens_and_tables, weight, *saved, p, rng, site, offsets, None, *grads
+    )
+    return None, None, None, *grads
 
 
 def _why_not(
-    device: str, ids, positions, types, word, position, type_, weight, shift, *_
+    backend: Backend, ids, positions, types, word, position, type_, weight, shift, *_
 ) -> str | None:
-    tensors = {
-        "word": word,
-        "position": position,
-        "type": type_,
-        "weight": weight,
-        "shift": shift,
-    }
-    reason = native_reason(device, differentiable={}, constant=tensors)
-    if reason is None and device == "cuda" and not word.dtype == position.dtype == type_.dtype:
+    tables = {"word": word, "position": position, "type": type_}
+    constant = tables | {"weight": weight, "shift": shift}
+    reason = backend.tensor_reason(differentiable={}, constant=constant)
+    if reason is None and backend is CUDA and not word.dtype == position.dtype == type_.dtype:
         return "the tables differ in dtype, which runs on the reference"
-    return reason or width_reason(device, "word", word)
+    return reason or backend.width_reason("word", word)
 
 
 def _run_reference(*args) -> Tensor:
@@ -103,14 +102,8 @@ def _run_reference(*args) -> Tensor:
     return embed_reference(*tensors, eps, factors)
 
 
-_op = Op(
-    "embed",
-    with_triton(
-        triton_rows.EMBED,
-        *native(_run_native, _why_not),
-        Implementation("reference", _run_reference, lambda *args: None, never),
-    ),
-)
+_run = differentiable(Rule(embed_forward, _backward, weights=(3, 4, 5, 6, 7)))
+_op = fused_op("embed", _run, _why_not, _run_reference)
 
 
 def embed(
@@ -132,9 +125,9 @@ def embed(
 ) -> Tensor:
     """dropout(LN(word[id] + position[p] + type[t])).
 
-    Differentiable in the tables, ``weight`` and ``shift``. The native op computes in float32
-    whatever the dtypes. Gradients of the tables are dense: rows that no token reads are zeros,
-    and filling them is most of the backward's time where the vocabulary is large.
+    Differentiable in the tables, ``weight`` and ``shift``. The fused ops compute in
+    float32 whatever the dtypes. Gradients of the tables are dense: rows that no token reads are
+    zeros, and filling them is most of the backward's time where the vocabulary is large.
 
     Args:
         ids, positions, types: int64 [num_tokens], rows of the three tables.
@@ -145,7 +138,7 @@ def embed(
         site: which dropout of the model this is.
         offsets: int64 [num_tokens], the logical index of each token's first element
             (``ops.dropout``); not needed for p = 0.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Returns:
         [num_tokens, hidden] of the word table's dtype.

@@ -6,16 +6,22 @@ BERT uses the exact form with erf.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sbrrt_fast.ops import triton_rows
-from sbrrt_fast.ops.autodiff import is_transformed, needs_weight_gradients
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
-from sbrrt_fast.ops.native import native, native_reason
-from sbrrt_fast.ops.triton_ops import with_triton
+from sbrrt_fast.ops._backend.autograd import Rule, differentiable
+from sbrrt_fast.ops._backend.backends import Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
+
+define("bias_gelu_forward_into(Tensor x, Tensor bias, Tensor(a!) out)", "gelu.forward_into")
+define(
+    "bias_gelu_backward_into(Tensor grad, Tensor x, Tensor bias, Tensor(a!) dx, Tensor(b!)? dbias)",
+    "gelu.backward_into",
+)
+define(
+    "bias_gelu_jvp_into(Tensor x_tangent, Tensor x, Tensor bias, Tensor(a!) out)", "gelu.jvp_into"
+)
 
 
 def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
@@ -23,70 +29,43 @@ def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(x + bias.to(x.dtype))
 
 
-class _Function(torch.autograd.Function):
-    """The C++ op under autograd for torch.compile to trace; without a tangent."""
-
-    @staticmethod
-    def forward(x, bias):
-        return torch.ops.sbrrt.bias_gelu_forward(x, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        needed = needs_weight_gradients(ctx, 1)
-        dx, dbias = torch.ops.sbrrt.bias_gelu_backward(grad, *ctx.saved_tensors, needed)
-        return dx, dbias if needed else None
+def _forward(ops, x: Tensor, bias: Tensor) -> tuple[Tensor]:
+    out = x.new_empty(x.shape)
+    ops.bias_gelu_forward_into(x, bias, out)
+    return (out,)
 
 
-class _Transformed(_Function):
-    """The same with its forward-mode derivative in x."""
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _Function.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def jvp(ctx, x_tangent, _bias):
-        return torch.ops.sbrrt.bias_gelu_jvp(x_tangent, *ctx.saved_tensors)
+def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, Tensor | None]:
+    x, bias = inputs
+    dx, dbias = x.new_empty(x.shape), bias.new_empty(bias.shape) if needs[1] else None
+    ops.bias_gelu_backward_into(grad, x, bias, dx, dbias)
+    return dx, dbias
 
 
-def _run_native(x: Tensor, bias: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _Function.apply(x, bias)
-    if is_transformed(x):
-        return _Transformed.apply(x, bias)
-    return torch.ops.sbrrt.bias_gelu(x, bias)
+def _jvp(ops, tangents, inputs, saved) -> Tensor:
+    out = inputs[0].new_empty(inputs[0].shape)
+    ops.bias_gelu_jvp_into(tangents[0], *inputs, out)
+    return out
 
 
-def _why_not(device: str, x: Tensor, bias: Tensor) -> str | None:
-    return native_reason(device, differentiable={"x": x}, constant={"bias": bias})
+def _why_not(backend: Backend, x: Tensor, bias: Tensor) -> str | None:
+    return backend.tensor_reason(differentiable={"x": x}, constant={"bias": bias})
 
 
-_op = Op(
-    "bias_gelu",
-    with_triton(
-        triton_rows.GELU,
-        *native(_run_native, _why_not),
-        Implementation("reference", bias_gelu_reference, lambda *args: None, never),
-    ),
-)
+_run = differentiable(Rule(_forward, _backward, _jvp, weights=(1,)))
+_op = fused_op("bias_gelu", _run, _why_not, bias_gelu_reference)
 
 
 def bias_gelu(x: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
     """gelu(x + bias), with the exact erf.
 
-    Differentiable in both; in forward mode on ``cpu`` in x. The native op computes in float32
-    whatever the dtypes.
+    Differentiable in both; in forward mode in x. The fused ops compute in float32 whatever the
+    dtypes.
 
     Args:
         x: [num_rows, features], float32 or bfloat16 (float64 on the reference).
         bias: [features].
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Returns:
         [num_rows, features] of the dtype of ``x``.

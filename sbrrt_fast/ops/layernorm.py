@@ -12,19 +12,33 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sbrrt_fast.ops import triton_rows
-from sbrrt_fast.ops.autodiff import (
-    is_transformed,
-    needs_weight_gradients,
-    tangent_is_differentiated,
-)
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops._backend.autograd import Rule, differentiable
+from sbrrt_fast.ops._backend.backends import CUDA, Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.dropout_arguments import dropout_arguments
+from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops.autodiff import tangent_is_differentiated
 from sbrrt_fast.ops.dropout import dropout_mask
-from sbrrt_fast.ops.dropout_arguments import dropout_arguments
-from sbrrt_fast.ops.native import native, native_reason, width_reason
-from sbrrt_fast.ops.triton_ops import with_triton
+
+_ROW = "Tensor x, Tensor bias, Tensor residual, Tensor weight"
+_DROPOUT = "float p, Tensor rng, int site, Tensor offsets"
+define(
+    f"dropout_add_layernorm_forward_into({_ROW}, Tensor shift, float eps, {_DROPOUT}, "
+    "Tensor(a!) out, Tensor(b!)? low, Tensor(c!) mean, Tensor(d!) rstd)",
+    "layernorm.forward_into",
+)
+define(
+    f"dropout_add_layernorm_backward_into(Tensor grad, Tensor? product, {_ROW}, Tensor mean, "
+    f"Tensor rstd, {_DROPOUT}, Tensor(a!) dx, Tensor(b!) dresidual, Tensor(c!)? dbias, "
+    "Tensor(d!)? dweight, Tensor(e!)? dshift)",
+    "layernorm.backward_into",
+)
+define(
+    f"dropout_add_layernorm_jvp_into(Tensor x_tangent, Tensor residual_tangent, {_ROW}, "
+    f"Tensor mean, Tensor rstd, {_DROPOUT}, Tensor(a!) out, Tensor(b!)? low)",
+    "layernorm.jvp_into",
+)
 
 
 def dropout_add_layernorm_reference(
@@ -65,71 +79,48 @@ def layernorm_reference(x: Tensor, weight: Tensor, shift: Tensor, eps: float) ->
     return weight * (centred * torch.rsqrt(variance + eps)) + shift
 
 
-class _Function(torch.autograd.Function):
-    """The C++ op under autograd for torch.compile to trace; without a tangent."""
-
-    @staticmethod
-    def forward(x, bias, residual, weight, shift, eps, p, rng, site, offsets):
-        return torch.ops.sbrrt.dropout_add_layernorm_forward(
-            x, bias, residual, weight, shift, eps, p, rng, site, offsets
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, bias, residual, weight, _, _, ctx.p, rng, ctx.site, offsets = inputs
-        _, mean, rstd = output
-        ctx.mark_non_differentiable(mean, rstd)
-        ctx.save_for_backward(x, bias, residual, weight, mean, rstd, rng, offsets)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *_):
-        *tensors, rng, offsets = ctx.saved_tensors
-        needed = needs_weight_gradients(ctx, 1, 3, 4)
-        dx, dresidual, *weights = torch.ops.sbrrt.dropout_add_layernorm_backward(
-            grad, *tensors, ctx.p, rng, ctx.site, offsets, needed
-        )
-        dbias, dweight, dshift = weights if needed else (None, None, None)
-        return dx, dbias, dresidual, dweight, dshift, None, None, None, None, None
+def _forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """out, and the rows' mean and rstd."""
+    x, _, residual = inputs[:3]
+    out = residual.new_empty(residual.shape)
+    mean, rstd = (x.new_empty(x.shape[:1], dtype=torch.float32) for _ in range(2))
+    ops.dropout_add_layernorm_forward_into(*inputs, out, None, mean, rstd)
+    return out, mean, rstd
 
 
-class _Transformed(_Function):
-    """The same with its forward-mode derivative in x and the residual."""
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _Function.setup_context(ctx, inputs, output)
-        x, bias, residual, weight, _, _, _, rng, _, offsets = inputs
-        ctx.save_for_forward(x, bias, residual, weight, *output[1:], rng, offsets)
-
-    @staticmethod
-    def jvp(ctx, x_tangent, _bias, residual_tangent, *_):
-        x, bias, residual, weight, mean, rstd, rng, offsets = ctx.saved_tensors
-        tangent = torch.ops.sbrrt.dropout_add_layernorm_jvp(
-            torch.zeros_like(x) if x_tangent is None else x_tangent,
-            torch.zeros_like(residual) if residual_tangent is None else residual_tangent,
-            *(x, bias, residual, weight, mean, rstd, ctx.p, rng, ctx.site, offsets),
-        )
-        return tangent, None, None
+def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, ...]:
+    x, bias, residual, weight, shift, _eps, *dropout = inputs
+    dx, dresidual = x.new_empty(x.shape), residual.new_empty(residual.shape)
+    needed = needs[1] or needs[3] or needs[4]
+    dbias, dweight, dshift = (
+        v.new_empty(v.shape) if needed else None for v in (bias, weight, shift)
+    )
+    ops.dropout_add_layernorm_backward_into(
+        grad, None, x, bias, residual, weight, *saved, *dropout, dx, dresidual, dbias, dweight,
+        dshift,
+    )  # fmt: skip
+    return dx, dbias, dresidual, dweight, dshift
 
 
-def _run_native(*args) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _Function.apply(*args)[0]
-    if is_transformed(args[0], args[2]):
-        return _Transformed.apply(*args)[0]
-    return torch.ops.sbrrt.dropout_add_layernorm(*args)
+def _jvp(ops, tangents, inputs, saved) -> Tensor:
+    x, bias, residual, weight, _shift, _eps, *dropout = inputs
+    x_tangent = torch.zeros_like(x) if tangents[0] is None else tangents[0]
+    residual_tangent = torch.zeros_like(residual) if tangents[2] is None else tangents[2]
+    out = residual.new_empty(residual.shape)
+    ops.dropout_add_layernorm_jvp_into(
+        x_tangent, residual_tangent, x, bias, residual, weight, *saved, *dropout, out, None
+    )
+    return out
 
 
-def _why_not(device: str, x, bias, residual, weight, shift, *_) -> str | None:
-    reason = native_reason(
-        device,
+def _why_not(backend: Backend, x, bias, residual, weight, shift, *_) -> str | None:
+    reason = backend.tensor_reason(
         differentiable={"x": x, "residual": residual},
         constant={"bias": bias, "weight": weight, "shift": shift},
     )
-    if reason is None and device == "cuda" and residual.dtype not in (torch.float32, x.dtype):
+    if reason is None and backend is CUDA and residual.dtype not in (torch.float32, x.dtype):
         return f"the residual is {residual.dtype}, neither float32 nor of the dtype of x"
-    return reason or width_reason(device, "x", x)
+    return reason or backend.width_reason("x", x)
 
 
 def _run_reference(x, bias, residual, weight, shift, eps, p, rng, site, offsets) -> Tensor:
@@ -137,14 +128,8 @@ def _run_reference(x, bias, residual, weight, shift, eps, p, rng, site, offsets)
     return dropout_add_layernorm_reference(x, bias, residual, weight, shift, eps, factors)
 
 
-_op = Op(
-    "dropout_add_layernorm",
-    with_triton(
-        triton_rows.LAYERNORM,
-        *native(_run_native, _why_not),
-        Implementation("reference", _run_reference, lambda *args: None, never),
-    ),
-)
+_run = differentiable(Rule(_forward, _backward, _jvp, weights=(1, 3, 4)))
+_op = fused_op("dropout_add_layernorm", _run, _why_not, _run_reference)
 
 
 def dropout_add_layernorm(
@@ -163,9 +148,9 @@ def dropout_add_layernorm(
 ) -> Tensor:
     """LN(residual + dropout(x + bias)).
 
-    Differentiable in the five tensors; in forward mode on ``cpu`` in x and residual. The native op
-    adds, drops and normalises in float32 whatever the dtypes, so a kept element is scaled by
-    1 / (1 - p) rounded to float32; the reference rounds to the dtype of ``x`` in between.
+    Differentiable in the five tensors; in forward mode in x and residual. The fused ops add, drop
+    and normalise in float32 whatever the dtypes, so a kept element is scaled by 1 / (1 - p) rounded
+    to float32; the reference rounds to the dtype of ``x`` in between.
 
     Args:
         x: [num_rows, hidden], float32 or bfloat16 (float64 on the reference).
@@ -177,7 +162,7 @@ def dropout_add_layernorm(
         site: which dropout of the model this is.
         offsets: int64 [num_rows], the logical index of each row's first element (``ops.dropout``);
             not needed for p = 0.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Returns:
         [num_rows, hidden] of the residual's dtype.

@@ -14,7 +14,7 @@ from sbrrt_fast.ops import (
     smart_noise,
     symmetric_kl,
 )
-from sbrrt_fast.ops.dispatch import Op
+from sbrrt_fast.ops._backend.dispatch import Op
 
 OPS: tuple[Op, ...] = (
     *attention.OPS,

@@ -16,10 +16,16 @@ import math
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops import triton_smart
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
-from sbrrt_fast.ops.native import dtype_reason, native
-from sbrrt_fast.ops.triton_ops import with_triton
+from sbrrt_fast.ops._backend.backends import TRITON, Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
+
+define(
+    "smart_ascend_into(Tensor delta, Tensor gradient, Tensor mask, Tensor sequence, "
+    "SymInt num_sequences, float step_size, bool normalize_gradient, str projection, "
+    "float radius, str norm, str level, Tensor(a!) out)",
+    "smart_ascend.smart_ascend_into",
+)
 
 
 def group_norm(x: Tensor, sequence: Tensor, num_sequences: int, norm: str, level: str) -> Tensor:
@@ -107,7 +113,8 @@ def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
-def _native(
+def _run(
+    backend: Backend,
     delta: Tensor,
     gradient: Tensor,
     mask: Tensor,
@@ -121,24 +128,21 @@ def _native(
     norm: str,
     level: str,
 ) -> Tensor:
-    return torch.ops.sbrrt.smart_ascend(
+    out = delta.new_empty(delta.shape)
+    backend.ops.smart_ascend_into(
         delta, gradient, mask, sequence, num_sequences, step_size, normalize_gradient,
-        projection, radius, norm, level,
+        projection, radius, norm, level, out,
     )  # fmt: skip
+    return out
 
 
-def _why_not(device: str, delta: Tensor, gradient: Tensor, *args, **options) -> str | None:
-    return dtype_reason(device, "delta", delta) or dtype_reason(device, "gradient", gradient)
+def _why_not(backend: Backend, delta: Tensor, gradient: Tensor, *args, **options) -> str | None:
+    constant = {"delta": delta, "gradient": gradient}
+    reason = backend.tensor_reason(differentiable={}, constant=constant)
+    return reason or (backend.width_reason("delta", delta) if backend is TRITON else None)
 
 
-_ascend = Op(
-    "smart_ascend",
-    with_triton(
-        triton_smart.SMART_ASCEND,
-        *native(_native, _why_not),
-        Implementation("reference", smart_ascend_reference, lambda *a, **k: None, never),
-    ),
-)
+_ascend = fused_op("smart_ascend", _run, _why_not, smart_ascend_reference)
 
 
 @torch.no_grad()
@@ -159,11 +163,11 @@ def smart_ascend(
 ) -> Tensor:
     """The perturbation after one ascent step; not differentiable.
 
-    Arguments and result are those of ``smart_ascend_reference``. The native op works in float32 and
-    rounds once, where the reference rounds to the dtype of ``delta`` at each operation.
+    Arguments and result are those of ``smart_ascend_reference``. The fused ops work in float32 and
+    round once, where the reference rounds to the dtype of ``delta`` at each operation.
 
     Args:
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Raises:
         ValueError, TypeError: an argument is out of range or does not fit.

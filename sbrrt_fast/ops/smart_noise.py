@@ -14,11 +14,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops import triton_smart
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
+from sbrrt_fast.ops._backend.backends import Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
 from sbrrt_fast.ops.dropout import philox_normal
-from sbrrt_fast.ops.native import device_reason, native
-from sbrrt_fast.ops.triton_ops import with_triton
+
+define(
+    "smart_noise_into(Tensor offsets, Tensor rng, int site, Tensor(a!) out)",
+    "smart_noise.smart_noise_into",
+)
 
 
 def smart_noise_reference(offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
@@ -26,18 +30,17 @@ def smart_noise_reference(offsets: Tensor, width: int, rng: Tensor, site: int) -
     return philox_normal(offsets, width, rng, site, backend="reference")
 
 
-def _why_not(device: str, offsets: Tensor, *args) -> str | None:
-    return device_reason(device, "offsets", offsets)
+def _run(backend: Backend, offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
+    out = offsets.new_empty(offsets.shape[0], width, dtype=torch.float32)
+    backend.ops.smart_noise_into(offsets, rng, site, out)
+    return out
 
 
-_noise = Op(
-    "smart_noise",
-    with_triton(
-        triton_smart.SMART_NOISE,
-        *native(lambda *args: torch.ops.sbrrt.smart_noise(*args), _why_not),
-        Implementation("reference", smart_noise_reference, lambda *args: None, never),
-    ),
-)
+def _why_not(backend: Backend, offsets: Tensor, *args) -> str | None:
+    return backend.device_reason("offsets", offsets)
+
+
+_noise = fused_op("smart_noise", _run, _why_not, smart_noise_reference)
 
 
 @torch.no_grad()
@@ -51,8 +54,8 @@ def smart_noise(
         width: elements per row, a positive multiple of 4.
         rng: int64 [2], (seed, step); step in [0, 2^32).
         site: which draw of the step this is, in [0, 2^32).
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``; they agree within a unit in the
-            last place.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``; they agree within
+            a unit in the last place.
 
     Raises:
         ValueError: an argument is out of range.

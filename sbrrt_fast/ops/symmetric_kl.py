@@ -19,14 +19,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops import triton_smart
-from sbrrt_fast.ops.autodiff import (
-    is_batched_or_nested,
-    is_transformed,
+from sbrrt_fast.ops._backend.autograd import Rule, differentiable
+from sbrrt_fast.ops._backend.backends import TRITON, Backend
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops.autodiff import is_batched_or_nested
+
+MAX_TRITON_CLASSES = 4096  # of kernels.symmetric_kl, which needs Triton
+
+define(
+    "symmetric_kl_forward_into(Tensor logits, Tensor delta, Tensor(a!) out)",
+    "symmetric_kl.forward_into",
 )
-from sbrrt_fast.ops.dispatch import Implementation, Op, never
-from sbrrt_fast.ops.native import native, native_reason
-from sbrrt_fast.ops.triton_ops import with_triton
+define(
+    "symmetric_kl_backward_into(Tensor grad, Tensor logits, Tensor delta, Tensor(a!) dlogits, "
+    "Tensor(b!) ddelta)",
+    "symmetric_kl.backward_into",
+)
+define(
+    "symmetric_kl_fisher_into(Tensor logits, Tensor tangent, Tensor(a!) out)",
+    "symmetric_kl.fisher_into",
+)
 
 
 def symmetric_kl_reference(logits: Tensor, delta: Tensor) -> Tensor:
@@ -55,81 +68,58 @@ def _probability_change(log_q: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
     return torch.where(log_ratio.abs() <= 1.0, near, (log_q + log_ratio).exp() - q)
 
 
-class _Function(torch.autograd.Function):
-    """The C++ op under autograd and under torch.compile."""
-
-    @staticmethod
-    def forward(ctx, logits, delta):
-        ctx.save_for_backward(logits, delta)
-        return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
-
-    @staticmethod
-    def backward(ctx, grad):
-        logits, delta = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _differentiable_backward(grad, logits, delta)
-        return torch.ops.sbrrt.symmetric_kl_backward(grad, logits, delta)
+def _forward(ops, logits: Tensor, delta: Tensor) -> tuple[Tensor]:
+    out = logits.new_empty(logits.shape[:1], dtype=torch.float32)
+    ops.symmetric_kl_forward_into(logits, delta, out)
+    return (out,)
 
 
-class _TransformedFunction(_Function):
-    """The same in forward mode; its tangent is the gradient times the inputs' tangents."""
+def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, Tensor]:
+    dlogits, ddelta = (x.new_empty(x.shape) for x in inputs)
+    ops.symmetric_kl_backward_into(grad, *inputs, dlogits, ddelta)
+    return dlogits, ddelta
 
-    @staticmethod
-    def forward(logits, delta):
-        return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        logits, delta = ctx.saved_tensors
-        ones = torch.ones(logits.shape[0], device=logits.device)
-        gradients = torch.ops.sbrrt.symmetric_kl_backward(ones, logits.float(), delta.float())
-        pairs = zip(gradients, tangents, strict=True)
-        products = [g.double() * t for g, t in pairs if t is not None]
-        return sum(products).sum(dim=-1).float()
+def _jvp(ops, tangents, inputs, saved) -> Tensor:
+    """The gradient times the tangents."""
+    ones = inputs[0].new_ones(inputs[0].shape[0], dtype=torch.float32)
+    gradients = _backward(ops, ones, [x.float() for x in inputs], saved, None)
+    pairs = zip(gradients, tangents, strict=True)
+    products = [g.double() * t for g, t in pairs if t is not None]
+    return sum(products).sum(dim=-1).float()
 
 
 def _differentiable_backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tuple:
     """The gradients with their graph, by the reference: for derivatives of higher order."""
     value = symmetric_kl_reference(logits, delta)
     needed = [x for x in (logits, delta) if x.requires_grad]
-    found = iter(torch.autograd.grad(value, needed, grad, create_graph=True))
-    return tuple(next(found) if x.requires_grad else None for x in (logits, delta))
+    grads = iter(torch.autograd.grad(value, needed, grad, create_graph=True))
+    return tuple(next(grads) if x.requires_grad else None for x in (logits, delta))
 
 
-def _run_native(logits: Tensor, delta: Tensor) -> Tensor:
+_run_rows = differentiable(Rule(_forward, _backward, _jvp, higher=_differentiable_backward))
+
+
+def _run(backend: Backend, logits: Tensor, delta: Tensor) -> Tensor:
     if logits.dim() == 2:
-        return _run_rows(logits, delta)
-    shape = logits.shape
-    return _run_rows(*(x.reshape(-1, shape[-1]) for x in (logits, delta))).view(shape[:-1])
+        return _run_rows(backend, logits, delta)
+    rows = (x.reshape(-1, logits.shape[-1]) for x in (logits, delta))
+    return _run_rows(backend, *rows).view(logits.shape[:-1])
 
 
-def _run_rows(logits: Tensor, delta: Tensor) -> Tensor:
-    """[num_examples, num_classes] -> [num_examples]."""
-    if torch.compiler.is_compiling():
-        return _Function.apply(logits, delta)
-    if is_transformed(logits, delta):
-        return _TransformedFunction.apply(logits, delta)
-    if torch.is_grad_enabled() and (logits.requires_grad or delta.requires_grad):
-        return _Function.apply(logits, delta)
-    return torch.ops.sbrrt.symmetric_kl_forward(logits, delta)
+def _run_fisher(backend: Backend, logits: Tensor, tangent: Tensor) -> Tensor:
+    rows = [x.reshape(-1, logits.shape[-1]) for x in (logits, tangent)]
+    out = rows[0].new_empty(rows[0].shape, dtype=torch.float32)
+    backend.ops.symmetric_kl_fisher_into(*rows, out)
+    return out.view(logits.shape)
 
 
-def _run_native_fisher(logits: Tensor, tangent: Tensor) -> Tensor:
-    if logits.dim() == 2:
-        return torch.ops.sbrrt.symmetric_kl_fisher(logits, tangent)
-    rows = (x.reshape(-1, logits.shape[-1]) for x in (logits, tangent))
-    return torch.ops.sbrrt.symmetric_kl_fisher(*rows).view(logits.shape)
-
-
-def _why_not(device: str, logits: Tensor, other: Tensor) -> str | None:
+def _why_not(backend: Backend, logits: Tensor, other: Tensor) -> str | None:
     inputs = {"logits": logits, "the other input": other}
-    if reason := native_reason(device, differentiable=inputs, constant={}):
+    if reason := backend.tensor_reason(differentiable=inputs, constant={}):
         return reason
+    if backend is TRITON and logits.shape[-1] > MAX_TRITON_CLASSES:
+        return f"{logits.shape[-1]} classes are above {MAX_TRITON_CLASSES}"
     if is_batched_or_nested(logits, other):
         return "torch.func's vmap and gradients run on the reference"
     return None
@@ -141,19 +131,13 @@ def _check_shapes(op: str, name: str, logits: Tensor, other: Tensor) -> None:
         raise ValueError(f"{op}: logits and {name} must have one shape, got {shapes}")
 
 
-def _fisher_why_not(device: str, logits: Tensor, tangent: Tensor) -> str | None:
+def _fisher_why_not(backend: Backend, logits: Tensor, tangent: Tensor) -> str | None:
     if torch.is_grad_enabled() and (logits.requires_grad or tangent.requires_grad):
         return "the product's own derivative runs on the reference"
-    return _why_not(device, logits, tangent)
+    return _why_not(backend, logits, tangent)
 
 
-def _op(name: str, triton: Implementation, run, why_not, reference) -> Op:
-    plain = Implementation("reference", reference, lambda *a: None, never)
-    return Op(name, with_triton(triton, *native(run, why_not), plain))
-
-
-_triton = triton_smart.symmetric_kl(_differentiable_backward)
-_delta = _op("symmetric_kl", _triton, _run_native, _why_not, symmetric_kl_reference)
+_delta = fused_op("symmetric_kl", _run, _why_not, symmetric_kl_reference)
 
 
 def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "reference") -> Tensor:
@@ -164,7 +148,7 @@ def symmetric_kl_delta(logits: Tensor, delta: Tensor, *, backend: str = "referen
     Args:
         logits: [..., num_classes], floating.
         delta: the same shape; small ones keep their relative precision.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Returns:
         [...], >= 0, of the promoted dtype, at least float32.
@@ -201,12 +185,8 @@ def symmetric_kl_fisher_reference(logits: Tensor, tangent: Tensor) -> Tensor:
     return 2.0 * q * (tangent - (q * tangent).sum(dim=-1, keepdim=True))
 
 
-_fisher = _op(
-    "symmetric_kl_fisher",
-    triton_smart.SYMMETRIC_KL_FISHER,
-    _run_native_fisher,
-    _fisher_why_not,
-    symmetric_kl_fisher_reference,
+_fisher = fused_op(
+    "symmetric_kl_fisher", _run_fisher, _fisher_why_not, symmetric_kl_fisher_reference
 )
 
 
@@ -217,7 +197,7 @@ def symmetric_kl_fisher(logits: Tensor, tangent: Tensor, *, backend: str = "refe
 
     Args:
         logits: [..., num_classes]; tangent: the same shape.
-        backend: ``auto``, ``cpu``, ``triton`` or ``reference``.
+        backend: ``auto``, ``cuda``, ``triton``, ``cpu`` or ``reference``.
 
     Returns:
         the same shape, at least float32.

@@ -17,7 +17,8 @@ from sbrrt_fast.errors import BackendError
 from sbrrt_fast.model.dropout import noise_width
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
-from sbrrt_fast.ops.attention_limits import MAX_LENGTH
+from sbrrt_fast.ops.attention import MAX_LENGTH
+from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.step.fast_step import DTYPES
 
@@ -69,7 +70,7 @@ def _divergence_calls(model: MultiTaskModel, perturbs: bool) -> list[OpCall]:
 def written_out_why_not(calls: Sequence[OpCall], backend: str, device: torch.device) -> str | None:
     """Why the written-out step cannot run a step of these calls, or None.
 
-    Its passes are written for the extension's ops of the device, and its update for a fused one.
+    Its passes take the writing ops of one backend, and its update a fused one.
     """
     lacking = [call for call in calls if not _is_fused(call, backend, device)]
     if not lacking:
@@ -84,7 +85,8 @@ def written_out_why_not(calls: Sequence[OpCall], backend: str, device: torch.dev
 def _is_fused(call: OpCall, backend: str, device: torch.device) -> bool:
     taken = call.explain(backend).backend
     if call.op.name in PASS_OPS:
-        return taken == device.type
+        written_out, _ = written_out_backend(backend, device)
+        return written_out is not None and taken == written_out.name
     return call.op.name != _UPDATE or taken != "reference"
 
 

@@ -111,7 +111,7 @@ def all_sources() -> list[str]:
 
 
 def compiled(sources: list[str], folder: Path) -> list[str]:
-    """What the compiler is given for these sources; joined files are in the folder."""
+    """What the compiler is given for these sources, in its order."""
     command = [sys.executable, "-c", TELL_COMPILED.format(sources=sources), str(folder)]
     environment = {**os.environ, "SBRRT_CUDA": "0"}
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -119,47 +119,11 @@ def compiled(sources: list[str], folder: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_every_source_is_compiled_once(tmp_path):
-    given = compiled(all_sources(), tmp_path)
-    joined = [path for path in given if Path(path).parent == tmp_path]
-    assert {Path(path).name for path in joined} == {
-        "joined_csrc.cpp",
-        "joined_csrc_autograd.cpp",
-        "joined_csrc_cuda.cpp",
-    }
-    found = [path for path in given if path not in joined]
-    for path in joined:
-        found += [f"csrc/{name}" for name in re.findall('#include "(.+)"', Path(path).read_text())]
-    assert sorted(found) == all_sources()
-
-
-def test_a_joined_file_changes_only_with_its_members(tmp_path):
-    """Its time is what ninja looks at."""
-    target = tmp_path / "joined_csrc_autograd.cpp"
-    sources = [path for path in all_sources() if "autograd" in path]
-    compiled(sources, tmp_path)
-    os.utime(target, (1, 1))
-    compiled(sources, tmp_path)
-    assert target.stat().st_mtime == 1
-    compiled(sources[1:], tmp_path)
-    assert target.stat().st_mtime > 1
-    assert sources[0].removeprefix("csrc/") not in target.read_text()
-
-
 def test_the_longest_compilations_come_first(tmp_path):
-    names = [Path(path).name for path in compiled(all_sources(), tmp_path)]
+    given = compiled(all_sources(), tmp_path)
+    assert sorted(given) == all_sources()
+    names = [Path(path).name for path in given]
     assert names[:3] == ["attention_backward.cu", "attention_forward.cu", "attention_jvp.cu"]
     last = max(names.index(name) for name in names if name.endswith(".cu"))
     others = [name for name in names[: last + 1] if name.endswith(".cpp")]
     assert others == ["attention.cpp"]
-
-
-def test_names_of_joined_sources_are_apart():
-    """Two files of a folder may each have a `forward_meta`: each has a namespace of its own."""
-    root = ROOT / "csrc"
-    paths = [*root.glob("meta*.cpp"), *root.glob("autograd/*.cpp"), *root.glob("cuda/*.cpp")]
-    assert len(paths) > 10
-    for path in paths:
-        name = "::".join(["sbrrt", *path.relative_to(root).with_suffix("").parts])
-        opened = re.findall(r"^namespace (\S+) \{", path.read_text(), re.MULTILINE)
-        assert opened == [name], path

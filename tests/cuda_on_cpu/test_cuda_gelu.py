@@ -45,7 +45,7 @@ def change(grad, x, bias, need_weight_grads, seed=0):
     blocks = num_row_blocks("gelu", len(x))
     partial = unwritten(blocks, x.shape[1]) if need_weight_grads else None
     rows = *with_stride(x), *with_stride(grad), bias, *with_stride(out)
-    library("gelu").call("change", *x.shape, x.dtype, *rows, partial, seed=seed)
+    library("gelu").call("grad", *x.shape, x.dtype, *rows, partial, seed=seed)
     return [out, column_sums(partial, seed)] if need_weight_grads else [out]
 
 
@@ -114,3 +114,10 @@ def test_same_bits_in_any_order_of_threads(sample):
 def test_column_sums(height, width):
     x = torch.randn(height, width)
     assert torch.allclose(column_sums(x).double(), x.double().sum(0), rtol=1e-6, atol=1e-5)
+
+
+def test_column_sums_of_several_gradients():
+    """Each goes where it is wanted; parts end within a block's columns."""
+    x, (first, third) = torch.randn(67, 3 * 33), (unwritten(33), unwritten(33))
+    library("column_sums").call("sums", x, 67, 33, 3, first, None, third)
+    assert torch.equal(torch.cat([first, third]), column_sums(x)[[*range(33), *range(66, 99)]])

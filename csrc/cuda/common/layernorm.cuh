@@ -47,4 +47,54 @@ struct Projection {
   }
 };
 
+// Over a block's rows: the gradients of LayerNorm's parameters.
+template <typename Shape>
+struct ParameterSums {
+  RowValues<Shape> weight{}, shift{};
+};
+
+// The backward of one row. load(chunk, column, s, dy) reads elements of s and of the gradient of y,
+// store(chunk, column, ds) takes the gradient of s. Adds to the sums. `shared` has 2 * kWarps floats.
+template <typename Shape, typename Load, typename Store>
+__device__ inline void backward_row(const RowStatistics& statistics, const float* weights, int width,
+                                    ParameterSums<Shape>& sums, float* shared, Load load,
+                                    Store store) {
+  RowValues<Shape> z, g;
+  float sum = 0.0f, product_sum = 0.0f;
+  for_each_chunk<Shape>(width, [&](int c, int j) {
+    float weight[Shape::kVec];
+    load(c, j, z.at[c], g.at[c]);
+    load_floats(weights + j, weight);
+#pragma unroll
+    for (int i = 0; i < Shape::kVec; ++i) {
+      const float dy = g.at[c][i], standard = statistics.standard(z.at[c][i]);
+      sums.weight.at[c][i] = fmaf(dy, standard, sums.weight.at[c][i]);
+      sums.shift.at[c][i] += dy;
+      z.at[c][i] = standard;
+      g.at[c][i] = __fmul_rn(dy, weight[i]);
+      sum += g.at[c][i];
+      product_sum = fmaf(g.at[c][i], standard, product_sum);
+    }
+  });
+  const Projection project(row_sums<Shape>(sum, product_sum, shared), width, statistics.rstd);
+  for_each_chunk<Shape>(width, [&](int c, int j) {
+#pragma unroll
+    for (int i = 0; i < Shape::kVec; ++i) g.at[c][i] = project(g.at[c][i], z.at[c][i]);
+    store(c, j, g.at[c]);
+  });
+}
+
+// row(n) for the rows of the block that the thread is on.
+template <typename Shape, typename F>
+__device__ inline void for_each_row_of_block(int64_t num_rows, F row) {
+  const int64_t size = rows_per_block(num_rows), begin = blockIdx.x * size;
+  const int64_t end = begin + size < num_rows ? begin + size : num_rows;
+  for (int64_t n = begin + group_index<Shape>(); n < end; n += Shape::kGroups) row(n);
+}
+
+// Floats of shared memory that a backward kernel needs.
+template <typename Shape>
+constexpr int kBackwardFloats =
+    Shape::kGroups == 1 ? 2 * Shape::kWarps : Shape::kGroups * Shape::kMaxWidth;
+
 }  // namespace sbrrt::cuda

@@ -40,6 +40,20 @@ __device__ inline float block_sum(float x, float* shared) {
   return x;
 }
 
+// store(j, sum) for each column j < width of `shared` [ROWS][stride], which the block's threads wrote;
+// rows are added in their order. `shared` may be used again at once. All threads must call it.
+template <int ROWS, typename F>
+__device__ inline void for_each_column_sum(const float* shared, int stride, int width, F store) {
+  __syncthreads();
+  for (int j = threadIdx.x; j < width; j += blockDim.x) {
+    float sum = shared[j];
+#pragma unroll
+    for (int row = 1; row < ROWS; ++row) sum += shared[row * stride + j];
+    store(j, sum);
+  }
+  __syncthreads();
+}
+
 template <int WARPS>
 __device__ inline float block_max(float x, float* shared) {
   x = warp_max(x);

@@ -114,16 +114,8 @@ __device__ inline void store_column_sums(const RowValues<Shape>& sums, int width
   } else {
     float* mine = shared + group_index<Shape>() * Shape::kMaxWidth;
     for_each_chunk<Shape>(width, [&](int c, int j) { store_floats(mine + j, sums.at[c]); });
-    __syncthreads();
-    for (int j = threadIdx.x; j < width; j += Shape::kThreads) {
-      float sum = shared[j];
-#pragma unroll
-      for (int group = 1; group < Shape::kGroups; ++group) {
-        sum += shared[group * Shape::kMaxWidth + j];
-      }
-      to[j] = sum;
-    }
-    __syncthreads();
+    for_each_column_sum<Shape::kGroups>(shared, Shape::kMaxWidth, width,
+                                        [&](int j, float sum) { to[j] = sum; });
   }
 }
 

@@ -12,8 +12,9 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.packed.layer import Block, Layer, span_of
 from sbrrt_fast.model.packed.weights import EncoderGradients, EncoderWeights
-from sbrrt_fast.model.packed.workspace import Workspace, products
+from sbrrt_fast.model.packed.workspace import Workspace, padded_rows
 from sbrrt_fast.ops.adamw_ema import RowGradient
+from sbrrt_fast.ops.embed import embed_forward
 
 
 class PackedEncoder:
@@ -21,10 +22,10 @@ class PackedEncoder:
 
     Args:
         encoder: whose weights; packed batches only.
-        ops: the fused ops of one backend (``ops.explicit``).
+        ops: the writing ops of one backend, by name (``ops._backend.backends``).
         dtype: of the matrix products, float32 or bfloat16. Hidden states between layers and
             LayerNorm's statistics are float32.
-        trains: False for a teacher: nothing is kept for a backward.
+        trains: False for a teacher: nothing is saved for a backward.
     """
 
     def __init__(self, encoder: MiniBert, ops, dtype: torch.dtype, trains: bool = True):
@@ -38,15 +39,20 @@ class PackedEncoder:
         ]
 
     def begin(self, num_rows: int) -> None:
-        """Makes room for a round; whatever was kept is lost."""
-        self.kept = self.workspace.layers(num_rows)
+        """Makes room for a round; what was saved is lost."""
+        self.saved = self.workspace.layers(num_rows)
         self.d = self.workspace.cotangents() if self.workspace.keep else None
 
     def embed(self, stream: DropoutStream) -> tuple[Tensor, Tensor, Tensor]:
         """The embedding layer's output [num_tokens, hidden], and its mean and rstd."""
         norm = self.encoder.embeddings.LayerNorm
-        return self.ops.embed_forward(
-            *self._tokens(stream), norm.weight, norm.bias, norm.eps, *self._embedding_site(stream)
+        return embed_forward(
+            self.ops,
+            *self._tokens(stream),
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            *self._embedding_site(stream),
         )
 
     def embed_backward(
@@ -59,12 +65,13 @@ class PackedEncoder:
         """
         tables, (_, positions, types, words, *others) = self._tables, self._tokens(stream)
         batch = stream.batch.with_words()
-        word, *found = self.ops.embed_backward(
-            grad, batch.word_index, positions, types, words.detach()[batch.words], *others,
-            tables[3], mean, rstd, *self._embedding_site(stream), [True] * 5,
-            batch.token_order.view(3, -1),
+        occurring = words.detach()[batch.words]
+        grads = [torch.empty_like(occurring), *(torch.empty_like(t) for t in tables[1:])]
+        self.ops.embed_backward_into(
+            grad, batch.word_index, positions, types, occurring, *others, tables[3], mean, rstd,
+            *self._embedding_site(stream), batch.token_order.view(3, -1), *grads,
         )  # fmt: skip
-        gradients = [RowGradient(batch.words, word), *found]
+        gradients = [RowGradient(batch.words, grads[0]), *grads[1:]]
         return {id(p): g for p, g in zip(tables, gradients, strict=True)}
 
     @property
@@ -79,18 +86,18 @@ class PackedEncoder:
             layer.LayerNorm.bias,
         ]
 
-    def put(self, rows: tuple[int, int], x: Tensor) -> None:
+    def set_input(self, rows: tuple[int, int], x: Tensor) -> None:
         """Sets the first layer's input in some rows."""
-        first = self.kept[0].rows(*rows)
+        first = self.saved[0].rows(*rows)
         first.x.copy_(x)
         if first.x_low.dtype != first.x.dtype:
             first.x_low.copy_(x)
 
-    def advance(self, primal: Block | None, tangent: Block | None = None) -> Tensor:
-        """Last hidden states float32 [all rows, hidden]; see ``Layer.advance``."""
-        for layer, (kept, following) in zip(self.layers, pairwise(self.kept), strict=True):
-            layer.advance(kept, following, primal, tangent)
-        return self.kept[-1].x
+    def forward(self, primal: Block | None, tangent: Block | None = None) -> Tensor:
+        """Last hidden states float32 [all rows, hidden]; see ``Layer.forward``."""
+        for layer, (saved, next_saved) in zip(self.layers, pairwise(self.saved), strict=True):
+            layer.forward(saved, next_saved, primal, tangent)
+        return self.saved[-1].x
 
     def backward(self, grad: Tensor, blocks: list[Block], weights: bool = True) -> Tensor:
         """Gradient at the first layer's input, float32 [rows, hidden].
@@ -100,13 +107,13 @@ class PackedEncoder:
             weights: also leaves the weights' gradients in ``gradients``.
         """
         start, stop = span_of(blocks)
-        d, extra = self.d.rows(start, stop), self.d.rows(stop, products(start, stop)[1])
+        d, extra = self.d.rows(start, stop), self.d.rows(stop, padded_rows(start, stop)[1])
         d.hidden.copy_(grad)
         for zeros in (d.product, extra.narrow, extra.qkv):  # the others follow from these
             zeros.zero_()
         for i in reversed(range(len(self.layers))):
             buffers = self.gradients.layers[i] if weights else None
-            self.layers[i].backward(self.kept[i], self.d, blocks, buffers)
+            self.layers[i].backward(self.saved[i], self.d, blocks, buffers)
         return d.hidden + d.product
 
     def _tokens(self, stream: DropoutStream) -> tuple[Tensor, ...]:

@@ -3,15 +3,17 @@
     q, k, v = x Wqkv^T + b        y = LN1(x + dropout(attention(q, k, v) Wo^T + b))
     next x  = LN2(y + dropout(gelu(y Wi^T + b) Wu^T + b))
 
-A pass works on a block of the workspace's rows. The tangent of the clean rows rides in the rows
-behind them, so that both go through each matrix product together; those rows are the adversarial
-ones afterwards.
+A pass works on a block of the workspace's rows. The tangent of the clean rows is in the rows after
+them, so that both go through each matrix product together; those rows are the adversarial ones
+afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.packed.weights import LayerWeights
-from sbrrt_fast.model.packed.workspace import Activations, Cotangents, products
+from sbrrt_fast.model.packed.workspace import Activations, Cotangents, padded_rows
 
 
 @dataclass(frozen=True)
@@ -39,184 +41,182 @@ class Block:
         return self.start, self.start + self.stream.batch.num_tokens
 
     @cached_property
-    def behind(self) -> tuple[int, int]:
-        """As many rows after them."""
+    def tangent_rows(self) -> tuple[int, int]:
+        """As many rows after them, where their tangent is."""
         end = self.rows[1]
         return end, end + self.stream.batch.num_tokens
+
+
+class Norm(NamedTuple):
+    """A residual LayerNorm: names of its tensors in ``Activations`` and in ``LayerWeights``."""
+
+    x: str
+    residual: str
+    mean: str
+    rstd: str
+    bias: str
+    weight: str
+    shift: str
+
+
+NORM1 = Norm("attended", "x", "mean1", "rstd1", "attention_out_bias", "norm1", "shift1")
+NORM2 = Norm("output", "y", "mean2", "rstd2", "outer_bias", "norm2", "shift2")
+Result = Callable[[tuple[int, int]], tuple[Tensor, Tensor]]  # of rows: float32, compute dtype
 
 
 class Layer:
     """The passes of one layer.
 
     Args:
-        ops: the fused ops of one backend, see ``ops.explicit``.
+        ops: the writing ops of one backend, by name.
         config: the encoder's. index: of the layer. weights: of the layer.
     """
 
     def __init__(self, ops, config: BertConfig, index: int, weights: LayerWeights):
         self.ops, self.config, self.weights = ops, config, weights
         self.attention_site = sites.attention_site(index)
-        self.site1, self.site2 = sites.attention_output_site(index), sites.output_site(index)
+        self.sites = {NORM1: sites.attention_output_site(index), NORM2: sites.output_site(index)}
 
-    def advance(
-        self, kept: Activations, following: Activations, primal: Block | None, tangent: Block | None
+    def forward(
+        self,
+        saved: Activations,
+        next_saved: Activations,
+        primal: Block | None,
+        tangent: Block | None,
     ) -> None:
-        """``following.x`` from ``kept.x``, and what backward needs.
+        """``next_saved.x`` from ``saved.x``, and what backward needs.
 
         Args:
             primal: the rows to compute, or None.
-            tangent: rows, computed now or before, whose tangent is in the rows behind them.
+            tangent: rows, computed now or before, whose tangent is in their ``tangent_rows``.
         """
-        w, mm, both = self.weights, self.ops.mm, kept.rows(*products(*_span(primal, tangent)))
-        mm(both.x_low, w.qkv.t(), out=both.qkv)
+        w, mm = self.weights, self.ops.mm_into
+        both = saved.rows(*padded_rows(*_span(primal, tangent)))
+        mm(both.x_low, w.qkv.t(), both.qkv)
         if primal:
-            kept.rows(*primal.rows).qkv.add_(w.qkv_bias)
-        self._attend(kept, primal, tangent)
-        mm(both.context, w.attention_out.t(), out=both.attended)
-        self._add_norm1(kept, primal, tangent)
-        mm(both.y_low, w.inner.t(), out=both.inner)
-        self._gelu(kept, primal, tangent)
-        mm(both.activated, w.outer.t(), out=both.output)
-        self._add_norm2(kept, following, primal, tangent)
+            saved.rows(*primal.rows).qkv.add_(w.qkv_bias)
+        self._attend(saved, primal, tangent)
+        mm(both.context, w.attention_out.t(), both.attended)
+        self._add_norm(NORM1, saved, _y_of(saved), primal, tangent)
+        mm(both.y_low, w.inner.t(), both.inner)
+        self._gelu(saved, primal, tangent)
+        mm(both.activated, w.outer.t(), both.output)
+        self._add_norm(NORM2, saved, _x_of(next_saved), primal, tangent)
 
     def backward(
         self,
-        kept: Activations,
+        saved: Activations,
         d: Cotangents,
         blocks: list[Block],
-        gradients: LayerWeights | None = None,
+        grads: LayerWeights | None = None,
     ) -> None:
-        """Turns d of ``following.x`` (``d.hidden + d.product``) into d of ``kept.x``.
+        """Turns d of ``next_saved.x`` (``d.hidden + d.product``) into d of ``saved.x``.
 
         Args:
             blocks: adjacent rows, each with its own dropout, that share the products.
-            gradients: where the weights' gradients go, or None to compute none of them.
+            grads: where the weights' gradients go, or None to compute none of them.
         """
-        w, mm, rows = self.weights, self.ops.mm, span_of(blocks)
-        a, g = kept.rows(*products(*rows)), d.rows(*products(*rows))
-        self._add_norm2_backward(kept, d, blocks, gradients)
-        mm(g.narrow, w.outer, out=g.wide)
-        if gradients:
-            mm(g.narrow.t(), a.activated, out=gradients.outer)
-        self._gelu_backward(kept, d, blocks, gradients)
-        mm(g.wide, w.inner, out=g.product)
-        if gradients:
-            mm(g.wide.t(), a.y_low, out=gradients.inner)
-        self._add_norm1_backward(kept, d, blocks, gradients)
-        mm(g.narrow, w.attention_out, out=g.context)
-        if gradients:
-            mm(g.narrow.t(), a.context, out=gradients.attention_out)
-        self._attend_backward(kept, d, blocks)
-        mm(g.qkv, w.qkv, out=g.product)
-        if gradients:
-            mm(g.qkv.t(), a.x_low, out=gradients.qkv)
-            torch.sum(d.rows(*rows).qkv, 0, dtype=torch.float32, out=gradients.qkv_bias)
+        w, mm, rows = self.weights, self.ops.mm_into, span_of(blocks)
+        a, g = saved.rows(*padded_rows(*rows)), d.rows(*padded_rows(*rows))
+        self._add_norm_backward(NORM2, saved, d, blocks, grads)
+        mm(g.narrow, w.outer, g.wide)
+        if grads:
+            mm(g.narrow.t(), a.activated, grads.outer)
+        self._gelu_backward(saved, d, blocks, grads)
+        mm(g.wide, w.inner, g.product)
+        if grads:
+            mm(g.wide.t(), a.y_low, grads.inner)
+        self._add_norm_backward(NORM1, saved, d, blocks, grads)
+        mm(g.narrow, w.attention_out, g.context)
+        if grads:
+            mm(g.narrow.t(), a.context, grads.attention_out)
+        self._attend_backward(saved, d, blocks)
+        mm(g.qkv, w.qkv, g.product)
+        if grads:
+            mm(g.qkv.t(), a.x_low, grads.qkv)
+            torch.sum(d.rows(*rows).qkv, 0, dtype=torch.float32, out=grads.qkv_bias)
 
-    def _attend(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:
+    def _attend(self, saved: Activations, primal: Block | None, tangent: Block | None) -> None:
         if primal:
-            a = kept.rows(*primal.rows)
-            self.ops.attention_forward(
-                *a.qkv.chunk(3, 1), *self._heads(primal), out=a.context, logsumexp=a.logsumexp
+            a = saved.rows(*primal.rows)
+            self.ops.attention_forward_into(
+                *a.qkv.chunk(3, 1), *self._heads(primal), a.context, a.logsumexp
             )
         if tangent:
-            a, t = kept.rows(*tangent.rows), kept.rows(*tangent.behind)
-            qkv = (*a.qkv.chunk(3, 1), *t.qkv.chunk(3, 1))
-            self.ops.attention_jvp(*qkv, a.logsumexp, *self._heads(tangent), out=t.context)
+            a, t = saved.rows(*tangent.rows), saved.rows(*tangent.tangent_rows)
+            qkv = *a.qkv.chunk(3, 1), *t.qkv.chunk(3, 1)
+            self.ops.attention_jvp_into(*qkv, a.logsumexp, *self._heads(tangent), t.context)
 
-    def _attend_backward(self, kept: Activations, d: Cotangents, blocks: list[Block]) -> None:
+    def _attend_backward(self, saved: Activations, d: Cotangents, blocks: list[Block]) -> None:
         for block in blocks:
-            a, g = kept.rows(*block.rows), d.rows(*block.rows)
-            saved = (*a.qkv.chunk(3, 1), a.context, a.logsumexp)
-            self.ops.attention_backward(g.context, *saved, *self._heads(block), out=g.qkv)
+            a, g = saved.rows(*block.rows), d.rows(*block.rows)
+            inputs = *a.qkv.chunk(3, 1), a.context, a.logsumexp
+            self.ops.attention_backward_into(
+                g.context, *inputs, *self._heads(block), *g.qkv.chunk(3, 1)
+            )
 
-    def _add_norm1(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:
+    def _add_norm(
+        self,
+        norm: Norm,
+        saved: Activations,
+        result: Result,
+        primal: Block | None,
+        tangent: Block | None,
+    ) -> None:
         w = self.weights
         if primal:
-            a = kept.rows(*primal.rows)
-            self.ops.layernorm_forward(
-                a.attended, w.attention_out_bias, a.x, w.norm1, w.shift1,
-                self.config.layer_norm_eps, *self._hidden(primal, self.site1),
-                out=a.y, low=a.y_low, mean=a.mean1, rstd=a.rstd1,
+            a, (out, low) = saved.rows(*primal.rows), result(primal.rows)
+            self.ops.dropout_add_layernorm_forward_into(
+                *_inputs(norm, a, w), getattr(w, norm.shift), self.config.layer_norm_eps,
+                *self._dropout(primal, norm), out, _copy_of(low),
+                getattr(a, norm.mean), getattr(a, norm.rstd),
             )  # fmt: skip
         if tangent:
-            a, t = kept.rows(*tangent.rows), kept.rows(*tangent.behind)
-            self.ops.layernorm_jvp(
-                t.attended, t.x, a.attended, w.attention_out_bias, a.x, w.norm1, a.mean1, a.rstd1,
-                *self._hidden(tangent, self.site1), out=t.y, low=t.y_low,
+            a, t = saved.rows(*tangent.rows), saved.rows(*tangent.tangent_rows)
+            out, low = result(tangent.tangent_rows)
+            self.ops.dropout_add_layernorm_jvp_into(
+                getattr(t, norm.x), getattr(t, norm.residual), *_inputs(norm, a, w),
+                getattr(a, norm.mean), getattr(a, norm.rstd), *self._dropout(tangent, norm),
+                out, _copy_of(low),
             )  # fmt: skip
 
-    def _add_norm1_backward(
-        self, kept: Activations, d: Cotangents, blocks: list[Block], gradients: LayerWeights | None
+    def _add_norm_backward(
+        self,
+        norm: Norm,
+        saved: Activations,
+        d: Cotangents,
+        blocks: list[Block],
+        grads: LayerWeights | None,
     ) -> None:
-        w, found = self.weights, []
-        for block in blocks:
-            a, g = kept.rows(*block.rows), d.rows(*block.rows)
-            found.append(
-                self.ops.layernorm_backward(
-                    g.hidden, g.product, a.attended, w.attention_out_bias, a.x, w.norm1, a.mean1,
-                    a.rstd1, *self._hidden(block, self.site1), gradients is not None,
-                    hidden=g.hidden, low=g.narrow,
-                )
+        w, names = self.weights, (norm.bias, norm.weight, norm.shift)
+        sums = [getattr(grads, name) for name in names] if grads else [None] * 3
+        for i, block in enumerate(blocks):
+            a, g = saved.rows(*block.rows), d.rows(*block.rows)
+            added = grads is not None and i > 0  # to the sums over the blocks before
+            results = [torch.empty_like(x) for x in sums] if added else sums
+            self.ops.dropout_add_layernorm_backward_into(
+                g.hidden, g.product, *_inputs(norm, a, w), getattr(a, norm.mean),
+                getattr(a, norm.rstd), *self._dropout(block, norm), g.narrow, g.hidden, *results,
             )  # fmt: skip
-        if gradients:
-            _put(found, gradients.attention_out_bias, gradients.norm1, gradients.shift1)
+            if added:
+                torch._foreach_add_(sums, results)
 
-    def _gelu(self, kept: Activations, primal: Block | None, tangent: Block | None) -> None:
+    def _gelu(self, saved: Activations, primal: Block | None, tangent: Block | None) -> None:
         bias = self.weights.inner_bias
         if primal:
-            a = kept.rows(*primal.rows)
-            self.ops.gelu_forward(a.inner, bias, out=a.activated)
+            a = saved.rows(*primal.rows)
+            self.ops.bias_gelu_forward_into(a.inner, bias, a.activated)
         if tangent:
-            a, t = kept.rows(*tangent.rows), kept.rows(*tangent.behind)
-            self.ops.gelu_jvp(t.inner, a.inner, bias, out=t.activated)
+            a, t = saved.rows(*tangent.rows), saved.rows(*tangent.tangent_rows)
+            self.ops.bias_gelu_jvp_into(t.inner, a.inner, bias, t.activated)
 
     def _gelu_backward(
-        self, kept: Activations, d: Cotangents, blocks: list[Block], gradients: LayerWeights | None
+        self, saved: Activations, d: Cotangents, blocks: list[Block], grads: LayerWeights | None
     ) -> None:
         rows = span_of(blocks)
-        a, g = kept.rows(*rows), d.rows(*rows)
-        need = gradients is not None
-        bias = self.ops.gelu_backward(g.wide, a.inner, self.weights.inner_bias, need, out=g.wide)
-        if need:
-            gradients.inner_bias.copy_(bias)
-
-    def _add_norm2(
-        self, kept: Activations, following: Activations, primal: Block | None, tangent: Block | None
-    ) -> None:
-        w = self.weights
-        if primal:
-            a, n = kept.rows(*primal.rows), following.rows(*primal.rows)
-            self.ops.layernorm_forward(
-                a.output, w.outer_bias, a.y, w.norm2, w.shift2,
-                self.config.layer_norm_eps, *self._hidden(primal, self.site2),
-                out=n.x, low=n.x_low, mean=a.mean2, rstd=a.rstd2,
-            )  # fmt: skip
-        if tangent:
-            a, t, n = (
-                kept.rows(*tangent.rows),
-                kept.rows(*tangent.behind),
-                following.rows(*tangent.behind),
-            )
-            self.ops.layernorm_jvp(
-                t.output, t.y, a.output, w.outer_bias, a.y, w.norm2, a.mean2, a.rstd2,
-                *self._hidden(tangent, self.site2), out=n.x, low=n.x_low,
-            )  # fmt: skip
-
-    def _add_norm2_backward(
-        self, kept: Activations, d: Cotangents, blocks: list[Block], gradients: LayerWeights | None
-    ) -> None:
-        w, found = self.weights, []
-        for block in blocks:
-            a, g = kept.rows(*block.rows), d.rows(*block.rows)
-            found.append(
-                self.ops.layernorm_backward(
-                    g.hidden, g.product, a.output, w.outer_bias, a.y, w.norm2, a.mean2, a.rstd2,
-                    *self._hidden(block, self.site2), gradients is not None,
-                    hidden=g.hidden, low=g.narrow,
-                )
-            )  # fmt: skip
-        if gradients:
-            _put(found, gradients.outer_bias, gradients.norm2, gradients.shift2)
+        a, g = saved.rows(*rows), d.rows(*rows)
+        dbias = grads.inner_bias if grads else None
+        self.ops.bias_gelu_backward_into(g.wide, a.inner, self.weights.inner_bias, g.wide, dbias)
 
     def _heads(self, block: Block) -> tuple:
         """What attention takes after its tensors."""
@@ -224,9 +224,10 @@ class Layer:
         dropout = block.stream.attention(config.attention_probs_dropout_prob, self.attention_site)
         return batch.cu_seqlens, batch.max_length, config.num_attention_heads, *dropout
 
-    def _hidden(self, block: Block, site: int) -> tuple:
+    def _dropout(self, block: Block, norm: Norm) -> tuple:
         config = self.config
-        return block.stream.hidden(config.hidden_size, config.hidden_dropout_prob, site)
+        p, site = config.hidden_dropout_prob, self.sites[norm]
+        return block.stream.hidden(config.hidden_size, p, site)
 
 
 def span_of(blocks: list[Block]) -> tuple[int, int]:
@@ -236,11 +237,28 @@ def span_of(blocks: list[Block]) -> tuple[int, int]:
 
 def _span(primal: Block | None, tangent: Block | None) -> tuple[int, int]:
     """The rows that go through the products."""
-    first = primal.rows if primal else tangent.behind
-    return first[0], (tangent.behind if tangent else first)[1]
+    first = primal.rows if primal else tangent.tangent_rows
+    return first[0], (tangent.tangent_rows if tangent else first)[1]
 
 
-def _put(found: list[tuple[Tensor, ...]], *buffers: Tensor) -> None:
-    """Sums of the blocks' gradients."""
-    for buffer, *parts in zip(buffers, *found, strict=True):
-        buffer.copy_(parts[0] if len(parts) == 1 else sum(parts))
+def _inputs(norm: Norm, a: Activations, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, bias, residual, weight)."""
+    return (
+        getattr(a, norm.x),
+        getattr(w, norm.bias),
+        getattr(a, norm.residual),
+        getattr(w, norm.weight),
+    )
+
+
+def _y_of(saved: Activations) -> Result:
+    return lambda rows: (saved.rows(*rows).y, saved.rows(*rows).y_low)
+
+
+def _x_of(saved: Activations) -> Result:
+    return lambda rows: (saved.rows(*rows).x, saved.rows(*rows).x_low)
+
+
+def _copy_of(low: Tensor) -> Tensor | None:
+    """The copy to be written; in float32 there is none beside the result itself."""
+    return None if low.dtype == torch.float32 else low

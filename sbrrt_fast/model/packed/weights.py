@@ -82,9 +82,9 @@ class EncoderWeights:
         self.layers = [self._layer(parameters) for parameters in self.parameters]
         self._sources = self._copied()
         self._members = [
-            p for parameters in self.parameters for found in parameters.values() for p in found
+            p for parameters in self.parameters for members in parameters.values() for p in members
         ]
-        self._places = self.places()
+        self._addresses = self.addresses()
         self._versions: list[int] = []
         self.refresh()
 
@@ -111,7 +111,7 @@ class EncoderWeights:
         members = (p for parameters in self.parameters for m in parameters.values() for p in m)
         return [(p, self.copies[id(p)]) for p in members if id(p) in self.copies]
 
-    def places(self) -> list[int]:
+    def addresses(self) -> list[int]:
         """Where the parameters lie; it changes where someone gives them other memory."""
         return [p.data_ptr() for p in self._members]
 
@@ -120,11 +120,11 @@ class EncoderWeights:
         for layer, parameters in zip(self.layers, self.parameters, strict=True):
             vars(layer).update(vars(self._layer(parameters)))
         self._sources = self._copied()
-        self._places, self._versions = self.places(), []
+        self._addresses, self._versions = self.addresses(), []
 
     def refresh(self) -> None:
         """Follows weights that something else than the optimiser's pass changed or replaced."""
-        if self.places() != self._places:
+        if self.addresses() != self._addresses:
             self._follow()
         versions = [p._version for p, _ in self._sources]
         if versions != self._versions:

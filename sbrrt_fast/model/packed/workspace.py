@@ -12,8 +12,8 @@ from sbrrt_fast.model.config import BertConfig
 ROW_STEP = 32  # products take whole multiples: libraries prepare a kernel for every new size
 
 
-def products(start: int, stop: int) -> tuple[int, int]:
-    """The rows that a product over ``start ... stop`` computes: a few more, which nobody reads."""
+def padded_rows(start: int, stop: int) -> tuple[int, int]:
+    """The rows of a product over ``start ... stop``: a few more, which nobody reads."""
     return start, start + -(-(stop - start) // ROW_STEP) * ROW_STEP
 
 
@@ -21,7 +21,7 @@ class RowViews:
     """Mixin: views of some rows of all tensors, made once."""
 
     def rows(self, start: int, stop: int):
-        """The same record over rows ``start ... stop``."""
+        """The record over rows ``start ... stop``."""
         views = self.__dict__.setdefault("_views", {})
         if (start, stop) not in views:
             tensors = (getattr(self, f.name)[start:stop] for f in fields(self))
@@ -34,13 +34,13 @@ class RowViews:
 
 @dataclass
 class Activations(RowViews):
-    """What one layer keeps, R rows each; H hidden, F intermediate, A heads.
+    """What one layer saves, R rows each; H hidden, F intermediate, A heads.
 
     Attributes:
-        x: float32 [R, H], the layer's input; x_low: the same in the compute dtype.
+        x: float32 [R, H], the layer's input; x_low: x in the compute dtype.
         qkv: [R, 3H]; context: [R, H], attention's result; logsumexp: float32 [R, A].
         attended: [R, H], context times its weight.
-        y: float32 [R, H], after the first LayerNorm; y_low: the same in the compute dtype.
+        y: float32 [R, H], after the first LayerNorm; y_low: y in the compute dtype.
         mean1, rstd1, mean2, rstd2: float32 [R], of the LayerNorms.
         inner: [R, F], y times its weight; activated: [R, F], after GELU.
         output: [R, H], activated times its weight.
@@ -92,19 +92,19 @@ class Workspace:
     def __init__(self, config: BertConfig, dtype: torch.dtype, device, keep: bool = True):
         self.config, self.dtype, self.device, self.keep = config, dtype, device, keep
         self.capacity = 0
-        self._kept: list[Activations] = []
+        self._saved: list[Activations] = []
         self._cotangents: Cotangents | None = None
 
     def layers(self, num_rows: int) -> list[Activations]:
         """The layers' activations and, last, those that hold the last layer's result in ``x``."""
         num_layers = self.config.num_hidden_layers
-        _, num_rows = products(0, num_rows + ROW_STEP)
+        _, num_rows = padded_rows(0, num_rows + ROW_STEP)
         if num_rows > self.capacity:
             self.capacity = max(num_rows, self.capacity * 5 // 4)
-            self._kept = [self._allocate() for _ in range(num_layers + 1 if self.keep else 1)]
-        for activations in self._kept:
+            self._saved = [self._allocate() for _ in range(num_layers + 1 if self.keep else 1)]
+        for activations in self._saved:
             activations.forget_views()
-        return self._kept if self.keep else self._kept * (num_layers + 1)
+        return self._saved if self.keep else self._saved * (num_layers + 1)
 
     def cotangents(self) -> Cotangents:
         """Gradients for as many rows as ``layers`` has made room for."""
@@ -126,7 +126,7 @@ class Workspace:
         """Memory held."""
         tensors = {
             t.data_ptr(): t.nbytes
-            for activations in self._kept
+            for activations in self._saved
             for t in (getattr(activations, f.name) for f in fields(activations))
         }
         return sum(tensors.values())

@@ -63,11 +63,11 @@ class Adversary:
     def clean_pass(self, noise: Tensor) -> HeadOutputs:
         """The clean outputs; where the ascent starts along a tangent, that comes with them."""
         self.delta = self.config.sigma * noise * self.mask[:, None]
-        self.student.put(self.clean.rows, self.embeddings)
+        self.student.set_input(self.clean.rows, self.embeddings)
         rides = self.config.gradient == "tangent"
         if rides:
             scale = self._put_tangent(self.delta)
-        hidden = self.student.advance(self.clean, self.clean if rides else None)
+        hidden = self.student.forward(self.clean, self.clean if rides else None)
         with torch.enable_grad():
             self.at = self.heads(hidden[slice(*self.clean.rows)])
         self._first = (scale, self._logit_change(hidden)) if rides else None
@@ -157,19 +157,19 @@ class Adversary:
 
     def _forward(self, delta: Tensor) -> Tensor:
         """Last hidden states of the perturbed rows."""
-        self.student.put(self.block.rows, self.embeddings + delta)
-        return self.student.advance(self.block)[slice(*self.block.rows)]
+        self.student.set_input(self.block.rows, self.embeddings + delta)
+        return self.student.forward(self.block)[slice(*self.block.rows)]
 
     def _change(self, delta: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(scale, J delta / scale) of the logits, over the clean activations."""
         scale = self._put_tangent(delta)
-        return scale, self._logit_change(self.student.advance(None, self.clean))
+        return scale, self._logit_change(self.student.forward(None, self.clean))
 
     def _put_tangent(self, delta: Tensor) -> Tensor:
         """At unit scale a tangent is far from the dtype's smallest numbers; it is linear in it."""
         scale = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
-        self.student.put(self.clean.behind, delta / scale)
+        self.student.set_input(self.clean.tangent_rows, delta / scale)
         return scale
 
     def _logit_change(self, hidden: Tensor) -> list[Tensor]:
-        return self.heads.tangent(self.at, hidden[slice(*self.clean.behind)])
+        return self.heads.tangent(self.at, hidden[slice(*self.clean.tangent_rows)])

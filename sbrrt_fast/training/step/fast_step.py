@@ -24,7 +24,7 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.layer import Block
 from sbrrt_fast.ops.adamw_ema import RowGradient
-from sbrrt_fast.ops.explicit import explicit_ops, explicit_why_not
+from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import Divergence, divergence_of
 from sbrrt_fast.smart.regularizer import check_resolution
@@ -58,7 +58,9 @@ class FastStep(SbrrtStep):
         super().__init__(model, teacher, optimizer, config, num_rounds)
         if self.smart.weight > 0:
             check_resolution(self.smart, torch.finfo(DTYPES[config.precision]).eps)
-        ops, dtype = explicit_ops(config.backend, self.device), DTYPES[config.precision]
+        backend, reason = written_out_backend(config.backend, self.device)
+        assert backend is not None, reason
+        ops, dtype = backend.ops, DTYPES[config.precision]
         self.student = PackedEncoder(model.encoder, ops, dtype)
         self.momentum = None
         if teacher is not None:
@@ -137,8 +139,8 @@ class FastStep(SbrrtStep):
                 adversary = self._adversary(heads, embeddings)
                 clean = adversary.clean_pass(stream.normal(embeddings.shape[-1]))
             else:
-                student.put((0, num_tokens), embeddings)
-                hidden = student.advance(Block(stream))[:num_tokens]
+                student.set_input((0, num_tokens), embeddings)
+                hidden = student.forward(Block(stream))[:num_tokens]
                 with torch.enable_grad():
                     clean = heads(hidden)
         if perturbs:
@@ -197,8 +199,8 @@ class FastStep(SbrrtStep):
         num_tokens = stream.batch.num_tokens
         self.momentum.begin(num_tokens)
         embeddings, *_ = self.momentum.embed(stream)
-        self.momentum.put((0, num_tokens), embeddings)
-        hidden = self.momentum.advance(Block(stream))[:num_tokens]
+        self.momentum.set_input((0, num_tokens), embeddings)
+        hidden = self.momentum.forward(Block(stream))[:num_tokens]
         return heads(hidden, self.teacher.module).logits
 
     def _losses(
@@ -316,4 +318,4 @@ def fast_why_not(config: RunConfig, device: torch.device) -> str | None:
         return "backend 'reference' was asked for"
     if config.layout != "packed":
         return f"layout '{config.layout}' has padding"
-    return explicit_why_not(config.backend, device)
+    return written_out_backend(config.backend, device)[1] or None

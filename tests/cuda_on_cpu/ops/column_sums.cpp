@@ -7,8 +7,10 @@ using namespace sbrrt::cuda;
 
 namespace {
 
-cudaError_t sums(const float* partial, int64_t num_blocks, int64_t width, float* out) {
-  return column_sums({partial, num_blocks, width, out}, nullptr);
+cudaError_t sums(const float* partial, int64_t num_blocks, int64_t width, int64_t num_parts,
+                 float* first, float* second, float* third) {
+  return column_sums(
+      {partial, num_blocks, width, static_cast<int>(num_parts), {first, second, third}}, nullptr);
 }
 
 }  // namespace

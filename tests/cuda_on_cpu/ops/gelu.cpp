@@ -13,18 +13,18 @@ cudaError_t forward(int64_t num_rows, int64_t width, int64_t type, const void* x
                       nullptr);
 }
 
-cudaError_t change(int64_t num_rows, int64_t width, int64_t type, const void* x, int64_t x_stride,
-                   const void* from, int64_t from_stride, const float* bias, void* out,
-                   int64_t out_stride, float* partial) {
-  return gelu_change({num_rows,
-                      width,
-                      element(type),
-                      {x, x_stride},
-                      {from, from_stride},
-                      bias,
-                      {out, out_stride},
-                      partial},
-                     nullptr);
+cudaError_t grad(int64_t num_rows, int64_t width, int64_t type, const void* x, int64_t x_stride,
+                 const void* from, int64_t from_stride, const float* bias, void* out,
+                 int64_t out_stride, float* partial) {
+  return gelu_grad({num_rows,
+                    width,
+                    element(type),
+                    {x, x_stride},
+                    {from, from_stride},
+                    bias,
+                    {out, out_stride},
+                    partial},
+                   nullptr);
 }
 
 cudaError_t row_blocks(int64_t num_rows, int64_t* count) {
@@ -35,5 +35,5 @@ cudaError_t row_blocks(int64_t num_rows, int64_t* count) {
 }  // namespace
 
 CUDA_ON_CPU_EXPORT(forward)
-CUDA_ON_CPU_EXPORT(change)
+CUDA_ON_CPU_EXPORT(grad)
 CUDA_ON_CPU_EXPORT(row_blocks)

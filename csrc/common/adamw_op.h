@@ -1,22 +1,76 @@
-// Checks of adamw_ema_ and gradient_norm that need shapes alone; the meta implementation shares them.
+// adamw_ema_, adamw_ema_rows_ and gradient_norm as ops (common/op.h).
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <string>
 #include <utility>
 
 #include "common/checks.h"
+#include "common/op.h"
 #include "common/write_set.h"
 
 namespace sbrrt {
 
+// What all tensors of an update share.
+struct AdamwSettings {
+  TensorRef learning_rate;               // [] or [number of params]
+  at::ArrayRef<double> weight_decay;  // one per parameter
+  double beta1, beta2, eps;
+  TensorRef clip_factor, step;  // []
+  double ema_beta;
+};
+
 // Everything the update takes but its numbers. An optional list is empty or has one entry per
 // parameter, where an entry without elements means none for this parameter.
 struct AdamwLists {
-  const char* op;
   at::TensorList params, grads, exp_avg, exp_avg_sq;
   at::TensorList ema, low_precision, ema_low_precision;  // optional
+};
+
+struct AdamwEma {
+  static constexpr auto kOp = "adamw_ema_";
+  using Signature = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList,
+                         at::TensorList, at::TensorList, at::TensorList, TensorRef,
+                         at::ArrayRef<double>, double, double, double, TensorRef, TensorRef,
+                         double);
+  AdamwLists lists;
+  AdamwSettings settings;
+
+  WriteSet check(at::DeviceType device) const;
+  void run_cpu() const;
+  void run_cuda() const;
+};
+
+// A table [num_rows, width] of which some rows have a gradient.
+struct AdamwEmaRows {
+  static constexpr auto kOp = "adamw_ema_rows_";
+  using Signature = void(TensorRef, TensorRef, TensorRef, TensorRef, TensorRef, TensorRef,
+                         TensorRef, TensorRef, double, double, double, double, TensorRef,
+                         TensorRef, double);
+  TensorRef param, grad, rows, touched, exp_avg, exp_avg_sq, ema;
+  AdamwSettings settings;
+
+  WriteSet check(at::DeviceType device) const;
+  void run_cpu() const;
+  void run_cuda() const;
+
+  // The table names itself as its gradient, which has the right shape.
+  AdamwLists lists() const { return {param, param, exp_avg, exp_avg_sq, ema, {}, {}}; }
+};
+
+struct GradientNorm {
+  static constexpr auto kOp = "gradient_norm";
+  using Signature = void(at::TensorList, TensorRef);
+  at::TensorList grads;
+  TensorRef out;  // float32 []
+
+  WriteSet check(at::DeviceType device) const;
+  void run_cpu() const;
+  void run_cuda() const;
+};
+
+// What the checks below ask of.
+struct AdamwChecks : AdamwLists {
+  const char* op;
   at::DeviceType device;
 };
 
@@ -33,7 +87,7 @@ inline void check_gradient(const char* op, size_t index, const at::Tensor& grad,
   check_device(op, name.c_str(), grad, device);
 }
 
-inline void check_like_param(const AdamwLists& lists, const char* list, size_t index,
+inline void check_like_param(const AdamwChecks& lists, const char* list, size_t index,
                              const at::Tensor& tensor, at::ScalarType dtype) {
   const at::Tensor& param = lists.params[index];
   const std::string name = item_name(list, index), shape = c10::str(param.sym_sizes());
@@ -42,7 +96,7 @@ inline void check_like_param(const AdamwLists& lists, const char* list, size_t i
 }
 
 // A tensor that is written in place.
-inline void check_state(const AdamwLists& lists, const char* list, size_t index,
+inline void check_state(const AdamwChecks& lists, const char* list, size_t index,
                         const at::Tensor& tensor, at::ScalarType dtype = at::kFloat) {
   check_like_param(lists, list, index, tensor, dtype);
   check_device(lists.op, item_name(list, index).c_str(), tensor, lists.device);
@@ -51,7 +105,7 @@ inline void check_state(const AdamwLists& lists, const char* list, size_t index,
                     tensor.sym_strides());
 }
 
-inline void check_count(const AdamwLists& lists, const char* list, size_t count,
+inline void check_count(const AdamwChecks& lists, const char* list, size_t count,
                         bool is_optional = false) {
   const size_t num_params = lists.params.size();
   TORCH_CHECK_VALUE(count == num_params || (is_optional && count == 0), "sbrrt::", lists.op, ": ",
@@ -59,7 +113,7 @@ inline void check_count(const AdamwLists& lists, const char* list, size_t count,
                     " like params, got ", count);
 }
 
-inline void check_optional_list(const AdamwLists& lists, const char* list, at::TensorList tensors,
+inline void check_optional_list(const AdamwChecks& lists, const char* list, at::TensorList tensors,
                                 at::ScalarType dtype) {
   check_count(lists, list, tensors.size(), true);
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -69,7 +123,7 @@ inline void check_optional_list(const AdamwLists& lists, const char* list, at::T
   }
 }
 
-inline void check_adamw_lists(const AdamwLists& lists) {
+inline void check_adamw_lists(const AdamwChecks& lists) {
   const size_t num_params = lists.params.size();
   check_count(lists, "grads", lists.grads.size());
   check_count(lists, "exp_avg", lists.exp_avg.size());
@@ -96,13 +150,9 @@ inline void check_adamw_lists(const AdamwLists& lists) {
   }
 }
 
-// A table [num_rows, width] of which some rows have a gradient; `lists` names the table as its own
-// gradient, which has the right shape.
-inline void check_adamw_rows(const AdamwLists& lists, const at::Tensor& grad,
-                             const at::Tensor& rows, const at::Tensor& touched) {
-  const char* op = lists.op;
-  check_adamw_lists(lists);
-  const at::Tensor& param = lists.params[0];
+inline void check_adamw_rows(const AdamwEmaRows& update, at::DeviceType device) {
+  constexpr auto op = AdamwEmaRows::kOp;
+  const auto& [param, grad, rows, touched, exp_avg, exp_avg_sq, ema, settings] = update;
   TORCH_CHECK_VALUE(param.dim() == 2, "sbrrt::", op, ": param must have two dimensions, got ",
                     describe(param));
   check_tensor(op, "rows", rows, at::kLong, "[number of rows]", rows.dim() == 1);
@@ -113,55 +163,52 @@ inline void check_adamw_rows(const AdamwLists& lists, const at::Tensor& grad,
                touched.dim() == 1 && touched.sym_size(0) == param.sym_size(0));
   for (const auto& [name, tensor] : {std::pair<const char*, const at::Tensor&>{"rows", rows},
                                      {"grad", grad}, {"touched", touched}}) {
-    check_device(op, name, tensor, lists.device);
+    check_device(op, name, tensor, device);
   }
   TORCH_CHECK_VALUE(touched.is_contiguous(),
                     "sbrrt::", op, ": touched is written in place and must be contiguous");
 }
 
-inline void check_adamw_numbers(const AdamwLists& lists, const at::Tensor& learning_rate,
-                                at::ArrayRef<double> weight_decay, double beta1, double beta2,
-                                double eps, const at::Tensor& clip_factor, const at::Tensor& step,
-                                double ema_beta) {
+inline void check_adamw_settings(const AdamwChecks& lists, const AdamwSettings& s) {
   const char* op = lists.op;
   const auto num_params = static_cast<int64_t>(lists.params.size());
-  TORCH_CHECK_TYPE(learning_rate.defined() && (learning_rate.scalar_type() == at::kFloat ||
-                                               learning_rate.scalar_type() == at::kDouble),
+  TORCH_CHECK_TYPE(s.learning_rate.defined() && (s.learning_rate.scalar_type() == at::kFloat ||
+                                               s.learning_rate.scalar_type() == at::kDouble),
                    "sbrrt::", op, ": learning_rate must have dtype float32 or float64, got ",
-                   describe(learning_rate));
-  check_tensor(op, "learning_rate", learning_rate, learning_rate.scalar_type(),
+                   describe(s.learning_rate));
+  check_tensor(op, "learning_rate", s.learning_rate, s.learning_rate.scalar_type(),
                "[] or [number of params]",
-               learning_rate.dim() == 0 ||
-                   (learning_rate.dim() == 1 && learning_rate.sym_size(0) == num_params));
-  check_tensor(op, "clip_factor", clip_factor, at::kFloat, "[]", clip_factor.dim() == 0);
-  TORCH_CHECK_TYPE(step.defined() &&
-                       (step.scalar_type() == at::kLong || step.scalar_type() == at::kFloat),
+               s.learning_rate.dim() == 0 ||
+                   (s.learning_rate.dim() == 1 && s.learning_rate.sym_size(0) == num_params));
+  check_tensor(op, "clip_factor", s.clip_factor, at::kFloat, "[]", s.clip_factor.dim() == 0);
+  TORCH_CHECK_TYPE(s.step.defined() &&
+                       (s.step.scalar_type() == at::kLong || s.step.scalar_type() == at::kFloat),
                    "sbrrt::", op, ": step must have dtype int64 or float32, got ",
-                   describe(step));
-  check_tensor(op, "step", step, step.scalar_type(), "[]", step.dim() == 0);
-  check_device(op, "learning_rate", learning_rate, lists.device);
-  check_device(op, "clip_factor", clip_factor, lists.device);
-  check_device(op, "step", step, lists.device);
-  check_count(lists, "weight_decay", weight_decay.size());
-  for (const double decay : weight_decay) {
+                   describe(s.step));
+  check_tensor(op, "step", s.step, s.step.scalar_type(), "[]", s.step.dim() == 0);
+  check_device(op, "learning_rate", s.learning_rate, lists.device);
+  check_device(op, "clip_factor", s.clip_factor, lists.device);
+  check_device(op, "step", s.step, lists.device);
+  check_count(lists, "weight_decay", s.weight_decay.size());
+  for (const double decay : s.weight_decay) {
     TORCH_CHECK_VALUE(decay >= 0, "sbrrt::", op, ": weight_decay must be >= 0, got ", decay);
   }
-  TORCH_CHECK_VALUE(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
-                    "sbrrt::", op, ": betas must be in [0, 1), got ", beta1, " and ", beta2);
-  TORCH_CHECK_VALUE(eps >= 0, "sbrrt::", op, ": eps must be >= 0, got ", eps);
-  TORCH_CHECK_VALUE(ema_beta >= 0 && ema_beta <= 1,
-                    "sbrrt::", op, ": ema_beta must be in [0, 1], got ", ema_beta);
+  TORCH_CHECK_VALUE(s.beta1 >= 0 && s.beta1 < 1 && s.beta2 >= 0 && s.beta2 < 1,
+                    "sbrrt::", op, ": betas must be in [0, 1), got ", s.beta1, " and ", s.beta2);
+  TORCH_CHECK_VALUE(s.eps >= 0, "sbrrt::", op, ": eps must be >= 0, got ", s.eps);
+  TORCH_CHECK_VALUE(s.ema_beta >= 0 && s.ema_beta <= 1,
+                    "sbrrt::", op, ": ema_beta must be in [0, 1], got ", s.ema_beta);
 }
 
-struct AdamwScalars {
-  const at::Tensor &learning_rate, &clip_factor, &step;
-};
+inline Arguments adamw_read(const AdamwSettings& s) {
+  return {{"learning_rate", s.learning_rate}, {"clip_factor", s.clip_factor}, {"step", s.step}};
+}
 
-// After the other checks.
-inline WriteSet adamw_write_set(const AdamwLists& lists, const AdamwScalars& scalars) {
-  Arguments written, read{{"learning_rate", scalars.learning_rate},
-                          {"clip_factor", scalars.clip_factor},
-                          {"step", scalars.step}};
+inline WriteSet AdamwEma::check(at::DeviceType device) const {
+  const AdamwChecks checks{lists, kOp, device};
+  check_adamw_lists(checks);
+  check_adamw_settings(checks, settings);
+  Arguments written, read = adamw_read(settings);
   append(written, "params", lists.params);
   append(written, "exp_avg", lists.exp_avg);
   append(written, "exp_avg_sq", lists.exp_avg_sq);
@@ -169,30 +216,34 @@ inline WriteSet adamw_write_set(const AdamwLists& lists, const AdamwScalars& sca
   append(written, "low_precision", lists.low_precision);
   append(written, "ema_low_precision", lists.ema_low_precision);
   append(read, "grads", lists.grads);
-  return {lists.op, std::move(written), read};
+  return {kOp, std::move(written), read};
 }
 
-inline WriteSet adamw_rows_write_set(const AdamwLists& lists, const AdamwScalars& scalars,
-                                     const at::Tensor& grad, const at::Tensor& rows,
-                                     const at::Tensor& touched) {
-  return {lists.op,
-          {{"param", lists.params[0]},
+inline WriteSet AdamwEmaRows::check(at::DeviceType device) const {
+  const AdamwChecks checks{lists(), kOp, device};
+  check_adamw_lists(checks);
+  check_adamw_rows(*this, device);
+  check_adamw_settings(checks, settings);
+  Arguments read = adamw_read(settings);
+  append(read, {{"grad", grad}, {"rows", rows}});
+  return {kOp,
+          {{"param", param},
            {"touched", touched},
-           {"exp_avg", lists.exp_avg[0]},
-           {"exp_avg_sq", lists.exp_avg_sq[0]},
-           {"ema", lists.ema[0]}},
-          {{"grad", grad},
-           {"rows", rows},
-           {"learning_rate", scalars.learning_rate},
-           {"clip_factor", scalars.clip_factor},
-           {"step", scalars.step}}};
+           {"exp_avg", exp_avg},
+           {"exp_avg_sq", exp_avg_sq},
+           {"ema", ema}},
+          read};
 }
 
-inline void check_gradients(at::TensorList grads, at::DeviceType device) {
+inline WriteSet GradientNorm::check(at::DeviceType device) const {
   for (size_t i = 0; i < grads.size(); ++i) {
-    TORCH_CHECK_TYPE(grads[i].defined(), "sbrrt::gradient_norm: grads[", i, "] is undefined");
-    check_gradient("gradient_norm", i, grads[i], grads[0].scalar_type(), device);
+    TORCH_CHECK_TYPE(grads[i].defined(), "sbrrt::", kOp, ": grads[", i, "] is undefined");
+    check_gradient(kOp, i, grads[i], grads[0].scalar_type(), device);
   }
+  check_written(kOp, "out", out, at::kFloat, "[]", out.dim() == 0, device);
+  Arguments read;
+  append(read, "grads", grads);
+  return {kOp, {{"out", out}}, read};
 }
 
 }  // namespace sbrrt

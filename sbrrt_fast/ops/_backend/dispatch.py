@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from sbrrt_fast._extension import INSTALL
 from sbrrt_fast.errors import BackendError
+from sbrrt_fast.ops._backend.backends import CPU, CUDA, INTERPRETED, TRITON
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 _DISPATCH_KEYS = {"cuda": "CUDA", "cpu": "CPU"}  # the backends that are ops of the extension
@@ -51,21 +53,16 @@ class Choice:
     reasons: dict[str, str]
 
     @property
-    def told(self) -> str:
+    def reasons_text(self) -> str:
         """``cpu: the reason; triton: the reason``."""
         return "; ".join(f"{backend}: {reason}" for backend, reason in self.reasons.items())
-
-
-def never() -> None:
-    """For implementations that are always there."""
-    return
 
 
 class Op:
     """A named op and its implementations in order of preference.
 
-    The ``cpu`` and ``cuda`` ones run the extension's op of the same name, or ``<name>_forward``;
-    they are missing where the extension was built without it.
+    The ``cpu`` and ``cuda`` ones call the extension's ``<name>_into`` or ``<name>_forward_into``
+    and are missing where the extension was built without it.
     """
 
     def __init__(self, name: str, implementations: list[Implementation]):
@@ -83,8 +80,8 @@ class Op:
         for implementation in self._candidates.get(backend, ()):
             if self._why_not(implementation, args, kwargs) is None:
                 return implementation
-        told = self.explain(backend, *args, **kwargs).told
-        raise BackendError(f"{self.name} cannot run here ({told})")
+        reasons = self.explain(backend, *args, **kwargs).reasons_text
+        raise BackendError(f"{self.name} cannot run here ({reasons})")
 
     def explain(self, backend: str, *args, **kwargs) -> Choice:
         """What ``choose`` takes for these arguments, and why not those before it; never raises."""
@@ -120,13 +117,35 @@ def _not_built(op: str, backend: str) -> str | None:
     key = _DISPATCH_KEYS.get(backend)
     if key is None:
         return None
-    for name in (op, f"{op}_forward"):
+    for name in (f"{op}_forward_into", f"{op}_into", op):
         has_schema = hasattr(torch.ops.sbrrt, name)
         if has_schema and torch._C._dispatch_has_kernel_for_dispatch_key(f"sbrrt::{name}", key):
             return None
     return f"this build of the C++ ops has no {op} for {key}; reinstall it: {INSTALL}"
 
 
-def reference_only(name: str, run: Callable) -> Op:
-    """An op that has its reference and nothing else yet."""
-    return Op(name, [Implementation("reference", run, lambda *a, **k: None, never)])
+def fused_op(name: str, run: Callable, why_not: Callable, reference: Callable) -> Op:
+    """An op that every backend has.
+
+    The interpreter shows that Triton's kernels are right, slowly, so ``auto`` never takes it there.
+
+    Args:
+        run: (backend, *arguments) -> the result, over the backend's writing ops.
+        why_not: (backend, *arguments) -> the reason why it cannot take them, or None.
+        reference: the op in plain PyTorch, which takes everything.
+    """
+    cuda, triton, cpu = (
+        Implementation(b.name, partial(run, b), partial(why_not, b), b.missing)
+        for b in (CUDA, TRITON, CPU)
+    )
+    plain = Implementation("reference", reference, no_reason, always_available)
+    order = [cuda, cpu, plain, triton] if INTERPRETED else [cuda, cpu, triton, plain]
+    return Op(name, order)
+
+
+def no_reason(*args, **kwargs) -> None:
+    """For implementations that take everything."""
+
+
+def always_available() -> None:
+    """For implementations that are on every machine."""

@@ -1,0 +1,76 @@
+// bias_gelu's forward, backward and tangent as ops (common/op.h).
+#pragma once
+
+#include "common/op.h"
+#include "common/row_checks.h"
+
+namespace sbrrt {
+
+struct GeluForward {
+  static constexpr auto kOp = "bias_gelu_forward";
+  using Signature = void(TensorRef, TensorRef, TensorRef);
+  TensorRef x, bias, out;
+
+  WriteSet check(at::DeviceType device) const;
+  void run_cpu() const;
+  void run_cuda() const;
+};
+
+// dx = grad * gelu'(x + bias), and its column sums.
+struct GeluBackward {
+  static constexpr auto kOp = "bias_gelu_backward";
+  using Signature = void(TensorRef, TensorRef, TensorRef, TensorRef, MaybeTensorRef);
+  TensorRef grad, x, bias, dx;
+  MaybeTensorRef dbias;
+
+  WriteSet check(at::DeviceType device) const;
+  void run_cpu() const;
+  void run_cuda() const;
+};
+
+struct GeluJvp {
+  static constexpr auto kOp = "bias_gelu_jvp";
+  using Signature = void(TensorRef, TensorRef, TensorRef, TensorRef);
+  TensorRef x_tangent, x, bias, out;
+
+  WriteSet check(at::DeviceType device) const;
+  void run_cpu() const;
+  void run_cuda() const;
+};
+
+inline void check_gelu_inputs(const char* op, TensorRef x, TensorRef bias,
+                              at::DeviceType device) {
+  check_first_rows(op, "x", x, device);
+  check_vector(op, "bias", bias, x.sym_size(1), device);
+}
+
+inline WriteSet GeluForward::check(at::DeviceType device) const {
+  check_gelu_inputs(kOp, x, bias, device);
+  check_written_rows(kOp, "out", out, x, x.scalar_type(), device);
+  return {kOp, {{"out", out}}, {{"x", x}, {"bias", bias}}, {{"out", "x"}}};
+}
+
+inline WriteSet GeluBackward::check(at::DeviceType device) const {
+  check_gelu_inputs(kOp, x, bias, device);
+  check_rows(kOp, "grad", grad, x.sym_size(0), x.sym_size(1), device);
+  check_written_rows(kOp, "dx", dx, x, x.scalar_type(), device);
+  check_parameter_gradient(kOp, "dbias", dbias, bias, device);
+  Arguments written{{"dx", dx}};
+  append(written, "dbias", dbias);
+  return {kOp,
+          std::move(written),
+          {{"grad", grad}, {"x", x}, {"bias", bias}},
+          {{"dx", "grad"}, {"dx", "x"}}};
+}
+
+inline WriteSet GeluJvp::check(at::DeviceType device) const {
+  check_gelu_inputs(kOp, x, bias, device);
+  check_rows(kOp, "x_tangent", x_tangent, x.sym_size(0), x.sym_size(1), device);
+  check_written_rows(kOp, "out", out, x, x.scalar_type(), device);
+  return {kOp,
+          {{"out", out}},
+          {{"x_tangent", x_tangent}, {"x", x}, {"bias", bias}},
+          {{"out", "x_tangent"}, {"out", "x"}}};
+}
+
+}  // namespace sbrrt

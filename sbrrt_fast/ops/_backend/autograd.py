@@ -1,0 +1,156 @@
+"""Autograd around writing ops: an op says its rule once, for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sbrrt_fast.ops._backend.backends import CPU, CUDA, TRITON, Backend
+from sbrrt_fast.ops.autodiff import has_tangent, only_input_gradients
+
+_BACKENDS = {backend.name: backend for backend in (CUDA, TRITON, CPU)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An op and its derivatives over the writing ops of any backend.
+
+    Attributes:
+        forward: (ops, *inputs) -> (out, *saved), what the derivatives need after the result.
+        backward: (ops, grad, inputs, saved, needs) -> gradients of the first inputs, None where
+            there is none; needs[i] says whether input i wants one. The other inputs have none.
+        jvp: (ops, tangents, inputs, saved) -> the tangent of out, or None without a forward mode;
+            a tangent is None where the input has none.
+        weights: numbers of the inputs that ``input_gradients_only`` leaves out.
+        saves_out: ``saved`` begins with the result itself.
+        higher: (grad, *inputs) -> the gradients with their graph, for derivatives of higher order;
+            None forbids them.
+    """
+
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor | None, ...]]
+    jvp: Callable[..., Tensor] | None = None
+    weights: tuple[int, ...] = ()
+    saves_out: bool = False
+    higher: Callable[..., tuple[Tensor | None, ...]] | None = None
+
+
+class _Functions(NamedTuple):
+    """A rule as autograd takes it.
+
+    Attributes:
+        eager: without ``setup_context``, for which torch inspects signatures at every call.
+        traced: for torch.compile, which knows no forward mode. transformed: for torch.func.
+    """
+
+    eager: type[torch.autograd.Function]
+    traced: type[torch.autograd.Function]
+    transformed: type[torch.autograd.Function]
+
+
+def differentiable(rule: Rule) -> Callable[..., Tensor]:
+    """The rule's op: (backend, *inputs) -> out."""
+    functions = _functions_of(rule)
+
+    def run(backend: Backend, *inputs) -> Tensor:
+        compiles = torch.compiler.is_compiling()
+        if not compiles and torch._C._are_functorch_transforms_active():
+            return functions.transformed.apply(backend.name, *inputs)[0]
+        if not _is_recorded(inputs):
+            return rule.forward(backend.ops, *inputs)[0]
+        if compiles:
+            return functions.traced.apply(backend.name, *inputs)[0]
+        return functions.eager.apply(backend.name, *inputs)
+
+    return run
+
+
+def _is_recorded(inputs: tuple) -> bool:
+    """Whether autograd, in reverse or forward mode, looks at a call with these inputs."""
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    records = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return records or any(map(has_tangent, tensors))
+
+
+def _functions_of(rule: Rule) -> _Functions:
+    forward_, backward_, jvp_, higher = rule.forward, rule.backward, rule.jvp, rule.higher
+    weights, saves_out = rule.weights, rule.saves_out
+
+    def save(ctx, backend: str, inputs: tuple, saved: tuple, forward_mode: bool) -> None:
+        ctx.backend = backend
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
+        ctx.indices = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+        tensors = [*(inputs[i] for i in ctx.indices), *saved]
+        ctx.save_for_backward(*tensors)
+        if forward_mode:
+            ctx.save_for_forward(*tensors)
+
+    def restored(ctx) -> tuple[list, tuple[Tensor, ...]]:
+        """(inputs, saved) as they were."""
+        inputs, tensors = list(ctx.numbers), ctx.saved_tensors
+        for i, x in zip(ctx.indices, tensors, strict=False):
+            inputs[i] = x
+        return inputs, tensors[len(ctx.indices) :]
+
+    def padded(gradients: tuple, num_inputs: int) -> tuple:
+        """One for each argument of ``apply``, whose first is the backend."""
+        return None, *gradients, *[None] * (num_inputs - len(gradients))
+
+    @once_differentiable
+    def gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, saved = restored(ctx)
+        needs = list(ctx.needs_input_grad[1:])
+        if only_input_gradients():
+            for i in weights:
+                needs[i] = False
+        ops = _BACKENDS[ctx.backend].ops
+        return padded(backward_(ops, grad, inputs, saved, needs), len(inputs))
+
+    def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
+        if higher is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return gradients(ctx, grad)
+        inputs = restored(ctx)[0]
+        return padded(tuple(higher(grad, *inputs)), len(inputs))
+
+    def jvp(ctx, _backend, *tangents) -> Tensor:
+        inputs, saved = restored(ctx)
+        return jvp_(_BACKENDS[ctx.backend].ops, tangents, inputs, saved)
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, backend, *inputs):
+            out, *saved = forward_(_BACKENDS[backend].ops, *inputs)
+            kept = (out, *saved) if saves_out else saved
+            save(ctx, backend, inputs, kept, jvp_ is not None)
+            return out
+
+    class Traced(torch.autograd.Function):
+        @staticmethod
+        def forward(backend, *inputs):
+            return forward_(_BACKENDS[backend].ops, *inputs)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.mark_non_differentiable(*output[1:])
+            save(ctx, inputs[0], inputs[1:], output if saves_out else output[1:], False)
+
+    class Transformed(Traced):
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.num_others = len(output) - 1
+            save(ctx, inputs[0], inputs[1:], output if saves_out else output[1:], True)
+
+    for function in (Eager, Traced, Transformed):
+        function.backward = staticmethod(backward)
+    if jvp_ is not None:
+        Eager.jvp = staticmethod(jvp)
+        Transformed.jvp = staticmethod(
+            lambda ctx, *tangents: (jvp(ctx, *tangents), *[None] * ctx.num_others)
+        )
+    return _Functions(Eager, Traced, Transformed)

@@ -1,0 +1,71 @@
+"""The ops that backends implement: each writes into given memory and returns nothing.
+
+``define`` makes one schema an op of two torch libraries: ``sbrrt``, whose kernels are the
+extension's (CPU, CUDA and, for tracing, Meta), and ``sbrrt_triton``, whose kernels are the host
+functions of ``sbrrt_fast.kernels``. Forms that allocate are plain Python beside the schemas.
+
+A ``torch.library.Library`` op costs 3 us on top of a Triton host function, where a ``custom_op`` or
+a ``triton_op`` costs 10 or 11. Kernels are imported when the first of them runs: no Triton is
+needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
+
+import torch
+
+from sbrrt_fast import _extension
+
+_native = torch.library.Library("sbrrt", "FRAGMENT")
+_triton = torch.library.Library("sbrrt_triton", "FRAGMENT")
+
+NATIVE_OPS = SimpleNamespace()
+TRITON_OPS = SimpleNamespace()
+"""The ops of each library by name, ``NATIVE_OPS.bias_gelu_forward_into(x, bias, out)``."""
+
+
+def define(schema: str, host_function: str, *, takes_nothing: bool = False) -> None:
+    """Makes a schema an op of both libraries.
+
+    Args:
+        schema: ``name(arguments)``, with the results among the arguments, as torch writes it.
+        host_function: ``module.function`` of ``sbrrt_fast.kernels`` with the same arguments.
+        takes_nothing: also runs with lists without a tensor, which name no device.
+    """
+    name = schema.partition("(")[0]
+    _define_native(f"{schema} -> ()")
+    _triton.define(f"{schema} -> ()")
+    for key in ("CPU", "CUDA", *(["CompositeExplicitAutograd"] if takes_nothing else [])):
+        _triton.impl(name, _calling(*host_function.split(".")), key)
+    torch.library.register_fake(f"sbrrt_triton::{name}", _write_nothing, lib=_triton)
+    if hasattr(torch.ops.sbrrt, name):
+        setattr(NATIVE_OPS, name, getattr(torch.ops.sbrrt, name).default)
+    setattr(TRITON_OPS, name, getattr(torch.ops.sbrrt_triton, name).default)
+
+
+def _define_native(schema: str) -> None:
+    """An extension that was compiled from other sources is one that cannot be used."""
+    try:
+        _native.define(schema)
+    except RuntimeError:
+        _extension.refuse(schema.partition("(")[0])
+
+
+def _calling(module: str, function: str) -> Callable[..., None]:
+    def run(*arguments) -> None:
+        _host_function(module, function)(*arguments)
+
+    return run
+
+
+def _write_nothing(*arguments) -> None:
+    """What tracing does in an op's place."""
+
+
+@cache
+def _host_function(module: str, function: str) -> Callable[..., None]:
+    return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
