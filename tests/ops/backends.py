@@ -198,14 +198,28 @@ def exact(op: Op, sample: Sample) -> Derivatives:
     return Derivatives(case.stock, case.exact_inputs(), case.grad, case.tangents)
 
 
-def assert_right(op: Op, backend: str, sample: Sample, part: str) -> None:
-    """Compares ``value``, ``gradients`` or ``tangent`` with stock PyTorch's and the exact ones."""
-    case = case_of(op, sample)
+def parts_of(op: Op, backend: str) -> list[str]:
+    """What there is to compute."""
+    derivatives = ["gradients"] if op.is_differentiated else []
+    return ["value", *derivatives, *(["tangent"] if has_tangent(op, backend) else [])]
+
+
+def assert_right(op: Op, backend: str, sample: Sample, part: str, found=None) -> None:
+    """Compares ``value``, ``gradients`` or ``tangent`` with stock PyTorch's and the exact ones.
+
+    They are ``found``'s, or what was or is computed now.
+    """
+    found = found or computed(op, backend, sample)
+    results = [getattr(x, part) for x in (found, stock(op, sample), exact(op, sample))]
+    ours, case = [x.cpu() for x in results[0]], case_of(op, sample)
     slack = {"reference": 1e-12, "triton": op.approximation}.get(backend, 0.0)
-    ours, theirs, truth = (
-        getattr(x, part) for x in (computed(op, backend, sample), stock(op, sample), exact(op, sample))
-    )
-    ours = [x.cpu() for x in ours]
-    case.check(ours, theirs, truth, slack)
+    case.check(ours, *results[1:], slack)
     if part == "value":
-        case.check_value(ours, truth)
+        case.check_value(ours, results[2])
+
+
+def assert_all_right(op: Op, backend: str, sample: Sample) -> None:
+    """Of all that there is, computed anew."""
+    found = run(op, backend, case_of(op, sample))
+    for part in parts_of(op, backend):
+        assert_right(op, backend, sample, part, found)

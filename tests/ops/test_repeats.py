@@ -8,31 +8,29 @@ from tests.cuda_on_cpu.kernels import KERNELS
 from tests.ops.backends import (
     REPEATS,
     case_of,
-    computed,
-    has_tangent,
     params,
+    parts_of,
     repeated,
+    run,
 )
 from tests.ops.on_device import equal
 from tests.ops.op_checks import num_threads
 
 
-def everything(op, backend, sample):
-    """Value, gradients and tangent, computed anew."""
-    found = computed.__wrapped__(op, backend, sample)
-    return all_of(op, backend, found)
+def everything(op, backend, found):
+    """Value, gradients and tangent."""
+    return [x for part in parts_of(op, backend) for x in getattr(found, part)]
 
 
-def all_of(op, backend, found):
-    results = [*found.value, *(found.gradients if op.is_differentiated else [])]
-    return [*results, *found.tangent] if has_tangent(op, backend) else results
+def computed(op, backend, sample):
+    return everything(op, backend, run(op, backend, case_of(op, sample)))
 
 
 @params(("triton", "cuda"), names=repeated)
 def test_every_time(op, backend, sample):
-    first = everything(op, backend, sample)
+    first = computed(op, backend, sample)
     for _ in range(REPEATS[backend]):
-        assert equal(first, everything(op, backend, sample))
+        assert equal(first, computed(op, backend, sample))
 
 
 @params(("cpu",), names=repeated)
@@ -40,7 +38,7 @@ def test_any_number_of_threads(op, backend, sample):
     results = []
     for count in (1, 2, 3, 1):
         with num_threads(count):
-            results.append(everything(op, backend, sample))
+            results.append(computed(op, backend, sample))
     assert all(equal(results[0], other) for other in results[1:])
 
 
@@ -49,6 +47,6 @@ def test_any_order_of_threads(op, backend, sample):
     """Natural, then drawn; between them the samples run every kernel."""
     case, expected = case_of(op, sample), None
     for seed in range(NUM_SEEDS + 1):
-        found = all_of(op, backend, KERNELS[op.name](case, seed=seed))
+        found = everything(op, backend, KERNELS[op.name](case, seed=seed))
         assert expected is None or equal(found, expected), seed
         expected = found

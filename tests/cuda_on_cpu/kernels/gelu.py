@@ -30,16 +30,16 @@ class GeluKernels:
     def gradients(self):
         x = self.case.inputs[0]
         partial = unwritten(num_row_blocks("gelu", len(x)), x.shape[1])
-        return [self.change(self.case.grad, partial), column_sums(partial, self.seed)]
+        return [self.grad_of(self.case.grad, partial), column_sums(partial, self.seed)]
 
     @property
     def tangent(self):
-        return [self.change(self.case.tangents[0], None)]
+        return [self.grad_of(self.case.tangents[0], None)]
 
-    def change(self, grad, partial):
+    def grad_of(self, grad, partial):
         """Backward, or with the tangent for the gradient and no sums the tangent."""
         x, bias = self.case.inputs
         out, x, grad = unwritten(*x.shape, dtype=x.dtype), dense_rows(x), dense_rows(grad)
         rows = *with_stride(x), *with_stride(grad), bias, *with_stride(out)
-        self.call("change", *x.shape, x.dtype, *rows, partial)
+        self.call("grad", *x.shape, x.dtype, *rows, partial)
         return out
