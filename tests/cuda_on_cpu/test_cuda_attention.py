@@ -70,7 +70,9 @@ def test_masks_follow_the_row_and_the_step():
     zeros, (rows, _) = torch.zeros_like(case.inputs[0]), one_hot(case, 0)
     first = seen(case, AttentionKernels(case).forward(zeros, zeros, rows)[0], 29)
     case.rows = case.rows + 1
-    assert not torch.equal(seen(case, AttentionKernels(case).forward(zeros, zeros, rows)[0], 29), first)
+    assert not torch.equal(
+        seen(case, AttentionKernels(case).forward(zeros, zeros, rows)[0], 29), first
+    )
     offsets = (case.rows[1] * 2 * 64 + torch.arange(29)) * 64  # of head 0
     rng = torch.tensor([-7, 2**32 - 1])
     kernels = AttentionKernels(case, rng=rng)

@@ -1,4 +1,4 @@
-"""Sums of a matrix's columns, which the row ops' backward passes share: the CUDA kernel on the CPU."""
+"""The CUDA kernel on the CPU that sums a matrix's columns for the row ops' backward passes."""
 
 from __future__ import annotations
 

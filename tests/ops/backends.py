@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops import triton_ops
+from sbrrt_fast.ops._backend.backends import INTERPRETED, triton_missing
 from tests.cuda_on_cpu.kernels import KERNELS
 from tests.ops.cases import OPS
 from tests.ops.cases.base import Case, Op, Sample
@@ -21,7 +21,7 @@ F16 = torch.float16
 PUBLIC = ("reference", "cpu", "triton", "cuda")  # those of the public functions
 FUSED = ("cpu", "triton", "cuda")
 ALL = (*PUBLIC, "cuda_on_cpu")
-INTERPRETED = triton_ops.INTERPRETED
+
 GPU = "cuda" if torch.cuda.is_available() else "cpu"
 DEVICES = {"cuda": "cuda", "triton": "cpu" if INTERPRETED else "cuda"}
 REPEATS = {"cuda": 250, "triton": 1 if INTERPRETED else 250}
@@ -29,9 +29,7 @@ REPEATS = {"cuda": 250, "triton": 1 if INTERPRETED else 250}
 _masked_out = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero|overflow):RuntimeWarning"
 )
-_no_triton = pytest.mark.skipif(
-    triton_ops.missing() is not None, reason=triton_ops.missing() or ""
-)
+_no_triton = pytest.mark.skipif(triton_missing() is not None, reason=triton_missing() or "")
 
 
 def marks(op: Op, backend: str) -> list:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops.native import cuda_missing
+from sbrrt_fast.ops._backend.backends import cuda_missing
 
 no_gpu = pytest.mark.skipif(cuda_missing() is not None, reason=cuda_missing() or "")
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=no_gpu)])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from sbrrt_fast.ops.dispatch import Implementation
+from sbrrt_fast.ops._backend.dispatch import Implementation
 from sbrrt_fast.ops.registry import OPS
 
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16

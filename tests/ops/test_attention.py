@@ -8,9 +8,10 @@ import torch
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.errors import BackendError
 from sbrrt_fast.ops.attention import attention, attention_reference
-from tests.ops.backends import INTERPRETED, backends_of, run
+from tests.ops.backends import DEVICES, INTERPRETED, backends_of, run
 from tests.ops.cases import OPS
 from tests.ops.cases.attention import AttentionCase
+from tests.ops.on_device import moved
 from tests.ops.op_checks import BF16, F32, F64, RNG, SITE, Calls, assert_as_good_as_stock
 from tests.ops.triton_only import ATTENTION, equal_but_for_order
 
@@ -106,6 +107,17 @@ def test_nan_stays_in_its_sequence(backend):
             assert torch.equal(out[:2], expected[:2])
             assert torch.equal(out[15:], expected[15:])
             assert torch.equal(out[:, 32:], expected[:, 32:])
+
+
+@each_library
+def test_a_result_that_has_changed_raises(backend):
+    """The backward pass reads it."""
+    case = moved(primes(), DEVICES.get(backend, "cpu"))
+    y = case.call(*(x.requires_grad_() for x in case.inputs), backend=backend)
+    with torch.no_grad():
+        y.mul_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_agrees_with_the_padded_batch_of_the_model():

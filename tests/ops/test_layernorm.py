@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sbrrt_fast.ops.dropout import dropout_mask_reference
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 from tests.ops.backends import backends_of, run
 from tests.ops.cases import OPS
 from tests.ops.cases.layernorm import EPS, LayerNormCase
-from tests.ops.op_checks import BF16, F32, RNG, SITE, Calls, assert_as_good_as_stock
+from tests.ops.op_checks import BF16, F32, RNG, Calls, assert_as_good_as_stock
 from tests.ops.triton_only import NORM
 
 OP = OPS["dropout_add_layernorm"]

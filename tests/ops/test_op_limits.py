@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sbrrt_fast.ops import native
-from sbrrt_fast.ops.attention_limits import HEAD_DIMS, MAX_LENGTH
+from sbrrt_fast.ops._backend.backends import CUDA
+from sbrrt_fast.ops.attention import HEAD_DIMS, MAX_LENGTH
 from tests.ops.op_limits import BY_NAME, CALLS, F32, implementation, refusal
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -49,8 +49,8 @@ def constant(header: str, name: str) -> int:
 def test_limits_are_those_of_the_headers():
     """The launchers refuse more; ``test_cuda_attention``, ``..._layernorm`` and ``..._embed``."""
     assert constant("common/attention.h", "kMaxAttentionLength") == MAX_LENGTH
-    assert constant("cuda/layernorm.h", "kMaxLayerNormWidth") == native.MAX_CUDA_WIDTH
-    assert constant("cuda/embed.h", "kMaxEmbedWidth") == native.MAX_CUDA_WIDTH
+    assert constant("cuda/layernorm.h", "kMaxLayerNormWidth") == CUDA.max_width
+    assert constant("cuda/embed.h", "kMaxEmbedWidth") == CUDA.max_width
     launch = (CSRC / "cuda/attention_launch.cuh").read_text()
     assert tuple(map(int, re.findall(r"batch\.head_dim == (\d+)", launch))) == HEAD_DIMS
 

@@ -21,7 +21,7 @@ def checked(op, backend):
 
 
 def native_calls(op, backend, sample) -> list[tuple]:
-    """(op, arguments) of every writing op behind a value, its gradients, some of them, a tangent."""
+    """(op, arguments) of every writing op behind a value, its gradients, one of them, a tangent."""
     with Calls() as calls:
         found = computed.__wrapped__(op, backend, sample)
         assert found.value

@@ -69,7 +69,9 @@ def test_kept_fraction_is_binomial(backend, p):
     assert abs(int(kept.sum()) - kept.numel() * (1 - p)) < 5 * math.sqrt(kept.numel() * p * (1 - p))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"seed": 2**32}, {"step": 1}, {"site": 1}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"seed": 2**32}, {"step": 1}, {"site": 1}], ids=str
+)
 @every_backend
 def test_every_key_part_changes_the_words(backend, change):
     offsets = list(range(0, 8 * 128, 128))
@@ -80,5 +82,5 @@ def test_every_key_part_changes_the_words(backend, change):
 @pytest.mark.parametrize("width", [0, -3])
 @every_backend
 def test_a_width_below_1(backend, width):
-    with pytest.raises((ValueError, RuntimeError), match="width must be at least 1|negative"):
+    with pytest.raises(ValueError, match="width must be at least 1"):
         words(backend, [0], width)

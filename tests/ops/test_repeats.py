@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from tests.cuda_on_cpu.counts import NUM_SEEDS
 from tests.cuda_on_cpu.kernels import KERNELS
 from tests.ops.backends import (

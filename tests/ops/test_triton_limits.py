@@ -5,21 +5,24 @@ from __future__ import annotations
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sbrrt_fast.kernels import attention, rows, symmetric_kl
-from sbrrt_fast.ops import attention_limits, triton_ops, triton_rows, triton_smart
+from sbrrt_fast.kernels import attention as attention_kernels
+from sbrrt_fast.kernels import rows
+from sbrrt_fast.kernels import symmetric_kl as kl_kernels
+from sbrrt_fast.ops import attention, symmetric_kl
+from sbrrt_fast.ops._backend import backends
 from tests.ops.op_limits import CALLS, implementation, refusal
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero|overflow):RuntimeWarning"  # of what masks leave out
 )
-DEVICE = "cpu" if triton_ops.INTERPRETED else "cuda"
+DEVICE = "cpu" if backends.INTERPRETED else "cuda"
 
 
 def test_limits_are_those_of_the_kernels():
-    assert attention_limits.HEAD_DIMS == attention.HEAD_DIMS
-    assert attention_limits.MAX_LENGTH == attention.MAX_LENGTH
-    assert triton_rows.MAX_WIDTH == rows.MAX_WIDTH
-    assert triton_smart.MAX_CLASSES == symmetric_kl.MAX_CLASSES
+    assert attention.HEAD_DIMS == attention_kernels.HEAD_DIMS
+    assert attention.MAX_LENGTH == attention_kernels.MAX_LENGTH
+    assert backends.TRITON.max_width == rows.MAX_WIDTH
+    assert symmetric_kl.MAX_TRITON_CLASSES == kl_kernels.MAX_CLASSES
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -37,7 +40,7 @@ def test_what_is_taken_runs(op):
 def test_a_gpu_has_the_interpreter_s_reasons_but_for_bfloat16(op, monkeypatch):
     why_not = implementation(op, "triton").why_not
     here = [why_not(*args, **kwargs) for _, args, kwargs in CALLS[op](DEVICE)]
-    monkeypatch.setattr(triton_ops, "INTERPRETED", False)
+    monkeypatch.setattr(backends, "INTERPRETED", False)
     with FakeTensorMode():
         there = [why_not(*args, **kwargs) for _, args, kwargs in CALLS[op]("cuda")]
     for ours, theirs in zip(here, there, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from sbrrt_fast.kernels.embed_tables import CHUNK
 from tests.ops.backends import DEVICES, case_of, parts_of, run
 from tests.ops.cases import OPS
 from tests.ops.on_device import moved
-from tests.ops.op_checks import BF16, F32
+from tests.ops.op_checks import BF16
 from tests.ops.test_opcheck import native_calls
 from tests.ops.triton_checks import assert_compiles_once, poisoned
 from tests.ops.triton_only import equal_but_for_order
@@ -78,12 +80,11 @@ OF_THEIR_OWN = ("attention", "adamw_ema_", "adamw_ema_rows_", "gradient_norm")
 def test_a_batch_of_another_size_compiles_nothing(op):
     """Nor does another site."""
 
-    def launch(calls, site):
-        for call, arguments in calls:
+    def launch(size):
+        for call, arguments in triton_calls(op, op.sized(size)):
             names = [argument.name for argument in call._schema.arguments]
             given = dict(zip(names, arguments, strict=True))
-            call(**given | ({"site": site} if "site" in given else {}))
+            call(**given | ({"site": size} if "site" in given else {}))
 
     for sizes in SIZES.get(op.name, ((1, 17, 32, 1000),)):
-        calls = {size: triton_calls(op, op.sized(size)) for size in sizes}
-        assert_compiles_once(*(lambda n=n: launch(calls[n], n) for n in sizes))
+        assert_compiles_once(*(partial(launch, size) for size in sizes))

@@ -7,7 +7,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sbrrt_fast.errors import BackendError
 from sbrrt_fast.kernels import philox
 from sbrrt_fast.ops.dropout import dropout_mask, philox_bits, philox_normal
 from tests.ops.triton_only import DEVICE

@@ -121,7 +121,9 @@ class AdamwCase(UpdateCase):
             params, m, v, ema = ([x.clone() for x in xs] for xs in (params, m, v, ema))
             settings = self.numbers | {"learning_rate": rate, "clip_factor": factor, "step": step}
             decay = self.weight_decay
-            adamw_ema_(params, grads, m, v, weight_decay=decay, ema=ema, backend=backend, **settings)
+            adamw_ema_(
+                params, grads, m, v, weight_decay=decay, ema=ema, backend=backend, **settings
+            )
             return [*params, *m, *v, *ema]
 
         return update
@@ -202,7 +204,9 @@ def good_update() -> dict:
         return [torch.zeros(4, 5), torch.zeros(5)]
 
     names = ("params", "grads", "exp_avg", "exp_avg_sq", "ema")
-    copies = {name: [x.bfloat16() for x in pair()] for name in ("low_precision", "ema_low_precision")}
+    copies = {
+        name: [x.bfloat16() for x in pair()] for name in ("low_precision", "ema_low_precision")
+    }
     return {name: pair() for name in names} | copies | scalars() | {"weight_decay": [0.1, 0.0]}
 
 
@@ -254,14 +258,14 @@ ADAMW_BAD = (
     Bad("grads", [g.double() for g in PAIR], TypeError, "grads must have dtype float32"),
     Bad("grads", [], ValueError, "grads must have 2 like params, got 0"),
     Bad("exp_avg", PAIR[:1], ValueError, "exp_avg must have 2 like params, got 1"),
-    Bad("exp_avg", PAIR[::-1], ValueError, r"exp_avg\[0\] must be a dense tensor of shape \[4, 5\]"),
+    Bad("exp_avg", PAIR[::-1], ValueError, r"exp_avg\[0\] must be .* \[4, 5\]"),
     Bad("exp_avg_sq", [PAIR[0], PAIR[0]], ValueError, r"exp_avg_sq\[1\] must be"),
     Bad("exp_avg_sq", [PAIR[0].to("meta"), PAIR[1]], ValueError, "must be on"),
     Bad("ema", PAIR[:1], ValueError, "ema must have no entries or 2 like params, got 1"),
     Bad("ema", [g.double() for g in PAIR], TypeError, r"ema\[0\] must have dtype"),
     Bad("ema", [], ValueError, r"ema_low_precision\[0\] needs ema\[0\]"),
     Bad("low_precision", PAIR, TypeError, r"low_precision\[0\] must have dtype"),
-    Bad("weight_decay", [0.1], ValueError, "weight_decay must have 2 (entries )?like params, got 1"),
+    Bad("weight_decay", [0.1], ValueError, "weight_decay must have 2 .*like params, got 1"),
     Bad("weight_decay", [0.1, -0.1], ValueError, "weight_decay must be >= 0"),
 )  # fmt: skip
 TABLE = torch.zeros(5, 3)
@@ -356,7 +360,7 @@ NORM = Op(
             f"an element more, {F16}"),
     sized=lambda n: (((n, 3), (n,)), F32, 1.0),
     good=lambda: {"grads": [torch.ones(3, 5), torch.ones(7)], "out": torch.zeros(())},
-    bad=(Bad("grads", [torch.ones(3), torch.ones(3).half()], TypeError, r"grads\[1\] must have dtype"),),
+    bad=(Bad("grads", [torch.ones(3), torch.ones(3).half()], TypeError, r"grads\[1\] must have"),),
     reasons=(Reason(_two_dtypes, "gradients of several dtypes run on the reference", ("triton",)),
              Reason(lambda b: gradient_norm([torch.ones(3, dtype=F64)], backend=b),
                     "float64 gradients run on the reference")),

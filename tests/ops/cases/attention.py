@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sbrrt_fast.ops.attention import attention, attention_reference
 from sbrrt_fast.ops.dropout import dropout_mask_reference
-from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason
+from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, writing
 from tests.ops.op_checks import BF16, F32, F64, RNG, SITE
 from tests.ops.triton_only import ATTENTION
 
@@ -162,7 +162,9 @@ CPP, TRITON_ONLY = ("sbrrt",), ("sbrrt_triton",)
 BACKWARD, JVP = ("backward",), ("jvp",)
 BAD = (
     Bad("query", torch.zeros(5, 64, dtype=F64), TypeError, "query must have dtype float32"),
-    Bad("query", torch.zeros(5, 2, 32), ValueError, "query must (be a dense .* .num_tok|have 2 dim)"),
+    Bad(
+        "query", torch.zeros(5, 2, 32), ValueError, "query must (be a dense .* .num_tok|have 2 dim)"
+    ),
     Bad("key", torch.zeros(5, 64, dtype=BF16), TypeError, "key must have dtype"),
     Bad("key", torch.zeros(4, 64), ValueError, "key must be a dense tensor of shape"),
     Bad("value", torch.zeros(5, 64, device="meta"), ValueError, "must be on"),
@@ -229,7 +231,7 @@ OP = Op(
     "attention", AttentionCase, SAMPLES, native=NATIVE, triton=TRITON, cuda=CUDA | ORDERS,
     small="fused in a half",
     repeated=("512 tokens", "primes in a half", "batch of 200", "loop in fp32"),
-    orders=tuple(ORDERS), calls=("attention_forward_into", "attention_backward_into", "attention_jvp_into"),
+    orders=tuple(ORDERS), calls=writing("attention", "forward", "backward", "jvp"),
     sized=lambda n: (tuple(range(n)), 2, 32, F32, 0.1, 512, "dense"),  # the first is empty
     approximation=ATTENTION, good=good, bad=BAD, reasons=REASONS, warns=True,
 )  # fmt: skip

@@ -75,6 +75,11 @@ def vector_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, F32)
 
 
+def writing(op: str, *parts: str) -> tuple[str, ...]:
+    """The names of its writing ops."""
+    return tuple(f"{op}_{part}_into" for part in parts)
+
+
 class Bad(NamedTuple):
     """An argument that the kernels refuse, and what they say.
 

@@ -124,7 +124,7 @@ BITS_BAD = (
     Bad("offsets", torch.tensor(0), ValueError, "offsets must be a dense tensor of shape"),
     Bad("offsets", torch.tensor([[0, 1]]), ValueError, "offsets must be a dense"),
     Bad("offsets", torch.tensor([4, -1]), ValueError, "offsets must not be negative", CPP),
-    Bad("offsets", torch.tensor([0, 2**63 - 4]), ValueError, r"offsets \+ width must be below", CPP),
+    Bad("offsets", torch.tensor([0, 2**63 - 4]), ValueError, r"offsets \+ width must be", CPP),
     Bad("offsets", torch.tensor([0, 8], device="meta"), ValueError, "must be on"),
     Bad("rng", torch.tensor([1, 2, 3]), ValueError, "rng must be a dense"),
     Bad("rng", torch.tensor([1.0, 2.0]), TypeError, "rng must have dtype"),
@@ -139,9 +139,9 @@ MASK_BAD = (
     Bad("p", 1.0, ValueError, r"p must be in \[0, 1\), got 1"),
     Bad("p", -0.1, ValueError, r"p must be in \[0, 1\), got -0.1"),
     Bad("p", math.nan, ValueError, r"p must be in \[0, 1\), got nan"),
-    Bad("out", torch.zeros(2, 4).int(), TypeError, "out must have dtype float32"),
-    Bad("out", torch.zeros(2, 4, dtype=torch.complex64), TypeError, "out must have dtype float32"),
-    Bad("out", torch.zeros(2, 0), ValueError, "width must be at least 1, got 0"),
+    Bad("out", torch.zeros(2, 4).int(), TypeError, "out must .*float32"),
+    Bad("out", torch.zeros(2, 4, dtype=torch.complex64), TypeError, "out must .*float32"),
+    Bad("out", torch.zeros(2, 0), ValueError, "width"),
 )
 
 
@@ -157,7 +157,8 @@ def _in_float64(backend):
 
 BITS = Op(
     "philox_bits", BitsCase, PLACES, native=NATIVE_PLACES, triton=TRITON_PLACES,
-    small="unaligned", repeated=("several threads", "unaligned"), orders=("unaligned", "whole blocks"),
+    small="unaligned", repeated=("several threads", "unaligned"),
+    orders=("unaligned", "whole blocks"),
     sized=lambda rows: (tuple(range(0, 64 * rows, 64)), 64, 1, 2, 3),
     good=lambda: good(torch.int32), bad=BITS_BAD, is_differentiated=False,
 )  # fmt: skip

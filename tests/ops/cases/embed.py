@@ -6,7 +6,7 @@ import torch
 
 from sbrrt_fast.ops.dropout import dropout_mask_reference
 from sbrrt_fast.ops.embed import embed, embed_reference
-from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, vector_dtype
+from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, vector_dtype, writing
 from tests.ops.op_checks import BF16, F32, F64, RNG, SITE, float_tangent
 from tests.ops.triton_only import NORM
 
@@ -150,7 +150,7 @@ OP = Op(
     "embed", EmbedCase, SAMPLES, native=NATIVE, triton=TRITON, cuda=CUDA,
     small="primes in a half",
     repeated=("512 tokens", "primes in a half", "every token the same"), orders=tuple(KERNELS),
-    calls=("embed_forward_into", "embed_backward_into"), weights=(0, 1, 2, 3, 4),
+    calls=writing("embed", "forward", "backward"), weights=(0, 1, 2, 3, 4),
     sized=lambda tokens: (tokens, 64, 101, 512, F32, 0.1, "dense"),
     approximation=NORM, good=good, bad=BAD, reasons=REASONS, has_tangent=False,
 )  # fmt: skip

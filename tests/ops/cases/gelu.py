@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sbrrt_fast.ops.gelu import bias_gelu, bias_gelu_reference
-from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, vector_dtype
+from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, vector_dtype, writing
 from tests.ops.op_checks import BF16, F32, F64
 from tests.ops.triton_only import GELU
 
@@ -94,7 +94,7 @@ OP = Op(
     "bias_gelu", GeluCase, SAMPLES, native=NATIVE, triton=TRITON, cuda=CUDA,
     small="primes in a half",
     repeated=("512 tokens", "primes"), orders=tuple(name for name in CUDA if "features" in name),
-    calls=("bias_gelu_forward_into", "bias_gelu_backward_into", "bias_gelu_jvp_into"), weights=(1,),
+    calls=writing("bias_gelu", "forward", "backward", "jvp"), weights=(1,),
     sized=lambda rows: (rows, 64, F32, 1.0, "dense"),
     approximation=GELU, good=good, bad=BAD, reasons=REASONS,
 )  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 
 from sbrrt_fast.ops.dropout import dropout_mask_reference
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm, dropout_add_layernorm_reference
-from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, vector_dtype
+from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, vector_dtype, writing
 from tests.ops.op_checks import BF16, F32, F64, RNG, SITE, float_tangent
 from tests.ops.triton_only import NORM
 
@@ -132,7 +132,9 @@ BAD = (
     Bad("offsets", torch.tensor([0]), ValueError, r"offsets must be .* shape \[2\]"),
     Bad("offsets", torch.zeros(2), TypeError, "offsets must have dtype"),
     Bad("offsets", torch.tensor([0, -1]), ValueError, "offsets must not be negative, got -1", CPP),
-    Bad("offsets", torch.tensor([0, 2**63 - 2]), ValueError, r"offsets \+ width must be below", CPP),
+    Bad(
+        "offsets", torch.tensor([0, 2**63 - 2]), ValueError, r"offsets \+ width must be below", CPP
+    ),
     Bad("grad", torch.zeros(3, 8), ValueError, "grad must be a dense"),
     Bad("mean", torch.zeros(3), ValueError, "mean must be a dense"),
     Bad("rstd", torch.zeros(3), ValueError, "rstd must be a dense"),
@@ -170,8 +172,7 @@ REASONS = (
 OP = Op(
     "dropout_add_layernorm", LayerNormCase, SAMPLES, native=NATIVE, triton=TRITON, cuda=CUDA,
     small="primes in a half", repeated=("512 tokens", "primes"), orders=tuple(KERNELS),
-    calls=("dropout_add_layernorm_forward_into", "dropout_add_layernorm_backward_into",
-           "dropout_add_layernorm_jvp_into"), weights=(1, 3, 4),
+    calls=writing("dropout_add_layernorm", "forward", "backward", "jvp"), weights=(1, 3, 4),
     sized=lambda rows: (rows, 64, F32, F32, 0.1, "dense"),
     approximation=NORM, good=good, bad=BAD, reasons=REASONS,
 )  # fmt: skip

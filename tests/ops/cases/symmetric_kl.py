@@ -10,8 +10,8 @@ from sbrrt_fast.ops.symmetric_kl import (
     symmetric_kl_fisher_reference,
     symmetric_kl_reference,
 )
-from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason
-from tests.ops.op_checks import BF16, F32, F64
+from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason, writing
+from tests.ops.op_checks import BF16, F32
 
 F16 = torch.float16
 # From far below the resolution of log-softmax to one class taking over from another.
@@ -92,7 +92,9 @@ def good() -> dict:
 
 BAD = (
     Bad("logits", torch.zeros(8, 5).double(), TypeError, "logits must have dtype float32"),
-    Bad("logits", torch.zeros(8), ValueError, "logits must (be .* .num_examples, num_cl|have 2 dim)"),
+    Bad(
+        "logits", torch.zeros(8), ValueError, "logits must (be .* .num_examples, num_cl|have 2 dim)"
+    ),
     Bad("logits", torch.zeros(8, 0), ValueError, "logits must (be|have at least one)"),
     Bad("delta", torch.zeros(8, 4), ValueError, "delta must be"),
     Bad("delta", torch.zeros(8, 5).long(), TypeError, "delta must have dtype float32"),
@@ -144,7 +146,7 @@ OP = Op(
     small="batch of 8, 0.5",
     repeated=("batch of 2000, 0.5", "prime sizes, 0.5"),
     orders=("prime sizes, 0.5", "strided rows, 0.5"),
-    calls=("symmetric_kl_forward_into", "symmetric_kl_backward_into"),
+    calls=writing("symmetric_kl", "forward", "backward"),
     sized=lambda examples: (examples, 5, "dense", 0.5, F32, F32),
     good=good, bad=BAD, reasons=REASONS, without_tangent=("cuda_on_cpu",), warns=True,
 )  # fmt: skip
