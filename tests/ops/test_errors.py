@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sbrrt_fast.errors import BackendError
 from tests.ops.backends import DEVICES, marks
@@ -16,11 +18,11 @@ from tests.ops.write_samples import schema, written
 LIBRARIES = {"sbrrt": "cpu", "sbrrt_triton": "triton"}  # and whose marks
 
 
-def bad_calls():
+def bad_calls(*libraries: str):
     """Every writing op that takes a bad argument, in each library that refuses it."""
     for op in OPS.values():
         for i, bad in enumerate(op.bad):
-            for library in bad.where:
+            for library in [x for x in bad.where if x in libraries]:
                 for name in op.writing:
                     takes_it = bad.argument in [a.name for a in schema(name, library).arguments]
                     if takes_it and (bad.parts is None or any(p in name for p in bad.parts)):
@@ -31,14 +33,20 @@ def bad_calls():
 
 
 def call(library: str, name: str, values: dict) -> None:
-    getattr(getattr(torch.ops, library), name)(
-        **{a.name: values[a.name] for a in schema(name, library).arguments}
-    )
+    names = [argument.name for argument in schema(name, library).arguments]
+    getattr(getattr(torch.ops, library), name)(**{key: values[key] for key in names})
 
 
-@pytest.mark.parametrize(("op", "library", "name", "bad"), list(bad_calls()))
+def placed(values: dict, library: str) -> dict:
+    """Where the library's kernels run, but for what is to be elsewhere."""
+    device = DEVICES.get(LIBRARIES[library], "cpu")
+    is_moved = lambda x: isinstance(x, Tensor) and not x.is_meta  # noqa: E731
+    return tree_map(lambda x: x.to(device) if is_moved(x) else x, values)
+
+
+@pytest.mark.parametrize(("op", "library", "name", "bad"), list(bad_calls(*LIBRARIES)))
 def test_bad_argument(op, library, name, bad):
-    values = op.good() | {bad.argument: bad.value}
+    values = placed(op.good() | {bad.argument: bad.value}, library)
     results = [x for a in written(name) for x in tree_leaves(values[a]) if isinstance(x, Tensor)]
     before = moved(results, "cpu")
     with pytest.raises(bad.error, match=rf"\b{name.removesuffix('_into')}: .*{bad.message}"):
@@ -46,11 +54,37 @@ def test_bad_argument(op, library, name, bad):
     assert all(x.is_meta or equal([x], [y]) for x, y in zip(results, before, strict=True))
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+@pytest.mark.parametrize(
+    ("op", "library"),
+    [
+        pytest.param(op, library, id=f"{library}-{op.name}", marks=marks(op, backend))
+        for op in OPS.values()
+        for library, backend in LIBRARIES.items()
+    ],
+)
 def test_the_arguments_without_it_are_good(op, library):
     for name in op.writing:
-        call(library, name, op.good())
+        call(library, name, placed(op.good(), library))
+
+
+def of_shapes(bad) -> bool:
+    """Whether tracing can see it: meta tensors have no values, and no other device."""
+    tensors = [x for x in tree_leaves(bad.value) if isinstance(x, Tensor)]
+    is_told = re.search("dtype|dense|dimension|like params|written in", bad.message)
+    return bool(tensors) and is_told is not None and not any(x.is_meta for x in tensors)
+
+
+@pytest.mark.parametrize(
+    ("op", "library", "name", "bad"), [x for x in bad_calls("sbrrt") if of_shapes(x.values[3])]
+)
+def test_tracing_refuses_the_same(op, library, name, bad):
+    values = tree_map(to_meta, op.good() | {bad.argument: bad.value})
+    with pytest.raises(bad.error, match=rf"\b{name.removesuffix('_into')}: .*{bad.message}"):
+        call(library, name, values)
+
+
+def to_meta(x):
+    return x.to("meta") if isinstance(x, Tensor) else x
 
 
 @pytest.mark.parametrize(
