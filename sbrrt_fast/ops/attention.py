@@ -18,7 +18,7 @@ from torch import Tensor
 from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.autodiff import tangent_is_differentiated
 from sbrrt_fast.ops.dropout import dropout_mask
 
@@ -130,15 +130,15 @@ def _factors(rows: Tensor, places: tuple, p: float, dtype: torch.dtype) -> Tenso
 
 def _forward(ops, query: Tensor, *inputs) -> tuple[Tensor, Tensor]:
     num_heads = inputs[4]
-    out = query.new_empty(query.shape)
-    logsumexp = query.new_empty(query.shape[0], num_heads, dtype=torch.float32)
+    out = empty_like(query)
+    logsumexp = empty_floats(query, query.shape[0], num_heads)
     ops.attention_forward_into(query, *inputs, out, logsumexp)
     return out, logsumexp
 
 
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, ...]:
     matrices, batch = inputs[:3], inputs[3:]
-    grads = tuple(x.new_empty(x.shape) for x in matrices)
+    grads = tuple(empty_like(x) for x in matrices)
     ops.attention_backward_into(grad, *matrices, *saved, *batch, *grads)
     return grads
 
@@ -147,7 +147,7 @@ def _jvp(ops, tangents, inputs, saved) -> Tensor:
     matrices, batch, logsumexp = inputs[:3], inputs[3:], saved[1]
     pairs = zip(matrices, tangents, strict=False)
     tangents = [torch.zeros_like(x) if t is None else t for x, t in pairs]
-    out = matrices[0].new_empty(matrices[0].shape)
+    out = empty_like(matrices[0])
     ops.attention_jvp_into(*matrices, *tangents, logsumexp, *batch, out)
     return out
 
@@ -194,7 +194,7 @@ def _why_not(
     return shape_reason(query.shape[1], num_heads, max_length, max_positions)
 
 
-_run = differentiable(Rule(_forward, _backward, _jvp, saves_out=True))
+_run = differentiable(Rule("attention_forward_into", _forward, _backward, _jvp, saves_out=True))
 _op = fused_op("attention", _run, _why_not, packed_attention_reference)
 
 

@@ -5,7 +5,6 @@ Source: arXiv 1810.04805, figure 2.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import CUDA, Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
 from sbrrt_fast.ops._backend.dropout_arguments import dropout_arguments
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.layernorm import layernorm_reference
 
@@ -66,7 +65,7 @@ def embed_forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
     ids, word = inputs[0], inputs[3]
     num_tokens = ids.shape[0]
     out = word.new_empty(num_tokens, word.shape[1])
-    mean, rstd = (word.new_empty(num_tokens, dtype=torch.float32) for _ in range(2))
+    mean, rstd = empty_floats(word, num_tokens), empty_floats(word, num_tokens)
     ops.embed_forward_into(*inputs, out, mean, rstd)
     return out, mean, rstd
 
@@ -75,7 +74,7 @@ def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, .
     *tokens_and_tables, weight, shift, _eps, p, rng, site, offsets = inputs
     parameters = *tokens_and_tables[3:], weight, shift
     grads = [
-        parameter.new_empty(parameter.shape) if needed else None
+        empty_like(parameter) if needed else None
         for parameter, needed in zip(parameters, needs[3:8], strict=True)
     ]
     ops.embed_backward_into(
@@ -102,7 +101,7 @@ def _run_reference(*args) -> Tensor:
     return embed_reference(*tensors, eps, factors)
 
 
-_run = differentiable(Rule(embed_forward, _backward, weights=(3, 4, 5, 6, 7)))
+_run = differentiable(Rule("embed_forward_into", embed_forward, _backward, weights=(3, 4, 5, 6, 7)))
 _op = fused_op("embed", _run, _why_not, _run_reference)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_like
 
 define("bias_gelu_forward_into(Tensor x, Tensor bias, Tensor(a!) out)", "gelu.forward_into")
 define(
@@ -30,14 +30,14 @@ def bias_gelu_reference(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _forward(ops, x: Tensor, bias: Tensor) -> tuple[Tensor]:
-    out = x.new_empty(x.shape)
+    out = empty_like(x)
     ops.bias_gelu_forward_into(x, bias, out)
     return (out,)
 
 
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, Tensor | None]:
     x, bias = inputs
-    dx, dbias = x.new_empty(x.shape), bias.new_empty(bias.shape) if needs[1] else None
+    dx, dbias = empty_like(x), empty_like(bias) if needs[1] else None
     ops.bias_gelu_backward_into(grad, x, bias, dx, dbias)
     return dx, dbias
 
@@ -52,7 +52,7 @@ def _why_not(backend: Backend, x: Tensor, bias: Tensor) -> str | None:
     return backend.tensor_reason(differentiable={"x": x}, constant={"bias": bias})
 
 
-_run = differentiable(Rule(_forward, _backward, _jvp, weights=(1,)))
+_run = differentiable(Rule("bias_gelu_forward_into", _forward, _backward, _jvp, weights=(1,)))
 _op = fused_op("bias_gelu", _run, _why_not, bias_gelu_reference)
 
 

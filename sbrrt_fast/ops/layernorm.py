@@ -17,7 +17,7 @@ from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import CUDA, Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
 from sbrrt_fast.ops._backend.dropout_arguments import dropout_arguments
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_like
 from sbrrt_fast.ops.autodiff import tangent_is_differentiated
 from sbrrt_fast.ops.dropout import dropout_mask
 
@@ -82,7 +82,7 @@ def layernorm_reference(x: Tensor, weight: Tensor, shift: Tensor, eps: float) ->
 def _forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
     """out, and the rows' mean and rstd."""
     x, _, residual = inputs[:3]
-    out = residual.new_empty(residual.shape)
+    out = empty_like(residual)
     mean, rstd = (x.new_empty(x.shape[:1], dtype=torch.float32) for _ in range(2))
     ops.dropout_add_layernorm_forward_into(*inputs, out, None, mean, rstd)
     return out, mean, rstd
@@ -90,11 +90,9 @@ def _forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
 
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, ...]:
     x, bias, residual, weight, shift, _eps, *dropout = inputs
-    dx, dresidual = x.new_empty(x.shape), residual.new_empty(residual.shape)
+    dx, dresidual = empty_like(x), empty_like(residual)
     needed = needs[1] or needs[3] or needs[4]
-    dbias, dweight, dshift = (
-        v.new_empty(v.shape) if needed else None for v in (bias, weight, shift)
-    )
+    dbias, dweight, dshift = (empty_like(v) if needed else None for v in (bias, weight, shift))
     ops.dropout_add_layernorm_backward_into(
         grad, None, x, bias, residual, weight, *saved, *dropout, dx, dresidual, dbias, dweight,
         dshift,
@@ -106,7 +104,7 @@ def _jvp(ops, tangents, inputs, saved) -> Tensor:
     x, bias, residual, weight, _shift, _eps, *dropout = inputs
     x_tangent = torch.zeros_like(x) if tangents[0] is None else tangents[0]
     residual_tangent = torch.zeros_like(residual) if tangents[2] is None else tangents[2]
-    out = residual.new_empty(residual.shape)
+    out = empty_like(residual)
     ops.dropout_add_layernorm_jvp_into(
         x_tangent, residual_tangent, x, bias, residual, weight, *saved, *dropout, out, None
     )
@@ -128,7 +126,9 @@ def _run_reference(x, bias, residual, weight, shift, eps, p, rng, site, offsets)
     return dropout_add_layernorm_reference(x, bias, residual, weight, shift, eps, factors)
 
 
-_run = differentiable(Rule(_forward, _backward, _jvp, weights=(1, 3, 4)))
+_run = differentiable(
+    Rule("dropout_add_layernorm_forward_into", _forward, _backward, _jvp, weights=(1, 3, 4))
+)
 _op = fused_op("dropout_add_layernorm", _run, _why_not, _run_reference)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import TRITON, Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_like
 from sbrrt_fast.ops.autodiff import is_batched_or_nested
 
 MAX_TRITON_CLASSES = 4096  # of kernels.symmetric_kl, which needs Triton
@@ -75,7 +75,7 @@ def _forward(ops, logits: Tensor, delta: Tensor) -> tuple[Tensor]:
 
 
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, Tensor]:
-    dlogits, ddelta = (x.new_empty(x.shape) for x in inputs)
+    dlogits, ddelta = (empty_like(x) for x in inputs)
     ops.symmetric_kl_backward_into(grad, *inputs, dlogits, ddelta)
     return dlogits, ddelta
 
@@ -97,7 +97,9 @@ def _differentiable_backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tup
     return tuple(next(grads) if x.requires_grad else None for x in (logits, delta))
 
 
-_run_rows = differentiable(Rule(_forward, _backward, _jvp, higher=_differentiable_backward))
+_run_rows = differentiable(
+    Rule("symmetric_kl_forward_into", _forward, _backward, _jvp, higher=_differentiable_backward)
+)
 
 
 def _run(backend: Backend, logits: Tensor, delta: Tensor) -> Tensor:

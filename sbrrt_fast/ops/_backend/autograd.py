@@ -21,6 +21,7 @@ class Rule:
     """An op and its derivatives over the writing ops of any backend.
 
     Attributes:
+        op: the writing op of the forward, whose schema tells which inputs are tensors.
         forward: (ops, *inputs) -> (out, *saved), what the derivatives need after the result.
         backward: (ops, grad, inputs, saved, needs) -> gradients of the first inputs, None where
             there is none; needs[i] says whether input i wants one. The other inputs have none.
@@ -32,6 +33,7 @@ class Rule:
             None forbids them.
     """
 
+    op: str
     forward: Callable[..., tuple[Tensor, ...]]
     backward: Callable[..., tuple[Tensor | None, ...]]
     jvp: Callable[..., Tensor] | None = None
@@ -55,13 +57,13 @@ class _Functions(NamedTuple):
 
 def differentiable(rule: Rule) -> Callable[..., Tensor]:
     """The rule's op: (backend, *inputs) -> out."""
-    functions = _functions_of(rule)
+    functions, indices = _functions_of(rule), _tensor_indices(rule.op)[0]
 
     def run(backend: Backend, *inputs) -> Tensor:
         compiles = torch.compiler.is_compiling()
         if not compiles and torch._C._are_functorch_transforms_active():
             return functions.transformed.apply(backend.name, *inputs)[0]
-        if not _is_recorded(inputs):
+        if not _is_recorded([inputs[i] for i in indices]):
             return rule.forward(backend.ops, *inputs)[0]
         if compiles:
             return functions.traced.apply(backend.name, *inputs)[0]
@@ -70,52 +72,60 @@ def differentiable(rule: Rule) -> Callable[..., Tensor]:
     return run
 
 
-def _is_recorded(inputs: tuple) -> bool:
+def _is_recorded(tensors: list[Tensor]) -> bool:
     """Whether autograd, in reverse or forward mode, looks at a call with these inputs."""
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
     records = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return records or any(map(has_tangent, tensors))
+
+
+def _tensor_indices(op: str) -> tuple[list[int], list[int]]:
+    """Which inputs of a writing op are tensors, and which are not."""
+    arguments = getattr(TRITON.ops, op)._schema.arguments
+    inputs = [a.type.kind() for a in arguments if not (a.alias_info and a.alias_info.is_write)]
+    tensors = [i for i, kind in enumerate(inputs) if kind == "TensorType"]
+    return tensors, [i for i in range(len(inputs)) if i not in tensors]
 
 
 def _functions_of(rule: Rule) -> _Functions:
     forward_, backward_, jvp_, higher = rule.forward, rule.backward, rule.jvp, rule.higher
     weights, saves_out = rule.weights, rule.saves_out
+    tensor_indices, other_indices = _tensor_indices(rule.op)
+    num_tensors, num_inputs = len(tensor_indices), len(tensor_indices) + len(other_indices)
+    order = sorted(range(num_inputs), key=[*tensor_indices, *other_indices].__getitem__)
 
     def save(ctx, backend: str, inputs: tuple, saved: tuple, forward_mode: bool) -> None:
-        ctx.backend = backend
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs]
-        ctx.indices = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
-        tensors = [*(inputs[i] for i in ctx.indices), *saved]
+        ctx.backend, ctx.others = backend, [inputs[i] for i in other_indices]
+        tensors = [*[inputs[i] for i in tensor_indices], *saved]
         ctx.save_for_backward(*tensors)
         if forward_mode:
             ctx.save_for_forward(*tensors)
 
     def restored(ctx) -> tuple[list, tuple[Tensor, ...]]:
         """(inputs, saved) as they were."""
-        inputs, tensors = list(ctx.numbers), ctx.saved_tensors
-        for i, x in zip(ctx.indices, tensors, strict=False):
-            inputs[i] = x
-        return inputs, tensors[len(ctx.indices) :]
+        tensors = ctx.saved_tensors
+        inputs = [*tensors[:num_tensors], *ctx.others]
+        return [inputs[i] for i in order], tensors[num_tensors:]
 
-    def padded(gradients: tuple, num_inputs: int) -> tuple:
+    def padded(gradients: tuple) -> tuple:
         """One for each argument of ``apply``, whose first is the backend."""
         return None, *gradients, *[None] * (num_inputs - len(gradients))
 
-    @once_differentiable
     def gradients(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, saved = restored(ctx)
         needs = list(ctx.needs_input_grad[1:])
         if only_input_gradients():
             for i in weights:
                 needs[i] = False
-        ops = _BACKENDS[ctx.backend].ops
-        return padded(backward_(ops, grad, inputs, saved, needs), len(inputs))
+        return padded(backward_(_BACKENDS[ctx.backend].ops, grad, inputs, saved, needs))
+
+    first_order = once_differentiable(gradients)
 
     def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
-        if higher is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return gradients(ctx, grad)
-        inputs = restored(ctx)[0]
-        return padded(tuple(higher(grad, *inputs)), len(inputs))
+        if higher is None or torch.compiler.is_compiling():
+            return first_order(ctx, grad)
+        return padded(tuple(higher(grad, *restored(ctx)[0])))
 
     def jvp(ctx, _backend, *tangents) -> Tensor:
         inputs, saved = restored(ctx)

@@ -17,6 +17,7 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 
 from sbrrt_fast import _extension
 
@@ -69,3 +70,13 @@ def _write_nothing(*arguments) -> None:
 @cache
 def _host_function(module: str, function: str) -> Callable[..., None]:
     return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A contiguous result of the shape, dtype and device of ``x``."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def empty_floats(x: Tensor, *shape: int) -> Tensor:
+    """A float32 result where ``x`` is."""
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
