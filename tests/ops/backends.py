@@ -141,7 +141,7 @@ class Derivatives:
     def gradients(self) -> list[Tensor]:
         leaves, out = self._graph
         grad = self.grad.to(out.device, out.dtype)
-        return list(torch.autograd.grad(out, leaves, grad, retain_graph=True))
+        return list(torch.autograd.grad(out, leaves, grad))
 
     @property
     def gradient_of_the_first(self) -> Tensor:

@@ -68,10 +68,11 @@ def test_the_arguments_without_it_are_good(op, library):
 
 
 def of_shapes(bad) -> bool:
-    """Whether tracing can see it: meta tensors have no values, and no other device."""
+    """Whether tracing can see it: meta tensors have no values, and float16 is for some device."""
     tensors = [x for x in tree_leaves(bad.value) if isinstance(x, Tensor)]
-    is_told = re.search("dtype|dense|dimension|like params|written in", bad.message)
-    return bool(tensors) and is_told is not None and not any(x.is_meta for x in tensors)
+    is_told = re.search("dtype|dense|dimension|like params|written in", bad.message) is not None
+    seen = is_told and not any(x.is_meta or x.dtype == torch.float16 for x in tensors)
+    return bool(tensors) and seen
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from sbrrt_fast.ops import written_out  # noqa: F401 - defines mm_into
 from tests.ops.op_checks import BF16, F32
 from tests.ops.op_references import embed_forward, layernorm_forward
 
