@@ -16,9 +16,9 @@ from benchmarks.measure import WrongResult
 from benchmarks.ops import Benchmark
 from benchmarks.settings import Settings
 from benchmarks.shapes import Case
+from sbrrt_fast.ops._backend.dispatch import Op
 from sbrrt_fast.ops.adamw_ema import adamw_ema_, gradient_norm
 from sbrrt_fast.ops.attention import attention
-from sbrrt_fast.ops.dispatch import Op
 from sbrrt_fast.ops.gelu import bias_gelu
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 from sbrrt_fast.ops.smart_ascend import smart_ascend

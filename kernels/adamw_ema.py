@@ -17,8 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .adamw_checks import LISTS, OP, SCALARS, check_gradients, check_lists, check_numbers
+from .checks import check_written
 from .launch import launch
 from .launch_table import TABLE
+from .memory import extent_of
 from .tensor_table import (
     addresses,
     device_table,
@@ -28,7 +30,7 @@ from .tensor_table import (
     store_tile,
     tensor_at,
 )
-from .write_set import Span, check_apart, check_autograd, span_of
+from .write_set import Span, check_apart, check_autograd, check_write_set, count_change
 
 # A program updates a piece, a few tiles, which share the float64 arithmetic of the corrections.
 UPDATE_PIECE = 8192
@@ -240,12 +242,14 @@ def adamw_ema_(
     check_autograd(OP, written, {"grads": grads, **scalars})
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
-    others = [span_of(name, x, False) for name, x in scalars.items()]
+    others = [Span(*extent_of(x), False, name) for name, x in scalars.items()]
     others += [
-        span_of(f"grads[{i}]", g, False) for i, g in enumerate(grads) if g is not dense["grads"][i]
+        Span(*extent_of(g), False, f"grads[{i}]")
+        for i, g in enumerate(grads)
+        if g is not dense["grads"][i]
     ]
     sizes = tuple(p.numel() for p in params)
-    table, parts = _tables(places, sizes, grads[0].itemsize, tuple(others), device)
+    table, parts = _tables(places, sizes, grads[0].dtype, tuple(others), device)
     constants = constants_of(weight_decay, betas, device)
     launch(
         _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, len(params),
@@ -254,7 +258,7 @@ def adamw_ema_(
         HAS_COPIES=len(low_precision) + len(ema_low_precision) > 0, ALIGNED=_aligned(places),
         **TABLE["adamw_ema_"].constants,
     )  # fmt: skip
-    torch.autograd.graph.increment_version(list(itertools.chain(*written.values())))
+    count_change(written)
 
 
 def constants_of(
@@ -269,20 +273,21 @@ def constants_of(
 def _tables(
     places: tuple[tuple[int, ...], ...],
     sizes: tuple[int, ...],
-    grad_size: int,
+    grad_dtype: torch.dtype,
     others: tuple[Span, ...],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """(addresses, pieces) on the device, after a check that nothing written is met by another.
 
-    grad_size: bytes of a gradient's element. others: whatever else is read.
+    others: whatever else is read.
     """
-    check_apart(OP, [
-        Span(address, address + size * (dtype.itemsize if dtype else grad_size), f"{name}[{i}]",
-             is_written)
+    spans = [
+        Span(address, address + size * (dtype or grad_dtype).itemsize, is_written, f"{name}[{i}]")
         for (name, (dtype, _, is_written)), row in zip(LISTS.items(), places, strict=True)
-        for i, (address, size) in enumerate(zip(row, sizes, strict=True)) if address
-    ] + list(others))  # fmt: skip
+        for i, (address, size) in enumerate(zip(row, sizes, strict=True))
+        if address
+    ]
+    check_apart(OP, [*spans, *others])
     table = device_table(tuple(itertools.chain(*places)), torch.int64, device)
     return table, pieces(sizes, UPDATE_PIECE, device)
 
@@ -292,22 +297,23 @@ def _aligned(places: Iterable[tuple[int, ...]]) -> bool:
     return not any(address % 16 for row in places for address in row)
 
 
-def gradient_norm(grads: Sequence[Tensor]) -> Tensor:
+def gradient_norm_into(grads: Sequence[Tensor], out: Tensor) -> None:
     """The 2-norm of all gradients together, float32, 0-dim; in the order of fixed pieces."""
-    check_gradients("gradient_norm", grads)
-    if not grads:
-        return torch.zeros(())
-    device = grads[0].device
+    op = "gradient_norm"
+    check_gradients(op, grads)
+    device = grads[0].device if grads else out.device
+    check_written(op, "out", out, torch.float32, (), device)
+    check_write_set(op, {"out": out}, {"grads": grads})
     dense = [g.contiguous() for g in grads]
     places, sizes = addresses(dense), tuple(g.numel() for g in dense)
     parts = pieces(sizes, NORM_PIECE, device)
     sums = torch.empty(parts.shape[0], dtype=torch.float64, device=device)
-    norm = torch.empty((), dtype=torch.float32, device=device)
     table, tile = device_table(places, torch.int64, device), TABLE["gradient_norm"].constants
-    constants = {"GRAD": TRITON_TYPES[grads[0].dtype], "ALIGNED": _aligned([places])}
+    grad_type = TRITON_TYPES[grads[0].dtype if grads else torch.float32]
+    constants = {"GRAD": grad_type, "ALIGNED": _aligned([places])}
     launch(_square_sums_kernel, sums.shape, table, parts, sums, **constants, **tile)
-    launch(_root_kernel, (1,), sums, norm, sums.shape[0], **tile)
-    return norm
+    launch(_root_kernel, (1,), sums, out, sums.shape[0], **tile)
+    count_change({"out": out})
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -320,4 +326,4 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"step {kind}", partial(adamw_ema_, *states, [], [], [], *numbers)
         yield f"step ema {kind}", partial(adamw_ema_, *states, [x], [], [], *numbers)
         yield f"step all {kind}", partial(adamw_ema_, *states, [x], [copy], [copy], *numbers)
-        yield f"norm {kind}", partial(gradient_norm, [grad])
+        yield f"norm {kind}", partial(gradient_norm_into, [grad], rate)

@@ -17,6 +17,7 @@ from .adamw_checks import ROWS_OP, SCALARS, check_numbers, check_rows
 from .adamw_ema import constants_of, corrections, lerp, moved
 from .launch import launch
 from .rows import load_float, row_tile, tile_rows
+from .write_set import count_change
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -87,7 +88,7 @@ def adamw_ema_rows_(
         constants_of([weight_decay], betas, param.device), *numbers, *param.shape, 1 - beta1,
         1 - beta2, beta2, eps, 1 - ema_beta, ema_beta, HAS_EMA=ema.numel() > 0, **tile,
     )  # fmt: skip
-    torch.autograd.graph.increment_version([param, touched, *state.values()])
+    count_change({"param": param, "touched": touched, **state})
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -1,4 +1,4 @@
-"""Packed attention: host functions with the signatures of ``torch.ops.sbrrt.attention_*``.
+"""Packed attention: host functions with the signatures of ``torch.ops.sbrrt.attention_*_into``.
 
 Up to 128 tokens one tile holds a whole (sequence, head), in ``attention_tile``; longer batches take
 the kernels of ``attention_loop``. ``attention_launch`` chooses.
@@ -17,9 +17,17 @@ from torch import Tensor
 
 from . import attention_loop, attention_tile
 from .attention_launch import TILES, Blocks, choose
-from .checks import check_dropout, check_floating, check_tensor, dense_rows
+from .checks import (
+    check_dropout,
+    check_floating,
+    check_tensor,
+    check_written,
+    check_written_rows,
+    dense_rows,
+)
 from .launch import launch
 from .philox import dropout_numbers
+from .write_set import check_write_set, count_change
 
 MAX_LENGTH = 512
 HEAD_DIMS = (32, 64)
@@ -45,106 +53,126 @@ class Batch:
     def blocks(self, direction: str, query: Tensor) -> Blocks | None:
         return choose(direction, self.max_length, query.dtype, self.is_unaligned)
 
-    def launch(self, kernel, matrices: list, others: list, blocks: Blocks, block: int) -> None:
+    def read(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"cu_seqlens": self.cu_seqlens, "rng": self.rng, "rows": self.rows}
+
+    def launch(self, kernel, matrices: list, numbers: list, blocks: Blocks, block: int) -> None:
         """Launches with a program per (sequence, head) and ``block`` rows of the longest sequence.
 
         Args:
-            matrices: [num_tokens, hidden] with dense rows, whose strides the kernel takes.
-            others: the pointers between these and the batch's.
+            matrices: [num_tokens, hidden], read and written, whose strides the kernel takes.
+            numbers: float32 [num_tokens, num_heads], contiguous.
         """
         grid = self.rows.shape[0] * self.num_heads, triton.cdiv(self.max_length, block)
         batch = self.cu_seqlens.contiguous(), self.rows.contiguous(), self.rng.contiguous()
+        matrices = [dense_rows(matrix) for matrix in matrices]
         strides = [matrix.stride(0) for matrix in matrices]
-        numbers = self.num_heads, self.max_positions, self.site, *dropout_numbers(self.p)
+        scalars = self.num_heads, self.max_positions, self.site, *dropout_numbers(self.p)
         constants = {
             "HEAD_DIM": matrices[0].shape[1] // self.num_heads,
             "DROPOUT": self.p > 0,
             "ALIGNED": not self.is_unaligned,
         }
-        arguments = *matrices, *others, *batch, *strides, *numbers
+        arguments = *matrices, *numbers, *batch, *strides, *scalars
         launch(kernel, grid, *arguments, **constants, **blocks.constants())
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, *batch) -> tuple[Tensor, Tensor]:
-    """Attention [num_tokens, hidden], and logsumexp of the scaled scores, float32 [tokens, heads].
+def forward_into(query: Tensor, key: Tensor, value: Tensor, *batch_and_results) -> None:
+    """Attention, and logsumexp of the scaled scores.
+
+    Args:
+        query, key, value: [num_tokens, hidden].
+        batch_and_results: ``Batch``; out [num_tokens, hidden], logsumexp float32 [tokens, heads].
 
     Raises:
         TypeError, ValueError: an argument does not fit, by its name.
     """
-    batch = Batch(*batch)
-    _check("attention_forward", {"query": query, "key": key, "value": value}, batch)
-    out = _empty_like(query)
-    logsumexp = query.new_empty((query.shape[0], batch.num_heads), dtype=torch.float32)
+    *batch, out, logsumexp = batch_and_results
+    op, batch = "attention_forward", Batch(*batch)
+    matrices = {"query": query, "key": key, "value": value}
+    _check(op, matrices, batch)
+    _check_results(op, query, out=out)
+    check_written(op, "logsumexp", logsumexp, *_like_logsumexp(query, batch))
+    written = {"out": out, "logsumexp": logsumexp}
+    check_write_set(op, written, {**matrices, **batch.read()})
     blocks = batch.blocks("forward", query)
     kernel = attention_loop.forward_loop_kernel
     if blocks.is_tile:
         kernel = attention_tile.forward_tile_kernel
-    matrices = [dense_rows(x) for x in (query, key, value)]
-    batch.launch(kernel, matrices, [out, logsumexp], blocks, blocks.query)
-    return out, logsumexp
+    batch.launch(kernel, [*matrices.values(), out], [logsumexp], blocks, blocks.query)
+    count_change(written)
 
 
-def backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor, *batch
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, [num_tokens, hidden] each.
+def backward_into(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor,
+    *batch_and_results,
+) -> None:  # fmt: skip
+    """The gradients of query, key and value.
+
+    Args:
+        grad, query, key, value, out: [num_tokens, hidden].
+        logsumexp: of the forward.
+        batch_and_results: ``Batch``; dquery, dkey, dvalue [num_tokens, hidden].
 
     Raises:
         TypeError, ValueError: an argument does not fit, by its name.
     """
-    batch = Batch(*batch)
+    *batch, dquery, dkey, dvalue = batch_and_results
+    op, batch = "attention_backward", Batch(*batch)
     matrices = {"query": query, "key": key, "value": value, "grad": grad, "out": out}
-    _check("attention_backward", matrices, batch)
-    _check_logsumexp("attention_backward", logsumexp, query, batch)
-    matrices = [dense_rows(x) for x in (grad, query, key, value, out)]
-    grads, logsumexp = [_empty_like(query) for _ in range(3)], logsumexp.contiguous()
+    _check(op, matrices, batch)
+    check_tensor(op, "logsumexp", logsumexp, *_like_logsumexp(query, batch))
+    written = {"dquery": dquery, "dkey": dkey, "dvalue": dvalue}
+    _check_results(op, query, **written)
+    check_write_set(op, written, {**matrices, "logsumexp": logsumexp, **batch.read()})
+    inputs, logsumexp = [grad, query, key, value], logsumexp.contiguous()
     if blocks := batch.blocks("backward", query):
-        kernel, others = attention_tile.backward_tile_kernel, [logsumexp, *grads]
-        batch.launch(kernel, matrices[:4], others, blocks, blocks.query)
+        kernel, grads = attention_tile.backward_tile_kernel, list(written.values())
+        batch.launch(kernel, inputs + grads, [logsumexp], blocks, blocks.query)
     else:
-        _backward_loop(matrices, logsumexp, grads, batch)
-    return tuple(grads)
+        _backward_loop(inputs, out, logsumexp, list(written.values()), batch)
+    count_change(written)
 
 
-def _backward_loop(matrices: list, logsumexp: Tensor, grads: list, batch: Batch) -> None:
+def _backward_loop(inputs: list, out: Tensor, logsumexp: Tensor, grads: list, batch: Batch) -> None:
     """The gradient of the queries, then that of keys and values; the first leaves its row means."""
-    mean, blocks = torch.empty_like(logsumexp), batch.blocks("backward_query", matrices[0])
+    numbers = [logsumexp, torch.empty_like(logsumexp)]
+    blocks = batch.blocks("backward_query", out)
     kernel = attention_loop.backward_query_loop_kernel
-    batch.launch(kernel, matrices, [logsumexp, mean, grads[0]], blocks, blocks.query)
-    blocks = batch.blocks("backward_key", matrices[0])
+    batch.launch(kernel, [*inputs, out, grads[0]], numbers, blocks, blocks.query)
+    blocks = batch.blocks("backward_key", out)
     kernel = attention_loop.backward_key_loop_kernel
-    batch.launch(kernel, matrices[:4], [logsumexp, mean, *grads[1:]], blocks, blocks.key)
+    batch.launch(kernel, [*inputs, *grads[1:]], numbers, blocks, blocks.key)
 
 
-def jvp(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_tangent: Tensor,
-    key_tangent: Tensor,
-    value_tangent: Tensor,
-    logsumexp: Tensor,
-    *batch,
-) -> Tensor:
-    """The tangent of the result, [num_tokens, hidden].
+def jvp_into(
+    query: Tensor, key: Tensor, value: Tensor, query_tangent: Tensor, key_tangent: Tensor,
+    value_tangent: Tensor, logsumexp: Tensor, *batch_and_results,
+) -> None:  # fmt: skip
+    """The tangent of the result.
+
+    Args:
+        query, key, value, query_tangent, key_tangent, value_tangent: [num_tokens, hidden].
+        logsumexp: of the forward.
+        batch_and_results: ``Batch``; out [num_tokens, hidden].
 
     Raises:
         TypeError, ValueError: an argument does not fit, by its name.
     """
-    batch = Batch(*batch)
+    *batch, out = batch_and_results
+    op, batch = "attention_jvp", Batch(*batch)
     matrices = {"query": query, "key": key, "value": value, "query_tangent": query_tangent}
     matrices |= {"key_tangent": key_tangent, "value_tangent": value_tangent}
-    _check("attention_jvp", matrices, batch)
-    _check_logsumexp("attention_jvp", logsumexp, query, batch)
-    out, blocks = _empty_like(query), batch.blocks("jvp", query)
+    _check(op, matrices, batch)
+    check_tensor(op, "logsumexp", logsumexp, *_like_logsumexp(query, batch))
+    _check_results(op, query, out=out)
+    check_write_set(op, {"out": out}, {**matrices, "logsumexp": logsumexp, **batch.read()})
+    blocks = batch.blocks("jvp", query)
     kernel = attention_tile.jvp_tile_kernel if blocks.is_tile else attention_loop.jvp_loop_kernel
-    dense = [dense_rows(x) for x in matrices.values()]
-    batch.launch(kernel, dense, [logsumexp.contiguous(), out], blocks, blocks.query)
-    return out
-
-
-def _empty_like(query: Tensor) -> Tensor:
-    return query.new_empty(query.shape)
+    numbers = [logsumexp.contiguous()]
+    batch.launch(kernel, [*matrices.values(), out], numbers, blocks, blocks.query)
+    count_change({"out": out})
 
 
 def _check(op: str, matrices: dict[str, Tensor], batch: Batch) -> None:
@@ -173,9 +201,14 @@ def _check(op: str, matrices: dict[str, Tensor], batch: Batch) -> None:
     check_dropout(op, batch.p, batch.rng, batch.site, query.device)
 
 
-def _check_logsumexp(op: str, logsumexp: Tensor, query: Tensor, batch: Batch) -> None:
-    shape = query.shape[0], batch.num_heads
-    check_tensor(op, "logsumexp", logsumexp, torch.float32, shape, query.device)
+def _check_results(op: str, query: Tensor, **results: Tensor) -> None:
+    for name, x in results.items():
+        check_written_rows(op, name, x, query.dtype, query.shape, query.device)
+
+
+def _like_logsumexp(query: Tensor, batch: Batch) -> tuple:
+    """What ``check_tensor`` takes."""
+    return torch.float32, (query.shape[0], batch.num_heads), query.device
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -195,13 +228,15 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
 def _launch_all(
     dtype: torch.dtype, head_dim: int, length: int, p: float, max_positions: int
 ) -> None:
-    """Forward, backward and tangent of four sequences that are views of fused projections."""
+    """Forward, backward and tangent of four sequences; matrices are columns of fused ones."""
     num_heads = 12
     fused = torch.empty(4 * length, 3 * num_heads * head_dim, dtype=dtype, device="meta")
     matrices = fused.split(num_heads * head_dim, dim=1)
+    out = torch.empty(matrices[0].shape, dtype=dtype, device="meta")
+    logsumexp = torch.empty(4 * length, num_heads, device="meta")
     starts = torch.empty(5, dtype=torch.int32, device="meta")
     rows, rng = (torch.empty(n, dtype=torch.int64, device="meta") for n in (4, 2))
     batch = starts, length, num_heads, p, rng, 5, rows, max_positions
-    out, logsumexp = forward(*matrices, *batch)
-    backward(torch.empty_like(out), *matrices, out, logsumexp, *batch)
-    jvp(*matrices, *matrices, logsumexp, *batch)
+    forward_into(*matrices, *batch, out, logsumexp)
+    backward_into(out, *matrices, out, logsumexp, *batch, *matrices)
+    jvp_into(*matrices, *matrices, logsumexp, *batch, out)

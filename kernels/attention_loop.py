@@ -24,13 +24,12 @@ from .attention_parts import (
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def forward_loop_kernel(
-    p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
-    p_out,  # [num_tokens, num_heads * HEAD_DIM]
+    p_query, p_key, p_value, p_out,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
     p_logsumexp,  # float32 [num_tokens, num_heads]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
-    query_stride, key_stride, value_stride,
+    query_stride, key_stride, value_stride, out_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -63,19 +62,19 @@ def forward_loop_kernel(
         b_out = b_out * b_rescale[:, None] + product(b_prob.to(b_value.dtype), b_value)
         b_max = b_new_max
     store_numbers(p_logsumexp, (b_max + tl.log2(b_sum)) / LOG2E, num_heads, place, o_query)
-    store_rows(p_out, b_out * (scale / b_sum)[:, None], num_heads, place, o_query, HEAD_DIM)
+    store_rows(p_out, out_stride, b_out * (scale / b_sum)[:, None], place, o_query, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def backward_query_loop_kernel(
-    p_grad, p_query, p_key, p_value, p_out,  # [num_tokens, num_heads * HEAD_DIM]; strides apart
+    p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
+    p_out, p_dquery,  # likewise
     p_logsumexp,  # float32 [num_tokens, num_heads]
     p_mean,  # float32 [num_tokens, num_heads], written for the other kernel
-    p_query_grad,  # [num_tokens, num_heads * HEAD_DIM]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
-    grad_stride, query_stride, key_stride, value_stride, out_stride,
+    grad_stride, query_stride, key_stride, value_stride, out_stride, dquery_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -94,7 +93,7 @@ def backward_query_loop_kernel(
     store_numbers(p_mean, b_mean, num_heads, place, o_query)
     b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
     b_shift = load_numbers(p_logsumexp, num_heads, place, o_query) * LOG2E
-    b_query_grad = tl.zeros((BLOCK_QUERY, HEAD_DIM), tl.float32)
+    b_dquery = tl.zeros((BLOCK_QUERY, HEAD_DIM), tl.float32)
     for i_key in range(0, place[3], BLOCK_KEY):
         o_key = i_key + tl.arange(0, BLOCK_KEY)
         b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
@@ -106,21 +105,21 @@ def backward_query_loop_kernel(
             m_kept = kept_probabilities(dropout, place, o_query, i_key, BLOCK_KEY, ALIGNED)
             b_prob_grad = tl.where(m_kept, b_prob_grad * scale, 0.0)
         b_score_grad = b_prob * (b_prob_grad - b_mean[:, None])
-        b_query_grad += product(b_score_grad.to(b_key.dtype), b_key)
-    b_query_grad *= HEAD_DIM**-0.5
-    store_rows(p_query_grad, b_query_grad, num_heads, place, o_query, HEAD_DIM)
+        b_dquery += product(b_score_grad.to(b_key.dtype), b_key)
+    b_dquery *= HEAD_DIM**-0.5
+    store_rows(p_dquery, dquery_stride, b_dquery, place, o_query, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def backward_key_loop_kernel(
-    p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; strides between rows
+    p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
+    p_dkey, p_dvalue,  # likewise
     p_logsumexp,  # float32 [num_tokens, num_heads]
     p_mean,  # float32 [num_tokens, num_heads]
-    p_key_grad, p_value_grad,  # [num_tokens, num_heads * HEAD_DIM]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
-    grad_stride, query_stride, key_stride, value_stride,
+    grad_stride, query_stride, key_stride, value_stride, dkey_stride, dvalue_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -135,8 +134,8 @@ def backward_key_loop_kernel(
     o_key = i_key + tl.arange(0, BLOCK_KEY)
     b_key = load_rows(p_key, key_stride, place, o_key, HEAD_DIM)
     b_value = load_rows(p_value, value_stride, place, o_key, HEAD_DIM)
-    b_key_grad = tl.zeros((BLOCK_KEY, HEAD_DIM), tl.float32)
-    b_value_grad = tl.zeros((BLOCK_KEY, HEAD_DIM), tl.float32)
+    b_dkey = tl.zeros((BLOCK_KEY, HEAD_DIM), tl.float32)
+    b_dvalue = tl.zeros((BLOCK_KEY, HEAD_DIM), tl.float32)
     for i_query in range(0, place[3], BLOCK_QUERY):
         o_query = i_query + tl.arange(0, BLOCK_QUERY)
         b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)
@@ -151,24 +150,23 @@ def backward_key_loop_kernel(
             m_kept = kept_probabilities(dropout, place, o_query, i_key, BLOCK_KEY, ALIGNED)
             b_dropped = tl.where(m_kept, b_prob * scale, 0.0)
             b_prob_grad = tl.where(m_kept, b_prob_grad * scale, 0.0)
-        b_value_grad += product(tl.trans(b_dropped.to(b_grad.dtype)), b_grad)
+        b_dvalue += product(tl.trans(b_dropped.to(b_grad.dtype)), b_grad)
         b_score_grad = (b_prob * (b_prob_grad - b_mean[:, None])).to(b_query.dtype)
-        b_key_grad += product(tl.trans(b_score_grad), b_query)
-    store_rows(p_value_grad, b_value_grad, num_heads, place, o_key, HEAD_DIM)
-    store_rows(p_key_grad, b_key_grad * HEAD_DIM**-0.5, num_heads, place, o_key, HEAD_DIM)
+        b_dkey += product(tl.trans(b_score_grad), b_query)
+    store_rows(p_dvalue, dvalue_stride, b_dvalue, place, o_key, HEAD_DIM)
+    store_rows(p_dkey, dkey_stride, b_dkey * HEAD_DIM**-0.5, place, o_key, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def jvp_loop_kernel(
-    p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
-    p_query_tangent, p_key_tangent, p_value_tangent,  # likewise
+    p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
+    p_query_tangent, p_key_tangent, p_value_tangent, p_out,  # likewise
     p_logsumexp,  # float32 [num_tokens, num_heads]
-    p_out,  # [num_tokens, num_heads * HEAD_DIM]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
     query_stride, key_stride, value_stride,
-    query_tangent_stride, key_tangent_stride, value_tangent_stride,
+    query_tangent_stride, key_tangent_stride, value_tangent_stride, out_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -206,4 +204,4 @@ def jvp_loop_kernel(
         b_out += product((b_prob * b_tangent).to(b_value.dtype), b_value)
         b_out += product(b_half, b_value_tangent)
     b_out -= b_mean[:, None] * b_plain
-    store_rows(p_out, b_out, num_heads, place, o_query, HEAD_DIM)
+    store_rows(p_out, out_stride, b_out, place, o_query, HEAD_DIM)

@@ -29,7 +29,7 @@ def locate(
 
 
 @triton.jit
-def _row_places(stride, place, o_row, HEAD_DIM: tl.constexpr):
+def _row_offsets(stride, place, o_row, HEAD_DIM: tl.constexpr):
     first = place[2] * stride + place[1] * HEAD_DIM
     return first + o_row[:, None] * stride + tl.arange(0, HEAD_DIM)[None, :]
 
@@ -43,26 +43,26 @@ def load_rows(
     HEAD_DIM: tl.constexpr,
 ):
     """Rows of the sequence at its head, [rows, HEAD_DIM]; zero beyond its end."""
-    p_rows = p_matrix + _row_places(stride, place, o_row, HEAD_DIM)
+    p_rows = p_matrix + _row_offsets(stride, place, o_row, HEAD_DIM)
     return tl.load(p_rows, mask=o_row[:, None] < place[3], other=0.0)
 
 
 @triton.jit
 def store_rows(
-    p_matrix,  # [num_tokens, num_heads * HEAD_DIM]
+    p_matrix,  # [num_tokens, num_heads * HEAD_DIM], rows ``stride`` apart
+    stride,
     b_rows,
-    num_heads,
     place,
     o_row,
     HEAD_DIM: tl.constexpr,
 ):
     """Writes [rows, HEAD_DIM], but for what is beyond the sequence's end."""
-    p_rows = p_matrix + _row_places(num_heads * HEAD_DIM, place, o_row, HEAD_DIM)
+    p_rows = p_matrix + _row_offsets(stride, place, o_row, HEAD_DIM)
     tl.store(p_rows, b_rows.to(p_matrix.dtype.element_ty), mask=o_row[:, None] < place[3])
 
 
 @triton.jit
-def number_places(num_heads, place, o_row):
+def number_offsets(num_heads, place, o_row):
     """Where [num_tokens, num_heads] holds the numbers of these rows."""
     return (place[2] + o_row) * num_heads + place[1]
 
@@ -70,14 +70,14 @@ def number_places(num_heads, place, o_row):
 @triton.jit
 def load_numbers(p_numbers, num_heads, place, o_row):
     """The rows' entries of float32 [num_tokens, num_heads]; zero beyond the sequence's end."""
-    p_rows = p_numbers + number_places(num_heads, place, o_row)
+    p_rows = p_numbers + number_offsets(num_heads, place, o_row)
     return tl.load(p_rows, mask=o_row < place[3], other=0.0)
 
 
 @triton.jit
 def store_numbers(p_numbers, b_numbers, num_heads, place, o_row):
     """Writes the rows' entries of float32 [num_tokens, num_heads]."""
-    p_rows = p_numbers + number_places(num_heads, place, o_row)
+    p_rows = p_numbers + number_offsets(num_heads, place, o_row)
     tl.store(p_rows, b_numbers, mask=o_row < place[3])
 
 

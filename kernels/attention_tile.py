@@ -25,13 +25,12 @@ from .attention_parts import (
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def forward_tile_kernel(
-    p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
-    p_out,  # [num_tokens, num_heads * HEAD_DIM]
+    p_query, p_key, p_value, p_out,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
     p_logsumexp,  # float32 [num_tokens, num_heads]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
-    query_stride, key_stride, value_stride,
+    query_stride, key_stride, value_stride, out_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -57,7 +56,7 @@ def forward_tile_kernel(
         m_kept = kept_probabilities(dropout, place, o_query, 0, BLOCK_KEY, ALIGNED)
         b_prob = tl.where(m_kept, b_prob, 0.0)
     b_out = product(b_prob.to(b_value.dtype), b_value) * (scale / b_sum)[:, None]
-    store_rows(p_out, b_out, num_heads, place, o_query, HEAD_DIM)
+    store_rows(p_out, out_stride, b_out, place, o_query, HEAD_DIM)
 
 
 @triton.jit
@@ -70,13 +69,14 @@ def _probabilities(b_query, b_key, b_logsumexp, m_key, HEAD_DIM: tl.constexpr):
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def backward_tile_kernel(
-    p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; strides between rows
+    p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
+    p_dquery, p_dkey, p_dvalue,  # likewise
     p_logsumexp,  # float32 [num_tokens, num_heads]
-    p_query_grad, p_key_grad, p_value_grad,  # [num_tokens, num_heads * HEAD_DIM]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
     grad_stride, query_stride, key_stride, value_stride,
+    dquery_stride, dkey_stride, dvalue_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -99,27 +99,26 @@ def backward_tile_kernel(
         m_kept = kept_probabilities(dropout, place, o_query, 0, BLOCK_KEY, ALIGNED)
         b_dropped = tl.where(m_kept, b_prob * scale, 0.0)
         b_prob_grad = tl.where(m_kept, b_prob_grad * scale, 0.0)
-    b_value_grad = product(tl.trans(b_dropped.to(b_grad.dtype)), b_grad)
-    store_rows(p_value_grad, b_value_grad, num_heads, place, o_key, HEAD_DIM)
+    b_dvalue = product(tl.trans(b_dropped.to(b_grad.dtype)), b_grad)
+    store_rows(p_dvalue, dvalue_stride, b_dvalue, place, o_key, HEAD_DIM)
     b_mean = tl.sum(b_prob * b_prob_grad, axis=1)
     b_score_grad = (b_prob * (b_prob_grad - b_mean[:, None])).to(b_key.dtype)
-    b_query_grad = product(b_score_grad, b_key) * HEAD_DIM**-0.5
-    store_rows(p_query_grad, b_query_grad, num_heads, place, o_query, HEAD_DIM)
-    b_key_grad = product(tl.trans(b_score_grad), b_query) * HEAD_DIM**-0.5
-    store_rows(p_key_grad, b_key_grad, num_heads, place, o_key, HEAD_DIM)
+    b_dquery = product(b_score_grad, b_key) * HEAD_DIM**-0.5
+    store_rows(p_dquery, dquery_stride, b_dquery, place, o_query, HEAD_DIM)
+    b_dkey = product(tl.trans(b_score_grad), b_query) * HEAD_DIM**-0.5
+    store_rows(p_dkey, dkey_stride, b_dkey, place, o_key, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
 def jvp_tile_kernel(
-    p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; their rows are strides apart
-    p_query_tangent, p_key_tangent, p_value_tangent,  # likewise
+    p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
+    p_query_tangent, p_key_tangent, p_value_tangent, p_out,  # likewise
     p_logsumexp,  # float32 [num_tokens, num_heads]
-    p_out,  # [num_tokens, num_heads * HEAD_DIM]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
     query_stride, key_stride, value_stride,
-    query_tangent_stride, key_tangent_stride, value_tangent_stride,
+    query_tangent_stride, key_tangent_stride, value_tangent_stride, out_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
@@ -146,4 +145,4 @@ def jvp_tile_kernel(
     b_value_tangent = load_rows(p_value_tangent, value_tangent_stride, place, o_key, HEAD_DIM)
     b_out = product((b_prob * b_tangent).to(b_value.dtype), b_value)
     b_out += product(b_prob.to(b_value.dtype), b_value_tangent)
-    store_rows(p_out, b_out, num_heads, place, o_query, HEAD_DIM)
+    store_rows(p_out, out_stride, b_out, place, o_query, HEAD_DIM)

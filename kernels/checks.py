@@ -40,6 +40,15 @@ def check_floating(op: str, name: str, tensor: Tensor, num_dims: int) -> None:
         raise TypeError(
             f"{op}: {name} must have dtype float32, bfloat16 or float16, got {_described(tensor)}"
         )
+    check_dimensions(op, name, tensor, num_dims)
+
+
+def check_dimensions(op: str, name: str, tensor: Tensor, num_dims: int) -> None:
+    """Their number.
+
+    Raises:
+        ValueError: another.
+    """
     if tensor.dim() != num_dims:
         raise ValueError(f"{op}: {name} must have {num_dims} dimensions, got {_described(tensor)}")
 
@@ -57,9 +66,50 @@ def check_dropout(op: str, p: float, rng: Tensor, site: int, device: torch.devic
     check_tensor(op, "rng", rng, torch.int64, (2,), device)
 
 
+def check_written(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple, device: torch.device
+) -> None:
+    """A result that must be contiguous.
+
+    Raises:
+        TypeError, ValueError: as ``check_tensor``; it has gaps.
+    """
+    check_tensor(op, name, tensor, dtype, shape, device)
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{op}: {name} is written and must be contiguous, got strides {tensor.stride()}"
+        )
+
+
+def check_written_rows(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple, device: torch.device
+) -> None:
+    """A result [rows, columns] whose rows are dense; it may be columns of a wider matrix.
+
+    Raises:
+        TypeError, ValueError: as ``check_tensor``; rows have gaps or overlap.
+    """
+    check_tensor(op, name, tensor, dtype, shape, device)
+    num_rows, width = shape
+    is_dense = tensor.stride(1) == 1 or width == 1
+    if not is_dense or (num_rows > 1 and tensor.stride(0) < width):
+        raise ValueError(
+            f"{op}: {name} is written and needs dense rows that do not overlap, got strides "
+            f"{tensor.stride()}; pass a contiguous tensor or columns of one"
+        )
+
+
 def dense_rows(x: Tensor) -> Tensor:
     """The matrix itself if its columns are contiguous, wherever its rows lie; else a copy."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def strided(x: Tensor | None) -> tuple[Tensor | None, int]:
+    """A matrix with dense rows and how far they are apart, as kernels take it; None as it is."""
+    if x is None:
+        return None, 0
+    x = dense_rows(x)
+    return x, x.stride(0)
 
 
 def _described(tensor: Tensor) -> str:

@@ -16,28 +16,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_tensor, dense_rows
-from .embed_tables import CHUNK, table_gradient
+from .checks import check_tensor, check_written, check_written_rows, strided
+from .embed_tables import CHUNK, table_gradient_into
 from .launch import launch
 from .layernorm import normalize, project, standardize
-from .philox import dropout_numbers, load_stream
+from .philox import load_stream
 from .row_checks import (
     check_epsilon,
     check_floats,
     check_indices,
-    check_row_dropout,
     check_rows,
     check_statistics,
 )
 from .rows import (
-    column_sums,
+    RowDropout,
+    column_sums_into,
     load_float,
     row_factors,
     row_tile,
+    store_rows,
     store_sum,
     tile_rows,
     tiles_per_program,
 )
+from .write_set import check_write_set, count_change
 
 
 @triton.jit
@@ -68,22 +70,23 @@ def _forward_kernel(
     p_positions,  # int64 [num_tokens]
     p_type,  # [num_types, width]
     p_types,  # int64 [num_tokens]
-    p_weight,  # [width]
-    p_shift,  # [width]
-    p_offsets,  # int64 [num_tokens]
-    p_rng,  # int64 [2]
-    p_out,  # [num_tokens, width]
-    p_mean,  # float32 [num_tokens]
-    p_rstd,  # float32 [num_tokens]
     num_words,
     num_positions,
     num_types,
-    num_tokens,
-    width,
-    eps,
+    p_weight,  # [width]
+    p_offsets,  # int64 [num_tokens]
+    p_rng,  # int64 [2]
     site,
     threshold,
     scale,
+    p_shift,  # [width]
+    p_out,  # [num_tokens, width], rows out_stride apart
+    out_stride,
+    p_mean,  # float32 [num_tokens]
+    p_rstd,  # float32 [num_tokens]
+    num_tokens,
+    width,
+    eps,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
@@ -97,37 +100,37 @@ def _forward_kernel(
     b_s = _embedding_sum(*tables, o_token, o, m, num_tokens, width)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
     b_out = b_z * load_float(p_weight, o, o < width) + load_float(p_shift, o, o < width)
-    tl.store(p_out + o_token * width + o, b_out * b_factor, mask=m)
+    store_rows(p_out, out_stride, o_token, o, m, b_out * b_factor)
     tl.store(p_mean + o_token, mean, mask=o_token < num_tokens)
     tl.store(p_rstd + o_token, rstd, mask=o_token < num_tokens)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_tiles", "site", "threshold"])
 def _backward_kernel(
-    p_grad,  # [num_tokens, width], rows grad_stride apart
     p_word,  # [num_words, width]
     p_ids,  # int64 [num_tokens]
     p_position,  # [num_positions, width]
     p_positions,  # int64 [num_tokens]
     p_type,  # [num_types, width]
     p_types,  # int64 [num_tokens]
-    p_weight,  # [width]
-    p_mean,  # float32 [num_tokens]
-    p_rstd,  # float32 [num_tokens]
-    p_offsets,  # int64 [num_tokens]
-    p_rng,  # int64 [2]
-    p_ds,  # float32 [num_tokens, width], the gradient of the sum
-    p_partial,  # float32 [num_programs, 2, width]: each program's dweight, dshift
-    grad_stride,
     num_words,
     num_positions,
     num_types,
-    num_tokens,
-    num_tiles,  # of each program
-    width,
+    p_weight,  # [width]
+    p_offsets,  # int64 [num_tokens]
+    p_rng,  # int64 [2]
     site,
     threshold,
     scale,
+    p_grad,  # [num_tokens, width], rows grad_stride apart
+    grad_stride,
+    p_mean,  # float32 [num_tokens]
+    p_rstd,  # float32 [num_tokens]
+    p_ds,  # float32 [num_tokens, width], the gradient of the sum, or None
+    p_partial,  # float32 [num_programs, 2, width]: each program's dweight, dshift; or None
+    num_tokens,
+    num_tiles,  # of each program
+    width,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
@@ -145,99 +148,150 @@ def _backward_kernel(
         b_z, rstd = standardize(b_s, p_mean, p_rstd, o_token, m, num_tokens)
         b_grad = load_float(p_grad, o_token * grad_stride + o, m) * b_factor
         b_ds = project(b_grad * load_float(p_weight, o, o < width), b_z, rstd, width)
-        tl.store(p_ds + o_token * width + o, b_ds, mask=m)
+        store_rows(p_ds, width, o_token, o, m, b_ds)
         b_dweight += b_grad * b_z
         b_dshift += b_grad
-    store_sum(p_partial + i_program * 2 * width, b_dweight, width)
-    store_sum(p_partial + i_program * 2 * width + width, b_dshift, width)
+    if p_partial is not None:
+        store_sum(p_partial + i_program * 2 * width, b_dweight, width)
+        store_sum(p_partial + i_program * 2 * width + width, b_dshift, width)
 
 
 @dataclass(frozen=True)
-class _Tables:
-    """The three tables and the rows of them that the tokens read."""
+class _Embedding:
+    """The rows of three tables that tokens read, LayerNorm's weight and dropout: what both read."""
 
-    ids: Tensor
-    positions: Tensor
-    types: Tensor
-    word: Tensor
-    position: Tensor
-    type_: Tensor
+    op: str
+    indices: dict[str, Tensor]  # ids, positions, types
+    tables: dict[str, Tensor]  # word, position, type
+    weight: Tensor
+    dropout: RowDropout
 
-    def check(self, op: str, weight: Tensor) -> tuple[int, int, torch.device]:
-        """(tokens, width, device)."""
-        _, width = check_rows(op, "word", self.word)
-        num_tokens, device = self.ids.numel(), self.word.device
-        indices = {"ids": self.ids, "positions": self.positions, "types": self.types}
-        check_indices(op, device, num_tokens, **indices)
-        tables = {"position": self.position, "type": self.type_}
-        shapes = {name: (x, (x.shape[0], width)) for name, x in tables.items()}
-        check_floats(op, device, weight=(weight, (width,)), **shapes)
-        return num_tokens, width, device
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, width)"""
+        return self.indices["ids"].numel(), self.weight.numel()
 
-    def pointers(self) -> list[Tensor]:
-        pairs = (self.word, self.ids), (self.position, self.positions), (self.type_, self.types)
-        return [x.contiguous() for pair in pairs for x in pair]
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
 
-    def sizes(self) -> list[int]:
-        return [x.shape[0] for x in (self.word, self.position, self.type_)]
+    def check(self) -> None:
+        word, num_tokens = self.tables["word"], self.indices["ids"].numel()
+        _, width = check_rows(self.op, "word", word)
+        check_indices(self.op, word.device, num_tokens, **self.indices)
+        shapes = {name: (x, (x.shape[0], width)) for name, x in self.tables.items()}
+        check_floats(self.op, word.device, weight=(self.weight, (width,)), **shapes)
+        self.dropout.check(self.op, num_tokens, word.device)
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        others = {"weight": self.weight, **self.dropout.read()}
+        return {**self.indices, **self.tables, **others}
+
+    def launch(self, kernel, num_programs: int, *arguments, **constants) -> None:
+        """With the kernels' common arguments before the others."""
+        pairs = zip(self.tables.values(), self.indices.values(), strict=True)
+        tensors = [x.contiguous() for pair in pairs for x in pair]
+        sizes = [table.shape[0] for table in self.tables.values()]
+        common = *tensors, *sizes, self.weight.contiguous(), *self.dropout.arguments()
+        drops = self.dropout.p > 0
+        launch(kernel, (num_programs,), *common, *arguments, DROPS=drops, **constants)
 
 
-def forward(
+def _embedding(
+    op: str, ids: Tensor, positions: Tensor, types: Tensor, word: Tensor, position: Tensor,
+    type_: Tensor, weight: Tensor, *dropout,
+) -> _Embedding:  # fmt: skip
+    """From arguments in the schemas' order."""
+    indices = {"ids": ids, "positions": positions, "types": types}
+    tables = {"word": word, "position": position, "type": type_}
+    return _Embedding(op, indices, tables, weight, RowDropout(*dropout))
+
+
+def forward_into(
     ids: Tensor, positions: Tensor, types: Tensor, word: Tensor, position: Tensor, type_: Tensor,
     weight: Tensor, shift: Tensor, eps: float, p: float, rng: Tensor, site: int, offsets: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(out [num_tokens, width] of the word table's dtype, mean, rstd)."""
-    op, tables = "embed_forward", _Tables(ids, positions, types, word, position, type_)
-    num_tokens, width, device = tables.check(op, weight)
+    out: Tensor, mean: Tensor, rstd: Tensor,
+) -> None:  # fmt: skip
+    """out [num_tokens, width] of the word table's dtype, mean and rstd float32 [num_tokens]."""
+    op, dropout = "embed_forward", (p, rng, site, offsets)
+    source = _embedding(op, ids, positions, types, word, position, type_, weight, *dropout)
+    source.check()
+    (num_tokens, width), device = source.shape, source.device
     check_floats(op, device, shift=(shift, (width,)))
     check_epsilon(op, eps)
-    check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
-    out = torch.empty(num_tokens, width, dtype=word.dtype, device=device)
-    mean, rstd = (torch.empty(num_tokens, dtype=torch.float32, device=device) for _ in range(2))
+    check_written_rows(op, "out", out, word.dtype, source.shape, device)
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        check_written(op, name, statistic, torch.float32, (num_tokens,), device)
+    written = {"out": out, "mean": mean, "rstd": rstd}
+    check_write_set(op, written, {**source.read(), "shift": shift})
     tile = row_tile("embed forward", width)
-    launch(
-        _forward_kernel, (triton.cdiv(num_tokens, tile["ROWS"]),), *tables.pointers(),
-        weight.contiguous(), shift.contiguous(), offsets.contiguous(), rng.contiguous(), out, mean,
-        rstd, *tables.sizes(), num_tokens, width, eps, site, *dropout_numbers(p), DROPS=p > 0,
-        **tile,
+    source.launch(
+        _forward_kernel, triton.cdiv(num_tokens, tile["ROWS"]), shift.contiguous(), *strided(out),
+        mean, rstd, num_tokens, width, eps, **tile,
     )  # fmt: skip
-    return out, mean, rstd
+    count_change(written)
 
 
-def backward(
+def backward_into(
     grad: Tensor, ids: Tensor, positions: Tensor, types: Tensor, word: Tensor, position: Tensor,
     type_: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, p: float, rng: Tensor, site: int,
-    offsets: Tensor, needs: list[bool], order: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dword, dposition, dtype, dweight, dshift), dense; empty where ``needs`` says no.
+    offsets: Tensor, order: Tensor | None, dword: Tensor | None, dposition: Tensor | None,
+    dtype: Tensor | None, dweight: Tensor | None, dshift: Tensor | None,
+) -> None:  # fmt: skip
+    """The gradients of tables and parameters, dense, of their dtypes; dshift of the weight's.
 
-    ``order``: int64 [3, num_tokens], stable argsorts of ids, positions and types; made if None.
+    Args:
+        order: int64 [3, num_tokens], stable argsorts of ids, positions and types; made if None.
+        dword, dposition, dtype, dweight, dshift: None where it is not wanted.
     """
-    op, tables = "embed_backward", _Tables(ids, positions, types, word, position, type_)
-    num_tokens, width, device = tables.check(op, weight)
+    op, dropout = "embed_backward", (p, rng, site, offsets)
+    source = _embedding(op, ids, positions, types, word, position, type_, weight, *dropout)
+    source.check()
+    (num_tokens, width), device = source.shape, source.device
     check_floats(op, device, grad=(grad, (num_tokens, width)))
     check_statistics(op, device, num_tokens, mean=mean, rstd=rstd)
-    check_row_dropout(op, p, rng, site, offsets, num_tokens, device)
     if order is not None:
         check_tensor(op, "order", order, torch.int64, (3, num_tokens), device)
-    grad, tile = dense_rows(grad), row_tile("embed backward", width)
-    num_tiles = tiles_per_program(num_tokens, tile["ROWS"])
-    ds = torch.empty(num_tokens, width, dtype=torch.float32, device=device)
-    partial = mean.new_empty(triton.cdiv(num_tokens, num_tiles * tile["ROWS"]), 2, width)
-    launch(
-        _backward_kernel, (partial.shape[0],), grad, *tables.pointers(), weight.contiguous(),
-        mean.contiguous(), rstd.contiguous(), offsets.contiguous(), rng.contiguous(), ds, partial,
-        grad.stride(0), *tables.sizes(), num_tokens, num_tiles, width, site, *dropout_numbers(p),
-        DROPS=p > 0, **tile,
-    )  # fmt: skip
-    lookups = (ids, word), (positions, position), (types, type_)
+    tables = {"dword": dword, "dposition": dposition, "dtype": dtype}
+    written = {**tables, "dweight": dweight, "dshift": dshift}
+    parameters = word, position, type_, weight, weight
+    for (name, gradient), parameter in zip(written.items(), parameters, strict=True):
+        if gradient is not None:
+            check_written(op, name, gradient, parameter.dtype, parameter.shape, device)
+    read = {"grad": grad, **source.read(), "mean": mean, "rstd": rstd, "order": order}
+    check_write_set(op, written, read)
+    needs_tables = any(gradient is not None for gradient in tables.values())
+    needs_sums = dweight is not None or dshift is not None
+    ds, partial = _row_gradients(source, grad, mean, rstd, needs_tables, needs_sums)
     orders = (None,) * 3 if order is None else order.unbind()
-    found = [
-        table_gradient(ds, *lookup, needed, tokens)
-        for lookup, needed, tokens in zip(lookups, needs[:3], orders, strict=True)
-    ]
-    sums = column_sums(partial, weight, weight) if any(needs[3:]) else None
-    return (*found, *(sums[i] if needs[3 + i] else weight.new_empty(0) for i in range(2)))
+    for index, tokens, table in zip((ids, positions, types), orders, tables.values(), strict=True):
+        if table is not None:
+            table_gradient_into(ds, index, tokens, table)
+    if needs_sums:
+        column_sums_into(partial, dweight, dshift)
+    count_change({"dweight": dweight, "dshift": dshift})  # torch counts that tables are zeroed
+
+
+def _row_gradients(
+    source: _Embedding, grad: Tensor, mean: Tensor, rstd: Tensor, needs_tables: bool,
+    needs_sums: bool,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """(each token's gradient of the sum, partial sums of dweight and dshift), where needed."""
+    (num_tokens, width), ds, partial = source.shape, None, None
+    tile = row_tile("embed backward", width)
+    num_tiles = tiles_per_program(num_tokens, tile["ROWS"])
+    num_programs = triton.cdiv(num_tokens, num_tiles * tile["ROWS"])
+    if needs_tables:
+        ds = torch.empty(num_tokens, width, dtype=torch.float32, device=grad.device)
+    if needs_sums:
+        partial = torch.empty(num_programs, 2, width, dtype=torch.float32, device=grad.device)
+    if needs_tables or needs_sums:
+        source.launch(
+            _backward_kernel, num_programs, *strided(grad), mean.contiguous(), rstd.contiguous(),
+            ds, partial, num_tokens, num_tiles, width, **tile,
+        )  # fmt: skip
+    return ds, partial
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -247,7 +301,10 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         vector, grad = table[0], table[: 2 * CHUNK]
         offsets, rng = (table.new_empty(n, dtype=torch.int64) for n in (2 * CHUNK, 2))
         indices, dropout = (offsets, offsets, offsets), (p, rng, 5, offsets)
-        places, statistics = (*indices, table, table, table, vector), (grad[:, 0], grad[:, 0])
-        name, needs = f"{width} p={p}", [True] * 5
-        yield f"forward {name}", partial(forward, *places, vector, 1e-12, *dropout)
-        yield f"backward {name}", partial(backward, grad, *places, *statistics, *dropout, needs)
+        places = *indices, table, table, table, vector
+        statistics = (table.new_empty(2 * CHUNK),) * 2
+        name, results = f"{width} p={p}", (table, table, table, vector, vector)
+        saved = *places, *statistics, *dropout, None
+        forward = partial(forward_into, *places, vector, 1e-12, *dropout)
+        yield f"forward {name}", partial(forward, grad, *statistics)
+        yield f"backward {name}", partial(backward_into, grad, *saved, *results)

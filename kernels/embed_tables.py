@@ -7,7 +7,6 @@ position, ``[CLS]``) are shared out among programs as all others are.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -114,19 +113,16 @@ def _join_kernel(
         tl.store(p_table + i_row * width + o_column, b_total, mask=m_column)
 
 
-def table_gradient(
-    ds: Tensor, index: Tensor, table: Tensor, needed: bool, order: Tensor | None = None
-) -> Tensor:
-    """Sums of the rows of ds by the row of the table that their tokens read; no rows if not needed.
+def table_gradient_into(ds: Tensor, index: Tensor, order: Tensor | None, gradient: Tensor) -> None:
+    """Sums of the rows of ds by the row of the table that their tokens read; other rows are 0.
 
     Args:
         ds: float32 [num_tokens, width].
         index: int64 [num_tokens], rows of the table; those it lacks get no sum.
         order: int64 [num_tokens], its stable argsort; made if None.
+        gradient: [num_rows, width], contiguous.
     """
-    if not needed:
-        return table.new_empty(0, table.shape[1])
-    gradient = torch.zeros(table.shape, dtype=table.dtype, device=table.device)
+    gradient.zero_()
     num_tokens, width = ds.shape
     order = index.argsort(stable=True) if order is None else order.contiguous()
     sorted_by = index.contiguous(), order
@@ -134,10 +130,9 @@ def table_gradient(
     partial, strips = ds.new_empty(num_chunks, 2, width), triton.cdiv(width, tile["COLUMNS"])
     launch(
         _table_kernel, (num_tokens, strips), ds, *sorted_by, partial, gradient, num_tokens,
-        *table.shape, CHUNK=CHUNK, **tile,
+        *gradient.shape, CHUNK=CHUNK, **tile,
     )  # fmt: skip
     launch(
         _join_kernel, (max(num_chunks - 1, 0), strips), partial, *sorted_by, gradient, num_tokens,
-        num_chunks, *table.shape, CHUNK=CHUNK, **tile,
+        num_chunks, *gradient.shape, CHUNK=CHUNK, **tile,
     )  # fmt: skip
-    return gradient

@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import dense_rows
+from .checks import check_written, check_written_rows, strided
 from .launch import launch
 from .launch_table import TABLE
 from .row_checks import check_floats, check_rows
-from .rows import column_sums
+from .rows import column_sums_into
+from .write_set import check_write_set, count_change
 
 
 @triton.jit
@@ -24,7 +25,7 @@ def _normal_cdf(b_t):
 
 
 @triton.jit
-def _slope(b_t):
+def _gelu_grad(b_t):
     """The derivative of gelu: the normal cdf plus t times the normal density."""
     return _normal_cdf(b_t) + b_t * 0.3989422804014327 * tl.exp(-0.5 * b_t * b_t)
 
@@ -48,9 +49,10 @@ def _biased(p_x, p_bias, x_stride, o_row, o_column, m, width):
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
     p_x,  # [num_rows, width], rows x_stride apart
-    p_bias,  # [width]
-    p_out,  # [num_rows, width]
     x_stride,
+    p_bias,  # [width]
+    p_out,  # [num_rows, width], rows out_stride apart; may be p_x
+    out_stride,
     num_rows,
     width,
     ROWS: tl.constexpr,
@@ -58,73 +60,88 @@ def _forward_kernel(
 ):
     o_row, o_column, m = _tile(num_rows, width, ROWS, COLUMNS)
     b_t = _biased(p_x, p_bias, x_stride, o_row, o_column, m, width)
-    tl.store(p_out + o_row * width + o_column[None, :], b_t * _normal_cdf(b_t), mask=m)
+    tl.store(p_out + o_row * out_stride + o_column[None, :], b_t * _normal_cdf(b_t), mask=m)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _change_kernel(
-    p_change,  # [num_rows, width], the gradient or the tangent, rows change_stride apart
+def _jacobian_product_kernel(
+    p_vector,  # [num_rows, width], the gradient or the tangent, rows vector_stride apart
+    vector_stride,
     p_x,  # [num_rows, width], rows x_stride apart
-    p_bias,  # [width]
-    p_out,  # [num_rows, width]
-    p_partial,  # float32 [cdiv(num_rows, ROWS), width], sums of out over each program's rows
-    change_stride,
     x_stride,
+    p_bias,  # [width]
+    p_out,  # [num_rows, width], rows out_stride apart; may be p_vector or p_x
+    out_stride,
+    p_partial,  # float32 [cdiv(num_rows, ROWS), width], sums of each program's rows, or None
     num_rows,
     width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SUMS: tl.constexpr,
 ):
+    """The Jacobian is diagonal: a VJP and a JVP are the same product."""
     o_row, o_column, m = _tile(num_rows, width, ROWS, COLUMNS)
     b_t = _biased(p_x, p_bias, x_stride, o_row, o_column, m, width)
-    p_tile = p_change + o_row * change_stride + o_column[None, :]
-    b_out = tl.load(p_tile, mask=m, other=0.0).to(tl.float32) * _slope(b_t)
-    tl.store(p_out + o_row * width + o_column[None, :], b_out, mask=m)
-    if SUMS:
+    p_tile = p_vector + o_row * vector_stride + o_column[None, :]
+    b_out = tl.load(p_tile, mask=m, other=0.0).to(tl.float32) * _gelu_grad(b_t)
+    tl.store(p_out + o_row * out_stride + o_column[None, :], b_out, mask=m)
+    if p_partial is not None:
         p_sums = p_partial + tl.program_id(0).to(tl.int64) * width + o_column
         tl.store(p_sums, tl.sum(b_out, axis=0), mask=o_column < width)
 
 
-def forward(x: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x + bias) for x [num_rows, features] and bias [features], of x's dtype."""
-    num_rows, width = check_rows("bias_gelu_forward", "x", x)
-    check_floats("bias_gelu_forward", x.device, bias=(bias, (width,)))
-    x, out = dense_rows(x), torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    arguments, tile = (x, bias.contiguous(), out, x.stride(0)), TABLE["gelu forward"].constants
-    launch(_forward_kernel, _grid(num_rows, width, tile), *arguments, num_rows, width, **tile)
-    return out
+def forward_into(x: Tensor, bias: Tensor, out: Tensor) -> None:
+    """gelu(x + bias) of x [num_rows, features] and bias [features], into out, of x's dtype.
+
+    out may be x.
+    """
+    op, read = "bias_gelu_forward", {"x": x, "bias": bias}
+    num_rows, width = _check(op, x, bias)
+    check_written_rows(op, "out", out, x.dtype, (num_rows, width), x.device)
+    check_write_set(op, {"out": out}, read, [("out", "x")])
+    tile = TABLE["gelu forward"].constants
+    tensors = *strided(x), bias.contiguous(), *strided(out)
+    launch(_forward_kernel, _grid(num_rows, width, tile), *tensors, num_rows, width, **tile)
+    count_change({"out": out})
 
 
-def backward(
-    grad: Tensor, x: Tensor, bias: Tensor, need_weight_grads: bool
-) -> tuple[Tensor, Tensor]:
-    """(dx, dbias) of their arguments' dtypes; dbias is empty where it is not needed."""
-    dx, partial = _change("bias_gelu_backward", "grad", grad, x, bias, need_weight_grads)
-    if not need_weight_grads:
-        return dx, bias.new_empty(0)
-    return dx, *column_sums(partial[:, None], bias)
+def backward_into(grad: Tensor, x: Tensor, bias: Tensor, dx: Tensor, dbias: Tensor | None) -> None:
+    """The gradients of x and of bias, of their dtypes; dx may be grad or x."""
+    _jacobian_product_into("bias_gelu_backward", ("grad", grad), x, bias, ("dx", dx), dbias)
 
 
-def jvp(x_tangent: Tensor, x: Tensor, bias: Tensor) -> Tensor:
-    """The tangent of the result along one of x."""
-    return _change("bias_gelu_jvp", "x_tangent", x_tangent, x, bias, False)[0]
+def jvp_into(x_tangent: Tensor, x: Tensor, bias: Tensor, out: Tensor) -> None:
+    """The tangent of the result along one of x, of x's dtype; out may be x_tangent or x."""
+    _jacobian_product_into("bias_gelu_jvp", ("x_tangent", x_tangent), x, bias, ("out", out), None)
 
 
-def _change(
-    op: str, name: str, change: Tensor, x: Tensor, bias: Tensor, sums: bool
-) -> tuple[Tensor, Tensor]:
-    """change * slope(x + bias), and its sums over blocks of rows."""
+def _jacobian_product_into(
+    op: str, vector: tuple[str, Tensor], x: Tensor, bias: Tensor, result: tuple[str, Tensor],
+    dbias: Tensor | None,
+) -> None:  # fmt: skip
+    """vector * gelu'(x + bias), and its sum over the rows; vector and result with their names."""
+    shape = num_rows, width = _check(op, x, bias)
+    check_floats(op, x.device, **{vector[0]: (vector[1], shape)})
+    check_written_rows(op, *result, x.dtype, shape, x.device)
+    if dbias is not None:
+        check_written(op, "dbias", dbias, bias.dtype, (width,), x.device)
+    written, read = dict([result, ("dbias", dbias)]), dict([vector, ("x", x), ("bias", bias)])
+    check_write_set(op, written, read, [(result[0], vector[0]), (result[0], "x")])
+    tile = TABLE["gelu jacobian"].constants
+    grid, partial = _grid(num_rows, width, tile), None
+    if dbias is not None:
+        partial = torch.empty(grid[0], 1, width, dtype=torch.float32, device=x.device)
+    tensors = *strided(vector[1]), *strided(x), bias.contiguous(), *strided(result[1]), partial
+    launch(_jacobian_product_kernel, grid, *tensors, num_rows, width, **tile)
+    if dbias is not None:
+        column_sums_into(partial, dbias)
+    count_change(written)
+
+
+def _check(op: str, x: Tensor, bias: Tensor) -> tuple[int, int]:
+    """(rows, features)."""
     num_rows, width = check_rows(op, "x", x)
-    check_floats(op, x.device, bias=(bias, (width,)), **{name: (change, (num_rows, width))})
-    change, x = dense_rows(change), dense_rows(x)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile = TABLE["gelu change"].constants
-    grid = _grid(num_rows, width, tile)
-    partial = out.new_empty(grid[0] if sums else 0, width, dtype=torch.float32)
-    arguments = (change, x, bias.contiguous(), out, partial, change.stride(0), x.stride(0))
-    launch(_change_kernel, grid, *arguments, num_rows, width, SUMS=sums, **tile)
-    return out, partial
+    check_floats(op, x.device, bias=(bias, (width,)))
+    return num_rows, width
 
 
 def _grid(num_rows: int, width: int, tile: dict[str, int]) -> tuple[int, int]:
@@ -136,7 +153,7 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
     for width, dtype in itertools.product((1536, 3072), (torch.float32, torch.bfloat16)):
         x = torch.empty(8, width, dtype=dtype, device="meta")
         bias, name = x.new_empty(width, dtype=torch.float32), f"{width} {str(dtype)[6:]}"
-        yield f"forward {name}", partial(forward, x, bias)
-        yield f"backward {name}", partial(backward, x, x, bias, True)
-        yield f"inputs {name}", partial(backward, x, x, bias, False)
-        yield f"jvp {name}", partial(jvp, x, x, bias)
+        yield f"forward {name}", partial(forward_into, x, bias, x)
+        yield f"backward {name}", partial(backward_into, x, x, bias, x, bias)
+        yield f"inputs {name}", partial(backward_into, x, x, bias, x, None)
+        yield f"jvp {name}", partial(jvp_into, x, x, bias, x)

@@ -184,7 +184,7 @@ TABLE: dict[str, Choice] = {
         {"ROWS": 16, "COLUMNS": 256, "num_warps": 8},
         "sixteen elements a thread, as the backward",
     ),
-    "gelu change": Choice(
+    "gelu jacobian": Choice(
         {"ROWS": 16, "COLUMNS": 256, "num_warps": 8},
         "sixteen elements a thread: 32 take 144 registers in the backward",
     ),
@@ -209,7 +209,7 @@ TABLE: dict[str, Choice] = {
         "eight elements a thread: two 16-byte loads",
     ),
     "dropout_mask": Choice(
-        {"BLOCK": 1024, "num_warps": 4},
-        "eight elements a thread",
+        {"ROWS": 4, "COLUMNS": 256, "num_warps": 4},
+        "eight elements a thread: two Philox blocks",
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,25 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import dense_rows
+from .checks import check_written, check_written_rows, strided
 from .launch import launch
-from .philox import dropout_numbers, load_stream
-from .row_checks import (
-    check_epsilon,
-    check_floats,
-    check_row_dropout,
-    check_rows,
-    check_statistics,
-)
+from .philox import load_stream
+from .row_checks import check_epsilon, check_floats, check_rows, check_statistics
 from .rows import (
-    column_sums,
+    RowDropout,
+    column_sums_into,
     load_float,
     row_factors,
     row_tile,
+    store_rows,
     store_sum,
     tile_rows,
     tiles_per_program,
 )
+from .write_set import check_write_set, count_change
 
 
 @triton.jit
@@ -85,23 +83,26 @@ def _residual_tile(
 @triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
 def _forward_kernel(
     p_x,  # [num_rows, width], rows x_stride apart
+    x_stride,
     p_bias,  # [width]
     p_residual,  # [num_rows, width], rows residual_stride apart
+    residual_stride,
     p_weight,  # [width]
-    p_shift,  # [width]
     p_offsets,  # int64 [num_rows]
     p_rng,  # int64 [2]
-    p_out,  # [num_rows, width]
-    p_mean,  # float32 [num_rows]
-    p_rstd,  # float32 [num_rows]
-    x_stride,
-    residual_stride,
-    num_rows,
-    width,
-    eps,
     site,
     threshold,
     scale,
+    p_shift,  # [width]
+    p_out,  # [num_rows, width], rows out_stride apart
+    out_stride,
+    p_low,  # [num_rows, width], the same in another dtype, rows low_stride apart, or None
+    low_stride,
+    p_mean,  # float32 [num_rows]
+    p_rstd,  # float32 [num_rows]
+    num_rows,
+    width,
+    eps,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
@@ -112,38 +113,42 @@ def _forward_kernel(
     o_row, o, m, _, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
     b_out = b_z * load_float(p_weight, o, o < width) + load_float(p_shift, o, o < width)
-    tl.store(p_out + o_row * width + o, b_out, mask=m)
+    store_rows(p_out, out_stride, o_row, o, m, b_out)
+    store_rows(p_low, low_stride, o_row, o, m, b_out)
     tl.store(p_mean + o_row, mean, mask=o_row < num_rows)
     tl.store(p_rstd + o_row, rstd, mask=o_row < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "site", "threshold"])
 def _backward_kernel(
-    p_grad,  # [num_rows, width], rows grad_stride apart
     p_x,  # [num_rows, width], rows x_stride apart
+    x_stride,
     p_bias,  # [width]
     p_residual,  # [num_rows, width], rows residual_stride apart
+    residual_stride,
     p_weight,  # [width]
-    p_mean,  # float32 [num_rows]
-    p_rstd,  # float32 [num_rows]
     p_offsets,  # int64 [num_rows]
     p_rng,  # int64 [2]
-    p_dx,  # [num_rows, width]
-    p_dresidual,  # [num_rows, width]
-    p_partial,  # float32 [num_programs, 3, width]: each program's dweight, dshift, dbias
-    grad_stride,
-    x_stride,
-    residual_stride,
-    num_rows,
-    num_tiles,  # of each program
-    width,
     site,
     threshold,
     scale,
+    p_grad,  # [num_rows, width], rows grad_stride apart
+    grad_stride,
+    p_product,  # [num_rows, width], added to the gradient, rows product_stride apart, or None
+    product_stride,
+    p_mean,  # float32 [num_rows]
+    p_rstd,  # float32 [num_rows]
+    p_dx,  # [num_rows, width], rows dx_stride apart
+    dx_stride,
+    p_dresidual,  # [num_rows, width], rows dresidual_stride apart; may be p_grad
+    dresidual_stride,
+    p_partial,  # float32 [num_programs, 3, width]: each program's dweight, dshift, dbias; or None
+    num_rows,
+    num_tiles,  # of each program
+    width,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
-    SUMS: tl.constexpr,
 ):
     i_program = tl.program_id(0).to(tl.int64)
     dropout = (load_stream(p_rng, site), threshold, scale)
@@ -156,15 +161,17 @@ def _backward_kernel(
         o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
         b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, num_rows)
         b_grad = load_float(p_grad, o_row * grad_stride + o, m)
+        if p_product is not None:
+            b_grad += load_float(p_product, o_row * product_stride + o, m)
         b_ds = project(b_grad * load_float(p_weight, o, o < width), b_z, rstd, width)
         b_dx = b_factor * b_ds
-        tl.store(p_dresidual + o_row * width + o, b_ds, mask=m)
-        tl.store(p_dx + o_row * width + o, b_dx, mask=m)
-        if SUMS:
+        store_rows(p_dresidual, dresidual_stride, o_row, o, m, b_ds)
+        store_rows(p_dx, dx_stride, o_row, o, m, b_dx)
+        if p_partial is not None:
             b_dweight += b_grad * b_z
             b_dshift += b_grad
             b_dbias += tl.where(m, b_dx, 0.0)
-    if SUMS:
+    if p_partial is not None:
         p_sums = p_partial + i_program * 3 * width
         store_sum(p_sums, b_dweight, width)
         store_sum(p_sums + width, b_dshift, width)
@@ -173,26 +180,29 @@ def _backward_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
 def _jvp_kernel(
-    p_tx,  # [num_rows, width], rows tx_stride apart
-    p_tresidual,  # [num_rows, width], rows tresidual_stride apart
     p_x,  # [num_rows, width], rows x_stride apart
+    x_stride,
     p_bias,  # [width]
     p_residual,  # [num_rows, width], rows residual_stride apart
+    residual_stride,
     p_weight,  # [width]
-    p_mean,  # float32 [num_rows]
-    p_rstd,  # float32 [num_rows]
     p_offsets,  # int64 [num_rows]
     p_rng,  # int64 [2]
-    p_out,  # [num_rows, width]
-    tx_stride,
-    tresidual_stride,
-    x_stride,
-    residual_stride,
-    num_rows,
-    width,
     site,
     threshold,
     scale,
+    p_tx,  # [num_rows, width], rows tx_stride apart
+    tx_stride,
+    p_tresidual,  # [num_rows, width], rows tresidual_stride apart
+    tresidual_stride,
+    p_mean,  # float32 [num_rows]
+    p_rstd,  # float32 [num_rows]
+    p_out,  # [num_rows, width], rows out_stride apart
+    out_stride,
+    p_low,  # [num_rows, width], the same in another dtype, rows low_stride apart, or None
+    low_stride,
+    num_rows,
+    width,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
@@ -205,108 +215,171 @@ def _jvp_kernel(
     b_ts = b_factor * load_float(p_tx, o_row * tx_stride + o, m)
     b_ts += load_float(p_tresidual, o_row * tresidual_stride + o, m)
     b_out = load_float(p_weight, o, o < width) * project(b_ts, b_z, rstd, width)
-    tl.store(p_out + o_row * width + o, b_out, mask=m)
+    store_rows(p_out, out_stride, o_row, o, m, b_out)
+    store_rows(p_low, low_stride, o_row, o, m, b_out)
 
 
-def forward(
+@dataclass(frozen=True)
+class _ResidualSum:
+    """residual + dropout(x + bias) and LayerNorm's weight, which all three host functions read."""
+
+    op: str
+    x: Tensor
+    bias: Tensor
+    residual: Tensor
+    weight: Tensor
+    dropout: RowDropout
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.x.shape
+
+    def check(self) -> None:
+        num_rows, width = check_rows(self.op, "x", self.x)
+        check_floats(
+            self.op, self.x.device, bias=(self.bias, (width,)),
+            residual=(self.residual, (num_rows, width)), weight=(self.weight, (width,)),
+        )  # fmt: skip
+        self.dropout.check(self.op, num_rows, self.x.device)
+
+    def check_results(self, out: Tensor, low: Tensor | None) -> None:
+        """low: a copy of out in another dtype, if it is wanted."""
+        op, device = self.op, self.x.device
+        check_written_rows(op, "out", out, self.residual.dtype, self.shape, device)
+        if low is not None:
+            check_floats(op, device, low=(low, self.shape))
+            check_written_rows(op, "low", low, low.dtype, self.shape, device)
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        tensors = {"x": self.x, "bias": self.bias, "residual": self.residual}
+        return {**tensors, "weight": self.weight, **self.dropout.read()}
+
+    def launch(self, kernel, num_programs: int, *arguments, **constants) -> None:
+        """With the kernels' common arguments before the others."""
+        tensors = *strided(self.x), self.bias.contiguous(), *strided(self.residual)
+        common = *tensors, self.weight.contiguous(), *self.dropout.arguments()
+        drops = self.dropout.p > 0
+        launch(kernel, (num_programs,), *common, *arguments, DROPS=drops, **constants)
+
+
+def forward_into(
     x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, shift: Tensor, eps: float, p: float,
-    rng: Tensor, site: int, offsets: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(out of the residual's dtype, mean, rstd) for x and residual [num_rows, width]."""
+    rng: Tensor, site: int, offsets: Tensor, out: Tensor, low: Tensor | None, mean: Tensor,
+    rstd: Tensor,
+) -> None:  # fmt: skip
+    """out [num_rows, width] of the residual's dtype, low the same in its own, mean and rstd."""
     op = "dropout_add_layernorm_forward"
-    num_rows, width = _check(op, x, bias, residual, weight, p, rng, site, offsets)
+    source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
+    source.check()
+    num_rows, width = x.shape
     check_floats(op, x.device, shift=(shift, (width,)))
     check_epsilon(op, eps)
-    x, residual = dense_rows(x), dense_rows(residual)
-    out = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
-    mean, rstd = (torch.empty(num_rows, dtype=torch.float32, device=x.device) for _ in range(2))
+    source.check_results(out, low)
+    for name, statistic in (("mean", mean), ("rstd", rstd)):
+        check_written(op, name, statistic, torch.float32, (num_rows,), x.device)
+    written = {"out": out, "low": low, "mean": mean, "rstd": rstd}
+    check_write_set(op, written, {**source.read(), "shift": shift})
     tile = row_tile("layernorm forward", width)
-    launch(
-        _forward_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), x, bias.contiguous(), residual,
-        weight.contiguous(), shift.contiguous(), offsets.contiguous(), rng.contiguous(), out, mean,
-        rstd, x.stride(0), residual.stride(0), num_rows, width, eps, site, *dropout_numbers(p),
-        DROPS=p > 0, **tile,
+    source.launch(
+        _forward_kernel, triton.cdiv(num_rows, tile["ROWS"]), shift.contiguous(), *strided(out),
+        *strided(low), mean, rstd, num_rows, width, eps, **tile,
     )  # fmt: skip
-    return out, mean, rstd
+    count_change(written)
 
 
-def backward(
-    grad: Tensor, x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, mean: Tensor,
-    rstd: Tensor, p: float, rng: Tensor, site: int, offsets: Tensor, need_weight_grads: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dx, dresidual, dbias, dweight, dshift); the last three empty where they are not needed."""
+def backward_into(
+    grad: Tensor, product: Tensor | None, x: Tensor, bias: Tensor, residual: Tensor,
+    weight: Tensor, mean: Tensor, rstd: Tensor, p: float, rng: Tensor, site: int, offsets: Tensor,
+    dx: Tensor, dresidual: Tensor, dbias: Tensor | None, dweight: Tensor | None,
+    dshift: Tensor | None,
+) -> None:  # fmt: skip
+    """The gradients where that of the result is grad + product; dresidual may be grad.
+
+    Each is of its argument's dtype, dshift of the weight's. The last three are computed together.
+    """
     op = "dropout_add_layernorm_backward"
-    num_rows, width = _check(op, x, bias, residual, weight, p, rng, site, offsets)
-    check_floats(op, x.device, grad=(grad, (num_rows, width)))
-    check_statistics(op, x.device, num_rows, mean=mean, rstd=rstd)
-    grad, x, residual = dense_rows(grad), dense_rows(x), dense_rows(residual)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dresidual = torch.empty(residual.shape, dtype=residual.dtype, device=x.device)
-    tile = row_tile("layernorm backward", width)
-    num_tiles = tiles_per_program(num_rows, tile["ROWS"]) if need_weight_grads else 1
+    source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
+    source.check()
+    (num_rows, width), device = x.shape, x.device
+    gradients = {"grad": grad} if product is None else {"grad": grad, "product": product}
+    check_floats(op, device, **{name: (g, x.shape) for name, g in gradients.items()})
+    check_statistics(op, device, num_rows, mean=mean, rstd=rstd)
+    check_written_rows(op, "dx", dx, x.dtype, x.shape, device)
+    check_written_rows(op, "dresidual", dresidual, residual.dtype, x.shape, device)
+    sums = {"dweight": (dweight, weight), "dshift": (dshift, weight), "dbias": (dbias, bias)}
+    needs_sums = _check_sums(op, sums, device)
+    written = {"dx": dx, "dresidual": dresidual, **{name: g for name, (g, _) in sums.items()}}
+    read = {**gradients, **source.read(), "mean": mean, "rstd": rstd}
+    check_write_set(op, written, read, [("dresidual", "grad")])
+    tile, partial = row_tile("layernorm backward", width), None
+    num_tiles = tiles_per_program(num_rows, tile["ROWS"]) if needs_sums else 1
     num_programs = triton.cdiv(num_rows, num_tiles * tile["ROWS"])
-    partial = mean.new_empty(num_programs if need_weight_grads else 0, 3, width)
-    launch(
-        _backward_kernel, (num_programs,), grad, x, bias.contiguous(), residual,
-        weight.contiguous(), mean.contiguous(), rstd.contiguous(), offsets.contiguous(),
-        rng.contiguous(), dx, dresidual, partial, grad.stride(0), x.stride(0), residual.stride(0),
-        num_rows, num_tiles, width, site, *dropout_numbers(p), DROPS=p > 0, SUMS=need_weight_grads,
+    if needs_sums:
+        partial = torch.empty(num_programs, 3, width, dtype=torch.float32, device=device)
+    source.launch(
+        _backward_kernel, num_programs, *strided(grad), *strided(product), mean.contiguous(),
+        rstd.contiguous(), *strided(dx), *strided(dresidual), partial, num_rows, num_tiles, width,
         **tile,
     )  # fmt: skip
-    if not need_weight_grads:
-        return dx, dresidual, bias.new_empty(0), weight.new_empty(0), weight.new_empty(0)
-    dweight, dshift, dbias = column_sums(partial, weight, weight, bias)
-    return dx, dresidual, dbias, dweight, dshift
+    if needs_sums:
+        column_sums_into(partial, dweight, dshift, dbias)
+    count_change(written)
 
 
-def jvp(
+def _check_sums(
+    op: str, sums: dict[str, tuple[Tensor | None, Tensor]], device: torch.device
+) -> bool:
+    """Whether the parameters' gradients are wanted; each comes with its parameter."""
+    given = [gradient is not None for gradient, _ in sums.values()]
+    if any(given) and not all(given):
+        raise ValueError(
+            f"{op}: dbias, dweight and dshift are computed together; give all three or none"
+        )
+    for name, (gradient, parameter) in sums.items() if all(given) else ():
+        check_written(op, name, gradient, parameter.dtype, parameter.shape, device)
+    return all(given)
+
+
+def jvp_into(
     x_tangent: Tensor, residual_tangent: Tensor, x: Tensor, bias: Tensor, residual: Tensor,
     weight: Tensor, mean: Tensor, rstd: Tensor, p: float, rng: Tensor, site: int, offsets: Tensor,
-) -> Tensor:  # fmt: skip
-    """The tangent of out along those of x and residual, of the residual's dtype."""
+    out: Tensor, low: Tensor | None,
+) -> None:  # fmt: skip
+    """The result's tangent along those of x and residual: out of the residual's dtype, and low."""
     op = "dropout_add_layernorm_jvp"
-    num_rows, width = _check(op, x, bias, residual, weight, p, rng, site, offsets)
-    shape = (num_rows, width)
-    tangents = {"x_tangent": (x_tangent, shape), "residual_tangent": (residual_tangent, shape)}
-    check_floats(op, x.device, **tangents)
+    source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
+    source.check()
+    num_rows, width = x.shape
+    tangents = {"x_tangent": x_tangent, "residual_tangent": residual_tangent}
+    check_floats(op, x.device, **{name: (t, x.shape) for name, t in tangents.items()})
     check_statistics(op, x.device, num_rows, mean=mean, rstd=rstd)
-    rows = [dense_rows(t) for t in (x_tangent, residual_tangent, x, residual)]
-    tx, tresidual, x, residual = rows
-    out = torch.empty(shape, dtype=residual.dtype, device=x.device)
+    source.check_results(out, low)
+    written, read = {"out": out, "low": low}, {**source.read(), "mean": mean, "rstd": rstd}
+    check_write_set(op, written, {**tangents, **read})
     tile = row_tile("layernorm jvp", width)
-    launch(
-        _jvp_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), tx, tresidual, x, bias.contiguous(),
-        residual, weight.contiguous(), mean.contiguous(), rstd.contiguous(), offsets.contiguous(),
-        rng.contiguous(), out, *(t.stride(0) for t in rows), num_rows, width, site,
-        *dropout_numbers(p), DROPS=p > 0, **tile,
+    source.launch(
+        _jvp_kernel, triton.cdiv(num_rows, tile["ROWS"]), *strided(x_tangent),
+        *strided(residual_tangent), mean.contiguous(), rstd.contiguous(), *strided(out),
+        *strided(low), num_rows, width, **tile,
     )  # fmt: skip
-    return out
-
-
-def _check(
-    op: str, x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, p: float, rng: Tensor,
-    site: int, offsets: Tensor,
-) -> tuple[int, int]:  # fmt: skip
-    """(rows, width) after the checks that all three have in common."""
-    num_rows, width = check_rows(op, "x", x)
-    check_floats(
-        op, x.device, bias=(bias, (width,)), residual=(residual, (num_rows, width)),
-        weight=(weight, (width,)),
-    )  # fmt: skip
-    check_row_dropout(op, p, rng, site, offsets, num_rows, x.device)
-    return num_rows, width
+    count_change(written)
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
-    """See the package's docstring."""
+    """See the package's docstring. In bfloat16 as the written-out step calls them."""
     dtypes = torch.float32, torch.bfloat16
     for width, dtype, p in itertools.product((384, 768, 1024), dtypes, (0.0, 0.1)):
         x = torch.empty(8, width, dtype=dtype, device="meta")
         residual, vector = x.float(), x.new_empty(width, dtype=torch.float32)
         offsets, rng = (x.new_empty(n, dtype=torch.int64) for n in (8, 2))
         name, dropout = f"{width} {str(dtype)[6:]} p={p}", (p, rng, 5, offsets)
-        row, statistics = (x, vector, residual, vector), (residual[:, 0], residual[:, 0], *dropout)
-        yield f"forward {name}", partial(forward, *row, vector, 1e-12, *dropout)
-        yield f"backward {name}", partial(backward, residual, *row, *statistics, True)
-        yield f"inputs {name}", partial(backward, residual, *row, *statistics, False)
-        yield f"jvp {name}", partial(jvp, x, residual, *row, *statistics)
+        low, product = (None, None) if dtype is torch.float32 else (x, x)
+        row, statistics = (x, vector, residual, vector), (residual.new_empty(8),) * 2
+        saved, results = (*row, *statistics, *dropout), (x, residual)
+        forward = partial(forward_into, *row, vector, 1e-12, *dropout, residual)
+        yield f"forward {name}", partial(forward, low, *statistics)
+        for kind, sums in (("backward", [vector] * 3), ("inputs", [None] * 3)):
+            gradients = residual, product, *saved, *results
+            yield f"{kind} {name}", partial(backward_into, *gradients, *sums)
+        yield f"jvp {name}", partial(jvp_into, x, residual, *saved, residual, low)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check_dropout, check_floating, check_tensor
+from .checks import check_floating, check_tensor
 
 
 def check_rows(op: str, name: str, x: Tensor) -> tuple[int, int]:
@@ -33,13 +33,6 @@ def check_statistics(op: str, device: torch.device, num_rows: int, **tensors: Te
 def check_indices(op: str, device: torch.device, num_rows: int, **tensors: Tensor) -> None:
     for name, x in tensors.items():
         check_tensor(op, name, x, torch.int64, (num_rows,), device)
-
-
-def check_row_dropout(
-    op: str, p: float, rng: Tensor, site: int, offsets: Tensor, num_rows: int, device: torch.device
-) -> None:
-    check_dropout(op, p, rng, site, device)
-    check_indices(op, device, num_rows, offsets=offsets)
 
 
 def check_epsilon(op: str, eps: float) -> None:

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_dropout
 from .launch import launch
 from .launch_table import TABLE
-from .philox import dropout_factors, row_words
+from .philox import dropout_factors, dropout_numbers, row_words
+from .row_checks import check_indices
 
 MAX_WIDTH = 8192  # a row is held in registers: 16 elements a thread at 16 warps
+
+
+@dataclass(frozen=True)
+class RowDropout:
+    """Which elements of rows are dropped.
+
+    Attributes:
+        p: the probability. rng: int64 [2], (seed, step). site: which dropout of the model.
+        offsets: int64 [num_rows], the logical index of each row's first element.
+    """
+
+    p: float
+    rng: Tensor
+    site: int
+    offsets: Tensor
+
+    def check(self, op: str, num_rows: int, device: torch.device) -> None:
+        check_dropout(op, self.p, self.rng, self.site, device)
+        check_indices(op, device, num_rows, offsets=self.offsets)
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {"rng": self.rng, "offsets": self.offsets}
+
+    def arguments(self) -> tuple:
+        """p_offsets, p_rng, site, threshold and scale of a kernel."""
+        tensors = self.offsets.contiguous(), self.rng.contiguous()
+        return *tensors, self.site, *dropout_numbers(self.p)
 
 
 def row_block(width: int) -> int:
@@ -77,16 +109,30 @@ def load_float(p, o, m):
 
 
 @triton.jit
+def store_rows(p, stride, o_row, o, m, b_rows):
+    """Rows [ROWS, BLOCK] of a matrix whose rows are ``stride`` apart; none if p is None."""
+    if p is not None:
+        tl.store(p + o_row * stride + o, b_rows, mask=m)
+
+
+@triton.jit
 def store_sum(p_sum, b_rows, width):
     """The sum over the rows of [ROWS, BLOCK], into [width]."""
     o = tl.arange(0, b_rows.shape[1])
     tl.store(p_sum + o, tl.sum(b_rows, axis=0), mask=o < width)
 
 
+@triton.jit
+def _store_total(p_sum, is_its_program, o_column, b_total, m_column):
+    if p_sum is not None:  # noqa: SIM102 - this is known to the compiler, the other is not
+        if is_its_program:
+            tl.store(p_sum + o_column, b_total, mask=m_column)
+
+
 @triton.jit(do_not_specialize=["num_partial"])
 def _column_sums_kernel(
     p_partial,  # float32 [num_partial, num_sums, width]
-    p_first,  # [width], as the next two; those beyond num_sums are not written
+    p_first,  # [width], as the next two; those that are None are not wanted
     p_second,
     p_third,
     num_partial,
@@ -104,23 +150,18 @@ def _column_sums_kernel(
         o = (o_row.to(tl.int64) * num_sums + i_sum)[:, None] * width + o_column[None, :]
         m = (o_row < num_partial)[:, None] & m_column[None, :]
         b_total += tl.sum(tl.load(p_partial + o, mask=m, other=0.0), axis=0)
-    if i_sum == 0:
-        tl.store(p_first + o_column, b_total, mask=m_column)
-    elif i_sum == 1:
-        tl.store(p_second + o_column, b_total, mask=m_column)
-    else:
-        tl.store(p_third + o_column, b_total, mask=m_column)
+    _store_total(p_first, i_sum == 0, o_column, b_total, m_column)
+    _store_total(p_second, i_sum == 1, o_column, b_total, m_column)
+    _store_total(p_third, i_sum == 2, o_column, b_total, m_column)
 
 
-def column_sums(partial: Tensor, *like: Tensor) -> list[Tensor]:
+def column_sums_into(partial: Tensor, *sums: Tensor | None) -> None:
     """Sums over the first dimension of float32 [num_partial, num_sums <= 3, width], in its order.
 
-    Each is a tensor [width] of the dtype of its entry in ``like``.
+    Each goes into a tensor [width] of any dtype, or nowhere.
     """
     num_partial, num_sums, width = partial.shape
-    out = [torch.empty(width, dtype=x.dtype, device=partial.device) for x in like]
-    three = (out * 3)[:3]
+    three = (*sums, None, None)[:3]
     tile = TABLE["column sums"].constants
     grid = (num_sums, triton.cdiv(width, tile["COLUMNS"]))
     launch(_column_sums_kernel, grid, partial, *three, num_partial, num_sums, width, **tile)
-    return out

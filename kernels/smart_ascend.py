@@ -20,11 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_tensor, dense_rows
+from .checks import check_tensor, check_written_rows, dense_rows
 from .launch import launch
 from .launch_table import TABLE
 from .row_checks import check_floats, check_indices, check_rows
 from .rows import load_float, row_block
+from .write_set import check_write_set, count_change
 
 TOKENS = 1024  # sizes combined at a time; a usual batch has about 650 tokens
 _varying = ["num_tokens"]
@@ -104,9 +105,10 @@ def _token_kernel(
     p_delta,  # [num_tokens, width], rows delta_stride apart
     p_gradient,  # [num_tokens, width], rows gradient_stride apart
     p_mask,  # bool [num_tokens]
-    p_out,  # [num_tokens, width]
+    p_out,  # [num_tokens, width], rows out_stride apart
     delta_stride,
     gradient_stride,
+    out_stride,
     width,
     step_size,
     radius,
@@ -125,7 +127,7 @@ def _token_kernel(
     b_moved = _moved(b_delta, b_gradient, norm, step_size, IS_INFINITE, DIVIDES)
     norm = _norm(_size(b_moved, IS_SUP), IS_SUP)
     b_out = _projected(b_moved, norm, radius, PROJECTION)
-    tl.store(p_out + i_token * width + o, b_out.to(tl.float32), mask=o < width)
+    tl.store(p_out + i_token * out_stride + o, b_out.to(tl.float32), mask=o < width)
 
 
 @triton.jit
@@ -153,9 +155,10 @@ def _sequence_kernel(
     p_sequence,  # int64 [num_tokens]
     p_gradient_sizes,  # float64 [num_tokens]
     p_moved_sizes,  # float64 [num_tokens], written if MEASURES, else read
-    p_out,  # [num_tokens, width], written if not MEASURES
+    p_out,  # [num_tokens, width], rows out_stride apart, written if not MEASURES
     delta_stride,
     gradient_stride,
+    out_stride,
     num_tokens,
     width,
     step_size,
@@ -186,40 +189,55 @@ def _sequence_kernel(
             size = _group_size(p_moved_sizes, p_sequence, i_token, num_tokens, IS_SUP, TOKENS)
             norm = _norm(size, IS_SUP)
         b_out = _projected(b_moved, norm, radius, PROJECTION)
-        tl.store(p_out + i_token * width + o, b_out.to(tl.float32), mask=o < width)
+        tl.store(p_out + i_token * out_stride + o, b_out.to(tl.float32), mask=o < width)
 
 
-def smart_ascend(
+def smart_ascend_into(
     delta: Tensor, gradient: Tensor, mask: Tensor, sequence: Tensor, num_sequences: int,
     step_size: float, normalize_gradient: bool, projection: str, radius: float, norm: str,
-    level: str,
-) -> Tensor:  # fmt: skip
+    level: str, out: Tensor,
+) -> None:  # fmt: skip
     """The perturbation after one step, [num_tokens, width] of delta's dtype, 0 where masked.
 
     Sequences may have any numbers; num_sequences is what the other backends need.
     """
-    num_tokens, width = _check(delta, gradient, mask, sequence)
+    op, (num_tokens, width) = "smart_ascend", _check(delta, gradient, mask, sequence)
     options = _options(step_size, normalize_gradient, projection, radius, norm, level)
+    check_written_rows(op, "out", out, delta.dtype, (num_tokens, width), delta.device)
+    read = {"delta": delta, "gradient": gradient, "mask": mask, "sequence": sequence}
+    check_write_set(op, {"out": out}, read)
     delta, gradient, mask = dense_rows(delta), dense_rows(gradient), mask.contiguous()
-    out = torch.empty(num_tokens, width, dtype=delta.dtype, device=delta.device)
-    strides, tile = (delta.stride(0), gradient.stride(0)), _tile(width)
     step_size = 1.0 if math.isinf(step_size) else step_size
+    numbers = width, step_size, radius
     if level == "token":
-        arguments = delta, gradient, mask, out, *strides, width, step_size, radius
-        launch(_token_kernel, (num_tokens,), *arguments, **options, **tile)
-        return out
+        strides = (x.stride(0) for x in (delta, gradient, out))
+        arguments = delta, gradient, mask, out, *strides, *numbers
+        launch(_token_kernel, (num_tokens,), *arguments, **options, **_tile(width))
+    else:
+        _ascend_sequences(delta, gradient, mask, sequence.contiguous(), out, numbers, options)
+    count_change({"out": out})
+
+
+def _ascend_sequences(
+    delta: Tensor, gradient: Tensor, mask: Tensor, sequence: Tensor, out: Tensor,
+    numbers: tuple[int, float, float], options: dict[str, object],
+) -> None:  # fmt: skip
+    """Sizes of the gradient's groups, sizes of the moved groups, the move itself, as needed.
+
+    numbers: width, step size, radius.
+    """
+    (num_tokens, width), tile = delta.shape, _tile(delta.shape[1])
     sizes = [torch.empty(num_tokens, dtype=torch.float64, device=delta.device) for _ in range(2)]
     if options["DIVIDES"]:
         arguments = gradient, mask, sizes[0], gradient.stride(0), width
         is_sup = options["IS_SUP"]
         launch(_gradient_size_kernel, (num_tokens,), *arguments, IS_SUP=is_sup, **tile)
-    tensors = delta, gradient, mask, sequence.contiguous(), sizes[0], sizes[1], out
-    arguments = *tensors, *strides, num_tokens, width, step_size, radius
+    strides = (x.stride(0) for x in (delta, gradient, out))
+    arguments = delta, gradient, mask, sequence, *sizes, out, *strides, num_tokens, *numbers
     needs_size = options["PROJECTION"] in ("limit", "scale")
     for measures in (True, False) if needs_size else (False,):
         constants = {**options, "MEASURES": measures, "TOKENS": TOKENS, **tile}
         launch(_sequence_kernel, (num_tokens,), *arguments, **constants)
-    return out
 
 
 def _tile(width: int) -> dict[str, int]:
@@ -283,5 +301,5 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
     for width, level, name in itertools.product((384, 768), ("token", "sequence"), settings):
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.empty(8, width, dtype=dtype, device="meta")
-            arguments = (x, x, mask, sequence, 8, *settings[name], level)
-            yield f"{name} {level} {width} {str(dtype)[6:]}", partial(smart_ascend, *arguments)
+            arguments = (x, x, mask, sequence, 8, *settings[name], level, x)
+            yield f"{name} {level} {width} {str(dtype)[6:]}", partial(smart_ascend_into, *arguments)

@@ -14,14 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_written, check_written_rows, strided
 from .launch import launch
 from .row_checks import check_floats, check_rows, check_statistics
+from .rows import store_rows
+from .write_set import check_write_set, count_change
 
 ROWS = 16  # examples of a program; a task's batch is one or two programs
 MAX_CLASSES = 4096  # a tile of 65,536 float64 is as much as sixteen warps hold
 
 
-def _tile(num_classes: int) -> dict[str, int]:
+def _blocks(num_classes: int) -> dict[str, int]:
     """ROWS, CLASSES and num_warps: a row of classes is a power of 2, four elements a thread."""
     classes = triton.next_power_of_2(num_classes)
     rows = max(1, min(ROWS, 4096 // classes))
@@ -29,12 +32,11 @@ def _tile(num_classes: int) -> dict[str, int]:
 
 
 @triton.jit
-def _places(num_rows, num_classes, ROWS: tl.constexpr, CLASSES: tl.constexpr):
-    """This program's rows [ROWS], places [ROWS, CLASSES] in a dense tensor, and their mask."""
-    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+def _tile(num_rows, num_classes, ROWS: tl.constexpr, CLASSES: tl.constexpr):
+    """This program's rows [ROWS, 1], classes [1, CLASSES] and mask of both."""
+    o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     o_class = tl.arange(0, CLASSES)[None, :]
-    m = (o_row < num_rows)[:, None] & (o_class < num_classes)
-    return o_row, o_row[:, None] * num_classes + o_class, m
+    return o_row, o_class, (o_row < num_rows) & (o_class < num_classes)
 
 
 @triton.jit
@@ -65,11 +67,20 @@ def _log_softmax(b_logits):
 
 
 @triton.jit
-def _compare(p_logits, p_delta, o, m, num_classes):
-    """q, the log-ratio c = log p - log q and p - q, float64 [ROWS, CLASSES]; 0 outside ``m``."""
+def _load_logits(p_logits, o, m):
+    """Without a class that is beyond the last; rows beyond the last are 0."""
     m_row = tl.max(m.to(tl.int32), axis=1)[:, None] > 0
-    b_logits = tl.where(m_row, _load_double(p_logits, o, m, float("-inf")), 0.0)
-    b_delta = _load_double(p_delta, o, m, 0.0)
+    return tl.where(m_row, _load_double(p_logits, o, m, float("-inf")), 0.0)
+
+
+@triton.jit
+def _compare(logits, delta, o_row, o_class, m, num_classes):
+    """q, the log-ratio c = log p - log q and p - q, float64 [ROWS, CLASSES]; 0 outside ``m``.
+
+    logits and delta are (pointer, stride).
+    """
+    b_logits = _load_logits(logits[0], o_row * logits[1] + o_class, m)
+    b_delta = _load_double(delta[0], o_row * delta[1] + o_class, m, 0.0)
     b_log_q = _log_softmax(b_logits)
     b_q = tl.exp(b_log_q)
     b_moved = b_log_q + b_delta
@@ -81,97 +92,116 @@ def _compare(p_logits, p_delta, o, m, num_classes):
     shift = tl.where(num_classes == 1, tl.sum(b_delta, axis=1), shift)  # nothing to diverge
     b_ratio = tl.where(m, b_delta - shift[:, None], 0.0)
     b_near = b_q * _expm1(b_ratio)
-    b_change = tl.where(tl.abs(b_ratio) <= 1.0, b_near, tl.exp(b_log_q + b_ratio) - b_q)
-    return b_q, b_ratio, b_change
+    b_diff = tl.where(tl.abs(b_ratio) <= 1.0, b_near, tl.exp(b_log_q + b_ratio) - b_q)
+    return b_q, b_ratio, b_diff
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _forward_kernel(
-    p_logits,  # [num_rows, num_classes]
-    p_delta,  # [num_rows, num_classes]
+    p_logits,  # [num_rows, num_classes], rows logits_stride apart
+    logits_stride,
+    p_delta,  # [num_rows, num_classes], rows delta_stride apart
+    delta_stride,
     p_out,  # float32 [num_rows]
     num_rows,
     num_classes,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    o_row, o, m = _places(num_rows, num_classes, ROWS, CLASSES)
-    _, b_ratio, b_change = _compare(p_logits, p_delta, o, m, num_classes)
-    b_out = tl.sum(b_change * b_ratio, axis=1)
+    o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
+    inputs = ((p_logits, logits_stride), (p_delta, delta_stride))
+    _, b_ratio, b_diff = _compare(*inputs, o_row, o_class, m, num_classes)
+    b_out = tl.sum(b_diff * b_ratio, axis=1, keep_dims=True)
     tl.store(p_out + o_row, b_out.to(tl.float32), mask=o_row < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _backward_kernel(
     p_grad,  # float32 [num_rows]
-    p_logits,  # [num_rows, num_classes]
-    p_delta,  # [num_rows, num_classes]
-    p_dlogits,  # [num_rows, num_classes]
-    p_ddelta,  # [num_rows, num_classes]
+    p_logits,  # [num_rows, num_classes], rows logits_stride apart
+    logits_stride,
+    p_delta,  # [num_rows, num_classes], rows delta_stride apart
+    delta_stride,
+    p_dlogits,  # [num_rows, num_classes], rows dlogits_stride apart
+    dlogits_stride,
+    p_ddelta,  # [num_rows, num_classes], rows ddelta_stride apart
+    ddelta_stride,
     num_rows,
     num_classes,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    o_row, o, m = _places(num_rows, num_classes, ROWS, CLASSES)
-    b_q, b_ratio, b_change = _compare(p_logits, p_delta, o, m, num_classes)
-    b_p = b_q + b_change
+    o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
+    inputs = ((p_logits, logits_stride), (p_delta, delta_stride))
+    b_q, b_ratio, b_diff = _compare(*inputs, o_row, o_class, m, num_classes)
+    b_p = b_q + b_diff
     b_centred = b_ratio - tl.sum(b_p * b_ratio, axis=1)[:, None]
-    divergence = tl.sum(b_change * b_ratio, axis=1)[:, None]
-    grad = tl.load(p_grad + o_row, mask=o_row < num_rows, other=0.0).to(tl.float64)[:, None]
-    b_dlogits = grad * (b_change * b_centred - b_q * divergence)
-    b_ddelta = grad * (b_p * b_centred + b_change)
-    tl.store(p_dlogits + o, b_dlogits.to(tl.float32), mask=m)
-    tl.store(p_ddelta + o, b_ddelta.to(tl.float32), mask=m)
+    divergence = tl.sum(b_diff * b_ratio, axis=1)[:, None]
+    grad = tl.load(p_grad + o_row, mask=o_row < num_rows, other=0.0).to(tl.float64)
+    b_dlogits = grad * (b_diff * b_centred - b_q * divergence)
+    b_ddelta = grad * (b_p * b_centred + b_diff)
+    store_rows(p_dlogits, dlogits_stride, o_row, o_class, m, b_dlogits.to(tl.float32))
+    store_rows(p_ddelta, ddelta_stride, o_row, o_class, m, b_ddelta.to(tl.float32))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _fisher_kernel(
-    p_logits,  # [num_rows, num_classes]
-    p_tangent,  # [num_rows, num_classes]
-    p_out,  # float32 [num_rows, num_classes]
+    p_logits,  # [num_rows, num_classes], rows logits_stride apart
+    logits_stride,
+    p_tangent,  # [num_rows, num_classes], rows tangent_stride apart
+    tangent_stride,
+    p_out,  # float32 [num_rows, num_classes], rows out_stride apart
+    out_stride,
     num_rows,
     num_classes,
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    o_row, o, m = _places(num_rows, num_classes, ROWS, CLASSES)
-    m_row = (o_row < num_rows)[:, None]
-    b_logits = tl.where(m_row, _load_double(p_logits, o, m, float("-inf")), 0.0)
-    b_tangent = _load_double(p_tangent, o, m, 0.0)
-    b_q = tl.exp(_log_softmax(b_logits))
+    o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
+    b_tangent = _load_double(p_tangent, o_row * tangent_stride + o_class, m, 0.0)
+    b_q = tl.exp(_log_softmax(_load_logits(p_logits, o_row * logits_stride + o_class, m)))
     b_out = 2.0 * b_q * (b_tangent - tl.sum(b_q * b_tangent, axis=1)[:, None])
-    tl.store(p_out + o, b_out.to(tl.float32), mask=m)
+    store_rows(p_out, out_stride, o_row, o_class, m, b_out.to(tl.float32))
 
 
-def forward(logits: Tensor, delta: Tensor) -> Tensor:
+def forward_into(logits: Tensor, delta: Tensor, out: Tensor) -> None:
     """The divergence of each example, float32 [num_rows]; logits and delta [num_rows, classes]."""
-    num_rows, num_classes = _check("symmetric_kl_forward", logits, delta=delta)
-    out = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
-    _run(_forward_kernel, logits.contiguous(), delta.contiguous(), out, num_rows, num_classes)
-    return out
+    op, inputs = "symmetric_kl_forward", {"logits": logits, "delta": delta}
+    num_rows, num_classes = _check(op, **inputs)
+    check_written(op, "out", out, torch.float32, (num_rows,), logits.device)
+    check_write_set(op, {"out": out}, inputs)
+    _run(_forward_kernel, *strided(logits), *strided(delta), out, num_rows, num_classes)
+    count_change({"out": out})
 
 
-def backward(grad: Tensor, logits: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """(dlogits, ddelta) of their arguments' dtypes; grad is float32 [num_rows]."""
-    op = "symmetric_kl_backward"
-    num_rows, num_classes = _check(op, logits, delta=delta)
-    check_statistics(op, logits.device, num_rows, grad=grad)
-    inputs = [x.contiguous() for x in (grad, logits, delta)]
-    out = [torch.empty(logits.shape, dtype=x.dtype, device=x.device) for x in (logits, delta)]
-    _run(_backward_kernel, *inputs, *out, num_rows, num_classes)
-    return out[0], out[1]
+def backward_into(
+    grad: Tensor, logits: Tensor, delta: Tensor, dlogits: Tensor, ddelta: Tensor
+) -> None:
+    """The gradients of logits and delta, of their dtypes; grad is float32 [num_rows]."""
+    op, inputs = "symmetric_kl_backward", {"logits": logits, "delta": delta}
+    shape, device = _check(op, **inputs), logits.device
+    check_statistics(op, device, shape[0], grad=grad)
+    check_written_rows(op, "dlogits", dlogits, logits.dtype, shape, device)
+    check_written_rows(op, "ddelta", ddelta, delta.dtype, shape, device)
+    written = {"dlogits": dlogits, "ddelta": ddelta}
+    check_write_set(op, written, {"grad": grad, **inputs})
+    matrices = [x for matrix in (logits, delta, dlogits, ddelta) for x in strided(matrix)]
+    _run(_backward_kernel, grad.contiguous(), *matrices, *shape)
+    count_change(written)
 
 
-def fisher(logits: Tensor, tangent: Tensor) -> Tensor:
+def fisher_into(logits: Tensor, tangent: Tensor, out: Tensor) -> None:
     """2 (diag q - q q^T) tangent of each example, float32 [num_rows, classes]."""
-    num_rows, num_classes = _check("symmetric_kl_fisher", logits, tangent=tangent)
-    out = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
-    _run(_fisher_kernel, logits.contiguous(), tangent.contiguous(), out, num_rows, num_classes)
-    return out
+    op, inputs = "symmetric_kl_fisher", {"logits": logits, "tangent": tangent}
+    shape = _check(op, **inputs)
+    check_written_rows(op, "out", out, torch.float32, shape, logits.device)
+    check_write_set(op, {"out": out}, inputs)
+    _run(_fisher_kernel, *strided(logits), *strided(tangent), *strided(out), *shape)
+    count_change({"out": out})
 
 
 def _check(op: str, logits: Tensor, **other: Tensor) -> tuple[int, int]:
+    """(examples, classes)"""
     shape = check_rows(op, "logits", logits)
     if shape[1] > MAX_CLASSES:
         raise ValueError(f"{op}: logits have {shape[1]} classes, above {MAX_CLASSES}")
@@ -181,7 +211,7 @@ def _check(op: str, logits: Tensor, **other: Tensor) -> tuple[int, int]:
 
 def _run(kernel, *arguments) -> None:
     *_, num_rows, num_classes = arguments
-    tile = _tile(num_classes)
+    tile = _blocks(num_classes)
     launch(kernel, (triton.cdiv(num_rows, tile["ROWS"]),), *arguments, **tile)
 
 
@@ -192,6 +222,6 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
             logits = torch.empty(8, num_classes, dtype=dtype, device="meta")
             grad = torch.empty(8, dtype=torch.float32, device="meta")
             name = f"{num_classes} classes {str(dtype)[6:]}"
-            yield f"forward {name}", partial(forward, logits, logits)
-            yield f"backward {name}", partial(backward, grad, logits, logits)
-            yield f"fisher {name}", partial(fisher, logits, logits)
+            yield f"forward {name}", partial(forward_into, logits, logits, grad)
+            yield f"backward {name}", partial(backward_into, grad, *[logits] * 4)
+            yield f"fisher {name}", partial(fisher_into, logits, logits, logits.float())

@@ -1,4 +1,4 @@
-"""What a host function writes in place, checked against what it reads meanwhile; see ``checks``.
+"""What a host function writes, checked against what it reads meanwhile; see ``checks``.
 
 The counterpart of csrc/common/write_set.h. The reference, which has no kernel, asks here as well.
 """
@@ -6,32 +6,54 @@ The counterpart of csrc/common/write_set.h. The reference, which has no kernel, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, combinations
 from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-Arguments = Mapping[str, Tensor | Sequence[Tensor]]  # tensors and lists of them, by name
+from .memory import extent_of, have_common_memory, is_same_memory
+
+Arguments = Mapping[str, Tensor | Sequence[Tensor] | None]  # tensors and lists of them, by name
 
 
 class Span(NamedTuple):
-    """Addresses from an argument's first element to behind its last, gaps included."""
+    """``memory.extent_of`` an argument, which goes by its name or its number."""
 
     begin: int
     end: int
-    name: str
     is_written: bool
+    argument: str | int
 
 
-def check_write_set(op: str, written: Arguments, read: Arguments) -> None:
+def check_write_set(
+    op: str, written: Arguments, read: Arguments, in_place: Sequence[tuple[str, str]] = ()
+) -> None:
     """Results share memory with nothing, and autograd can take the change.
+
+    Args:
+        in_place: (result, input) where the result may be exactly that input.
 
     Raises:
         ValueError: both arguments' names and what to do.
     """
     check_autograd(op, written, read)
-    check_apart(op, [*_spans(written, True), *_spans(read, False)])
+    results = list(_tensors(written))
+    tensors, num_results = [*results, *_tensors(read)], len(results)
+    extents = enumerate(map(extent_of, tensors))
+    if not _first_meeting(Span(*extent, i < num_results, i) for i, extent in extents):
+        return  # as nearly always, and before names are made
+    names = [name for name, _ in chain(_items(written), _items(read))]
+    for i, j in combinations(range(len(tensors)), 2):
+        if i < num_results and have_common_memory(tensors[i], tensors[j]):
+            may_be_same = (names[i], names[j]) in in_place
+            if not (may_be_same and is_same_memory(tensors[i], tensors[j])):
+                _complain(op, names[i], names[j], j < num_results, may_be_same)
+
+
+def count_change(written: Arguments) -> None:
+    """Tells autograd that kernels wrote them, so that a graph that saved one of them raises."""
+    torch.autograd.graph.increment_version(list(_tensors(written)))
 
 
 def check_autograd(op: str, written: Arguments, read: Arguments) -> None:
@@ -63,56 +85,59 @@ def check_autograd(op: str, written: Arguments, read: Arguments) -> None:
 
 
 def check_apart(op: str, spans: Iterable[Span]) -> None:
-    """No written span meets another one.
+    """No written span meets another one; arguments by name.
 
     Raises:
         ValueError: two do.
     """
+    if pair := _first_meeting(spans):
+        result, other = pair if pair[0].is_written else pair[::-1]
+        _complain(op, result.argument, other.argument, other.is_written)
+
+
+def _first_meeting(spans: Iterable[Span]) -> tuple[Span, Span] | None:
+    """Two spans that meet, of which one at least is written."""
     furthest = furthest_written = None  # of those that begin before
     for span in sorted(span for span in spans if span.begin < span.end):
         other = furthest if span.is_written else furthest_written
         if other is not None and span.begin < other.end:
-            _complain(op, span, other)
+            return span, other
         if furthest is None or span.end > furthest.end:
             furthest = span
         if span.is_written and (furthest_written is None or span.end > furthest_written.end):
             furthest_written = span
-
-
-def span_of(name: str, x: Tensor, is_written: bool) -> Span:
-    """Empty for a tensor without elements, or without memory (``meta``)."""
-    begin = x.data_ptr() if x.numel() else 0
-    if not begin:
-        return Span(0, 0, name, is_written)
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return Span(begin, begin + (last + 1) * x.itemsize, name, is_written)
+    return None
 
 
 def _tensors(arguments: Arguments) -> Iterator[Tensor]:
-    return chain.from_iterable([x] if isinstance(x, Tensor) else x for x in arguments.values())
+    present = (x for x in arguments.values() if x is not None)
+    return chain.from_iterable([x] if isinstance(x, Tensor) else x for x in present)
 
 
 def _items(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             yield name, value
-        else:
+        elif value is not None:
             yield from ((f"{name}[{i}]", x) for i, x in enumerate(value))
 
 
-def _spans(arguments: Arguments, is_written: bool) -> Iterator[Span]:
-    return (span_of(name, x, is_written) for name, x in _items(arguments))
-
-
-def _complain(op: str, a: Span, b: Span) -> NoReturn:
-    if a.is_written and b.is_written:
-        one, other = sorted((a.name, b.name))
+def _complain(
+    op: str, result: str, other: str, is_written: bool, may_be_same: bool = False
+) -> NoReturn:
+    """is_written: the other one is a result, too. may_be_same: it may be exactly the result."""
+    if is_written:
+        one, other = sorted((result, other))
         raise ValueError(
             f"{op}: {one} and {other} share memory, and both are written; give each of them "
             "memory of its own"
         )
-    result, other = (a, b) if a.is_written else (b, a)
+    if may_be_same:
+        raise ValueError(
+            f"{op}: {result} overlaps {other}, which is read meanwhile; give {result} memory of "
+            f"its own, or exactly that of {other} with the same dtype and strides"
+        )
     raise ValueError(
-        f"{op}: {result.name} shares memory with {other.name}, which is read meanwhile; give "
-        f"{result.name} memory of its own"
+        f"{op}: {result} shares memory with {other}, which is read meanwhile; give {result} "
+        "memory of its own"
     )

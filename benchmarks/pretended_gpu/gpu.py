@@ -15,7 +15,7 @@ from benchmarks.pretended_gpu.memory import Marks, Memory
 from benchmarks.pretended_gpu.names import Names
 from benchmarks.pretended_gpu.operations import Operations
 from benchmarks.pretended_gpu.rules import Refused
-from sbrrt_fast.ops import native
+from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.registry import OPS
 
 Observer = Callable[[OpOverload, tuple, dict, object], object]
@@ -54,7 +54,7 @@ class PretendedGpu:
 
     def _contexts(self) -> Iterator:
         yield patch.object(PretendedGpu, "active", self)
-        yield patch.object(native, "_cuda_missing", lambda: None)
+        yield patch.object(backends, "_cuda_missing", lambda: None)
         for op in OPS:
             yield patch.dict(op._not_built, cuda=None)
         yield patch.object(torch.cuda, "Event", _Event)

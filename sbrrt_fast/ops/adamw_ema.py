@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sbrrt_fast.ops._backend.backends import TRITON, Backend, dtype_name
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_floats
 
 define(
     "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
@@ -179,7 +179,7 @@ def _rows_why_not(backend: Backend, param: Tensor, grad: Tensor, *args) -> str |
 
 
 def _run_norm(backend: Backend, grads: Sequence[Tensor]) -> Tensor:
-    out = grads[0].new_empty((), dtype=torch.float32)
+    out = empty_floats(grads[0])
     backend.ops.gradient_norm_into(grads, out)
     return out
 

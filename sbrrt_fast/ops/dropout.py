@@ -26,11 +26,11 @@ from sbrrt_fast.ops._backend.library import define
 
 define(
     "dropout_mask_into(Tensor offsets, float p, Tensor rng, int site, Tensor(a!) out)",
-    "dropout_mask.dropout_mask_into",
+    "draws.dropout_mask_into",
 )
 define(
     "philox_bits_into(Tensor offsets, Tensor rng, int site, Tensor(a!) out)",
-    "dropout_mask.philox_bits_into",
+    "draws.philox_bits_into",
 )
 
 MASK32 = 0xFFFFFFFF

@@ -43,7 +43,7 @@ def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor, Tensor |
 
 
 def _jvp(ops, tangents, inputs, saved) -> Tensor:
-    out = inputs[0].new_empty(inputs[0].shape)
+    out = empty_like(inputs[0])
     ops.bias_gelu_jvp_into(tangents[0], *inputs, out)
     return out
 

@@ -17,7 +17,7 @@ from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import CUDA, Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
 from sbrrt_fast.ops._backend.dropout_arguments import dropout_arguments
-from sbrrt_fast.ops._backend.library import define, empty_like
+from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.autodiff import tangent_is_differentiated
 from sbrrt_fast.ops.dropout import dropout_mask
 
@@ -83,7 +83,7 @@ def _forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
     """out, and the rows' mean and rstd."""
     x, _, residual = inputs[:3]
     out = empty_like(residual)
-    mean, rstd = (x.new_empty(x.shape[:1], dtype=torch.float32) for _ in range(2))
+    mean, rstd = empty_floats(x, x.shape[0]), empty_floats(x, x.shape[0])
     ops.dropout_add_layernorm_forward_into(*inputs, out, None, mean, rstd)
     return out, mean, rstd
 

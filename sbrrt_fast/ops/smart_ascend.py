@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sbrrt_fast.ops._backend.backends import TRITON, Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_like
 
 define(
     "smart_ascend_into(Tensor delta, Tensor gradient, Tensor mask, Tensor sequence, "
@@ -128,7 +128,7 @@ def _run(
     norm: str,
     level: str,
 ) -> Tensor:
-    out = delta.new_empty(delta.shape)
+    out = empty_like(delta)
     backend.ops.smart_ascend_into(
         delta, gradient, mask, sequence, num_sequences, step_size, normalize_gradient,
         projection, radius, norm, level, out,

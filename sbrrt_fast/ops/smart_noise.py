@@ -16,12 +16,12 @@ from torch import Tensor
 
 from sbrrt_fast.ops._backend.backends import Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops._backend.library import define, empty_floats
 from sbrrt_fast.ops.dropout import philox_normal
 
 define(
     "smart_noise_into(Tensor offsets, Tensor rng, int site, Tensor(a!) out)",
-    "smart_noise.smart_noise_into",
+    "draws.smart_noise_into",
 )
 
 
@@ -31,7 +31,7 @@ def smart_noise_reference(offsets: Tensor, width: int, rng: Tensor, site: int) -
 
 
 def _run(backend: Backend, offsets: Tensor, width: int, rng: Tensor, site: int) -> Tensor:
-    out = offsets.new_empty(offsets.shape[0], width, dtype=torch.float32)
+    out = empty_floats(offsets, offsets.shape[0], width)
     backend.ops.smart_noise_into(offsets, rng, site, out)
     return out
 

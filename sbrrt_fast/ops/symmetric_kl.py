@@ -22,7 +22,7 @@ from torch import Tensor
 from sbrrt_fast.ops._backend.autograd import Rule, differentiable
 from sbrrt_fast.ops._backend.backends import TRITON, Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define, empty_like
+from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.autodiff import is_batched_or_nested
 
 MAX_TRITON_CLASSES = 4096  # of kernels.symmetric_kl, which needs Triton
@@ -69,7 +69,7 @@ def _probability_change(log_q: Tensor, q: Tensor, log_ratio: Tensor) -> Tensor:
 
 
 def _forward(ops, logits: Tensor, delta: Tensor) -> tuple[Tensor]:
-    out = logits.new_empty(logits.shape[:1], dtype=torch.float32)
+    out = empty_floats(logits, logits.shape[0])
     ops.symmetric_kl_forward_into(logits, delta, out)
     return (out,)
 
@@ -111,7 +111,7 @@ def _run(backend: Backend, logits: Tensor, delta: Tensor) -> Tensor:
 
 def _run_fisher(backend: Backend, logits: Tensor, tangent: Tensor) -> Tensor:
     rows = [x.reshape(-1, logits.shape[-1]) for x in (logits, tangent)]
-    out = rows[0].new_empty(rows[0].shape, dtype=torch.float32)
+    out = empty_floats(rows[0], *rows[0].shape)
     backend.ops.symmetric_kl_fisher_into(*rows, out)
     return out.view(logits.shape)
 

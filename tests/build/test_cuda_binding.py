@@ -7,7 +7,7 @@ import torch
 
 from sbrrt_fast import _extension
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.ops import native
+from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.gelu import bias_gelu
 from sbrrt_fast.ops.registry import OPS
 
@@ -42,9 +42,9 @@ def test_a_named_backend_that_is_not_there():
 
 def test_reasons_of_the_device_and_the_dtype():
     x = torch.zeros(2, 4)
-    assert native.dtype_reason("cpu", "x", x) is None
-    assert native.dtype_reason("cuda", "x", x) == "x is on cpu, not cuda"
-    assert "float16, which runs on the reference" in native.dtype_reason("cpu", "x", x.half())
+    assert backends.CPU.dtype_reason("x", x) is None
+    assert backends.CUDA.dtype_reason("x", x) == "x is on cpu, not cuda"
+    assert "float16, which runs on the reference" in backends.CPU.dtype_reason("x", x.half())
     on_gpu = torch.zeros(2, 4096, device="meta")
-    assert native.width_reason("cuda", "x", on_gpu) == "x has 4096 features, above 2048"
-    assert native.width_reason("cpu", "x", on_gpu) is None
+    assert backends.CUDA.width_reason("x", on_gpu) == "x has 4096 features, above 2048"
+    assert backends.CPU.width_reason("x", on_gpu) is None

@@ -15,7 +15,7 @@ import torch
 from sbrrt_fast import _extension, info
 from sbrrt_fast.cli import main
 from sbrrt_fast.commands.info import format_info
-from sbrrt_fast.ops.dispatch import BACKENDS
+from sbrrt_fast.ops._backend.dispatch import BACKENDS
 from sbrrt_fast.ops.registry import OPS
 
 BARE = """

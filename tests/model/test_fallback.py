@@ -29,7 +29,7 @@ from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.ops.dispatch import Op
+from sbrrt_fast.ops._backend.dispatch import Op
 from sbrrt_fast.ops.registry import OPS
 from sbrrt_fast.training.op_choice import (
     check_calls,
@@ -255,7 +255,7 @@ def test_evaluate_and_predict_say_it_and_equal_the_reference(base, tmp_path, cap
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(Op, "missing", lambda self, implementation: None)
-    monkeypatch.setattr("sbrrt_fast.ops.triton_ops.INTERPRETED", False)
+    monkeypatch.setattr("sbrrt_fast.ops.backends.INTERPRETED", False)
     for op in OPS:  # where Triton is not interpreted, it comes before the reference
         order = sorted(op.implementations, key=lambda i: i.backend == "reference")
         monkeypatch.setitem(op._candidates, "auto", order)

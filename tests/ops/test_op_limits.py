@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sbrrt_fast.ops._backend.backends import CUDA
+from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.attention import HEAD_DIMS, MAX_LENGTH
 from tests.ops.op_limits import BY_NAME, CALLS, F32, implementation, refusal
 
@@ -49,8 +49,8 @@ def constant(header: str, name: str) -> int:
 def test_limits_are_those_of_the_headers():
     """The launchers refuse more; ``test_cuda_attention``, ``..._layernorm`` and ``..._embed``."""
     assert constant("common/attention.h", "kMaxAttentionLength") == MAX_LENGTH
-    assert constant("cuda/layernorm.h", "kMaxLayerNormWidth") == CUDA.max_width
-    assert constant("cuda/embed.h", "kMaxEmbedWidth") == CUDA.max_width
+    assert constant("cuda/layernorm.h", "kMaxLayerNormWidth") == backends.CUDA.max_width
+    assert constant("cuda/embed.h", "kMaxEmbedWidth") == backends.CUDA.max_width
     launch = (CSRC / "cuda/attention_launch.cuh").read_text()
     assert tuple(map(int, re.findall(r"batch\.head_dim == (\d+)", launch))) == HEAD_DIMS
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sbrrt_fast.kernels import attention as attention_kernels
-from sbrrt_fast.kernels import rows
-from sbrrt_fast.kernels import symmetric_kl as kl_kernels
-from sbrrt_fast.ops import attention, symmetric_kl
+from sbrrt_fast.kernels import attention, rows, symmetric_kl
+from sbrrt_fast.ops import attention as attention_op
+from sbrrt_fast.ops import symmetric_kl as symmetric_kl_op
 from sbrrt_fast.ops._backend import backends
 from tests.ops.op_limits import CALLS, implementation, refusal
 
@@ -19,10 +18,10 @@ DEVICE = "cpu" if backends.INTERPRETED else "cuda"
 
 
 def test_limits_are_those_of_the_kernels():
-    assert attention.HEAD_DIMS == attention_kernels.HEAD_DIMS
-    assert attention.MAX_LENGTH == attention_kernels.MAX_LENGTH
+    assert attention_op.HEAD_DIMS == attention.HEAD_DIMS
+    assert attention_op.MAX_LENGTH == attention.MAX_LENGTH
     assert backends.TRITON.max_width == rows.MAX_WIDTH
-    assert symmetric_kl.MAX_TRITON_CLASSES == kl_kernels.MAX_CLASSES
+    assert symmetric_kl_op.MAX_TRITON_CLASSES == symmetric_kl.MAX_CLASSES
 
 
 @pytest.mark.parametrize("op", CALLS)

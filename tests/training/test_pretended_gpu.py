@@ -15,7 +15,7 @@ from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.ops import native
+from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.checkpoint import optimizer_tensors
 from sbrrt_fast.training.step.fast_step import FastStep
@@ -394,14 +394,14 @@ def assert_refused(step: SbrrtStep, place: str, monkeypatch) -> None:
 
 
 def test_it_is_gone_afterwards():
-    missing = native.cuda_missing()
+    missing = backends.cuda_missing()
     with PretendedGpu():
         inside = torch.zeros(2, device="cuda")
-        assert native.cuda_missing() is None
+        assert backends.cuda_missing() is None
         assert inside.is_cuda and inside.device.type == "cuda"
     assert inside.device.type == "meta"
     assert PretendedGpu.active is None
-    assert native.cuda_missing() == missing
+    assert backends.cuda_missing() == missing
 
 
 def test_memory_is_forgotten_with_its_tensors():

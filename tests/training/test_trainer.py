@@ -16,7 +16,7 @@ from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import BackendError, ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model
-from sbrrt_fast.ops import triton_ops
+from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.training.scores.evaluate import evaluate, predict
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone
@@ -202,10 +202,10 @@ def test_an_output_folder_is_not_overwritten_unasked(base, tmp_path):
 @pytest.fixture
 def not_interpreted(monkeypatch):
     """Triton as without TRITON_INTERPRET=1, which it reads once a process."""
-    monkeypatch.setattr(triton_ops, "INTERPRETED", False)
-    triton_ops._missing.cache_clear()
+    monkeypatch.setattr(backends, "INTERPRETED", False)
+    backends._triton_missing.cache_clear()
     yield
-    triton_ops._missing.cache_clear()
+    backends._triton_missing.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so none can be missing")

@@ -15,7 +15,7 @@ from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunCo
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.ops import triton_ops
+from sbrrt_fast.ops._backend import library
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.step.group import TaskBatch
@@ -97,22 +97,23 @@ def run(backend: str, num_rounds: int = NUM_ROUNDS, dropout: float = 0.1) -> Run
 @pytest.fixture
 def launched(monkeypatch) -> list[str]:
     """Names of the host functions that ran."""
-    names, find = [], triton_ops._host_function
+    names, find = [], library._host_function
 
     def found(module: str, function: str):
         names.append(f"{module}.{function}")
         return find(module, function)
 
-    monkeypatch.setattr(triton_ops, "_host_function", found)
+    monkeypatch.setattr(library, "_host_function", found)
     return names
 
 
-WAYS = ("forward", "backward", "jvp")
+WAYS = ("forward_into", "backward_into", "jvp_into")
 EXPECTED = {
     *(f"{op}.{way}" for op in ("attention", "layernorm", "gelu") for way in WAYS),
-    *("embed.forward", "embed.backward", "adamw_ema.adamw_ema_", "adamw_ema.gradient_norm"),
-    *("symmetric_kl.forward", "symmetric_kl.backward", "symmetric_kl.fisher"),
-    *("smart_noise.smart_noise", "smart_ascend.smart_ascend"),
+    *("embed.forward_into", "embed.backward_into", "adamw_ema.adamw_ema_"),
+    *("symmetric_kl.forward_into", "symmetric_kl.backward_into", "symmetric_kl.fisher_into"),
+    "adamw_ema.gradient_norm_into",
+    *("draws.smart_noise_into", "smart_ascend.smart_ascend_into"),
 }
 
 

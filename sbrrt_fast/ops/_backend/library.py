@@ -29,18 +29,17 @@ TRITON_OPS = SimpleNamespace()
 """The ops of each library by name, ``NATIVE_OPS.bias_gelu_forward_into(x, bias, out)``."""
 
 
-def define(schema: str, host_function: str, *, takes_nothing: bool = False) -> None:
+def define(schema: str, host_function: str) -> None:
     """Makes a schema an op of both libraries.
 
     Args:
         schema: ``name(arguments)``, with the results among the arguments, as torch writes it.
         host_function: ``module.function`` of ``sbrrt_fast.kernels`` with the same arguments.
-        takes_nothing: also runs with lists without a tensor, which name no device.
     """
     name = schema.partition("(")[0]
     _define_native(f"{schema} -> ()")
     _triton.define(f"{schema} -> ()")
-    for key in ("CPU", "CUDA", *(["CompositeExplicitAutograd"] if takes_nothing else [])):
+    for key in ("CPU", "CUDA"):
         _triton.impl(name, _calling(*host_function.split(".")), key)
     torch.library.register_fake(f"sbrrt_triton::{name}", _write_nothing, lib=_triton)
     if hasattr(torch.ops.sbrrt, name):
