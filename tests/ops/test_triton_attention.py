@@ -9,7 +9,6 @@ import torch
 import triton
 import triton.language as tl
 
-from sbrrt_fast.kernels import attention as kernels
 from sbrrt_fast.kernels import attention_loop, attention_parts, attention_tile
 from sbrrt_fast.kernels.attention_launch import TILES, choose
 from sbrrt_fast.kernels.launch import recording
@@ -17,7 +16,7 @@ from tests.ops.backends import assert_all_right
 from tests.ops.cases import OPS
 from tests.ops.op_checks import BF16, F32
 from tests.ops.test_attention import drawn_mask
-from tests.ops.triton_checks import F16, interpreted
+from tests.ops.triton_checks import F16, by_name, interpreted, triton_calls
 
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
 
@@ -70,19 +69,14 @@ def test_the_smallest_tile_that_holds_the_longest_sequence(direction, dtype, una
 def test_a_batch_of_other_sizes_compiles_nothing():
     """All that Triton compiles for is equal: constants, and numbers it may specialise."""
     launched = []
-    for lengths in ([17, 32, 1], [16, 30, 20, 25, 16, 21]):
-        num_tokens, num_sequences = sum(lengths), len(lengths)
-        fused = torch.empty(num_tokens, 3 * 64, dtype=F16, device="meta")
-        starts = torch.empty(num_sequences + 1, dtype=torch.int32, device="meta")
-        rows = torch.empty(num_sequences, dtype=torch.int64, device="meta")
-        rng = torch.empty(2, dtype=torch.int64, device="meta")
-        matrices = fused.split(64, dim=1)
-        batch = starts, max(lengths), 2, 0.1, rng, num_tokens, rows, 512
+    for site, lengths in enumerate([(17, 32, 1), (16, 30, 20, 25, 16, 21)]):
+        sample = lengths, 2, 32, BF16, 0.1, 512, "fused"
+        calls = triton_calls(OPS["attention"], sample)
         with recording() as launches:
-            out, logsumexp = kernels.forward(*matrices, *batch)
-            kernels.backward(out, *matrices, out, logsumexp, *batch)
-            kernels.jvp(*matrices, *matrices, logsumexp, *batch)
+            for call, arguments in calls:
+                call(**by_name(call, arguments) | {"site": site})
         launched.append(launches)
+    assert launched[0]
     for one, other in zip(*launched, strict=True):
         assert replace(one, arguments=()) == replace(other, arguments=())
         for name, a, b in zip(one.kernel.arg_names, one.arguments, other.arguments, strict=False):

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sbrrt_fast.kernels.embed_tables import CHUNK
-from tests.ops.backends import DEVICES, case_of, parts_of, run
+from tests.ops.backends import case_of, parts_of, run
 from tests.ops.cases import OPS
-from tests.ops.on_device import moved
 from tests.ops.op_checks import BF16
-from tests.ops.test_opcheck import native_calls
-from tests.ops.triton_checks import assert_compiles_once, poisoned
+from tests.ops.triton_checks import assert_compiles_once, by_name, poisoned, triton_calls
 from tests.ops.triton_only import equal_but_for_order
 from tests.ops.write_samples import written
 
@@ -23,16 +21,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero|overflow):RuntimeWarning"  # of what masks leave out
 )
 each_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
-
-
-def triton_calls(op, sample) -> list[tuple]:
-    """(Triton's op, its arguments where it runs): the calls that C++ gets for a sample."""
-    calls = native_calls(op, "cpu", sample)
-    library = torch.ops.sbrrt_triton
-    return [
-        (getattr(library, overload._opname).default, moved(arguments, DEVICES["triton"]))
-        for overload, arguments in calls
-    ]
 
 
 def widened(x):
@@ -82,8 +70,7 @@ def test_a_batch_of_another_size_compiles_nothing(op):
 
     def launch(size):
         for call, arguments in triton_calls(op, op.sized(size)):
-            names = [argument.name for argument in call._schema.arguments]
-            given = dict(zip(names, arguments, strict=True))
+            given = by_name(call, arguments)
             call(**given | ({"site": size} if "site" in given else {}))
 
     for sizes in SIZES.get(op.name, ((1, 17, 32, 1000),)):

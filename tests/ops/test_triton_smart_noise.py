@@ -6,16 +6,16 @@ import pytest
 import triton
 import triton.language as tl
 
-from sbrrt_fast.kernels import smart_noise as kernels
+from sbrrt_fast.kernels import draws as kernels
 from tests.ops.backends import assert_all_right
 from tests.ops.cases import OPS
 from tests.ops.triton_checks import assert_caught, interpreted
 
 
 @triton.jit
-def _all_aligned(i_first, WIDTH: tl.constexpr, stream, ALIGNED: tl.constexpr):
+def _all_aligned(i_first, COLUMNS: tl.constexpr, stream, ALIGNED: tl.constexpr):
     """A planted bug: every row begins a Philox block."""
-    return _row_normals(i_first, WIDTH, stream, True)
+    return _row_normals(i_first, COLUMNS, stream, True)
 
 
 _row_normals = kernels.row_normals

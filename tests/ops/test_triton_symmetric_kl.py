@@ -12,25 +12,25 @@ from tests.ops.triton_checks import assert_caught, interpreted
 pytestmark = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero|overflow):RuntimeWarning"  # of what masks leave out
 )
-_places = kernels._places
+_tile = kernels._tile
 
 
 @triton.jit
 def _class_too_few(num_rows, num_classes, ROWS: tl.constexpr, CLASSES: tl.constexpr):
     """A planted bug: the last class of each row is masked."""
-    o_row, o, m = _places(num_rows, num_classes, ROWS, CLASSES)
-    return o_row, o, m & (o % num_classes < num_classes - 1)
+    o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
+    return o_row, o_class, m & (o_class < num_classes - 1)
 
 
 @triton.jit
 def _row_too_few(num_rows, num_classes, ROWS: tl.constexpr, CLASSES: tl.constexpr):
     """A planted bug: the last row is masked."""
-    return _places(num_rows - 1, num_classes, ROWS, CLASSES)
+    return _tile(num_rows - 1, num_classes, ROWS, CLASSES)
 
 
 @interpreted
 @pytest.mark.parametrize("bug", [_class_too_few, _row_too_few])
 @pytest.mark.parametrize("name", ["whole programs, 0.5", "an example more, 0.5"])
 def test_planted_bugs_at_the_edges_are_caught(bug, name, monkeypatch):
-    monkeypatch.setattr(kernels, "_places", bug)
+    monkeypatch.setattr(kernels, "_tile", bug)
     assert_caught("symmetric_kl", name, monkeypatch)

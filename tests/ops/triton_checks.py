@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map
 from sbrrt_fast.kernels.launch import Launch, recording
 from tests.ops.backends import INTERPRETED, assert_all_right, fitted
 from tests.ops.cases import OPS
+from tests.ops.cases.base import Op, Sample
+from tests.ops.test_opcheck import native_calls
 from tests.ops.triton_only import DEVICE
 
 F16 = torch.float16
@@ -39,6 +41,19 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch, "empty", wrap(torch.empty))
         patch.setattr(torch.Tensor, "new_empty", wrap(torch.Tensor.new_empty))
         yield
+
+
+def triton_calls(op: Op, sample: Sample) -> list[tuple]:
+    """(Triton's op, its arguments where it runs): the calls that C++ gets for a sample."""
+    return [
+        (getattr(torch.ops.sbrrt_triton, overload._opname).default, here(arguments))
+        for overload, arguments in native_calls(op, "cpu", sample)
+    ]
+
+
+def by_name(op: torch._ops.OpOverload, arguments: tuple) -> dict[str, object]:
+    names = [argument.name for argument in op._schema.arguments]
+    return dict(zip(names, arguments, strict=True))
 
 
 def assert_caught(op: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
