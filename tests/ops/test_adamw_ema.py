@@ -275,7 +275,7 @@ def test_shared_memory_is_refused(library):
     whole = torch.zeros(40)
     given = good_update() | {"params": [whole[:20].view(4, 5), torch.zeros(5)]}
     given["exp_avg"] = [whole[19:39].view(4, 5), torch.zeros(5)]
-    with pytest.raises(ValueError, match=r"exp_avg\[0\] and params\[0\] share memory"):
+    with pytest.raises(ValueError, match=r"(exp_avg|params)\[0\] and (exp_avg|params)\[0\] sh"):
         update(**given)
 
 

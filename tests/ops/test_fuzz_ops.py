@@ -38,7 +38,8 @@ def drawn(name: str, value: object) -> object:
         return [drawn(name, item) for item in value]
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dim() == 0:
         return value
-    return torch.rand(value.shape).to(value.dtype)
+    is_any_number = value.dim() == 2 and name != "exp_avg_sq"
+    return (torch.randn if is_any_number else torch.rand)(value.shape).to(value.dtype)
 
 
 # Attention's have a file of their own.

@@ -41,9 +41,9 @@ def changed(name: str, arguments):
     for key, value in zip(names, results, strict=True):
         for x in tree_leaves(value):
             if isinstance(x, Tensor) and x.is_floating_point():
-                x.mul_(0.75)
+                x.mul_(0.75).add_(0.05)
             elif isinstance(x, Tensor) and key in ("rng", "step"):
-                x.add_(1)
+                x.sub_(1)
     return results
 
 
@@ -76,7 +76,7 @@ def test_results_land_in_memory_of_the_caller_s(name, device):
         x = arguments[i]
         if x is None or not (argument.alias_info and argument.alias_info.is_write):
             continue
-        is_rows = x.dim() == 2 and argument.name not in ("logsumexp", *TABLES)
+        is_rows = name.startswith(OF_ROWS) and x.dim() == 2 and argument.name not in WHOLE
         gap = 8 if is_rows else 0
         whole = x.new_full((*x.shape[:-1], x.shape[-1] + gap) if x.dim() else (), NOWHERE[x.dtype])
         arguments[i] = whole[..., : x.shape[-1]] if x.dim() else whole
@@ -85,5 +85,6 @@ def test_results_land_in_memory_of_the_caller_s(name, device):
     assert all((rest == NOWHERE[rest.dtype]).all() for rest in wide)
 
 
-TABLES = ("dword", "dposition", "dtype")  # gradients of parameters are contiguous
+OF_ROWS = ("attention", "bias_gelu", "dropout_add_layernorm", "embed")  # others are contiguous
+WHOLE = ("logsumexp", "dword", "dposition", "dtype")
 NOWHERE = dict.fromkeys((torch.float32, torch.bfloat16), 2.0**60) | {torch.int32: 12345678}
