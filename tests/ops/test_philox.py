@@ -81,5 +81,5 @@ def test_every_key_part_changes_the_words(backend, change):
 
 @backends_of("philox_bits")
 def test_a_width_of_0(backend):
-    with pytest.raises(ValueError, match="philox_bits: .*(width|feature)"):
+    with pytest.raises(ValueError, match=r"philox_bits: .*(width|feature)"):
         words(backend, [0], 0)
