@@ -72,7 +72,7 @@ gpu-check:  ## build, checks, benchmarks on a GPU machine, 4 and 8 minutes (CALL
 	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(if $(CALL),--call $(CALL)) $(ARGS)
 
 # A captured round alone is recorded; its kernels, which a graph launches at once, one by one.
-PROFILED := $(PYTHON) -m benchmarks.profiled_round
+PROFILED := $(PYTHON) -m benchmarks.tune.profiled_round
 gpu-profile:  ## print the commands that profile a captured round on a GPU (OUT=dir)
 	@echo "# where a round's time goes, kernel by kernel, and the gaps between (Nsight Systems):"
 	@echo "nsys profile --trace=cuda --cuda-graph-trace=node --capture-range=cudaProfilerApi" \

@@ -1,4 +1,4 @@
-"""What choosing an implementation costs per call, beside torch's smallest op.
+"""What choosing an implementation costs per call, on the host, beside torch's smallest op.
 
 Each op's arguments are those that its public function hands to ``Op.choose``. The two Functions do
 nothing: what remains is what torch does around them.
@@ -6,16 +6,11 @@ nothing: what remains is what torch does around them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks.measure import WrongResult
-from benchmarks.ops import Benchmark
-from benchmarks.settings import Settings
-from benchmarks.shapes import Case
 from sbrrt_fast.ops._backend.dispatch import Op
 from sbrrt_fast.ops.adamw_ema import adamw_ema_, gradient_norm
 from sbrrt_fast.ops.attention import attention
@@ -62,7 +57,7 @@ CALLS = {
 }
 
 
-def chosen(call):
+def arguments_of_choice(call):
     """The op and the arguments of its choice."""
     seen = []
     choose = Op.choose
@@ -96,37 +91,23 @@ class WithSetupContext(torch.autograd.Function):
 FUNCTIONS = {"Function": WithContext, "Function with setup_context": WithSetupContext}
 
 
-class Choice(Benchmark):
-    """Host work alone, on CPU tensors wherever the run is."""
-
-    name, graph = "choice", False
-    variants = (*(f"ours {name}" for name in CALLS), "torch.add", *FUNCTIONS)
-
-    def __init__(self, settings: Settings):
-        super().__init__(replace(settings, device=torch.device("cpu")))
-
-    def cases(self):
-        yield Case("any model", "small", part="per call")
-
-    def tokens(self, case: Case) -> None:
-        return None
-
-    def calls(self, case: Case, variant: str, num_sets: int):
-        if variant.startswith("ours "):
-            return [self._choice(variant.removeprefix("ours "))]
-        x, y = torch.randn(8, 5), torch.randn(8, 5)
-        if variant == "torch.add":
-            return [lambda: torch.add(x, y)]
-        return [lambda: FUNCTIONS[variant].apply(x.requires_grad_(), y)]
-
-    def _choice(self, name: str):
-        op, args, kwargs = chosen(CALLS[name])
-        found = op.choose(*args, **kwargs).backend
-        if (op.name, found) != (name, "cpu"):
-            raise WrongResult(f"the choice for {name} took {found} of {op.name}")
-        return lambda: op.choose(*args, **kwargs)
+@pytest.fixture(autouse=True)
+def one_table(benchmark):
+    benchmark.group = "per call"
 
 
-@pytest.mark.compares(kind=Choice)
-def test_choice(measured, case, variant):
-    measured(case, variant)
+@pytest.mark.parametrize("name", CALLS)
+def test_choice(benchmark, name):
+    op, args, kwargs = arguments_of_choice(CALLS[name])
+    assert (op.name, op.choose(*args, **kwargs).backend) == (name, "cpu")
+    benchmark(op.choose, *args, **kwargs)
+
+
+def test_torch_add(benchmark):
+    benchmark(torch.add, *torch.randn(2, 8, 5))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function(benchmark, name):
+    x, y = torch.randn(2, 8, 5)
+    benchmark(FUNCTIONS[name].apply, x.requires_grad_(), y)

@@ -20,30 +20,30 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.deadline import Deadline
-from benchmarks.machine import ROOT, Machine, best, environment, measure
-from benchmarks.progress import FRESH, FreshProcess, Progress
-from benchmarks.report import write_report
-from benchmarks.results import FILE, Results, Stage
-from benchmarks.runner import use_own_stream
-from benchmarks.settings import Settings, settings
+from benchmarks.harness.deadline import Deadline
+from benchmarks.harness.machine import ROOT, Machine, best, environment, measure
+from benchmarks.harness.progress import FRESH, FreshProcess, Progress
+from benchmarks.harness.results import FILE, Results, Stage
+from benchmarks.harness.runner import use_own_stream
+from benchmarks.harness.settings import Settings, settings
+from benchmarks.report.report import write_report
 from benchmarks.suite import STAGES, run_stage, share_of
 
 SECONDS, QUICK_SECONDS = 560.0, 100.0  # with start, report and plots within 10 and 2 minutes
 PATIENCE, QUICK_PATIENCE = 300.0, 120.0  # seconds without a step ahead
 MOST_PROCESSES = 20
 BEGUN = "begun"
-SAME = ("hardware", "commit", "threads", "device", "quick")
+CONDITIONS = ("hardware", "commit", "threads", "device", "quick")
 
 
 def begin(output: Path, settings: Settings, is_whole: bool) -> Results:
     """Empty results, or those in ``output`` where a part is run again under the same conditions."""
-    found = Results(environment(settings.device, settings.quick))
+    results = Results(environment(settings.device, settings.quick))
     if is_whole or not (output / FILE).exists():
-        return found
+        return results
     old = Results.load(output)
-    if any(old.environment.get(name) != found.environment[name] for name in SAME):
-        return found
+    if any(old.environment.get(name) != results.environment[name] for name in CONDITIONS):
+        return results
     return old
 
 
@@ -56,12 +56,12 @@ def measure_again(results: Results, settings: Settings) -> None:
 
 def work(args: argparse.Namespace, progress: Progress) -> int:
     """What is left of a run, in this process; 1 where something failed, FRESH for another one."""
-    chosen, until = settings(), Deadline(args.seconds)
-    use_own_stream(chosen.device)
+    here, until = settings(), Deadline(args.seconds)
+    use_own_stream(here.device)
     if BEGUN in progress.done:
         results = Results.load(args.output)
     else:
-        results = begin(args.output, chosen, is_whole=args.stages == STAGES)
+        results = begin(args.output, here, is_whole=args.stages == STAGES)
         results.stages |= {name: Stage() for name in args.stages}
         results.save(args.output)
         progress.end(BEGUN)
@@ -74,22 +74,21 @@ def work(args: argparse.Namespace, progress: Progress) -> int:
         for index, name in enumerate(args.stages):
             part = until.part(share_of(name, args.stages[index:]))
             if f"stage {name}" not in progress.done:
-                run_stage(results.stages[name], name, chosen, tell, args.only, part, progress)
+                run_stage(results.stages[name], name, here, tell, args.only, part, progress)
                 progress.end(f"stage {name}")
     except FreshProcess as reason:
         tell(f"a fresh process goes on: {reason}")
         return FRESH
-    return finish(results, chosen, args)
+    return finish(results, here, args)
 
 
-def finish(results: Results, chosen: Settings, args: argparse.Namespace) -> int:
-    measure_again(results, chosen)
+def finish(results: Results, settings: Settings, args: argparse.Namespace) -> int:
+    measure_again(results, settings)
     results.save(args.output)
     print(write_report(results, args.output, not args.no_plots))
-    failures = [f for stage in results.stages.values() for f in stage.failures]
-    for failure in failures:
+    for failure in results.failures:
         print(f"STOPPED {failure['what']}: {failure['error']}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if results.failures else 0
 
 
 def supervise(command: list[str], seconds: float, patience: float) -> int:

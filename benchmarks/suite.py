@@ -6,37 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from benchmarks import parts
-from benchmarks.bench_adamw_ema import AdamwEma
-from benchmarks.bench_assemble import Assemble
-from benchmarks.bench_attention import Attention
-from benchmarks.bench_dropout_mask import DropoutMask
-from benchmarks.bench_embed import Embed
-from benchmarks.bench_evaluate import Evaluate
-from benchmarks.bench_gelu import BiasGelu
-from benchmarks.bench_layernorm import LayerNorm
-from benchmarks.bench_optimizer import Optimizer
-from benchmarks.bench_round import Round
-from benchmarks.bench_smart_ascend import SmartAscend
-from benchmarks.bench_smart_noise import SmartNoise
-from benchmarks.bench_sweep import Sweep
-from benchmarks.bench_symmetric_kl import Fisher, SymmetricKl
-from benchmarks.deadline import NO_TIME, Deadline
-from benchmarks.machine import measure
-from benchmarks.ops import Benchmark
-from benchmarks.progress import FreshProcess, Progress
-from benchmarks.results import Row, Stage
-from benchmarks.runner import record_case
-from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.cases import memory, stages
+from benchmarks.cases.registry import BENCHMARKS
+from benchmarks.harness.benchmark import Benchmark
+from benchmarks.harness.deadline import NO_TIME, Deadline
+from benchmarks.harness.machine import measure
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.results import Row, Stage
+from benchmarks.harness.runner import record_case
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import Case
+from benchmarks.harness.text import duration
 
 Tell = Callable[[str], object]
-OPS = (
-    Attention, LayerNorm, BiasGelu, Embed, AdamwEma, Optimizer, SymmetricKl, Fisher, SmartNoise,
-    SmartAscend, DropoutMask,
-)  # fmt: skip
-BENCHMARKS = {"round": (Round,), "ops": OPS, "evaluate": (Assemble, Evaluate), "sweep": (Sweep,)}
-PARTS = {"stages": parts.stages, "memory": parts.memory}
+FIGURES = {"stages": stages.stages, "memory": memory.memory}
 SHARES = {
     "machine": 1,
     "round": 46,
@@ -69,8 +52,8 @@ def run_stage(
     every case, when the stage has it.
     """
     start, until, progress = time.perf_counter(), until or Deadline(), progress or Progress()
-    if name == "machine" or name in PARTS:
-        run_part(stage, name, settings, until, progress)
+    if name == "machine" or name in FIGURES:
+        run_figures(stage, name, settings, until, progress)
     for benchmark, case in cases_of(name, settings):
         key = f"{benchmark.name} {case}"
         if only in key and key not in progress.done:
@@ -83,8 +66,8 @@ def run_stage(
 def cases_of(name: str, settings: Settings) -> list[tuple[Benchmark, Case]]:
     """Of a stage, each with its benchmark; of the ops those first that the report's plots show."""
     benchmarks = [kind(settings) for kind in BENCHMARKS.get(name, ())]
-    found = [(benchmark, case) for benchmark in benchmarks for case in benchmark.cases()]
-    return sorted(found, key=lambda pair: name == "ops" and not is_main(pair[1]))
+    pairs = [(benchmark, case) for benchmark in benchmarks for case in benchmark.cases()]
+    return sorted(pairs, key=lambda pair: name == "ops" and not is_main(pair[1]))
 
 
 def is_main(case: Case) -> bool:
@@ -100,67 +83,48 @@ def run_case(
     until: Deadline,
     progress: Progress,
 ) -> None:
-    """One that fails, or that there is no time for, is told and left out."""
-    key = f"{benchmark.name} {case}"
+    """One that fails, or that there is no time for, is left out, and ``tell`` hears it."""
+    key, before = f"{benchmark.name} {case}", len(stage.failures)
+    rows: dict[str, Row] = {}
     if key in progress.broken:
-        stage.failures.append({"what": key, "error": progress.broken[key]})
-        tell(f"STOPPED {key}: {progress.broken[key]}")
-        return
-    if not until.left:
+        stage.note_failure(key, progress.broken[key])
+    elif not until.left:
         stage.note_absent(benchmark.name, str(case), NO_TIME)
-        tell(f"{benchmark.name} {case}: {NO_TIME}")
-        return
-    progress.begin(key)
-    part, before = until.part(benchmark.share(case)), len(stage.failures)
-    try:
-        outcome = record_case(stage, benchmark, case, until=part, progress=progress)
-    except FreshProcess:
-        raise
-    except Exception:  # noted in the stage
-        tell(f"STOPPED {stage.failures[-1]['what']}: {stage.failures[-1]['error']}")
     else:
-        for failure in stage.failures[before:]:
-            tell(f"LEFT OUT {failure['what']}: {failure['error']}")
-        tell(f"{benchmark.name} {case}: {_times(outcome.rows)}")
+        progress.begin(key)
+        part = until.part(benchmark.share(case))
+        rows = record_case(stage, benchmark, case, until=part, progress=progress)
+    for failure in stage.failures[before:]:
+        tell(f"LEFT OUT {failure['what']}: {failure['error']}")
+    times = ", ".join(f"{name} {duration(row.seconds)}" for name, row in rows.items())
+    tell(f"{key}: {times or NO_TIME}")
 
 
-def run_part(
+def run_figures(
     stage: Stage, name: str, settings: Settings, until: Deadline, progress: Progress
 ) -> None:
-    """Figures that are no comparison; the machine's, without which nothing else says much, may fail
-    the run."""
+    """Figures that are no comparison; without the machine's, which nothing catches, nothing else
+    says much."""
     if name in progress.done:
         return
     if name in progress.broken:
-        stage.failures.append({"what": name, "error": progress.broken[name]})
+        stage.note_failure(name, progress.broken[name])
         return
     progress.begin(name)
     if name == "machine":
         stage.details[name] = asdict(measure(settings.device))
     else:
-        run_figures(stage, name, settings, until)
+        note_figures(stage, name, settings, until)
     progress.end(name)
 
 
-def run_figures(stage: Stage, name: str, settings: Settings, until: Deadline) -> None:
-    found = stage.details[name] = {}
+def note_figures(stage: Stage, name: str, settings: Settings, until: Deadline) -> None:
+    details = stage.details[name] = {}
     try:
-        for what, figures in PARTS[name](settings, until):
+        for what, figures in FIGURES[name](settings, until):
             if figures:
-                found[what] = figures
+                details[what] = figures
             else:
                 stage.note_absent(name, what, NO_TIME)
     except Exception as error:  # the run goes on, and ends with a failure
-        stage.failures.append({"what": name, "error": f"{type(error).__name__}: {error}"})
-
-
-def _times(rows: dict[str, Row]) -> str:
-    return ", ".join(f"{n} {duration(row.seconds)}" for n, row in rows.items()) or NO_TIME
-
-
-def duration(seconds: float) -> str:
-    """Three digits and a unit."""
-    for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
-        if seconds >= factor:
-            return f"{seconds / factor:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
+        stage.note_failure(name, error)

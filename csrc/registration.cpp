@@ -31,33 +31,35 @@ struct Implementation<device, Op, void(Args...)> {
   }
 };
 
+template <at::DeviceType device, typename Op>
+void add(torch::Library& m, const char* name) {
+  m.impl(name, &Implementation<device, Op>::call);
+}
+
 template <at::DeviceType device>
-void register_all(torch::Library& m) {
-  const auto add = [&]<typename Op>(const char* name) {
-    m.impl(name, &Implementation<device, Op>::call);
-  };
-  add.template operator()<AdamwEma>("adamw_ema_");
-  add.template operator()<AdamwEmaRows>("adamw_ema_rows_");
-  add.template operator()<AttentionForward>("attention_forward_into");
-  add.template operator()<AttentionBackward>("attention_backward_into");
-  add.template operator()<AttentionJvp>("attention_jvp_into");
-  add.template operator()<GeluForward>("bias_gelu_forward_into");
-  add.template operator()<GeluBackward>("bias_gelu_backward_into");
-  add.template operator()<GeluJvp>("bias_gelu_jvp_into");
-  add.template operator()<LayerNormForward>("dropout_add_layernorm_forward_into");
-  add.template operator()<LayerNormBackward>("dropout_add_layernorm_backward_into");
-  add.template operator()<LayerNormJvp>("dropout_add_layernorm_jvp_into");
-  add.template operator()<DropoutMask>("dropout_mask_into");
-  add.template operator()<EmbedForward>("embed_forward_into");
-  add.template operator()<EmbedBackward>("embed_backward_into");
-  add.template operator()<GradientNorm>("gradient_norm_into");
-  add.template operator()<Matmul>("mm_into");
-  add.template operator()<PhiloxBits>("philox_bits_into");
-  add.template operator()<SmartAscend>("smart_ascend_into");
-  add.template operator()<SmartNoise>("smart_noise_into");
-  add.template operator()<KlForward>("symmetric_kl_forward_into");
-  add.template operator()<KlBackward>("symmetric_kl_backward_into");
-  add.template operator()<KlFisher>("symmetric_kl_fisher_into");
+void add_all(torch::Library& m) {
+  add<device, AdamwEma>(m, "adamw_ema_");
+  add<device, AdamwEmaRows>(m, "adamw_ema_rows_");
+  add<device, AttentionForward>(m, "attention_forward_into");
+  add<device, AttentionBackward>(m, "attention_backward_into");
+  add<device, AttentionJvp>(m, "attention_jvp_into");
+  add<device, GeluForward>(m, "bias_gelu_forward_into");
+  add<device, GeluBackward>(m, "bias_gelu_backward_into");
+  add<device, GeluJvp>(m, "bias_gelu_jvp_into");
+  add<device, LayerNormForward>(m, "dropout_add_layernorm_forward_into");
+  add<device, LayerNormBackward>(m, "dropout_add_layernorm_backward_into");
+  add<device, LayerNormJvp>(m, "dropout_add_layernorm_jvp_into");
+  add<device, DropoutMask>(m, "dropout_mask_into");
+  add<device, EmbedForward>(m, "embed_forward_into");
+  add<device, EmbedBackward>(m, "embed_backward_into");
+  add<device, GradientNorm>(m, "gradient_norm_into");
+  add<device, Matmul>(m, "mm_into");
+  add<device, PhiloxBits>(m, "philox_bits_into");
+  add<device, SmartAscend>(m, "smart_ascend_into");
+  add<device, SmartNoise>(m, "smart_noise_into");
+  add<device, KlForward>(m, "symmetric_kl_forward_into");
+  add<device, KlBackward>(m, "symmetric_kl_backward_into");
+  add<device, KlFisher>(m, "symmetric_kl_fisher_into");
 }
 
 // For gradients of a kind that no device has a kernel for, such as sparse ones.
@@ -68,10 +70,10 @@ void gradient_norm_elsewhere(at::TensorList grads, TensorRef) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { register_all<at::kCPU>(m); }
-TORCH_LIBRARY_IMPL(sbrrt, Meta, m) { register_all<at::kMeta>(m); }
+TORCH_LIBRARY_IMPL(sbrrt, CPU, m) { add_all<at::kCPU>(m); }
+TORCH_LIBRARY_IMPL(sbrrt, Meta, m) { add_all<at::kMeta>(m); }
 #if !SBRRT_NO_CUDA_REASON
-TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) { register_all<at::kCUDA>(m); }
+TORCH_LIBRARY_IMPL(sbrrt, CUDA, m) { add_all<at::kCUDA>(m); }
 #endif
 TORCH_LIBRARY_IMPL(sbrrt, CompositeExplicitAutograd, m) {
   m.impl("gradient_norm_into", &gradient_norm_elsewhere);

@@ -5,7 +5,7 @@ One module per op, in this order: kernels (``_forward_kernel``, ...) and host fu
 ``torch.ops.sbrrt.<op>_forward`` and so on. Shared by all: ``philox`` (random words by logical
 index), ``launch`` (every launch goes through it), ``launch_table`` (in what blocks, with how many
 warps, and why) and ``checks`` (of arguments).
-``sbrrt_fast/ops/triton_ops.py`` makes ops of the host functions.
+``sbrrt_fast/ops`` makes ops of the host functions.
 
 Names in kernels: ``p_`` a pointer, with the dtype and shape it points at in a comment; ``i_`` a
 scalar index, ``o_`` offsets, ``m_`` a mask, ``b_`` a block of values. Numbers that change from one

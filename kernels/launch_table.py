@@ -1,7 +1,7 @@
 """Blocks, warps and stages of every kernel by shape class, each with its reason.
 
-``python -m benchmarks.tune_triton`` writes this file: where it has timed a class on a GPU, the
-reason is the measurement. What is not timed is chosen by what ``aot`` counts: no spills, few
+``python -m benchmarks.tune.launch_table`` writes this file: where it has timed a class on a GPU,
+the reason is the measurement. What is not timed is chosen by what ``aot`` counts: no spills, few
 registers.
 """
 

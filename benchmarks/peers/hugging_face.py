@@ -103,7 +103,7 @@ class HuggingFaceRound:
 
     def __init__(self, ours: MultiTaskModel, config: RunConfig, form: Form, num_rounds: int):
         self.config, self.smart, self.form = config, resolve(config.smart), form
-        self._made: dict[int, list[Tensor]] = {}
+        self._padded_batches: dict[int, list[Tensor]] = {}
         self.device = next(ours.parameters()).device
         self.model = HuggingFaceModel(ours, form.attention).to(self.device).train()
         self.teacher = copy.deepcopy(self.model).requires_grad_(False)
@@ -137,19 +137,18 @@ class HuggingFaceRound:
 
     def _on_device(self, batch: TaskBatch) -> list[Tensor]:
         """Ids and mask [sequences, length], where the input may be moved [..., 1], labels."""
-        found = self._made.get(id(batch))
-        if found is None:
-            found = self._made[id(batch)] = [*self._padded(batch), batch.labels]
-        return [x.to(self.device, non_blocking=True) for x in found]
+        if id(batch) not in self._padded_batches:
+            self._padded_batches[id(batch)] = [*self._padded(batch), batch.labels]
+        return [x.to(self.device, non_blocking=True) for x in self._padded_batches[id(batch)]]
 
     def _padded(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
         tokens = batch.tokens.padded()
         shape = tokens.num_sequences, tokens.max_length
         may_move = tokens.is_real & ~tokens.is_special
-        found = [x.view(shape) for x in (tokens.input_ids, tokens.is_real.long(), may_move)]
+        inputs = [x.view(shape) for x in (tokens.input_ids, tokens.is_real.long(), may_move)]
         if self.form.compile == "graphs":
-            found = [F.pad(x, (0, -shape[1] % BUCKET)) for x in found]
-        return found[0], found[1], found[2][..., None]
+            inputs = [F.pad(x, (0, -shape[1] % BUCKET)) for x in inputs]
+        return inputs[0], inputs[1], inputs[2][..., None]
 
     def _losses(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
         task, name = self.config.tasks[batch.name], batch.name

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from benchmarks.ops import Absent
+from benchmarks.harness.benchmark import Absent
 
 
 def _imported(module: str, distribution: str):
@@ -25,6 +26,14 @@ def _imported(module: str, distribution: str):
 def _on_gpu(x_device: torch.device, distribution: str) -> None:
     if x_device.type != "cuda":
         raise Absent(f"{distribution} needs a GPU")
+
+
+def hugging_face() -> ModuleType:
+    """``peers.hugging_face``, which imports transformers."""
+    try:
+        return import_module("benchmarks.peers.hugging_face")
+    except ModuleNotFoundError as error:
+        raise Absent(f"{error.name} is not installed") from None
 
 
 def liger_layernorm(device: torch.device) -> Callable[..., Tensor]:
@@ -52,17 +61,19 @@ def apex_adam(device: torch.device) -> Callable:
 
 def flash_attention(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """flash_attn_varlen_func, packed and with dropout."""
-    module = _imported("flash_attn", "flash-attn")
-    _on_gpu(device, "flash-attn")
-    if dtype not in (torch.float16, torch.bfloat16):
-        raise Absent("flash-attn takes float16 and bfloat16 alone")
-    return module.flash_attn_varlen_func
+    return _packed("flash_attn", "flash-attn", device, dtype).flash_attn_varlen_func
 
 
 def torch_varlen(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     """torch's own packed attention, which has no dropout."""
-    module = _imported("torch.nn.attention.varlen", "torch.nn.attention.varlen")
-    _on_gpu(device, "torch.nn.attention.varlen")
+    name = "torch.nn.attention.varlen"
+    return _packed(name, name, device, dtype).varlen_attn
+
+
+def _packed(module: str, distribution: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """A module of packed attention in 16 bits. Raises Absent."""
+    packed = _imported(module, distribution)
+    _on_gpu(device, distribution)
     if dtype not in (torch.float16, torch.bfloat16):
-        raise Absent("torch.nn.attention.varlen takes float16 and bfloat16 alone")
-    return module.varlen_attn
+        raise Absent(f"{distribution} takes float16 and bfloat16 alone")
+    return packed

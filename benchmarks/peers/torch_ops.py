@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.ops import Absent
-from benchmarks.settings import Settings
-from benchmarks.shapes import Case
+from benchmarks.harness.benchmark import Absent
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import Case
 
 SDPA_BACKENDS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -32,6 +32,11 @@ def compiled(function: Callable, settings: Settings, case: Case) -> Callable:
     if not settings.is_gpu and (case.model == "bert-base" or case.batch != "round"):
         raise Absent("on a CPU compiled for MiniLM's joint round alone, as it takes long")
     return _compiled(function)
+
+
+def eager_or_compiled(name: str, eager: Callable, settings: Settings, case: Case) -> Callable:
+    """The function under ``eager``; under ``compile`` what torch.compile makes of it."""
+    return compiled(eager, settings, case) if name == "compile" else eager
 
 
 @cache

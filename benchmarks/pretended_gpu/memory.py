@@ -16,29 +16,29 @@ class Marks:
 
     def __init__(self):
         # An address is not used again while there is a weak reference to it.
-        self._found: dict[int, StorageWeakRef] = {}
+        self._references: dict[int, StorageWeakRef] = {}
         self._limit = FIRST_SWEEP
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._references)
 
     def __contains__(self, x: Tensor) -> bool:
-        return x.untyped_storage()._cdata in self._found
+        return x.untyped_storage()._cdata in self._references
 
     def add(self, x: Tensor) -> None:
         if len(self) >= self._limit:
             self._sweep()
         storage = x.untyped_storage()
-        self._found[storage._cdata] = StorageWeakRef(storage)
+        self._references[storage._cdata] = StorageWeakRef(storage)
 
     def _sweep(self) -> None:
         """Forgets the storages that are gone; the next time is when as many have come again."""
-        for key in [key for key, weak in self._found.items() if weak.expired()]:
+        for key in [key for key, weak in self._references.items() if weak.expired()]:
             self._forget(key)
         self._limit = max(2 * len(self), FIRST_SWEEP)
 
     def _forget(self, key: int) -> None:
-        del self._found[key]
+        del self._references[key]
 
 
 class Memory(Marks):
@@ -69,13 +69,13 @@ class Memory(Marks):
         storage = values.untyped_storage()
         if storage._cdata not in known:
             known[storage._cdata] = UntypedStorage(storage.nbytes(), device="meta")
-        meta, place = known[storage._cdata], (values.shape, values.stride())
-        found = torch.empty(0, dtype=values.dtype, device=META)
-        found.set_(meta, values.storage_offset(), *place)
-        if found not in self:
-            self.add(found)
+        meta, layout = known[storage._cdata], (values.shape, values.stride())
+        tensor = torch.empty(0, dtype=values.dtype, device=META)
+        tensor.set_(meta, values.storage_offset(), *layout)
+        if tensor not in self:
+            self.add(tensor)
             self._values[meta._cdata] = storage
-        return found
+        return tensor
 
     def _forget(self, key: int) -> None:
         super()._forget(key)

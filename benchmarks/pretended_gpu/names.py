@@ -21,9 +21,11 @@ class Names(TorchFunctionMode):
         self.gpu = gpu
         self._special = {
             torch.device: torch.device,
-            torch.tensor: lambda *args, **kwargs: _made(torch.tensor, args, kwargs),
-            torch.as_tensor: lambda *args, **kwargs: _made(torch.as_tensor, args, kwargs),
-            Tensor.new_tensor: lambda x, *a, **k: _made(torch.tensor, a, {"device": x.device} | k),
+            torch.tensor: lambda *args, **kwargs: _convert(torch.tensor, args, kwargs),
+            torch.as_tensor: lambda *args, **kwargs: _convert(torch.as_tensor, args, kwargs),
+            Tensor.new_tensor: lambda x, *a, **k: _convert(
+                torch.tensor, a, {"device": x.device} | k
+            ),
             Tensor.device.__get__: lambda x: CUDA if x.device == META else x.device,
             Tensor.is_cuda.__get__: lambda x: x.is_meta,
             Tensor.cuda: lambda x, *_, non_blocking=False: x.to(META, non_blocking=non_blocking),
@@ -31,14 +33,15 @@ class Names(TorchFunctionMode):
             Tensor.is_pinned: lambda x, *_: gpu.is_pinned(x),
             Tensor.data_ptr: self._data_ptr,
             Tensor.backward: self._backward,
-            Tensor.__repr__: self._shown,
-            Tensor.__format__: self._shown,
+            Tensor.__repr__: self._format,
+            Tensor.__format__: self._format,
         }
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is not torch.device:
-            args, kwargs = tuple(map(_meant, args)), {n: _meant(x) for n, x in kwargs.items()}
+            args = tuple(map(_to_meta, args))
+            kwargs = {name: _to_meta(x) for name, x in kwargs.items()}
         if function in self._special:
             return self._special[function](*args, **kwargs)
         is_pinned = kwargs.pop("pin_memory", False)
@@ -57,20 +60,20 @@ class Names(TorchFunctionMode):
         with self:  # Python code of backward passes is within it too
             torch.autograd.backward(x, *args, **kwargs)
 
-    def _shown(self, x: Tensor, *args, **kwargs) -> str:
+    def _format(self, x: Tensor, *args, **kwargs) -> str:
         if x.is_meta and not self.gpu.may_wait:
             raise Refused(f"the host would wait for a device value, to show {describe(x)}")
         return format(self.gpu.value(x), *args) if args else repr(self.gpu.value(x))
 
 
-def _made(make: Callable, args: tuple, kwargs: dict) -> Tensor:
+def _convert(make: Callable, args: tuple, kwargs: dict) -> Tensor:
     """From numbers, which go to a device through the host's memory."""
     device = kwargs.pop("device", None)
     made = make(*args, **kwargs)
     return made if device is None else made.to(device)
 
 
-def _meant(x: object) -> object:
+def _to_meta(x: object) -> object:
     """The meta device for the names of the GPU, all else as it is."""
     is_device = isinstance(x, torch.device) and x.type == "cuda"
     return META if is_device or (isinstance(x, str) and x in ("cuda", "cuda:0")) else x

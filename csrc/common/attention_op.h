@@ -1,4 +1,4 @@
-// Packed attention's forward, backward and tangent as ops (common/op.h).
+// Packed attention's forward, backward and JVP as ops (common/op.h).
 #pragma once
 
 #include "common/attention.h"

@@ -23,9 +23,9 @@ struct EmbedForward {
   EmbedTensors in;
   TensorRef shift;
   double eps;
-  RowDropout dropout;
+  DropoutArguments dropout;
   TensorRef out;
-  RowStatistics statistics;
+  StatisticsTensors statistics;
 
   WriteSet check(at::DeviceType device) const;
   void run_cpu() const;
@@ -40,9 +40,9 @@ struct EmbedBackward {
                          MaybeTensorRef, MaybeTensorRef);
   TensorRef grad;
   EmbedTensors in;
-  RowStatistics statistics;
-  RowDropout dropout;
-  MaybeTensorRef order;  // int64 [3, num_tokens]: the tokens sorted by the rows they read of a table
+  StatisticsTensors statistics;
+  DropoutArguments dropout;
+  MaybeTensorRef order;  // int64 [3, num_tokens]: the tokens by the row they read of each table
   MaybeTensorRef dword, dposition, dtype;
   MaybeTensorRef dweight, dshift;
 
@@ -52,8 +52,8 @@ struct EmbedBackward {
 };
 
 // All but the values of indices, rng and offsets.
-inline void check_embed_inputs(const char* op, const EmbedTensors& t, const RowDropout& dropout,
-                               at::DeviceType device) {
+inline void check_embed_inputs(const char* op, const EmbedTensors& t,
+                               const DropoutArguments& dropout, at::DeviceType device) {
   check_first_rows(op, "word", t.word, device);
   const c10::SymInt width = t.word.sym_size(1);
   TORCH_CHECK_TYPE(t.ids.defined() && t.ids.scalar_type() == at::kLong, "sbrrt::", op,
@@ -72,7 +72,7 @@ inline void check_embed_inputs(const char* op, const EmbedTensors& t, const RowD
   check_dropout(op, dropout, num_tokens, device);
 }
 
-inline Arguments embed_read(const EmbedTensors& t, const RowDropout& dropout) {
+inline Arguments embed_read(const EmbedTensors& t, const DropoutArguments& dropout) {
   return {{"ids", t.ids},           {"positions", t.positions}, {"types", t.types},
           {"word", t.word},         {"position", t.position},   {"type", t.type},
           {"weight", t.weight},     {"rng", dropout.rng},       {"offsets", dropout.offsets}};

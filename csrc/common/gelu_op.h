@@ -1,4 +1,4 @@
-// bias_gelu's forward, backward and tangent as ops (common/op.h).
+// bias_gelu's forward, backward and JVP as ops (common/op.h).
 #pragma once
 
 #include "common/op.h"

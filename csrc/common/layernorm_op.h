@@ -1,4 +1,4 @@
-// dropout_add_layernorm's forward, backward and tangent as ops (common/op.h).
+// dropout_add_layernorm's forward, backward and JVP as ops (common/op.h).
 #pragma once
 
 #include <utility>
@@ -21,10 +21,10 @@ struct LayerNormForward {
   ResidualTensors in;
   TensorRef shift;
   double eps;
-  RowDropout dropout;
+  DropoutArguments dropout;
   TensorRef out;
   MaybeTensorRef low;  // a bfloat16 copy of out
-  RowStatistics statistics;
+  StatisticsTensors statistics;
 
   WriteSet check(at::DeviceType device) const;
   void run_cpu() const;
@@ -40,8 +40,8 @@ struct LayerNormBackward {
   TensorRef grad;
   MaybeTensorRef product;
   ResidualTensors in;
-  RowStatistics statistics;
-  RowDropout dropout;
+  StatisticsTensors statistics;
+  DropoutArguments dropout;
   TensorRef dx, dresidual;
   MaybeTensorRef dbias, dweight, dshift;  // all or none
 
@@ -57,8 +57,8 @@ struct LayerNormJvp {
                          MaybeTensorRef);
   TensorRef x_tangent, residual_tangent;
   ResidualTensors in;
-  RowStatistics statistics;
-  RowDropout dropout;
+  StatisticsTensors statistics;
+  DropoutArguments dropout;
   TensorRef out;
   MaybeTensorRef low;
 
@@ -68,7 +68,7 @@ struct LayerNormJvp {
 };
 
 inline void check_residual_sum(const char* op, const ResidualTensors& t,
-                               const RowDropout& dropout, at::DeviceType device) {
+                               const DropoutArguments& dropout, at::DeviceType device) {
   check_first_rows(op, "x", t.x, device);
   const c10::SymInt num_rows = t.x.sym_size(0), width = t.x.sym_size(1);
   check_vector(op, "bias", t.bias, width, device);
@@ -83,7 +83,7 @@ inline void check_layernorm_outputs(const char* op, TensorRef out, MaybeTensorRe
   if (low) check_written_rows(op, "low", *low, residual, at::kBFloat16, device);
 }
 
-inline Arguments layernorm_read(const ResidualTensors& t, const RowDropout& dropout) {
+inline Arguments layernorm_read(const ResidualTensors& t, const DropoutArguments& dropout) {
   return {{"x", t.x},           {"bias", t.bias},      {"residual", t.residual},
           {"weight", t.weight}, {"rng", dropout.rng}, {"offsets", dropout.offsets}};
 }

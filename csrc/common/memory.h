@@ -120,23 +120,23 @@ inline bool any_written_meets(c10::ArrayRef<Extent> extents, size_t num_written)
   static thread_local std::vector<Extent> apart;
   static thread_local size_t num_written_apart = 0;
   if (num_written == num_written_apart && extents == c10::ArrayRef<Extent>(apart)) return false;
-  struct Place {
+  struct Range {
     Extent extent;
     bool is_written;
   };
-  std::vector<Place> places;
+  std::vector<Range> ranges;
   for (size_t i = 0; i < extents.size(); ++i) {
-    if (extents[i].begin < extents[i].end) places.push_back({extents[i], i < num_written});
+    if (extents[i].begin < extents[i].end) ranges.push_back({extents[i], i < num_written});
   }
-  std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) {
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
     return std::pair(a.extent.space, a.extent.begin) < std::pair(b.extent.space, b.extent.begin);
   });
   Extent written{}, any{};  // those that reach furthest so far
-  for (const Place& place : places) {
-    if (place.extent.meets(place.is_written ? any : written)) return true;
-    if (place.extent.space != any.space) written = any = {place.extent.space, 0, 0};
-    any.end = std::max(any.end, place.extent.end);
-    if (place.is_written) written.end = std::max(written.end, place.extent.end);
+  for (const Range& range : ranges) {
+    if (range.extent.meets(range.is_written ? any : written)) return true;
+    if (range.extent.space != any.space) written = any = {range.extent.space, 0, 0};
+    any.end = std::max(any.end, range.extent.end);
+    if (range.is_written) written.end = std::max(written.end, range.extent.end);
   }
   apart = extents.vec();
   num_written_apart = num_written;

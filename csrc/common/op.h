@@ -17,7 +17,7 @@ using TensorRef = const at::Tensor&;
 using MaybeTensorRef = const std::optional<at::Tensor>&;
 
 // Dropout of rows. Element (n, j) has the logical index offsets[n] + j.
-struct RowDropout {
+struct DropoutArguments {
   double p;
   TensorRef rng;  // int64 [2], seed and step
   int64_t site;
@@ -25,7 +25,7 @@ struct RowDropout {
 };
 
 // LayerNorm's, of each row: float32 [num_rows].
-struct RowStatistics {
+struct StatisticsTensors {
   TensorRef mean, rstd;
 };
 

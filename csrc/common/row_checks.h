@@ -74,13 +74,13 @@ inline void check_statistic(const char* op, const char* argument, const at::Tens
                    " must have dtype Float, got ", describe(tensor));
 }
 
-inline void check_statistics(const char* op, const RowStatistics& statistics,
+inline void check_statistics(const char* op, const StatisticsTensors& statistics,
                              const c10::SymInt& num_rows, at::DeviceType device) {
   check_statistic(op, "mean", statistics.mean, num_rows, device);
   check_statistic(op, "rstd", statistics.rstd, num_rows, device);
 }
 
-inline void check_written_statistics(const char* op, const RowStatistics& statistics,
+inline void check_written_statistics(const char* op, const StatisticsTensors& statistics,
                                      const c10::SymInt& num_rows, at::DeviceType device) {
   check_statistics(op, statistics, num_rows, device);
   check_contiguous(op, "mean", statistics.mean);
@@ -113,8 +113,8 @@ inline void check_epsilon(const char* op, double eps) {
 }
 
 // All but the values of rng and offsets.
-inline void check_dropout(const char* op, const RowDropout& dropout, const c10::SymInt& num_rows,
-                          at::DeviceType device) {
+inline void check_dropout(const char* op, const DropoutArguments& dropout,
+                          const c10::SymInt& num_rows, at::DeviceType device) {
   check_probability(op, dropout.p);
   check_rng(op, dropout.rng);
   check_device(op, "rng", dropout.rng, device);

@@ -68,35 +68,17 @@ std::vector<Piece> pieces_of(at::TensorList tensors) {
 template <typename Grad>
 void adamw_piece(const AdamwTensor& t, const AdamwNumbers& n, const Grad* grad, int64_t begin,
                  int64_t end) {
-  switch (cpu_isa()) {
-#if defined(SBRRT_X86)
-    case Isa::avx512: return avx512::adamw_piece(t, n, grad, begin, end);
-    case Isa::avx2: return avx2::adamw_piece(t, n, grad, begin, end);
-#endif
-    default: return plain::adamw_piece(t, n, grad, begin, end);
-  }
+  SBRRT_RETURN_ON_THIS_CPU(adamw_piece, t, n, grad, begin, end)
 }
 
 void adamw_row_idle(const AdamwTensor& t, const AdamwNumbers& n, bool touched, int64_t begin,
                     int64_t end) {
-  switch (cpu_isa()) {
-#if defined(SBRRT_X86)
-    case Isa::avx512: return avx512::adamw_row_idle(t, n, touched, begin, end);
-    case Isa::avx2: return avx2::adamw_row_idle(t, n, touched, begin, end);
-#endif
-    default: return plain::adamw_row_idle(t, n, touched, begin, end);
-  }
+  SBRRT_RETURN_ON_THIS_CPU(adamw_row_idle, t, n, touched, begin, end)
 }
 
 template <typename T>
 double gradient_sum(const T* p, int64_t count) {
-  switch (cpu_isa()) {
-#if defined(SBRRT_X86)
-    case Isa::avx512: return avx512::gradient_sum(p, count);
-    case Isa::avx2: return avx2::gradient_sum(p, count);
-#endif
-    default: return plain::gradient_sum(p, count);
-  }
+  SBRRT_RETURN_ON_THIS_CPU(gradient_sum, p, count)
 }
 
 std::vector<at::Tensor> dense(at::TensorList tensors) {

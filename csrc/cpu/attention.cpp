@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/attention_op.h"
+#include "common/dense_rows.h"
 #include "common/dropout.h"
 #include "cpu/attention_problem.h"
 
@@ -108,9 +109,6 @@ void for_each_pair(const AttentionProblem& problem, const DenseSequences& sequen
     }
   });
 }
-
-// Columns must be contiguous; rows may lie anywhere.
-at::Tensor with_dense_rows(const at::Tensor& x) { return x.stride(1) == 1 ? x : x.contiguous(); }
 
 template <typename T>
 RowView<const T> read(const at::Tensor& x) {

@@ -1,4 +1,4 @@
-// Forward, backward and tangent of attention for one head of one sequence. Included once per
+// Forward, backward and JVP of attention for one head of one sequence. Included once per
 // instruction set. The mathematics is in docs/math/attention.md.
 //
 // Scores are plain products: the scale 1 / sqrt(head_dim) and dropout's 1 / (1 - p) wait for the

@@ -43,13 +43,7 @@ constexpr int64_t kGrainSlots = 4096;  // 16k elements, near 10 us: well above t
 
 template <typename Value, typename T>
 void fill_slots(const PhiloxRows& rows, Value value, T* out, int64_t begin, int64_t end) {
-  switch (cpu_isa()) {
-#if defined(SBRRT_X86)
-    case Isa::avx512: return avx512::fill_slots(rows, value, out, begin, end);
-    case Isa::avx2: return avx2::fill_slots(rows, value, out, begin, end);
-#endif
-    default: return plain::fill_slots(rows, value, out, begin, end);
-  }
+  SBRRT_RETURN_ON_THIS_CPU(fill_slots, rows, value, out, begin, end)
 }
 
 template <typename Value, typename T>

@@ -86,7 +86,7 @@ struct DenseInputs {
   at::Tensor ids, positions, types, word, position, type, weight, offsets;
   EmbedInputs view;
 
-  DenseInputs(const char* op, const EmbedTensors& t, const RowDropout& dropout)
+  DenseInputs(const char* op, const EmbedTensors& t, const DropoutArguments& dropout)
       : ids(t.ids.contiguous()),
         positions(t.positions.contiguous()),
         types(t.types.contiguous()),
@@ -107,10 +107,10 @@ struct DenseInputs {
 
 // The tokens by the row they read, those of one row in their order.
 std::vector<int64_t> sorted_tokens(const int64_t* indices, int64_t num_tokens, int64_t num_rows) {
-  std::vector<int64_t> places(num_rows + 1), tokens(num_tokens);
-  for (int64_t token = 0; token < num_tokens; ++token) ++places[indices[token] + 1];
-  for (int64_t row = 0; row < num_rows; ++row) places[row + 1] += places[row];
-  for (int64_t token = 0; token < num_tokens; ++token) tokens[places[indices[token]]++] = token;
+  std::vector<int64_t> starts(num_rows + 1), tokens(num_tokens);
+  for (int64_t token = 0; token < num_tokens; ++token) ++starts[indices[token] + 1];
+  for (int64_t row = 0; row < num_rows; ++row) starts[row + 1] += starts[row];
+  for (int64_t token = 0; token < num_tokens; ++token) tokens[starts[indices[token]]++] = token;
   return tokens;
 }
 

@@ -163,7 +163,7 @@ struct EmbeddingGradientPass {
 };
 
 template <bool kDrops>
-inline void backward_rows_of(const ConstRows& change, const EmbedInputs& in, const float* weight,
+inline void backward_rows_of(const ConstRows& grad, const EmbedInputs& in, const float* weight,
                              const LayerNormStatistics& statistics, float* ds,
                              const LayerNormSums& sums, LayerNormBuffers& buffers, int64_t begin,
                              int64_t end) {
@@ -176,7 +176,7 @@ inline void backward_rows_of(const ConstRows& change, const EmbedInputs& in, con
     EmbeddingStandardPass<kDrops> pass{{in, token, buffers},
                                        {in.dropout, run.words()},
                                        WordPrefetch(in, token + 1),
-                                       read_row(change, token, width, buffers.row(4)),
+                                       read_row(grad, token, width, buffers.row(4)),
                                        weight,
                                        Standard(mean, rstd),
                                        standard,

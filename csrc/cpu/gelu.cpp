@@ -1,4 +1,4 @@
-// bias_gelu on the CPU: gelu(x + bias) with the exact erf, its backward and its tangent.
+// bias_gelu on the CPU: gelu(x + bias) with the exact erf, its backward and its JVP.
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -22,7 +22,7 @@ struct GeluInputs {
 
 // A thread's rows, [padded_width(width)] each.
 struct GeluBuffers {
-  float *x, *change, *out;
+  float *x, *grad, *out;
 };
 
 }  // namespace
@@ -42,9 +42,9 @@ void forward_rows(const GeluInputs& in, const Rows& out, const GeluBuffers& buff
   SBRRT_RETURN_ON_THIS_CPU(gelu_forward, in, out, buffers, begin, end)
 }
 
-void change_rows(const GeluInputs& in, const ConstRows& change, const Rows& out, float* sums,
+void grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out, float* sums,
                  const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(gelu_change, in, change, out, sums, buffers, begin, end)
+  SBRRT_RETURN_ON_THIS_CPU(gelu_grad, in, grad, out, sums, buffers, begin, end)
 }
 
 int64_t num_row_blocks(int64_t num_rows) { return (num_rows + kBlockRows - 1) / kBlockRows; }
@@ -72,18 +72,18 @@ struct DenseInputs {
         view{x.size(1), const_rows(x), bias.const_data_ptr<float>()} {}
 };
 
-// out = change * slope; `out` may be change. `sums` becomes the column sums where it is wanted.
-void multiply_by_slope(TensorRef change, TensorRef x, TensorRef bias, TensorRef out,
-                       MaybeTensorRef sums) {
+// Backward and JVP: out = grad * gelu'(x + bias), where grad is a gradient or a tangent. `sums`, if
+// given, becomes the column sums.
+void run_grad(TensorRef grad, TensorRef x, TensorRef bias, TensorRef out, MaybeTensorRef sums) {
   const DenseInputs in(x, bias);
-  const at::Tensor dense = with_dense_rows(change);
+  const at::Tensor dense = with_dense_rows(grad);
   const int64_t padded = padded_width(x.size(1));
   const int64_t num_blocks = sums ? num_row_blocks(x.size(0)) : 0;
   const AlignedArray<float> block_sums(num_blocks * padded);
   for_each_block(x.size(0), x.size(1),
                  [&](int64_t block, const GeluBuffers& buffers, int64_t begin, int64_t end) {
                    float* s = sums ? block_sums.get() + block * padded : nullptr;
-                   change_rows(in.view, const_rows(dense), rows(out), s, buffers, begin, end);
+                   grad_rows(in.view, const_rows(dense), rows(out), s, buffers, begin, end);
                  });
   if (sums) write_parameter_gradient(block_sums.get(), num_blocks, padded, *sums);
 }
@@ -98,8 +98,8 @@ void GeluForward::run_cpu() const {
                  });
 }
 
-void GeluBackward::run_cpu() const { multiply_by_slope(grad, x, bias, dx, dbias); }
+void GeluBackward::run_cpu() const { run_grad(grad, x, bias, dx, dbias); }
 
-void GeluJvp::run_cpu() const { multiply_by_slope(x_tangent, x, bias, out, {}); }
+void GeluJvp::run_cpu() const { run_grad(x_tangent, x, bias, out, {}); }
 
 }  // namespace sbrrt

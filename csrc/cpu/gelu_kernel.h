@@ -42,8 +42,8 @@ class TableFunction {
 struct NormalCdf : TableFunction {
   NormalCdf() : TableFunction(gelu_cdf_table()) {}
 };
-struct GeluSlope : TableFunction {
-  GeluSlope() : TableFunction(gelu_slope_table()) {}
+struct GeluDerivative : TableFunction {
+  GeluDerivative() : TableFunction(gelu_derivative_table()) {}
 };
 
 #else
@@ -78,7 +78,7 @@ struct NormalCdf {
   Vec operator()(Vec t) const { return normal_values(t).cdf; }
 };
 
-struct GeluSlope {
+struct GeluDerivative {
   Vec operator()(Vec t) const {
     const NormalValues n = normal_values(t);
     return vec_fma(t * vec_set(0.398942280f), n.bell, n.cdf);
@@ -111,18 +111,18 @@ inline void gelu_forward(const GeluInputs& in, const Rows& out, const GeluBuffer
   run(in, out, buffers, begin, end);
 }
 
-// out = change * slope, and its column sums.
+// out = grad * gelu'(x + bias), and its column sums.
 template <typename T, bool kSums>
-inline void gelu_change_rows(const GeluInputs& in, const ConstRows& change, const Rows& out,
+inline void gelu_grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out,
                              float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  const GeluSlope slope;
+  const GeluDerivative derivative;
   const float* bias = in.bias;
   for (int64_t row = begin; row < end; ++row) {
     const T* x = open_row<T>(in.x, row, in.width, buffers.x);
-    const T* d = open_row<T>(change, row, in.width, buffers.change);
+    const T* d = open_row<T>(grad, row, in.width, buffers.grad);
     T* y = open_row<T>(out, row, in.width, buffers.out);
     for (int64_t j = 0; j < in.width; j += kVecSize) {
-      const Vec value = vec_load(d + j) * slope(vec_load(x + j) + vec_load(bias + j));
+      const Vec value = vec_load(d + j) * derivative(vec_load(x + j) + vec_load(bias + j));
       vec_store(y + j, value);
       if constexpr (kSums) {
         vec_store(sums + j, row == begin ? value : vec_load(sums + j) + value);
@@ -132,15 +132,15 @@ inline void gelu_change_rows(const GeluInputs& in, const ConstRows& change, cons
   }
 }
 
-// Backward and tangent; sums [padded_width(width)] are null or written.
-inline void gelu_change(const GeluInputs& in, const ConstRows& change, const Rows& out,
+// Backward and JVP, of a gradient or a tangent; sums [padded_width(width)] are null or written.
+inline void gelu_grad(const GeluInputs& in, const ConstRows& grad, const Rows& out,
                         float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  const bool is_direct = is_whole_bfloat16(in.x, in.width) && change.is_bfloat16;
-  const auto run = is_direct ? sums != nullptr ? gelu_change_rows<at::BFloat16, true>
-                                               : gelu_change_rows<at::BFloat16, false>
-                             : sums != nullptr ? gelu_change_rows<float, true>
-                                               : gelu_change_rows<float, false>;
-  run(in, change, out, sums, buffers, begin, end);
+  const bool is_direct = is_whole_bfloat16(in.x, in.width) && grad.is_bfloat16;
+  const auto run = is_direct ? sums != nullptr ? gelu_grad_rows<at::BFloat16, true>
+                                               : gelu_grad_rows<at::BFloat16, false>
+                             : sums != nullptr ? gelu_grad_rows<float, true>
+                                               : gelu_grad_rows<float, false>;
+  run(in, grad, out, sums, buffers, begin, end);
 }
 
 }  // namespace sbrrt::SBRRT_ISA

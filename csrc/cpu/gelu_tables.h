@@ -58,7 +58,7 @@ inline const GeluTable& gelu_cdf_table() {
   return table;
 }
 
-inline const GeluTable& gelu_slope_table() {
+inline const GeluTable& gelu_derivative_table() {
   static const GeluTable table = gelu_table([](double a) {
     const double density = std::exp(-0.5 * a * a) * 0.5 * M_SQRT1_2 * M_2_SQRTPI;
     return 0.5 * std::erfc(a * M_SQRT1_2) - a * density;

@@ -82,3 +82,15 @@ inline Isa cpu_isa(Isa most = Isa::avx512) {
 }
 
 }  // namespace sbrrt
+
+// Calls `function` of the instruction set that this processor takes, in a function's last line.
+#if defined(SBRRT_X86)
+#define SBRRT_RETURN_ON_THIS_CPU(function, ...)                  \
+  switch (cpu_isa()) {                                           \
+    case Isa::avx512: return avx512::function(__VA_ARGS__);      \
+    case Isa::avx2: return avx2::function(__VA_ARGS__);          \
+    default: return plain::function(__VA_ARGS__);                \
+  }
+#else
+#define SBRRT_RETURN_ON_THIS_CPU(function, ...) return plain::function(__VA_ARGS__);
+#endif

@@ -1,4 +1,4 @@
-// dropout_add_layernorm on the CPU: LN(residual + dropout(x + bias)), its backward and its tangent.
+// dropout_add_layernorm on the CPU: LN(residual + dropout(x + bias)), its backward and its JVP.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -30,11 +30,11 @@ struct ResidualGradients {
 };
 
 // The gradient of y: grad + product, where product may have no data.
-struct ResidualChange {
+struct OutputGrad {
   ConstRows grad, product;
 };
 
-// What the backward and the tangent know of the forward.
+// What backward and JVP know of the forward.
 struct ForwardInputs {
   const ResidualInputs& residual;
   const float* weight;  // [padded_width(width)]
@@ -56,7 +56,7 @@ void forward_rows(const ResidualInputs& in, const LayerNormParameters& parameter
   SBRRT_RETURN_ON_THIS_CPU(layernorm_forward, in, parameters, out, buffers, begin, end)
 }
 
-void backward_rows(const ResidualChange& dy, const ForwardInputs& in, const ResidualGradients& out,
+void backward_rows(const OutputGrad& dy, const ForwardInputs& in, const ResidualGradients& out,
                    const LayerNormSums& sums, LayerNormBuffers& buffers, int64_t begin,
                    int64_t end) {
   SBRRT_RETURN_ON_THIS_CPU(layernorm_backward, dy, in, out, sums, buffers, begin, end)
@@ -73,7 +73,7 @@ struct DenseInputs {
   at::Tensor x, residual, bias, weight, offsets;
   ResidualInputs view;
 
-  DenseInputs(const char* op, const ResidualTensors& t, const RowDropout& dropout)
+  DenseInputs(const char* op, const ResidualTensors& t, const DropoutArguments& dropout)
       : x(with_dense_rows(t.x)),
         residual(with_dense_rows(t.residual)),
         bias(padded_floats(t.bias)),
@@ -95,7 +95,7 @@ Rows optional_rows(MaybeTensorRef tensor) {
 struct DenseStatistics {
   at::Tensor mean, rstd;  // contiguous
 
-  explicit DenseStatistics(const RowStatistics& s)
+  explicit DenseStatistics(const StatisticsTensors& s)
       : mean(s.mean.contiguous()), rstd(s.rstd.contiguous()) {}
 };
 
@@ -121,7 +121,7 @@ void LayerNormBackward::run_cpu() const {
   const DenseStatistics saved(statistics);
   const at::Tensor dense_grad = with_dense_rows(grad);
   const at::Tensor dense_product = product ? with_dense_rows(*product) : dense_grad;
-  const ResidualChange dy{const_rows(dense_grad),
+  const OutputGrad dy{const_rows(dense_grad),
                           product ? const_rows(dense_product) : ConstRows{nullptr, 0, false}};
   const ResidualGradients gradients{rows(dx), rows(dresidual)};
   const int64_t num_rows = dx.size(0), padded = padded_width(dx.size(1));

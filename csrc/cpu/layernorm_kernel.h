@@ -161,11 +161,11 @@ struct GradientPass {
 };
 
 // grad + product of a row, from the buffers 3 and 6.
-inline const float* read_change(const ResidualChange& change, int64_t row, int64_t width,
-                                LayerNormBuffers& buffers) {
-  const float* grad = read_row(change.grad, row, width, buffers.row(3));
-  if (!change.product.data) return grad;
-  const float* product = read_row(change.product, row, width, buffers.row(6));
+inline const float* read_output_grad(const OutputGrad& dy, int64_t row, int64_t width,
+                                     LayerNormBuffers& buffers) {
+  const float* grad = read_row(dy.grad, row, width, buffers.row(3));
+  if (!dy.product.data) return grad;
+  const float* product = read_row(dy.product, row, width, buffers.row(6));
   float* sum = buffers.row(3);
   for (int64_t j = 0; j < width; j += kVecSize) {
     vec_store(sum + j, vec_load(grad + j) + vec_load(product + j));
@@ -174,7 +174,7 @@ inline const float* read_change(const ResidualChange& change, int64_t row, int64
 }
 
 template <bool kDrops, bool kSums, typename X>
-inline void backward_rows_of(const ResidualChange& change, const ForwardInputs& in,
+inline void backward_rows_of(const OutputGrad& dy_rows, const ForwardInputs& in,
                              const ResidualGradients& out, const LayerNormSums& sums,
                              LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   const ResidualInputs& inputs = in.residual;
@@ -184,7 +184,7 @@ inline void backward_rows_of(const ResidualChange& change, const ForwardInputs& 
     const float mean = in.statistics.mean[row], rstd = in.statistics.rstd[row];
     DropoutRun run = row_run(inputs.dropout, row, buffers.words());
     const ResidualRow<kDrops, X> residual(inputs, row, run.words(), buffers);
-    const float* dy = read_change(change, row, width, buffers);
+    const float* dy = read_output_grad(dy_rows, row, width, buffers);
     X* dx = open_row<X>(out.dx, row, width, buffers.row(4));
     float* dresidual = begin_row(out.dresidual, row, width, buffers.row(5));
     StandardPass<kDrops, kSums, X> pass{
@@ -202,7 +202,7 @@ inline void backward_rows_of(const ResidualChange& change, const ForwardInputs& 
 }
 
 template <bool kDrops, typename X>
-inline void backward_block(const ResidualChange& dy, const ForwardInputs& in,
+inline void backward_block(const OutputGrad& dy, const ForwardInputs& in,
                            const ResidualGradients& out, const LayerNormSums& sums,
                            LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   if (sums.weight == nullptr) {
@@ -213,7 +213,7 @@ inline void backward_block(const ResidualChange& dy, const ForwardInputs& in,
 }
 
 // The sums are null where they are not wanted, else written for this block of rows.
-inline void layernorm_backward(const ResidualChange& dy, const ForwardInputs& in,
+inline void layernorm_backward(const OutputGrad& dy, const ForwardInputs& in,
                                const ResidualGradients& out, const LayerNormSums& sums,
                                LayerNormBuffers& buffers, int64_t begin, int64_t end) {
   const ResidualInputs& residual = in.residual;

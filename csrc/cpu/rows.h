@@ -12,22 +12,11 @@
 #include <new>
 
 #include "common/checks.h"
+#include "common/dense_rows.h"
 #include "common/dropout.h"
 #include "common/op.h"
 #include "common/philox.h"
 #include "cpu/isa.h"
-
-// Calls `function` of the instruction set that this processor takes, in a function's last line.
-#if defined(SBRRT_X86)
-#define SBRRT_RETURN_ON_THIS_CPU(function, ...)                  \
-  switch (cpu_isa()) {                                           \
-    case Isa::avx512: return avx512::function(__VA_ARGS__);      \
-    case Isa::avx2: return avx2::function(__VA_ARGS__);          \
-    default: return plain::function(__VA_ARGS__);                \
-  }
-#else
-#define SBRRT_RETURN_ON_THIS_CPU(function, ...) return plain::function(__VA_ARGS__);
-#endif
 
 namespace sbrrt {
 
@@ -66,11 +55,6 @@ struct Rows {
   int64_t stride;
   bool is_bfloat16;
 };
-
-// A tensor whose rows are dense: itself, or a copy.
-inline at::Tensor with_dense_rows(const at::Tensor& tensor) {
-  return tensor.stride(1) == 1 || tensor.size(1) == 1 ? tensor : tensor.contiguous();
-}
 
 // The tensor has dense rows and outlives the view.
 inline ConstRows const_rows(const at::Tensor& tensor) {
@@ -136,7 +120,7 @@ struct DropoutRows {
 
 // All but the values of rng and offsets is checked before; `offsets` is a contiguous form of
 // dropout's and outlives the result.
-inline DropoutRows dropout_rows(const char* op, const RowDropout& dropout,
+inline DropoutRows dropout_rows(const char* op, const DropoutArguments& dropout,
                                 const at::Tensor& offsets, int64_t width) {
   const PhiloxStream stream = philox_stream(op, dropout.rng, dropout.site);
   const int64_t* data = offsets.const_data_ptr<int64_t>();

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "common/dense_rows.h"
 #include "common/smart_ascend_op.h"
 
 namespace sbrrt {
@@ -35,13 +36,7 @@ constexpr int64_t kGrainElements = 16384;
 template <typename D, typename G>
 void ascend_group(const AscendOptions& options, const AscendRows<D, G>& rows,
                   const int64_t* tokens, int64_t num_tokens) {
-  switch (cpu_isa()) {
-#if defined(SBRRT_X86)
-    case Isa::avx512: return avx512::ascend_group(options, rows, tokens, num_tokens);
-    case Isa::avx2: return avx2::ascend_group(options, rows, tokens, num_tokens);
-#endif
-    default: return plain::ascend_group(options, rows, tokens, num_tokens);
-  }
+  SBRRT_RETURN_ON_THIS_CPU(ascend_group, options, rows, tokens, num_tokens)
 }
 
 // The kept tokens, those of one group side by side: group i has tokens starts[i] ... starts[i + 1] - 1.
@@ -77,11 +72,6 @@ void check_sequences(const int64_t* sequence, int64_t num_tokens, int64_t num_se
   }
 }
 
-// Rows may be anywhere; elements of a row lie side by side.
-at::Tensor with_dense_rows(const at::Tensor& x) {
-  return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous();
-}
-
 // Tokens that may not be perturbed.
 void clear_others(const bool* mask, const at::Tensor& out) {
   const int64_t num_bytes = out.size(1) * out.element_size();
@@ -112,7 +102,8 @@ void ascend(const AscendOptions& options, const at::Tensor& delta, const at::Ten
 
 void SmartAscend::run_cpu() const {
   const at::Tensor kept = mask.contiguous(), owner = sequence.contiguous();
-  check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0), num_sequences.guard_int(__FILE__, __LINE__));
+  check_sequences(owner.const_data_ptr<int64_t>(), owner.size(0),
+                  num_sequences.guard_int(__FILE__, __LINE__));
   if (out.numel() == 0) return;
   const AscendOptions how = options();
   const Groups groups = groups_of(kept.const_data_ptr<bool>(), owner.const_data_ptr<int64_t>(),

@@ -27,13 +27,7 @@ namespace {
 constexpr int64_t kRunSize = 2 * kNoisePairs;
 
 void noise_run(int64_t offset, int64_t count, const PhiloxStream& stream, float* out) {
-  switch (cpu_isa()) {
-#if defined(SBRRT_X86)
-    case Isa::avx512: return avx512::noise_run(offset, count, stream, out);
-    case Isa::avx2: return avx2::noise_run(offset, count, stream, out);
-#endif
-    default: return plain::noise_run(offset, count, stream, out);
-  }
+  SBRRT_RETURN_ON_THIS_CPU(noise_run, offset, count, stream, out)
 }
 
 // Offsets are contiguous.

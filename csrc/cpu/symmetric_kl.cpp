@@ -16,7 +16,7 @@ namespace sbrrt {
 namespace {
 
 constexpr int64_t kGrainClasses = 512;
-constexpr double kSmall = 1.0;  // changes up to this go through expm1 and log1p
+constexpr double kSmall = 1.0;  // deltas up to this go through expm1 and log1p
 
 // q = softmax(logits); returns the logits' logsumexp.
 double softmax(const float* logits, int64_t num_classes, double* q) {
@@ -31,7 +31,7 @@ double softmax(const float* logits, int64_t num_classes, double* q) {
 class KlRow {
  public:
   explicit KlRow(int64_t num_classes)
-      : q(num_classes), log_ratio(num_classes), change(num_classes) {}
+      : q(num_classes), log_ratio(num_classes), difference(num_classes) {}
 
   void read(const float* logits, const float* delta) {
     const auto num_classes = static_cast<int64_t>(q.size());
@@ -40,36 +40,36 @@ class KlRow {
     for (int64_t j = 0; j < num_classes; ++j) {
       const double c = delta[j] - shift, log_q = logits[j] - partition;
       log_ratio[j] = c;
-      change[j] = std::abs(c) <= kSmall ? q[j] * std::expm1(c) : std::exp(log_q + c) - q[j];
+      difference[j] = std::abs(c) <= kSmall ? q[j] * std::expm1(c) : std::exp(log_q + c) - q[j];
     }
   }
 
   double divergence() const {
     double sum = 0;
-    for (size_t j = 0; j < q.size(); ++j) sum += change[j] * log_ratio[j];
+    for (size_t j = 0; j < q.size(); ++j) sum += difference[j] * log_ratio[j];
     return sum;
   }
 
   // KL(p || q)
   double forward_kl() const {
     double sum = 0;
-    for (size_t j = 0; j < q.size(); ++j) sum += (q[j] + change[j]) * log_ratio[j];
+    for (size_t j = 0; j < q.size(); ++j) sum += (q[j] + difference[j]) * log_ratio[j];
     return sum;
   }
 
-  std::vector<double> q, log_ratio, change;
+  std::vector<double> q, log_ratio, difference;
 
  private:
   // log sum_j q_j exp(delta_j)
   double partition_shift(const float* logits, double partition, const float* delta) const {
     if (q.size() == 1) return delta[0];
-    double largest_change = 0, largest = -std::numeric_limits<double>::infinity(), sum = 0;
+    double largest_delta = 0, largest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (size_t j = 0; j < q.size(); ++j) {
       const double d = delta[j];
-      largest_change = std::max(largest_change, std::abs(d));
+      largest_delta = std::max(largest_delta, std::abs(d));
       largest = std::max(largest, logits[j] - partition + d);
     }
-    if (largest_change <= kSmall) {
+    if (largest_delta <= kSmall) {
       for (size_t j = 0; j < q.size(); ++j) sum += q[j] * std::expm1(static_cast<double>(delta[j]));
       return std::log1p(sum);
     }
@@ -91,9 +91,9 @@ at::Tensor dense_float(const at::Tensor& x) { return x.to(at::kFloat).contiguous
 void write_gradients(const KlRow& row, double grad, float* dlogits, float* ddelta) {
   const double divergence = row.divergence(), mean = row.forward_kl();
   for (size_t j = 0; j < row.q.size(); ++j) {
-    const double centred = row.log_ratio[j] - mean, p = row.q[j] + row.change[j];
-    dlogits[j] = static_cast<float>(grad * (row.change[j] * centred - row.q[j] * divergence));
-    ddelta[j] = static_cast<float>(grad * (p * centred + row.change[j]));
+    const double centred = row.log_ratio[j] - mean, p = row.q[j] + row.difference[j];
+    dlogits[j] = static_cast<float>(grad * (row.difference[j] * centred - row.q[j] * divergence));
+    ddelta[j] = static_cast<float>(grad * (p * centred + row.difference[j]));
   }
 }
 

@@ -24,10 +24,10 @@ __global__ void __launch_bounds__(kPieceThreads)
   const int64_t begin = (static_cast<int>(blockIdx.x) - p.first_block[index]) * kAdamwPiece;
   const int64_t end = begin + kAdamwPiece < t.size ? begin + kAdamwPiece : t.size;
   for_each_element(begin, end, is_vector(t), [&](auto n, int64_t i) {
-    float grad[decltype(n)::value], change[decltype(n)::value];
+    float grad[decltype(n)::value], update[decltype(n)::value];
     load_floats(static_cast<const Grad*>(t.grad) + i, grad);
-    update_moments(t, f, grad, i, change);
-    update_params(t, f, change, i);
+    update_moments(t, f, grad, i, update);
+    update_params(t, f, update, i);
   });
 }
 
@@ -59,11 +59,11 @@ __device__ inline void update_row(const AdamwRowsParams& p, const AdamwFactors& 
   const bool has_moments = has_grad || was_touched;
   const float* from = static_cast<const float*>(t.grad) + place * p.width;
   const auto update = [&](auto n, int64_t j) {
-    float grad[decltype(n)::value] = {}, change[decltype(n)::value] = {};
+    float grad[decltype(n)::value] = {}, update[decltype(n)::value] = {};
     const int64_t i = row * p.width + j;
     if (has_grad) load_floats(from + j, grad);
-    if (has_moments) update_moments(t, f, grad, i, change);
-    update_params(t, f, change, i);
+    if (has_moments) update_moments(t, f, grad, i, update);
+    update_params(t, f, update, i);
   };
   if (is_vector) {
     for (int64_t j = lane_index() * 4; j < p.width; j += kWarpSize * 4) {

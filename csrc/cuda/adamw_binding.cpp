@@ -63,8 +63,8 @@ int32_t next_block(int32_t block, int64_t size) {
 void AdamwEma::run_cuda() const {
   const size_t num_params = lists.params.size();
   if (num_params == 0) return;
-  const Launch launch(kOp, lists.params[0],
-                      {lists.grads[0], settings.learning_rate, settings.clip_factor, settings.step});
+  const Launch launch(kOp, lists.params[0], {lists.grads[0], settings.learning_rate,
+                                             settings.clip_factor, settings.step});
   const std::vector<at::Tensor> grads = dense(lists.grads);
   const auto table = std::make_unique<AdamwParams>();
   table->grad_dtype = element_type(grads[0]);

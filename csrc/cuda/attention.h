@@ -7,61 +7,47 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/element_type.h"
+#include "cuda/common/params.h"
 
 namespace sbrrt::cuda {
-
-// [num_tokens, num_heads * head_dim]; columns are contiguous, every row begins on a multiple of 16
-// bytes. The stride counts elements.
-struct AttentionRows {
-  const void* data;
-  int64_t stride;
-};
-
-struct AttentionResult {
-  void* data;
-  int64_t stride;
-};
 
 struct AttentionBatch {
   const int32_t* cu_seqlens;  // [num_sequences + 1]
   const int64_t* rows;        // [num_sequences]
-  int64_t num_sequences, num_tokens, max_length;
+  int64_t num_sequences, num_tokens, max_length, max_positions;
   int num_heads, head_dim;
-  ElementType element;
-  // Dropout: seed and step in device memory, words below the threshold are dropped.
-  const int64_t* rng;
-  int64_t site, max_positions;
-  uint32_t threshold;
-  float kept_scale;  // 1 / (1 - p)
+  ElementType dtype;
+  DropoutParams dropout;  // of probabilities
 };
+
+// The rows below are [num_tokens, num_heads * head_dim]; each begins on a multiple of 16 bytes.
 
 struct AttentionForwardParams {
   AttentionBatch batch;
-  AttentionRows query, key, value;
-  AttentionResult out;
+  ConstRows query, key, value;
+  Rows out;
   float* logsumexp;  // [num_tokens, num_heads]
 };
 
 struct AttentionBackwardParams {
   AttentionBatch batch;
-  AttentionRows grad, query, key, value;
+  ConstRows grad, query, key, value;
   const float* logsumexp;
-  AttentionResult query_grad, key_grad, value_grad;
+  Rows query_grad, key_grad, value_grad;
   void* workspace;  // of attention_backward_workspace bytes, aligned to 16
 };
 
-struct AttentionTangentParams {
+struct AttentionJvpParams {
   AttentionBatch batch;
-  AttentionRows query, key, value, query_tangent, key_tangent, value_tangent;
+  ConstRows query, key, value, query_tangent, key_tangent, value_tangent;
   const float* logsumexp;
-  AttentionResult out_tangent;
+  Rows out_tangent;
 };
 
 size_t attention_backward_workspace(const AttentionBatch& batch);
 
 cudaError_t attention_forward(const AttentionForwardParams& params, cudaStream_t stream);
 cudaError_t attention_backward(const AttentionBackwardParams& params, cudaStream_t stream);
-cudaError_t attention_jvp(const AttentionTangentParams& params, cudaStream_t stream);
+cudaError_t attention_jvp(const AttentionJvpParams& params, cudaStream_t stream);
 
 }  // namespace sbrrt::cuda

@@ -54,23 +54,16 @@ __device__ void short_keys(const AttentionBackwardParams& p, const Sequence& seq
     const QueryChunk<T> chunk{at.query + place, at.grad + place, at.statistics + 4 * query,
                               at.kept + query * kKeptWords};
     key_step<kQueries / 8>(rows, key, value, chunk, first, min(kQueries, sequence.length - query),
-                           p.batch.threshold > 0);
+                           p.batch.dropout.threshold > 0);
   }
   key_finish<T>(p, sequence, head, first, rows);
 }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr bool kSpillsWith64Keys = true;  // of 64 features in half precision, if left to itself
-#else
-constexpr bool kSpillsWith64Keys = false;
-#endif
-
 // Sequences of at most kKeys tokens: both halves in one block, a warp takes tile after tile of its
 // heads.
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(
-    kShortWarps<kKeys>* kWarpSize,
-    kShortBlocks<kSpillsWith64Keys && kKeys == 64 && kDim == 64 && sizeof(T) == 2, 2>)
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kShortThreads,
+                                  AttentionTuning<T, kDim, kKeys>::kBackwardBlocks)
     attention_backward_short(const AttentionBackwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
@@ -118,7 +111,7 @@ template <typename T, int kDim, int kKeys>
 constexpr size_t kQueriesBytes = 6 * sizeof(T) * kKeys * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_backward_queries(const AttentionBackwardParams p) {
   static_assert(kQueriesBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   constexpr int kSize = kKeys * kRowStride<T, kDim>;
@@ -172,7 +165,7 @@ __device__ void copy_statistics(float* statistics, uint32_t* kept, const Attenti
     const int64_t place = Workspace::place(p.batch, token, head);
     cp_async_16(statistics + 4 * i, workspace.statistics + 4 * place, valid);
     cp_async_16(kept + kKeptWords * i, workspace.kept + place * kLongKeptWords + first_key / 32,
-                valid && p.batch.threshold > 0);
+                valid && p.batch.dropout.threshold > 0);
   }
 }
 
@@ -184,7 +177,7 @@ constexpr size_t kKeysBytes =
     2 * kKeys * (sizeof(QueryStatistics) + kKeptWords * sizeof(uint32_t));
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_backward_keys(const AttentionBackwardParams p) {
   static_assert(kKeysBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   static_assert(kKeptKeys % kKeys == 0, "a block's keys have their bits in the same words");
@@ -215,7 +208,7 @@ __global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
     const QueryChunk<T> queries{from, from + kSize, statistics + 4 * buffer * kKeys,
                                 kept + kKeptWords * buffer * kKeys};
     key_step<kKeys / 8>(rows, key, key + kSize, queries, first - kept_first,
-                        min(kKeys, sequence.length - chunk * kKeys), p.batch.threshold > 0);
+                        min(kKeys, sequence.length - chunk * kKeys), p.batch.dropout.threshold > 0);
   };
   for_each_chunk(ceil_div(sequence.length, kKeys), copy, step);
   key_finish<T>(p, sequence, head, first, rows);
@@ -258,18 +251,18 @@ cudaError_t backward(const AttentionBackwardParams& p, cudaStream_t stream) {
 
 size_t attention_backward_workspace(const AttentionBatch& batch) {
   bool is_short = false;
-  dispatch(batch, [&](auto element, auto head_dim) {
-    is_short = backward_plan<typename decltype(element)::type, head_dim>(batch).is_short;
+  with_batch_type(batch, [&](auto type, auto head_dim) {
+    is_short = backward_plan<typename decltype(type)::type, head_dim>(batch).is_short;
     return cudaSuccess;
   });
   if (is_short) return 0;
-  const size_t kept = batch.threshold > 0 ? kLongKeptWords * sizeof(uint32_t) : 0;
+  const size_t kept = batch.dropout.threshold > 0 ? kLongKeptWords * sizeof(uint32_t) : 0;
   return batch.num_tokens * batch.num_heads * (sizeof(QueryStatistics) + kept);
 }
 
 cudaError_t attention_backward(const AttentionBackwardParams& p, cudaStream_t stream) {
-  return dispatch(p.batch, [&](auto element, auto head_dim) {
-    return backward<typename decltype(element)::type, head_dim>(p, stream);
+  return with_batch_type(p.batch, [&](auto type, auto head_dim) {
+    return backward<typename decltype(type)::type, head_dim>(p, stream);
   });
 }
 

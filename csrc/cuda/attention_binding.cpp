@@ -23,8 +23,6 @@ at::Tensor with_aligned_rows(const at::Tensor& x) {
   return has_aligned_rows(x) ? x : at::empty(x.sizes(), x.options()).copy_(x);
 }
 
-AttentionRows read(const at::Tensor& x) { return {x.const_data_ptr(), x.stride(0)}; }
-
 // Something that kernels write: itself, or memory that `finish` copies from.
 class Written {
  public:
@@ -32,7 +30,7 @@ class Written {
       : target_(target),
         memory_(has_aligned_rows(target) ? target : at::empty(target.sizes(), target.options())) {}
 
-  AttentionResult result() const { return {memory_.mutable_data_ptr(), memory_.stride(0)}; }
+  Rows result() const { return rows(memory_); }
   void finish() const {
     if (!memory_.is_same(target_)) target_.copy_(memory_);
   }
@@ -55,14 +53,11 @@ struct Batch {
                rows.size(0),
                query.size(0),
                s.max_length,
+               s.max_positions,
                static_cast<int>(s.num_heads),
                static_cast<int>(query.size(1) / s.num_heads),
                element_type(query),
-               rng.const_data_ptr<int64_t>(),
-               s.site,
-               s.max_positions,
-               dropout_threshold(s.p),
-               static_cast<float>(dropout_scale(s.p))} {}
+               dropout_params(s.p, rng, s.site)} {}
 
   bool is_empty() const { return params.num_tokens == 0 || params.num_sequences == 0; }
 };
@@ -90,8 +85,9 @@ void AttentionForward::run_cuda() const {
   const AlignedQueryKeyValue a(in);
   const Written result(out);
   launch(&attention_forward,
-         AttentionForwardParams{batch.params, read(a.query), read(a.key), read(a.value),
-                                result.result(), logsumexp.mutable_data_ptr<float>()});
+         AttentionForwardParams{batch.params, const_rows(a.query), const_rows(a.key),
+                                const_rows(a.value), result.result(),
+                                logsumexp.mutable_data_ptr<float>()});
   result.finish();
 }
 
@@ -105,9 +101,10 @@ void AttentionBackward::run_cuda() const {
   const at::Tensor workspace = at::empty({num_bytes}, in.query.options().dtype(at::kByte));
   const Written dq(dquery), dk(dkey), dv(dvalue);
   launch(&attention_backward,
-         AttentionBackwardParams{batch.params, read(aligned_grad), read(a.query), read(a.key),
-                                 read(a.value), sums.const_data_ptr<float>(), dq.result(),
-                                 dk.result(), dv.result(), workspace.mutable_data_ptr()});
+         AttentionBackwardParams{batch.params, const_rows(aligned_grad), const_rows(a.query),
+                                 const_rows(a.key), const_rows(a.value),
+                                 sums.const_data_ptr<float>(), dq.result(), dk.result(),
+                                 dv.result(), workspace.mutable_data_ptr()});
   for (const Written* written : {&dq, &dk, &dv}) written->finish();
 }
 
@@ -119,9 +116,9 @@ void AttentionJvp::run_cuda() const {
   const at::Tensor sums = logsumexp.contiguous();
   const Written result(out);
   launch(&attention_jvp,
-         AttentionTangentParams{batch.params, read(a.query), read(a.key), read(a.value),
-                                read(t.query), read(t.key), read(t.value),
-                                sums.const_data_ptr<float>(), result.result()});
+         AttentionJvpParams{batch.params, const_rows(a.query), const_rows(a.key),
+                            const_rows(a.value), const_rows(t.query), const_rows(t.key),
+                            const_rows(t.value), sums.const_data_ptr<float>(), result.result()});
   result.finish();
 }
 

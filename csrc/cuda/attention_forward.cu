@@ -80,7 +80,7 @@ __device__ void forward_step(ForwardRows<kDim>& rows, const T* query, const T* k
 template <typename T, int kDim>
 __device__ void forward_finish(const AttentionForwardParams& p, const Sequence& sequence, int head,
                                int first_query, const ForwardRows<kDim>& rows) {
-  const float factor[2] = {p.batch.kept_scale / rows.sum[0], p.batch.kept_scale / rows.sum[1]};
+  const float scale = p.batch.dropout.scale, factor[2] = {scale / rows.sum[0], scale / rows.sum[1]};
   store_rows<T, kDim>(p.out, sequence, head, first_query, rows.out, factor);
   if (tile_column() != 0) return;
 #pragma unroll
@@ -98,8 +98,8 @@ template <typename T, int kDim>
 constexpr size_t kForwardRowBytes = 3 * sizeof(T) * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize,
-                                  kShortBlocks<kKeys == 64 && sizeof(T) == 4>)
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kShortThreads,
+                                  AttentionTuning<T, kDim, kKeys>::kForwardBlocks)
     attention_forward_short(const AttentionForwardParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
@@ -132,7 +132,7 @@ template <typename T, int kDim, int kKeys>
 constexpr size_t kForwardLongBytes = 5 * sizeof(T) * kKeys * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_forward_long(const AttentionForwardParams p) {
   static_assert(kForwardLongBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   constexpr int kSize = kKeys * kRowStride<T, kDim>;
@@ -182,8 +182,8 @@ cudaError_t forward(const AttentionForwardParams& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_forward(const AttentionForwardParams& p, cudaStream_t stream) {
-  return dispatch(p.batch, [&](auto element, auto head_dim) {
-    return forward<typename decltype(element)::type, head_dim>(p, stream);
+  return with_batch_type(p.batch, [&](auto type, auto head_dim) {
+    return forward<typename decltype(type)::type, head_dim>(p, stream);
   });
 }
 

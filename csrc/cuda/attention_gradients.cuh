@@ -96,7 +96,7 @@ __device__ inline void store_statistics(float* statistics, int64_t stride, const
 template <typename T, int kDim>
 __device__ void query_finish(const AttentionBackwardParams& p, const Sequence& sequence, int head,
                              int first_query, const QueryRows<kDim>& rows) {
-  const float scale = p.batch.kept_scale * kScoreScale<kDim>;
+  const float scale = p.batch.dropout.scale * kScoreScale<kDim>;
   const float factor[2] = {scale / rows.means.total[0], scale / rows.means.total[1]};
   store_rows<T, kDim>(p.query_grad, sequence, head, first_query, rows.grad, factor);
 }
@@ -159,9 +159,9 @@ __device__ void key_step(KeyRows<kDim>& rows, const T* key, const T* value,
 template <typename T, int kDim>
 __device__ void key_finish(const AttentionBackwardParams& p, const Sequence& sequence, int head,
                            int first_key, const KeyRows<kDim>& rows) {
-  const float value_factor[2] = {p.batch.kept_scale, p.batch.kept_scale};
-  const float key_factor[2] = {p.batch.kept_scale * kScoreScale<kDim>,
-                               p.batch.kept_scale * kScoreScale<kDim>};
+  const float value_factor[2] = {p.batch.dropout.scale, p.batch.dropout.scale};
+  const float key_factor[2] = {p.batch.dropout.scale * kScoreScale<kDim>,
+                               p.batch.dropout.scale * kScoreScale<kDim>};
   store_rows<T, kDim>(p.value_grad, sequence, head, first_key, rows.value_grad, value_factor);
   store_rows<T, kDim>(p.key_grad, sequence, head, first_key, rows.key_grad, key_factor);
 }

@@ -1,4 +1,4 @@
-// Tangent of packed attention's output for tangents of queries, keys and values.
+// JVP of packed attention: the output's tangent for tangents of queries, keys and values.
 #include "cuda/attention_launch.cuh"
 
 namespace sbrrt::cuda {
@@ -62,16 +62,16 @@ __device__ void tangent_step(TangentRows<kDim>& rows, const QueryTiles<T>& queri
 }
 
 template <typename T, int kDim>
-__device__ void tangent_finish(const AttentionTangentParams& p, const Sequence& sequence, int head,
+__device__ void tangent_finish(const AttentionJvpParams& p, const Sequence& sequence, int head,
                                int first_query, const TangentRows<kDim>& rows) {
-  const float factor[2] = {p.batch.kept_scale / rows.means.total[0],
-                           p.batch.kept_scale / rows.means.total[1]};
+  const float factor[2] = {p.batch.dropout.scale / rows.means.total[0],
+                           p.batch.dropout.scale / rows.means.total[1]};
   store_rows<T, kDim>(p.out_tangent, sequence, head, first_query, rows.tangent, factor);
 }
 
 // Rows [first, first + count) of everything that belongs to keys, each `size` further on.
 template <typename T, int kDim>
-__device__ void copy_keys(T* to, int size, const AttentionTangentParams& p,
+__device__ void copy_keys(T* to, int size, const AttentionJvpParams& p,
                           const Sequence& sequence, int head, int first, int count) {
   copy_rows<T, kDim>(to, p.key, sequence, head, first, count);
   copy_rows<T, kDim>(to + size, p.key_tangent, sequence, head, first, count);
@@ -90,9 +90,9 @@ template <typename T, int kDim>
 constexpr size_t kTangentRowBytes = 6 * sizeof(T) * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kShortWarps<kKeys>* kWarpSize,
-                                  kShortBlocks<kKeys == 64 || (kKeys == 32 && sizeof(T) == 4)>)
-    attention_jvp_short(const AttentionTangentParams p, int heads_per_block) {
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kShortThreads,
+                                  AttentionTuning<T, kDim, kKeys>::kJvpBlocks)
+    attention_jvp_short(const AttentionJvpParams p, int heads_per_block) {
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
   const int padded = round_up_to_tile(sequence.length), size = padded * kRowStride<T, kDim>;
@@ -126,8 +126,8 @@ template <typename T, int kDim, int kKeys>
 constexpr size_t kTangentLongBytes = 10 * sizeof(T) * kKeys * kRowStride<T, kDim>;
 
 template <typename T, int kDim, int kKeys>
-__global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
-    attention_jvp_long(const AttentionTangentParams p) {
+__global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
+    attention_jvp_long(const AttentionJvpParams p) {
   static_assert(kTangentLongBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kLongWarps<kKeys>* kWarpSize)
 }
 
 template <typename T, int kDim>
-cudaError_t jvp(const AttentionTangentParams& p, cudaStream_t stream) {
+cudaError_t jvp(const AttentionJvpParams& p, cudaStream_t stream) {
   constexpr bool kFits = kTangentLongBytes<T, kDim, kMaxLongKeys> <= kMaxSharedBytes;
   const AttentionPlan plan = plan_of(p.batch, {kTangentRowBytes<T, kDim>, kFits});
   const dim3 grid = grid_of(p.batch, plan), block = block_of(plan);
@@ -177,9 +177,9 @@ cudaError_t jvp(const AttentionTangentParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t attention_jvp(const AttentionTangentParams& p, cudaStream_t stream) {
-  return dispatch(p.batch, [&](auto element, auto head_dim) {
-    return jvp<typename decltype(element)::type, head_dim>(p, stream);
+cudaError_t attention_jvp(const AttentionJvpParams& p, cudaStream_t stream) {
+  return with_batch_type(p.batch, [&](auto type, auto head_dim) {
+    return jvp<typename decltype(type)::type, head_dim>(p, stream);
   });
 }
 

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/attention_tile.cuh"
+#include "cuda/common/dispatch.cuh"
 #include "cuda/common/launch.cuh"
 
 namespace sbrrt::cuda {
@@ -39,23 +40,28 @@ inline bool has_mean_up_to(const AttentionBatch& batch, int64_t length) {
 inline AttentionPlan short_plan(const AttentionBatch& batch, int keys, size_t row_bytes) {
   const int num_tiles = std::max(longest_padded(batch) / kTile, 1);
   const size_t head_bytes = num_tiles * kTile * row_bytes;
-  const int num_warps = num_tiles <= 4 || has_mean_up_to(batch, 64) ? 4 : 8;
-  const int wanted = num_tiles > 4 ? 1 : static_cast<int>(ceil_div(4, num_tiles));
+  constexpr int kTiles = AttentionChoice::kTilesPerBlock;
+  const bool has_few_tiles =
+      num_tiles <= kTiles || has_mean_up_to(batch, AttentionChoice::kFewWarpsMean);
+  const int num_warps = has_few_tiles ? kTiles : 2 * kTiles;
+  const int wanted = static_cast<int>(ceil_div(kTiles, num_tiles));
   const int fitting = std::max(static_cast<int>(kMaxSharedBytes / head_bytes), 1);
   const int num_heads = std::min({batch.num_heads, wanted, fitting});
   return {true, keys, num_heads, num_warps, num_heads * head_bytes};
 }
 
-// One long sequence among many short ones does not choose the kernel: where the keys that a warp of
-// a short one would hold are over four times the mean length, it is a long one.
+// One long sequence among many short ones does not choose the kernel.
 inline AttentionPlan plan_of(const AttentionBatch& batch, const AttentionNeeds& needs) {
   int keys = 32;
   while (keys < kMaxShortKeys && keys < batch.max_length) keys *= 2;
-  if (batch.max_length <= keys && (keys == 32 || !has_mean_up_to(batch, keys / 4))) {
+  constexpr int kShare = AttentionChoice::kKeysPerMeanToken;
+  if (batch.max_length <= keys && (keys == 32 || !has_mean_up_to(batch, keys / kShare))) {
     const AttentionPlan plan = short_plan(batch, keys, needs.row_bytes);
     if (plan.shared_bytes <= kMaxSharedBytes) return plan;
   }
-  keys = needs.fits_longest_chunk && !has_mean_up_to(batch, 32) ? kMaxLongKeys : 32;
+  const bool is_large =
+      needs.fits_longest_chunk && !has_mean_up_to(batch, AttentionChoice::kSmallChunkMean);
+  keys = is_large ? kMaxLongKeys : 32;
   return {false, keys, 1, keys / kTile, 0};
 }
 
@@ -95,28 +101,15 @@ cudaError_t with_long_keys(const AttentionPlan& plan, Body body) {
   return body(Keys<32>{});
 }
 
-template <typename T>
-struct Element {
-  using type = T;
-};
-
-template <typename T, typename Body>
-cudaError_t with_head_dim(const AttentionBatch& batch, Body body) {
-  if (batch.head_dim == 32) return body(Element<T>{}, std::integral_constant<int, 32>{});
-  if (batch.head_dim == 64) return body(Element<T>{}, std::integral_constant<int, 64>{});
-  return cudaErrorInvalidValue;
-}
-
-// Calls body with the batch's element type and head dimension.
+// Calls body with the TypeTag of the batch's dtype and its head dimension.
 template <typename Body>
-cudaError_t dispatch(const AttentionBatch& batch, Body body) {
+cudaError_t with_batch_type(const AttentionBatch& batch, Body body) {
   if (batch.max_length < 0 || batch.max_length > kMaxAttentionLength) return cudaErrorInvalidValue;
-  switch (batch.element) {
-    case ElementType::kFloat: return with_head_dim<float>(batch, body);
-    case ElementType::kHalf: return with_head_dim<__half>(batch, body);
-    case ElementType::kBFloat16: return with_head_dim<__nv_bfloat16>(batch, body);
-  }
-  return cudaErrorInvalidValue;
+  return with_dtype(batch.dtype, [&](auto type) {
+    if (batch.head_dim == 32) return body(type, std::integral_constant<int, 32>{});
+    if (batch.head_dim == 64) return body(type, std::integral_constant<int, 64>{});
+    return cudaErrorInvalidValue;
+  });
 }
 
 }  // namespace sbrrt::cuda

@@ -5,12 +5,11 @@
 // in shared memory are rows of kDim features, kRowStride apart.
 #pragma once
 
+#include "cuda/attention_tuning.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/common/vec.cuh"
 
 namespace sbrrt::cuda {
-
-constexpr int kTile = 16;  // rows of a warp's tile; every sequence is padded to a multiple of it
 
 // 16 bytes more than a row holds, so that the same part of eight rows lies in different banks.
 template <typename T, int kDim>

@@ -16,18 +16,6 @@
 
 namespace sbrrt::cuda {
 
-// The keys of a warp's chunk are a template argument. A short kernel has all keys of a sequence in one
-// chunk, a long one goes through the sequence chunk by chunk and has a block of as many queries.
-constexpr int kMaxShortKeys = 128, kMaxLongKeys = 64;
-
-template <int kKeys>
-constexpr int kShortWarps = kKeys > 64 ? 8 : 4;  // at most
-// Blocks that a multiprocessor must have registers for; 0 leaves their number to the compiler, which
-// spills some bytes of some kernels to have one more.
-template <bool kWouldSpill, int kBlocks = 3>
-constexpr int kShortBlocks = kWouldSpill ? kBlocks : 0;
-template <int kKeys>
-constexpr int kLongWarps = kKeys / kTile;  // a tile per warp
 constexpr float kLog2E = 1.44269504088896340736f, kLn2 = 0.69314718055994530942f;
 
 template <int kDim>
@@ -50,7 +38,7 @@ __device__ inline Sequence sequence_of(const AttentionBatch& batch, int64_t n) {
 
 // Begins to copy rows [first, first + count) of one head; those not below `length` become zeros.
 template <typename T, int kDim>
-__device__ void copy_rows(T* shared, const AttentionRows& rows, const Sequence& sequence, int head,
+__device__ void copy_rows(T* shared, const ConstRows& rows, const Sequence& sequence, int head,
                           int first, int count) {
   constexpr int kParts = kDim / kVecSize<T>;
   const T* data = static_cast<const T*>(rows.data) + head * kDim;
@@ -87,7 +75,7 @@ __device__ inline void for_each_chunk(int num_chunks, Copy copy, Step step) {
 
 // Rows [first, first + 16) of a head: c times each row's factor; rows not below `length` are skipped.
 template <typename T, int kDim>
-__device__ inline void store_rows(const AttentionResult& result, const Sequence& sequence, int head,
+__device__ inline void store_rows(const Rows& result, const Sequence& sequence, int head,
                                   int first, const float (&c)[kDim / 8][4],
                                   const float (&factor)[2]) {
 #pragma unroll
@@ -122,10 +110,10 @@ struct Dropout {
 };
 
 __device__ inline Dropout dropout_of(const AttentionBatch& batch, int64_t n, int head) {
-  if (batch.threshold == 0) return {};
-  return {philox_stream(batch.rng, batch.site),
+  if (batch.dropout.threshold == 0) return {};
+  return {philox_stream(batch.dropout.rng, batch.dropout.site),
           attention_element(batch.rows[n], batch.num_heads, head, batch.max_positions),
-          batch.max_positions, batch.threshold};
+          batch.max_positions, batch.dropout.threshold};
 }
 
 // Which of this lane's four probabilities of a tile are kept, bit i for c[i].
@@ -226,8 +214,8 @@ struct RowMeans {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       total[half] += warp_sum<4>(sum[half]);
-      const float change = warp_sum<4>(weighted[half]);
-      step[half] = total[half] > 0 ? change / total[half] : 0.f;
+      const float offset = warp_sum<4>(weighted[half]);
+      step[half] = total[half] > 0 ? offset / total[half] : 0.f;
       mean[half] += step[half];
     }
   }

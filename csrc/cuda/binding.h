@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "common/checks.h"
+#include "common/dense_rows.h"
 #include "common/dropout.h"
 #include "common/op.h"
 #include "cuda/column_sums.h"
@@ -51,11 +52,6 @@ class Launch {
   c10::cuda::CUDAStream stream_;
 };
 
-// A tensor whose rows are dense: itself, or a copy.
-inline at::Tensor with_dense_rows(const at::Tensor& tensor) {
-  return tensor.stride(1) == 1 || tensor.size(1) == 1 ? tensor : tensor.contiguous();
-}
-
 // The tensor has dense rows and outlives the view.
 inline ConstRows const_rows(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0)};
@@ -78,11 +74,16 @@ inline at::Tensor empty_floats(at::IntArrayRef sizes, const at::Tensor& like) {
   return at::empty(sizes, like.options().dtype(at::kFloat));
 }
 
-// rng and offsets are contiguous forms of dropout's and outlive the result.
-inline DropoutParams dropout_params(const RowDropout& dropout, const at::Tensor& rng,
-                                    const at::Tensor& offsets) {
-  return {rng.const_data_ptr<int64_t>(), offsets.const_data_ptr<int64_t>(), dropout.site,
-          dropout_threshold(dropout.p), static_cast<float>(dropout_scale(dropout.p))};
+// rng is contiguous and outlives the result.
+inline DropoutParams dropout_params(double p, const at::Tensor& rng, int64_t site) {
+  return {rng.const_data_ptr<int64_t>(), site, dropout_threshold(p),
+          static_cast<float>(dropout_scale(p))};
+}
+
+// rng and offsets are contiguous forms of the arguments' and outlive the result.
+inline RowDropoutParams dropout_params(const DropoutArguments& dropout, const at::Tensor& rng,
+                                       const at::Tensor& offsets) {
+  return {dropout_params(dropout.p, rng, dropout.site), offsets.const_data_ptr<int64_t>()};
 }
 
 // The sums over the blocks of partial [num_blocks, gradients * width], into the gradients that are

@@ -21,7 +21,7 @@ struct EmbedParams {
   int width;
   ElementType dtype;  // of the tables
   EmbedTable tables[3];
-  DropoutParams dropout;
+  RowDropoutParams dropout;
 };
 
 // out = M LN(s)

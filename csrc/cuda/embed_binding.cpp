@@ -30,7 +30,7 @@ struct DenseInputs {
   at::Tensor weight, rng, offsets;
   EmbedParams params;
 
-  DenseInputs(const EmbedTensors& t, const RowDropout& dropout)
+  DenseInputs(const EmbedTensors& t, const DropoutArguments& dropout)
       : indices{t.ids.contiguous(), t.positions.contiguous(), t.types.contiguous()},
         tables{with_dense_rows(t.word), with_dense_rows(t.position), with_dense_rows(t.type)},
         weight(floats(t.weight)),
@@ -45,7 +45,7 @@ struct DenseInputs {
   }
 };
 
-Launch launch_of(const char* op, const EmbedTensors& t, const RowDropout& dropout,
+Launch launch_of(const char* op, const EmbedTensors& t, const DropoutArguments& dropout,
                  TensorRef other) {
   check_kernel(op, t);
   return Launch(op, t.word, {t.ids, t.positions, t.types, t.position, t.type, t.weight,

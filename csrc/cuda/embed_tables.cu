@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarpSize)
   const int64_t token = place < p.num_tokens ? tokens.token(place) : 0;
   const int64_t row = tokens.row(place), before = tokens.row(place - 1);
   const unsigned starts = __ballot_sync(kFullMask, row != before);
-  const int64_t following = tokens.row(first + count);
+  const int64_t next_row = tokens.row(first + count);
   const bool clears = !needs_zeros(p.num_tokens, tokens.table.num_rows);
   const int column = (task.strip * kWarpSize + lane_index()) * N;
   const bool is_column = column < p.width;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarpSize)
     if (!is_column) continue;
     if (clears) clear_between<T, N>(out, p.width, previous, own);
     if (!tokens.has(own)) continue;
-    const bool is_begun_here = starts >> begin & 1, is_whole = end < count || following != own;
+    const bool is_begun_here = starts >> begin & 1, is_whole = end < count || next_row != own;
     if (is_begun_here && is_whole) {
       store_floats(out + own * p.width, sums);
     } else {
@@ -135,9 +135,9 @@ __global__ void __launch_bounds__(kSumWarps* kWarpSize)
 // How many chunks behind this one begin with the row.
 __device__ inline int64_t num_continued(const SortedTokens& tokens, int64_t chunk, int64_t row) {
   int64_t count = 0;
-  for (unsigned found = kFullMask; found == kFullMask; count += __popc(found)) {
+  for (unsigned same = kFullMask; same == kFullMask; count += __popc(same)) {
     const int64_t place = (chunk + 1 + count + lane_index()) * kChunk;
-    found = __ballot_sync(kFullMask, tokens.row(place) == row);
+    same = __ballot_sync(kFullMask, tokens.row(place) == row);
   }
   return count;
 }

@@ -1,4 +1,4 @@
-// LN(residual + dropout(x + bias)): forward, backward and tangent. A row stays in registers, so every
+// LN(residual + dropout(x + bias)): forward, backward and JVP. A row stays in registers, so every
 // input is read once; docs/math/layernorm.md derives the formulas.
 #include "cuda/layernorm.h"
 

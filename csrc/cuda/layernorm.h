@@ -16,7 +16,7 @@ struct ResidualParams {
   ElementType x_dtype, residual_dtype;
   ConstRows x, residual;
   const float* bias;  // [width]
-  DropoutParams dropout;
+  RowDropoutParams dropout;
 };
 
 struct LayerNormForwardParams {

@@ -24,7 +24,7 @@ struct DenseInputs {
   at::Tensor x, residual, bias, weight, rng, offsets;
   ResidualParams params;
 
-  DenseInputs(const ResidualTensors& t, const RowDropout& dropout)
+  DenseInputs(const ResidualTensors& t, const DropoutArguments& dropout)
       : x(with_dense_rows(t.x)),
         residual(with_dense_rows(t.residual)),
         bias(floats(t.bias)),
@@ -41,7 +41,7 @@ struct DenseInputs {
                dropout_params(dropout, rng, offsets)} {}
 };
 
-Launch launch_of(const char* op, const ResidualTensors& t, const RowDropout& dropout,
+Launch launch_of(const char* op, const ResidualTensors& t, const DropoutArguments& dropout,
                  TensorRef other) {
   check_kernel(op, t);
   return Launch(op, t.x, {t.bias, t.residual, t.weight, dropout.rng, dropout.offsets, other});

@@ -42,14 +42,14 @@ class Group {
     return is_in_range(token) ? p_.sequence[token] == id_ : id_ == 0;
   }
 
-  template <typename Wanted, typename F>
-  __device__ void each_token(Wanted wanted, F f) const {
+  template <typename Predicate, typename F>
+  __device__ void each_token(Predicate is_member, F f) const {
     const int64_t begin = kSequence ? warp_index() * kWarpSize : id_ / kWarpSize * kWarpSize;
     const int64_t end = kSequence || begin + kWarpSize > p_.num_tokens ? p_.num_tokens
                                                                        : begin + kWarpSize;
     for (int64_t tile = begin; tile < end; tile += kThreads) {
       const int64_t token = tile + lane_index();
-      unsigned matches = __ballot_sync(kFullMask, token < p_.num_tokens && wanted(token));
+      unsigned matches = __ballot_sync(kFullMask, token < p_.num_tokens && is_member(token));
       for (; matches != 0; matches &= matches - 1) {
         const int64_t match = tile + __ffs(static_cast<int>(matches)) - 1;
         for (int j = lane_index() * N; j < p_.width; j += kWarpSize * N) f(match, j);

@@ -11,9 +11,9 @@ namespace {
 
 constexpr int kExamples = 4;  // of a block, a warp each
 constexpr int kThreads = kExamples * kWarpSize;
-constexpr double kSmall = 1.0;  // changes up to this go through expm1 and log1p
+constexpr double kSmall = 1.0;  // deltas up to this go through expm1 and log1p
 
-// One example's logits and change, and the sums behind its probabilities.
+// One example's logits and delta, and the sums behind its probabilities.
 class KlRow {
  public:
   __device__ KlRow(const KlParams& p, int64_t example) : p_(p), example_(example) {
@@ -49,14 +49,14 @@ class KlRow {
 // log sum_j q_j exp(delta_j)
 __device__ inline double partition_shift(const KlRow& row, int num_classes) {
   if (num_classes == 1) return row.other(0);
-  float largest_change = 0.0f, largest = -INFINITY;
+  float largest_delta = 0.0f, largest = -INFINITY;
   row.each_class([&](int j) {
-    largest_change = fmaxf(largest_change, fabsf(row.other(j)));
+    largest_delta = fmaxf(largest_delta, fabsf(row.other(j)));
     largest = fmaxf(largest, static_cast<float>(row.log_q(j) + row.other(j)));
   });
-  largest_change = warp_max(largest_change);
+  largest_delta = warp_max(largest_delta);
   largest = warp_max(largest);
-  const bool is_small = largest_change <= kSmall;
+  const bool is_small = largest_delta <= kSmall;
   double sum = 0.0;
   row.each_class([&](int j) {
     const double d = row.other(j);
@@ -67,12 +67,12 @@ __device__ inline double partition_shift(const KlRow& row, int num_classes) {
 }
 
 // log p_j - log q_j, and p_j - q_j.
-struct ClassChange {
-  double log_ratio, change;
+struct ClassTerms {
+  double log_ratio, difference;
 
-  __device__ ClassChange(const KlRow& row, double shift, int j)
+  __device__ ClassTerms(const KlRow& row, double shift, int j)
       : log_ratio(row.other(j) - shift),
-        change(fabs(log_ratio) <= kSmall ? row.q(j) * expm1(log_ratio)
+        difference(fabs(log_ratio) <= kSmall ? row.q(j) * expm1(log_ratio)
                                          : exp(row.log_q(j) + log_ratio) - row.q(j)) {}
 };
 
@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kThreads, 1) kl_forward_kernel(const KlForward
   const double shift = partition_shift(row, p.in.num_classes);
   double divergence = 0.0;
   row.each_class([&](int j) {
-    const ClassChange c(row, shift, j);
-    divergence += c.change * c.log_ratio;
+    const ClassTerms c(row, shift, j);
+    divergence += c.difference * c.log_ratio;
   });
   divergence = warp_sum(divergence);
   if (lane_index() == 0) p.out[example] = static_cast<float>(divergence);
@@ -103,21 +103,21 @@ __global__ void __launch_bounds__(kThreads, 1) kl_backward_kernel(const KlBackwa
   const double shift = partition_shift(row, p.in.num_classes);
   double divergence = 0.0, mean = 0.0;  // mean: E_p c = KL(p || q)
   row.each_class([&](int j) {
-    const ClassChange c(row, shift, j);
-    divergence += c.change * c.log_ratio;
-    mean += (row.q(j) + c.change) * c.log_ratio;
+    const ClassTerms c(row, shift, j);
+    divergence += c.difference * c.log_ratio;
+    mean += (row.q(j) + c.difference) * c.log_ratio;
   });
   divergence = warp_sum(divergence);
   mean = warp_sum(mean);
   const double grad = p.grad[example * p.grad_stride];
   row.each_class([&](int j) {
-    const ClassChange c(row, shift, j);
+    const ClassTerms c(row, shift, j);
     const double q = row.q(j), centred = c.log_ratio - mean;
     const int64_t index = example * p.in.num_classes + j;
     store_any(p.dlogits, p.in.logits.dtype, index,
-              static_cast<float>(grad * (c.change * centred - q * divergence)));
+              static_cast<float>(grad * (c.difference * centred - q * divergence)));
     store_any(p.ddelta, p.in.other.dtype, index,
-              static_cast<float>(grad * ((q + c.change) * centred + c.change)));
+              static_cast<float>(grad * ((q + c.difference) * centred + c.difference)));
   });
 }
 

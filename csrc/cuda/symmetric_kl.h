@@ -17,7 +17,7 @@ struct KlTensor {
 struct KlParams {
   int64_t num_examples;
   int num_classes;
-  KlTensor logits, other;  // other: the change, or the Fisher product's tangent
+  KlTensor logits, other;  // other: delta, or the Fisher product's tangent
 };
 
 struct KlForwardParams {

@@ -56,7 +56,9 @@ class SmartRegularizer:
 
     Args:
         model_fn: embeddings -> logits [num_examples, num_classes], or values [num_examples] with
-            ``divergence=SQUARED``. It must be deterministic (dropout off, or masks fixed).
+            ``divergence=SQUARED``. It must be deterministic (dropout off, or masks fixed). Unless
+            ``gradient`` is ``finite`` it needs forward-mode derivatives, which torch's
+            ``scaled_dot_product_attention`` lacks (transformers: ``attn_implementation="eager"``).
         config: the mechanism's settings; ``SmartConfig()`` is the ``adversarial`` preset. Its
             ``weight`` is for the caller to apply.
         divergence: ``SYMMETRIC_KL`` or ``SQUARED``.

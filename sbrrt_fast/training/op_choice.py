@@ -18,7 +18,6 @@ from sbrrt_fast.model.dropout import noise_width
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
 from sbrrt_fast.ops.attention import MAX_LENGTH
-from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.step.fast_step import DTYPES
 
@@ -72,21 +71,23 @@ def written_out_why_not(calls: Sequence[OpCall], backend: str, device: torch.dev
 
     Its passes take the writing ops of one backend, and its update a fused one.
     """
-    lacking = [call for call in calls if not _is_fused(call, backend, device)]
+    taken = {call.explain(backend).backend for call in calls if call.op.name in PASS_OPS}
+    fused = device.type if device.type in taken else "triton"
+    lacking = [call for call in calls if not _is_fused(call, backend, fused)]
     if not lacking:
         return None
-    reason = f"{', '.join(call.op.name for call in lacking)} cannot run on {device.type} here"
+    where = device.type if backend == "auto" else backend
+    reason = f"{', '.join(call.op.name for call in lacking)} cannot run on {where} here"
     shorter = [call.shorter for call in lacking]
-    if all(call and _is_fused(call, backend, device) for call in shorter):
+    if all(call and _is_fused(call, backend, fused) for call in shorter):
         reason += f"; --model.max-length {MAX_LENGTH} would cut longer texts and be faster"
     return reason
 
 
-def _is_fused(call: OpCall, backend: str, device: torch.device) -> bool:
+def _is_fused(call: OpCall, backend: str, fused: str) -> bool:
     taken = call.explain(backend).backend
     if call.op.name in PASS_OPS:
-        written_out, _ = written_out_backend(backend, device)
-        return written_out is not None and taken == written_out.name
+        return taken == fused
     return call.op.name != _UPDATE or taken != "reference"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measure import is_lost
+from benchmarks.harness.measure import is_lost
 
 FILE, LOST = "tests.jsonl", 70  # an exit status
 

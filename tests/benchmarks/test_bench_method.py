@@ -9,27 +9,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import bench_round, runner
-from benchmarks.bench_adamw_ema import SMALL, AdamwEma
-from benchmarks.bench_optimizer import Optimizer
-from benchmarks.bench_round import FAST, Round
-from benchmarks.deadline import NO_TIME, Deadline
-from benchmarks.lengths import TASKS, drawn, typical
-from benchmarks.measure import (
+from benchmarks.cases import round as round_case
+from benchmarks.cases.adamw_ema import SMALL, AdamwEma
+from benchmarks.cases.optimizer import Optimizer
+from benchmarks.cases.registry import OPS
+from benchmarks.cases.round import FAST, Round
+from benchmarks.harness import runner
+from benchmarks.harness.benchmark import Absent, Benchmark, Differentiable, Plain
+from benchmarks.harness.check import WrongResult, check_close
+from benchmarks.harness.deadline import NO_TIME, Deadline
+from benchmarks.harness.lengths import TASKS, drawn, typical
+from benchmarks.harness.measure import (
     Budget,
     CaptureFailed,
     Stopwatch,
-    WrongResult,
-    check_close,
     interleave,
 )
-from benchmarks.ops import Absent, Benchmark, Differentiable, Plain
-from benchmarks.progress import FreshProcess, Progress
-from benchmarks.results import Stage
-from benchmarks.runner import record_case
-from benchmarks.settings import NUM_ROUNDS, Settings
-from benchmarks.shapes import MODELS, Case
-from benchmarks.suite import OPS
+from benchmarks.harness.progress import FreshProcess, Progress
+from benchmarks.harness.results import Stage
+from benchmarks.harness.runner import record_case
+from benchmarks.harness.settings import NUM_ROUNDS, Settings
+from benchmarks.harness.shapes import MODELS, Case
 
 CPU = torch.device("cpu")
 QUICK = Settings(CPU, quick=True)
@@ -196,13 +196,13 @@ def planted(kind: type) -> type:
         return torch.where(x.isfinite(), 1.1 * x, x) if x.is_floating_point() else x
 
     class Wrong(kind):
-        def variant(self, case, name, backend):
-            found = super().variant(case, name, backend)
-            return replace(found, run=lambda inputs, p: off(found.run(inputs, p)))
+        def variant(self, case, name):
+            way = super().variant(case, name)
+            return replace(way, run=lambda inputs, p: off(way.run(inputs, p)))
 
-        def function(self, case, name, backend):
-            found = super().function(case, name, backend)
-            return (lambda *tensors: off(found(*tensors))) if backend else found
+        def function(self, case, name):
+            function = super().function(case, name)
+            return (lambda *tensors: off(function(*tensors))) if name == "cpu" else function
 
     return Wrong
 
@@ -259,7 +259,7 @@ def test_a_round_with_other_losses_is_found(terms, told, monkeypatch):
         found = RIGHT if name == "reference fp32" else terms
         return lambda batches, index: {n: torch.tensor(x).double() for n, x in found.items()}
 
-    monkeypatch.setattr(bench_round, "build", build)
+    monkeypatch.setattr(round_case, "build", build)
     benchmark, case = Round(QUICK), Case("minilm", "round", "", "train")
     if told is None:
         assert len(benchmark.calls(case, "fast fp32", 1)) == 1
@@ -276,13 +276,13 @@ def test_results_of_another_number_are_no_match():
 
 def test_peers_in_bf16_are_left_out_with_the_reason_where_it_is_emulated(monkeypatch):
     case = Case("minilm", "round", "", "train")
-    monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 7.0)
+    monkeypatch.setattr(round_case, "bf16_over_fp32", lambda device: 7.0)
     slow = Round(Settings(CPU, quick=False))
     for peer in ("hf bf16 sdpa", "hf bf16 eager"):
         with pytest.raises(Absent, match="takes 7 times as long as one in fp32; see hf fp32 sdpa"):
             slow._leave_out(case, peer)
     slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
-    monkeypatch.setattr(bench_round, "bf16_over_fp32", lambda device: 0.2)
+    monkeypatch.setattr(round_case, "bf16_over_fp32", lambda device: 0.2)
     Round(Settings(CPU, quick=False))._leave_out(case, "hf bf16 eager")
     with pytest.raises(Absent, match="bert-base takes too long"):
         slow._leave_out(replace(case, model="bert-base"), "hf fp32 sdpa")
@@ -301,7 +301,7 @@ def test_drawn_lengths_are_the_datas_and_batches_differ_little():
 
 
 def test_the_rounds_are_a_few_again_and_again():
-    rounds = bench_round.Rounds(QUICK, Case("minilm", "round", "", "train"))
+    rounds = round_case.Rounds(QUICK, Case("minilm", "round", "", "train"))
     found = list(itertools.islice((rounds[i] for i in itertools.count()), 2 * NUM_ROUNDS))
     assert all(a is b for a, b in zip(found, found[NUM_ROUNDS:], strict=False))
     assert len({id(batches) for batches in found}) == NUM_ROUNDS

@@ -7,15 +7,15 @@ import sys
 import pytest
 
 from benchmarks import run, suite
-from benchmarks.bench_assemble import Assemble
-from benchmarks.machine import ROOT
-from benchmarks.progress import FRESH, FreshProcess, Progress
-from benchmarks.results import Results
+from benchmarks.cases.assemble import Assemble
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.progress import FRESH, FreshProcess, Progress
+from benchmarks.harness.results import Results
 
 WORK = """
 import os, signal, sys, time
 from pathlib import Path
-from benchmarks.progress import FRESH, Progress
+from benchmarks.harness.progress import FRESH, Progress
 
 progress, end = Progress(Path(sys.argv[sys.argv.index("--progress") + 1])), sys.argv[1]
 if not progress.done:

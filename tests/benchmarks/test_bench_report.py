@@ -8,20 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import parts, report, run, suite
-from benchmarks.bench_adamw_ema import SMALL
-from benchmarks.bench_assemble import Assemble
-from benchmarks.bench_round import Round
-from benchmarks.deadline import NO_TIME
-from benchmarks.floor import Launches, floor_table, num_parameters, op_lines, scaling
-from benchmarks.goals import GOALS, lack
-from benchmarks.machine import Machine
-from benchmarks.measure import WrongResult
-from benchmarks.plots import draw_all
-from benchmarks.results import Results, Row, Stage
-from benchmarks.settings import Settings
-from benchmarks.shapes import MODELS, Case
-from benchmarks.suite import duration
+from benchmarks import run, suite
+from benchmarks.cases import stages
+from benchmarks.cases.adamw_ema import SMALL
+from benchmarks.cases.assemble import Assemble
+from benchmarks.cases.round import Round
+from benchmarks.harness.check import WrongResult
+from benchmarks.harness.deadline import NO_TIME
+from benchmarks.harness.machine import Machine
+from benchmarks.harness.results import Results, Row, Stage
+from benchmarks.harness.settings import Settings
+from benchmarks.harness.shapes import MODELS, Case
+from benchmarks.harness.text import duration
+from benchmarks.report import report
+from benchmarks.report.floor import Launches, floor_table, num_parameters, op_lines, scaling
+from benchmarks.report.goals import GOALS, missing_bf16
+from benchmarks.report.plots import draw_all
 
 MS = 1e-3
 MACHINE = {"flops": {"fp32": 1e11, "bf16": 1e12}, "bytes": 1e10, "launch": 2e-6}
@@ -126,11 +128,11 @@ def test_a_goal_without_a_figure_gives_the_reason_that_the_run_noted():
 
 def test_what_a_machine_lacks_is_said_beside_goals_and_readme():
     results = made()
-    assert lack(results) == ""
+    assert missing_bf16(results) == ""
     results.stages["machine"].details["machine"] = MACHINE | {"flops": {"fp32": 1e11, "bf16": 1e10}}
-    assert "no instructions for bf16 products (AVX9): torch's reach 0.10" in lack(results)
-    assert lack(results) in report.markdown(results, []).splitlines()
-    assert lack(results) in report.readme_table([results])
+    assert "no instructions for bf16 products (AVX9): torch's reach 0.10" in missing_bf16(results)
+    assert missing_bf16(results) in report.markdown(results, []).splitlines()
+    assert missing_bf16(results) in report.readme_table([results])
     assert goals(results)["SBRRT round against Hugging Face fp32 eager, CPU"][1] == "met"
 
 
@@ -223,7 +225,7 @@ def test_what_there_is_no_time_for_is_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DEVICE", "cpu")
     arguments = [str(tmp_path), "--stages", "stages", "ops", "--only", "gelu", "--no-plots"]
     here = ["--progress", str(tmp_path / "progress.json")]  # in this process
-    monkeypatch.setattr(parts, "stage_times", None)  # it must not be called
+    monkeypatch.setattr(stages, "stage_times", None)  # it must not be called
     assert run.main([*arguments, "--seconds", "1e-9", *here]) == 0
     assert f"bias_gelu minilm round fp32 forward: {NO_TIME}" in capsys.readouterr().out
     found = Results.load(tmp_path)

@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import (
-    gpu_check,
-    gpu_check_files,
-    gpu_check_stages,
-)
-from benchmarks.gpu_check import Check, Outcome, Stage, main
-from benchmarks.machine import ROOT
-from tests.build import listed_environment
+from benchmarks.gpu_check import __main__ as command
+from benchmarks.gpu_check import files, runner, stages
+from benchmarks.gpu_check.__main__ import main
+from benchmarks.gpu_check.runner import Check, Outcome, Stage
+from benchmarks.harness.machine import ROOT
+from tests.benchmarks import listed_environment
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -44,12 +42,12 @@ def run_all(stages, output: Path, missing, seconds: float = 300.0, tell=quiet) -
 
 def packed(output: Path) -> dict[str, str]:
     """Names and texts of the archive's files."""
-    with tarfile.open(output / gpu_check.LOGS) as archive:
+    with tarfile.open(output / runner.LOGS) as archive:
         return {m.name: archive.extractfile(m).read().decode() for m in archive.getmembers()}
 
 
 def recorded(output: Path) -> list[dict]:
-    return json.loads((output / gpu_check.RESULT).read_text(encoding="utf-8"))["stages"]
+    return json.loads((output / runner.RESULT).read_text(encoding="utf-8"))["stages"]
 
 
 def test_a_failing_stage_does_not_stop_the_next(tmp_path):
@@ -88,7 +86,7 @@ def test_a_stage_that_dies_of_a_signal_costs_itself_and_what_it_left_is_kept(tmp
 
 def test_what_a_stage_prints_is_packed_while_it_runs(tmp_path, monkeypatch):
     """The call itself may be killed, and only what is in the archive comes back then."""
-    monkeypatch.setattr(gpu_check, "PERIOD", 0.2)
+    monkeypatch.setattr(runner, "PERIOD", 0.2)
     seen = []
     check = Check(tmp_path / "out", tmp_path / "work", nothing, quiet)
     pack = check._archive
@@ -143,7 +141,7 @@ def test_what_lacks_something_or_time_is_skipped(tmp_path):
 
 
 def stage_names(call: int | None) -> list[str]:
-    found = gpu_check_stages.stages(Path("out"), False)
+    found = stages.stages(Path("out"), False)
     return [stage.name for stage in found if stage.call in (call, None)]
 
 
@@ -154,18 +152,18 @@ def test_the_calls_share_the_stages_out_and_each_builds_first():
     assert stage_names(2) == [
         "build", "no CUDA", "calls", "tests", "round", "train", "ops", "sweep",
     ]  # fmt: skip
-    assert gpu_check.SECONDS[1] <= 240
-    assert max(gpu_check.SECONDS.values()) < 600
-    assert gpu_check.SECONDS[1] + gpu_check.SECONDS[2] <= 15 * 60 - 2 * 60  # and two starts
+    assert command.SECONDS[1] <= 240
+    assert max(command.SECONDS.values()) < 600
+    assert command.SECONDS[1] + command.SECONDS[2] <= 15 * 60 - 2 * 60  # and two starts
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_stages_end_in_time_and_say_what_they_need(tmp_path, dry_run):
-    for stage in gpu_check_stages.stages(tmp_path, dry_run):
-        if stage.name in gpu_check_stages.BENCHES:
+    for stage in stages.stages(tmp_path, dry_run):
+        if stage.name in stages.BENCHES:
             assert float(stage.command[stage.command.index("--seconds") + 1]) < stage.limit
         for need in stage.needs:
-            reason = gpu_check_stages.missing()(need)
+            reason = stages.missing()(need)
             assert reason is None or len(reason) > 5
 
 
@@ -173,7 +171,7 @@ def test_it_compiles_for_the_gpu_that_is_there_on_all_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    assert gpu_check_stages.build_environment() == {
+    assert stages.build_environment() == {
         "MAX_JOBS": "16", "SBRRT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0",
     }  # fmt: skip
 
@@ -200,15 +198,18 @@ def test_that_environment_lacks_what_is_not_listed(listed_python, name):
 
 def test_every_file_that_it_runs_imports_with_the_listed_packages_alone(listed_python):
     files = [
-        *gpu_check_stages.gpu_tests(),
-        *gpu_check_stages.STEP_TESTS,
+        *stages.gpu_tests(),
+        *stages.STEP_TESTS,
         "tests/ops/test_gpu_ops.py",
     ]
     options = ("-q", "--collect-only", "-p", "no:cacheprovider", "-p", "tests.benchmarks.live_log")
     told = run_there(listed_python, "-m", "pytest", *options, *files)
     assert told.returncode == 0, told.stdout[-3000:]
-    modules = ("run", "small_calls", "short_run", "memory", "report", "floor", "kernel_list")
-    imports = "; ".join(f"import benchmarks.{module}" for module in (*modules, "native_build"))
+    modules = (
+        *("run", "cases.memory", "gpu_check.small_calls", "gpu_check.native_build"),
+        *("harness.short_run", "report.floor", "tune.kernel_list"),
+    )
+    imports = "; ".join(f"import benchmarks.{module}" for module in modules)
     told = run_there(listed_python, "-c", imports)
     assert told.returncode == 0, told.stderr
 
@@ -224,17 +225,17 @@ def test_a_dry_run_passes_with_the_listed_packages_alone(listed_python, tmp_path
     assert list(found) == stage_names(call)
     left_out = {name for name, stage in found.items() if stage["status"] != "passed"}
     assert left_out <= {"no CUDA", "racecheck", "synccheck"}, found
-    assert gpu_check_files.excess(output) == []
+    assert files.excess(output) == []
     tests = found["step" if call == 1 else "tests"]["result"]["tests"]
     assert tests["passed"] > 0 and not tests["failures"] and not tests["not ended"]
 
 
 def test_a_build_without_cuda_takes_the_place_of_one_that_failed(monkeypatch):
-    monkeypatch.setattr(gpu_check_stages, "found_extension", lambda: None)
-    missing = gpu_check_stages.missing()
+    monkeypatch.setattr(stages, "extension_info", lambda: None)
+    missing = stages.missing()
     assert missing("a failed build") is None
     assert missing("extension") == "the extension does not import"
-    monkeypatch.setattr(gpu_check_stages, "found_extension", lambda: {"cuda": None})
+    monkeypatch.setattr(stages, "extension_info", lambda: {"cuda": None})
     assert missing("a failed build") == "the extension imports"
     assert missing("extension") is None
 
@@ -242,24 +243,24 @@ def test_a_build_without_cuda_takes_the_place_of_one_that_failed(monkeypatch):
 def test_what_is_too_much_to_come_back_is_said(tmp_path):
     for name in "abcdefgh":
         (tmp_path / name).touch()
-    assert gpu_check_files.excess(tmp_path) == []
+    assert files.excess(tmp_path) == []
     deep = tmp_path / "1" / "2" / "3" / "file"
     deep.parent.mkdir(parents=True)
     deep.touch()
     with (tmp_path / "a").open("wb") as file:
         file.truncate(17 * 2**20)
-    assert gpu_check_files.excess(tmp_path) == [
+    assert files.excess(tmp_path) == [
         "9 files, of 8 at most", "a is larger than 16 MiB",
         "1/2/3/file lies more than 2 folders down",
-    ] or len(gpu_check_files.excess(tmp_path)) == 3  # fmt: skip
+    ] or len(files.excess(tmp_path)) == 3  # fmt: skip
 
 
 def test_the_archive_has_the_end_of_a_long_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check_files, "LOG_BYTES", 10)
+    monkeypatch.setattr(files, "LOG_BYTES", 10)
     work = tmp_path / "work" / "ops"
     work.mkdir(parents=True)
     (work / "log.txt").write_text("0123456789the end..")
-    gpu_check_files.archive(work.parent, tmp_path / gpu_check.LOGS)
+    files.archive(work.parent, tmp_path / runner.LOGS)
     assert packed(tmp_path) == {"ops/log.txt": "9the end.."}
 
 
@@ -270,7 +271,6 @@ def test_fails(): assert 1 == 2
 def test_skips(): pytest.skip("a reason")
 def test_dies(): os.kill(os.getpid(), signal.SIGKILL)
 def test_lost():
-    from benchmarks import measure
     from tests.benchmarks import live_log
     live_log.is_lost = lambda: True
     raise RuntimeError("an illegal memory access")
@@ -283,7 +283,7 @@ def test_tests_are_told_as_they_end_whatever_happens_to_their_process(tmp_path):
     """Also by a run that is killed while a test hangs."""
     file = tmp_path / "test_planted.py"
     file.write_text(TESTS, encoding="utf-8")
-    command = [*gpu_check_stages.tests("step", False, str(file)), "--rootdir", str(tmp_path)]
+    command = [*stages.tests("step", False, str(file)), "--rootdir", str(tmp_path)]
     command[command.index("-n") + 1] = "2"
     told = run_until_hanging(command, tmp_path)
     assert told["passed"] == 2 and told["skipped"] == 1
@@ -306,11 +306,11 @@ def run_until_hanging(command: list[str], folder: Path) -> dict:
             time.sleep(0.2)
             if not (folder / "tests.jsonl").exists():
                 continue
-            told = gpu_check_files.summary(folder / "tests.jsonl")
+            told = files.summary(folder / "tests.jsonl")
             if sum(told[what] for what in ("passed", "failed", "skipped")) == 6:
                 break
         time.sleep(0.5)
-        return gpu_check_files.summary(folder / "tests.jsonl")
+        return files.summary(folder / "tests.jsonl")
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -326,12 +326,12 @@ def test_without_a_gpu_everything_is_skipped_with_its_reason(tmp_path, capsys):
 
 def test_a_failure_is_told_with_its_last_lines(tmp_path, capsys, monkeypatch):
     stage = Stage("bad", python("print('the reason'); raise SystemExit(2)"), 30)
-    monkeypatch.setattr(gpu_check_stages, "stages", lambda output, dry_run: [stage])
+    monkeypatch.setattr(stages, "stages", lambda output, dry_run: [stage])
     assert main([str(tmp_path)]) == 1
     assert "bad, last lines:\n  the reason" in capsys.readouterr().out
 
 
 def test_a_line_of_the_table():
-    assert gpu_check.line(Outcome("ops", "timed out", "after 9 s", 9.04)) == (
+    assert runner.line(Outcome("ops", "timed out", "after 9 s", 9.04)) == (
         "ops         timed out     9.0 s  after 9 s"
     )

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernel_count
-from benchmarks.kernel_count import count_round
-from benchmarks.kernel_table import (
+from benchmarks.harness.rounds import SBRRT
+from benchmarks.pretended_gpu import PretendedGpu
+from benchmarks.tune import kernel_count
+from benchmarks.tune.kernel_count import count_round
+from benchmarks.tune.kernel_table import (
     CLEARED,
     LAUNCHERS,
     MAX_SHORT_KEYS,
@@ -23,13 +25,12 @@ from benchmarks.kernel_table import (
     UnknownOp,
     num_kernels,
 )
-from benchmarks.pretended_gpu import PretendedGpu
-from benchmarks.rounds import SBRRT
 from sbrrt_fast.config import BregmanConfig, SmartConfig
 from tests.model.models import CONFIG
 from tests.training.test_pretended_gpu import make_round
 
-CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+CUDA = CSRC / "cuda"
 FUNCTION = re.compile(
     r"^[\w:<>,&* ]*?\b(\w+)\((?:[^;{}]|\{\})*\)(?: const)?(?:\s*:[^;]*?)? \{$", re.M
 )
@@ -47,9 +48,13 @@ def functions(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def reached(path: Path, name: str) -> list[str]:
-    """The bodies that a call of a function may run, those of functions of the same file."""
-    bodies, seen, waiting = [], set(), [name]
+def called(body: str) -> list[str]:
+    return re.findall(r"\b(\w+)(?=[(<])", body)
+
+
+def reached(path: Path, names: list[str]) -> list[str]:
+    """The bodies that calls of functions may run, those of functions of the same file."""
+    bodies, seen, waiting = [], set(), list(names)
     known = functions(path)
     while waiting:
         name = waiting.pop()
@@ -57,16 +62,20 @@ def reached(path: Path, name: str) -> list[str]:
             seen.add(name)
             for body in known[name]:
                 bodies.append(body)
-                waiting += re.findall(r"\b(\w+)(?=[(<])", body)
+                waiting += called(body)
     return bodies
 
 
-def bindings() -> dict[str, tuple[Path, str]]:
-    """Op -> the source that registers it and the function there."""
+def bindings() -> dict[str, list[str]]:
+    """Op -> the bodies of its CUDA implementation, `run_cuda` of its struct first."""
+    ops = dict(
+        re.findall(r'add<device, (\w+)>\(m, "(\w+)"\)', (CSRC / "registration.cpp").read_text())
+    )
+    run_cuda = re.compile(r"^void (\w+)::run_cuda\(\) const \{( .* |\n(?:.*\n)*?)\}$", re.M)
     found = {}
     for path in sorted(CUDA.glob("*_binding.cpp")):
-        for op, function in re.findall(r'm\.impl\("(\w+)", &(\w+)\)', path.read_text()):
-            found[op] = path, function
+        for struct, body in run_cuda.findall(re.sub(r"//.*", "", path.read_text())):
+            found[ops[struct]] = [body, *reached(path, called(body))]
     return found
 
 
@@ -76,12 +85,12 @@ def test_every_op_with_a_cuda_kernel_is_in_the_table():
 
 @pytest.mark.parametrize("op", sorted(LAUNCHERS))
 def test_launchers_are_those_that_the_binding_calls(op):
-    bodies = reached(*bindings()[op])
-    assert bodies
-    called = {name for body in bodies for name in re.findall(r"\blaunch\(&(\w+)", body)}
-    called |= {"column_sums" for body in bodies if "sums_of_blocks(" in body}
-    assert called == set(LAUNCHERS[op])
-    assert sum(body.count("at::zeros(") for body in bodies) == CLEARED.get(op, 0)
+    bodies = bindings()[op]
+    launchers = {name for body in bodies for name in re.findall(r"\blaunch\(&(\w+)", body)}
+    launchers |= {"column_sums" for body in bodies if "write_sums(" in body}
+    assert launchers == set(LAUNCHERS[op])
+    cleared = sum(body.count("at::zeros(") + body.count(".zero_()") for body in bodies)
+    assert cleared == CLEARED.get(op, 0)
 
 
 def test_a_launcher_launches_one_kernel_or_is_named_with_two():
@@ -89,7 +98,7 @@ def test_a_launcher_launches_one_kernel_or_is_named_with_two():
     assert "launch(&column_sums" in (CUDA / "binding.h").read_text()
     for launcher in {name for names in LAUNCHERS.values() for name in names}:
         path = next(p for p in sorted(CUDA.glob("*.cu")) if launcher in functions(p))
-        counts = [len(re.findall(r"\blaunch<", body)) for body in reached(path, launcher)]
+        counts = [len(re.findall(r"\blaunch<", body)) for body in reached(path, [launcher])]
         assert max(counts) == (2 if launcher in TWO_KERNELS | SHORT_OR_LONG else 1), launcher
 
 
@@ -98,7 +107,7 @@ def test_limits_are_the_sources():
     for name, value in (
         ("kMaxShortKeys", MAX_SHORT_KEYS),
         ("kMaxAdamwTensors", TENSORS_PER_LAUNCH["adamw_ema_"]),
-        ("kMaxNormTensors", TENSORS_PER_LAUNCH["gradient_norm"]),
+        ("kMaxNormTensors", TENSORS_PER_LAUNCH["gradient_norm_into"]),
     ):
         assert re.search(rf"\b{name} = {value}[;,]", sources), name
 
@@ -115,8 +124,8 @@ PER_LAYER = {  # what a layer adds to a stage, in a step of one pass over both h
     "ascent": 4 + 1 + 2 + 1,
     "adversarial": 4 + 1 + 1 + 2 + 1,
     "teacher": 4 + 1 + 1 + 2 + 1,
-    # 8 products; attention; LayerNorms and GELU with sums and 7 copies of them; q, k and v's sums.
-    "backward": 8 + 1 + 2 * 2 + 2 + 7 + 1,
+    # 8 products; attention; LayerNorms and GELU with sums; q, k and v's sums.
+    "backward": 8 + 1 + 2 * 2 + 2 + 1,
 }
 
 
@@ -131,7 +140,7 @@ def test_what_a_layer_adds(update):
 
 def test_the_optimiser_of_a_joint_round():
     """Of bf16 gradients, of fp32 ones and of the word table's rows."""
-    norms, together, factor, updates = 2 * (1 + 2), 2, 6, 3
+    norms, together, factor, updates = 2 * (1 + 1), 2, 6, 3
     numbers = 3 * 2  # of the update, in float32 and less those left out, for each op
     left_out = 1 + 1 + 1  # whether it is, and two counts of it
     expected = norms + together + factor + updates + numbers + left_out
@@ -148,6 +157,9 @@ def test_stages_that_are_off_have_no_kernels():
     assert whole.kernels["teacher"] > 20
 
 
+gelu_backward = torch.ops.sbrrt.bias_gelu_backward_into
+
+
 @pytest.mark.parametrize(
     ("call", "count"),
     [
@@ -158,9 +170,9 @@ def test_stages_that_are_off_have_no_kernels():
         (lambda x: torch.cat([x] * 129), 2),
         (lambda x: x[:0] + 1, 0),
         (lambda x: torch._foreach_lerp_([x] * 65, [x] * 65, 0.5), 2),
-        (lambda x: torch.ops.sbrrt.bias_gelu_backward(x, x, x[0], True), 2),
-        (lambda x: torch.ops.sbrrt.bias_gelu_backward(x, x.t(), x[0], False), 2),
-        (lambda x: torch.ops.sbrrt.gradient_norm([x] * 1025), 4),
+        (lambda x: gelu_backward(x, x, x[0], x + 0, x[0] + 0), 2 + 2),
+        (lambda x: gelu_backward(x, x.t(), x[0], x + 0, None), 2 + 1),
+        (lambda x: torch.ops.sbrrt.gradient_norm_into([x] * 1025, x.sum()), 3 + 1),
     ],
 )
 def test_single_ops(call, count):
@@ -190,7 +202,7 @@ def test_the_documented_table_is_the_command_s(monkeypatch, capsys):
 
 def test_the_command(monkeypatch, capsys):
     monkeypatch.setattr(kernel_count, "MODELS", {"tiny": CONFIG})
-    monkeypatch.setattr("benchmarks.shapes.MODELS", {"tiny": CONFIG})
+    monkeypatch.setattr("benchmarks.harness.shapes.MODELS", {"tiny": CONFIG})
     monkeypatch.setattr("sys.argv", ["kernel_count", "--update", "joint"])
     kernel_count.main()
     lines = capsys.readouterr().out.splitlines()

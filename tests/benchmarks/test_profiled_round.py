@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import profiled_round
+from benchmarks.tune import profiled_round
 from tests.cuda_on_cpu.build import ROOT
 from tests.training.test_fast_step import SBRRT
 from tests.training.test_graph_step import Never, captured, make_round
@@ -41,7 +41,7 @@ def test_make_prints_a_command_for_each_profiler():
     systems, compute = (shlex.split(line) for line in told.splitlines() if line[:1] != "#")
     assert systems[:2] == ["nsys", "profile"] and compute[0] == "ncu"
     for words in (systems, compute):
-        assert words[-3:] == ["python3.12", "-m", "benchmarks.profiled_round"]
+        assert words[-3:] == ["python3.12", "-m", "benchmarks.tune.profiled_round"]
         assert any(word.startswith("runs/there/") for word in words)
     assert "--cuda-graph-trace=node" in systems
     assert "--capture-range=cudaProfilerApi" in systems

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import tune_triton
-from benchmarks.triton_classes import shape_classes
+from benchmarks.tune import launch_table as tune_triton
+from benchmarks.tune.shape_classes import shape_classes
 from sbrrt_fast.kernels import launch_table
 from sbrrt_fast.kernels.aot import Row
 from sbrrt_fast.kernels.launch import recording

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.machine import Machine
+from benchmarks.harness.machine import Machine
 from sbrrt_fast.config import BregmanConfig, RoundConfig, RunConfig, SmartConfig
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.model.config import BertConfig

@@ -41,10 +41,10 @@ __device__ inline AdamwFactors adamw_factors(const AdamwNumbers& n, int index,
           *n.clip_factor != *n.clip_factor};
 }
 
-// The moments of elements i ... i + N - 1, and the change of the parameter that follows.
+// The moments of elements i ... i + N - 1, and the update of the parameter.
 template <int N>
 __device__ inline void update_moments(const AdamwTensor& t, const AdamwFactors& f,
-                                      const float (&grad)[N], int64_t i, float (&change)[N]) {
+                                      const float (&grad)[N], int64_t i, float (&update)[N]) {
   float m[N], v[N];
   load_floats(t.exp_avg + i, m);
   load_floats(t.exp_avg_sq + i, v);
@@ -53,7 +53,7 @@ __device__ inline void update_moments(const AdamwTensor& t, const AdamwFactors& 
     const float g = grad[k] * f.clip_factor;
     m[k] = fmaf(f.new_mean, g - m[k], m[k]);
     v[k] = fmaf(f.new_square * g, g, f.old_square * v[k]);
-    change[k] = f.step_size * (m[k] / fmaf(sqrtf(v[k]), f.root_scale, f.eps));
+    update[k] = f.step_size * (m[k] / fmaf(sqrtf(v[k]), f.root_scale, f.eps));
   }
   store_floats(t.exp_avg + i, m);
   store_floats(t.exp_avg_sq + i, v);
@@ -61,11 +61,11 @@ __device__ inline void update_moments(const AdamwTensor& t, const AdamwFactors& 
 
 template <int N>
 __device__ inline void update_params(const AdamwTensor& t, const AdamwFactors& f,
-                                     const float (&change)[N], int64_t i) {
+                                     const float (&update)[N], int64_t i) {
   float p[N], e[N];
   load_floats(t.param + i, p);
 #pragma unroll
-  for (int k = 0; k < N; ++k) p[k] = p[k] * f.kept - change[k];
+  for (int k = 0; k < N; ++k) p[k] = p[k] * f.kept - update[k];
   store_floats(t.param + i, p);
   if (t.low_precision != nullptr) {
     store_floats(static_cast<__nv_bfloat16*>(t.low_precision) + i, p);

@@ -42,11 +42,11 @@ __device__ inline void philox_words(uint64_t first, const PhiloxStream& stream,
 // Dropout of one row.
 class RowDropout {
  public:
-  __device__ RowDropout(const DropoutParams& dropout, int64_t row)
-      : threshold_(dropout.threshold), scale_(dropout.scale) {
+  __device__ RowDropout(const RowDropoutParams& p, int64_t row)
+      : threshold_(p.dropout.threshold), scale_(p.dropout.scale) {
     if (threshold_ == 0) return;
-    stream_ = philox_stream(dropout.rng, dropout.site);
-    offset_ = dropout.offsets[row];
+    stream_ = philox_stream(p.dropout.rng, p.dropout.site);
+    offset_ = p.offsets[row];
   }
 
   // Bit i: whether element column + i is kept.

@@ -12,7 +12,7 @@ SBRRT_HOST_DEVICE constexpr int dtype_size(ElementType dtype) {
   return dtype == ElementType::kFloat ? 4 : 2;
 }
 
-// Row n starts n * stride elements behind data; its elements lie side by side.
+// Row n starts n * stride elements after data; its elements lie side by side.
 struct ConstRows {
   const void* data;
   int64_t stride;
@@ -23,13 +23,18 @@ struct Rows {
   int64_t stride;
 };
 
-// Element (n, j) of the rows has the logical index offsets[n] + j (common/dropout.h).
+// Dropout as common/dropout.h has it; seed and step lie in device memory.
 struct DropoutParams {
-  const int64_t* rng;      // [2], seed and step
-  const int64_t* offsets;  // [num_rows]
+  const int64_t* rng;  // [2], seed and step
   int64_t site;
-  uint32_t threshold;  // 0: nothing is dropped
-  float scale;
+  uint32_t threshold;  // of random words; 0: nothing is dropped
+  float scale;         // of what is kept, 1 / (1 - p)
+};
+
+// Element (n, j) of rows has the logical index offsets[n] + j.
+struct RowDropoutParams {
+  DropoutParams dropout;
+  const int64_t* offsets;  // [num_rows]
 };
 
 // Blocks of rows whose column sums are added up by one block of threads. The cut depends on the

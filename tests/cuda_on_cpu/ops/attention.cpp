@@ -1,8 +1,7 @@
 // attention's launchers, for tests/cuda_on_cpu/test_cuda_attention.py: tensors are pointers with a stride of rows.
-#include "common/dropout.h"
 #include "cuda/attention.h"
 
-#include <cuda_on_cpu/export.h>
+#include "rows.h"
 
 using namespace sbrrt::cuda;
 
@@ -10,29 +9,26 @@ namespace {
 
 AttentionBatch batch_of(const int32_t* cu_seqlens, const int64_t* rows, int64_t num_sequences,
                         int64_t num_tokens, int64_t max_length, int64_t num_heads,
-                        int64_t head_dim, int64_t element, const int64_t* rng, int64_t site,
+                        int64_t head_dim, int64_t dtype, const int64_t* rng, int64_t site,
                         int64_t max_positions, double p) {
   return {cu_seqlens,
           rows,
           num_sequences,
           num_tokens,
           max_length,
+          max_positions,
           static_cast<int>(num_heads),
           static_cast<int>(head_dim),
-          static_cast<ElementType>(element),
-          rng,
-          site,
-          max_positions,
-          sbrrt::dropout_threshold(p),
-          static_cast<float>(sbrrt::dropout_scale(p))};
+          element(dtype),
+          dropout_of(p, rng, site)};
 }
 
 #define BATCH                                                                                  \
   const int32_t *cu_seqlens, const int64_t *rows, int64_t num_sequences, int64_t num_tokens,   \
-      int64_t max_length, int64_t num_heads, int64_t head_dim, int64_t element,                \
+      int64_t max_length, int64_t num_heads, int64_t head_dim, int64_t dtype,                \
       const int64_t *rng, int64_t site, int64_t max_positions, double p
 #define MAKE_BATCH                                                                           \
-  batch_of(cu_seqlens, rows, num_sequences, num_tokens, max_length, num_heads, head_dim, element, \
+  batch_of(cu_seqlens, rows, num_sequences, num_tokens, max_length, num_heads, head_dim, dtype, \
            rng, site, max_positions, p)
 
 cudaError_t forward(BATCH, const void* query, int64_t query_stride, const void* key,

@@ -8,9 +8,13 @@
 
 namespace sbrrt::cuda {
 
-inline DropoutParams dropout_of(double p, const int64_t* rng, int64_t site,
-                                const int64_t* offsets) {
-  return {rng, offsets, site, dropout_threshold(p), static_cast<float>(dropout_scale(p))};
+inline DropoutParams dropout_of(double p, const int64_t* rng, int64_t site) {
+  return {rng, site, dropout_threshold(p), static_cast<float>(dropout_scale(p))};
+}
+
+inline RowDropoutParams dropout_of(double p, const int64_t* rng, int64_t site,
+                                   const int64_t* offsets) {
+  return {dropout_of(p, rng, site), offsets};
 }
 
 inline ElementType element(int64_t number) { return static_cast<ElementType>(number); }

@@ -1,0 +1,1 @@
+"""Measuring: inputs, checks, clocks, and what a run leaves."""

@@ -1,0 +1,1 @@
+"""What is made of measurements: the report, its plots and goals, the floor, two runs compared."""
