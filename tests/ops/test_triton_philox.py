@@ -106,3 +106,15 @@ def test_normals_equal_the_reference(sample):
     expected = philox_normal(place, WIDTH, rng, site, backend="reference")
     ulp = 2.0**-23  # float64 libraries may round a float32 differently by one place
     torch.testing.assert_close(out.cpu(), expected, rtol=ulp, atol=0)
+
+
+@samples
+def test_masks_in_bfloat16_equal_the_reference(sample):
+    """Whose two factors the interpreter stores as a GPU does."""
+    offsets, seed, step, site = sample
+    place, rng = (torch.tensor(x, device=DEVICE) for x in (offsets, [seed, step]))
+    by_triton, expected = (
+        dropout_mask(place, 37, 0.3, rng, site, torch.bfloat16, backend=backend)
+        for backend in ("triton", "reference")
+    )
+    assert torch.equal(by_triton, expected)
