@@ -66,13 +66,6 @@ def num_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def capabilities() -> list[str]:
-    """What ATEN_CPU_CAPABILITY may be on this processor: torch believes it, and dies of more."""
-    names = ["default", "avx2", "avx512"]
-    best = torch.backends.cpu.get_cpu_capability().lower()
-    return names[: names.index(best) + 1] if best in names else names[:1]
-
-
 def run_with_capability(module: str, capability: str) -> str:
     """Runs ``module.check_values()`` under one instruction set, and returns that set's name."""
     code = (
@@ -120,22 +113,3 @@ def odd_tensor(draw: random.Random) -> object:
         lambda: None,
     ]
     return draw.choice(choices)()
-
-
-def fuzz(op: Callable, good: Callable[[], list], num_calls: int, seed: int = 0) -> int:
-    """Calls ``op`` with good arguments of which some were replaced; returns how many answered."""
-    draw, num_answers = random.Random(seed), 0
-    for _ in range(num_calls):
-        arguments = good()
-        for _ in range(draw.choice([0, 1, 1, 2])):
-            i = draw.randrange(len(arguments))
-            if isinstance(arguments[i], Tensor):
-                arguments[i] = odd_tensor(draw)
-            else:
-                arguments[i] = draw.choice([0, 1, -1, 0.1, 1.0, 2**32, float("nan"), None, "x"])
-        try:
-            op(*arguments)
-            num_answers += 1
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            continue
-    return num_answers
