@@ -27,9 +27,11 @@ def widened(x):
     return x.float() if isinstance(x, Tensor) and x.dtype == BF16 else x
 
 
-@pytest.mark.parametrize(
-    "op", [op for op in OPS.values() if BF16 in op.samples[op.small]], ids=lambda op: op.name
-)
+# Attention multiplies matrices, which the interpreter does not in bfloat16.
+READ = [op for op in OPS.values() if BF16 in op.samples[op.small] and op.name != "attention"]
+
+
+@pytest.mark.parametrize("op", READ, ids=lambda op: op.name)
 def test_bfloat16_is_read_exactly(op):
     """The interpreter truncates what is stored in it; what is read is compared with float32."""
     for call, arguments in triton_calls(op, op.samples[op.small]):
