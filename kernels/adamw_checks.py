@@ -66,7 +66,7 @@ def _check_averages(ema: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
             raise ValueError(f"{OP}: ema_low_precision[{i}] needs ema[{i}]")
 
 
-def check_rows(
+def check_table(
     param: Tensor, grad: Tensor, rows: Tensor, touched: Tensor, state: Mapping[str, Tensor],
     scalars: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
@@ -100,7 +100,8 @@ def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
             raise TypeError(
                 f"{op}: grads must have dtype float32, bfloat16 or float16, got {grad.dtype}"
             )
-        if grad.dtype != grads[0].dtype or grad.device != grads[0].device:
+        is_like_first = grad.dtype == grads[0].dtype and grad.device == grads[0].device
+        if not is_like_first or grad.layout != torch.strided:
             shape = tuple(grad.shape)
             check_tensor(op, f"grads[{i}]", grad, grads[0].dtype, shape, grads[0].device)
 

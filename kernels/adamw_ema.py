@@ -63,7 +63,7 @@ def lerp(b_from, b_to, weight, rest):
 
 
 @triton.jit
-def moved(b_param, b_mean, b_square, b_grad, numbers, decays):
+def adamw_step(b_param, b_mean, b_square, b_grad, numbers, decays):
     """(parameter, its moments) after a step, of the gradient times the clip factor.
 
     numbers: ``corrections``; decays: 1 - beta1, 1 - beta2, beta2, eps.
@@ -84,7 +84,7 @@ def _adamw_tile(state, numbers, clip, decays, o, i_end, WHOLE: tl.constexpr):
     b_grad = load_tile(p_grad, o, i_end, WHOLE) * clip
     b_mean, b_square = load_tile(p_mean, o, i_end, WHOLE), load_tile(p_square, o, i_end, WHOLE)
     b_param = load_tile(p_param, o, i_end, WHOLE)
-    b_param, b_mean, b_square = moved(b_param, b_mean, b_square, b_grad, numbers, decays)
+    b_param, b_mean, b_square = adamw_step(b_param, b_mean, b_square, b_grad, numbers, decays)
     store_tile(p_mean, o, i_end, b_mean, WHOLE)
     store_tile(p_square, o, i_end, b_square, WHOLE)
     store_tile(p_param, o, i_end, b_param, WHOLE)
@@ -242,9 +242,9 @@ def adamw_ema_(
     check_autograd(OP, written, {"grads": grads, **scalars})
     dense = {**lists, "grads": [g.contiguous() for g in grads]}
     places = tuple(addresses(x) if len(x) else (0,) * len(params) for x in dense.values())
-    others = [Span(*extent_of(x), False, name) for name, x in scalars.items()]
+    others = [(*extent_of(x), False, name) for name, x in scalars.items()]
     others += [
-        Span(*extent_of(g), False, f"grads[{i}]")
+        (*extent_of(g), False, f"grads[{i}]")
         for i, g in enumerate(grads)
         if g is not dense["grads"][i]
     ]
@@ -282,7 +282,7 @@ def _tables(
     others: whatever else is read.
     """
     spans = [
-        Span(address, address + size * (dtype or grad_dtype).itemsize, is_written, f"{name}[{i}]")
+        (address, address + size * (dtype or grad_dtype).itemsize, is_written, f"{name}[{i}]")
         for (name, (dtype, _, is_written)), row in zip(LISTS.items(), places, strict=True)
         for i, (address, size) in enumerate(zip(row, sizes, strict=True))
         if address

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adamw_checks import ROWS_OP, SCALARS, check_numbers, check_rows
-from .adamw_ema import constants_of, corrections, lerp, moved
+from .adamw_checks import ROWS_OP, SCALARS, check_numbers, check_table
+from .adamw_ema import adamw_step, constants_of, corrections, lerp
 from .launch import launch
 from .rows import load_float, row_tile, tile_rows
 from .write_set import count_change
@@ -59,7 +59,7 @@ def _rows_kernel(
     numbers = corrections(p_constants, p_rate, p_step, 0, 1)
     decays = (new_mean, new_square, old_square, eps)
     b_old = load_float(p_param, o, m)
-    b_param, b_mean, b_square = moved(b_old, b_mean, b_square, b_grad, numbers, decays)
+    b_param, b_mean, b_square = adamw_step(b_old, b_mean, b_square, b_grad, numbers, decays)
     b_param = tl.where(m_moves, b_param, b_old * numbers[0])
     tl.store(p_param + o, b_param, mask=m)
     tl.store(p_mean + o, b_mean, mask=m_moves)
@@ -77,7 +77,7 @@ def adamw_ema_rows_(
     """One step in place; ``rows`` are some of the table's, each once, which stays unchecked."""
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "ema": ema}
     numbers, betas = (learning_rate, clip_factor, step), (beta1, beta2)
-    check_rows(param, grad, rows, touched, state, dict(zip(SCALARS, numbers, strict=True)))
+    check_table(param, grad, rows, touched, state, dict(zip(SCALARS, numbers, strict=True)))
     check_numbers(ROWS_OP, 1, param.device, numbers, [weight_decay], betas, eps, ema_beta)
     place = torch.full((param.shape[0],), -1, dtype=torch.int64, device=param.device)
     place.index_copy_(0, rows, torch.arange(rows.numel(), device=param.device))

@@ -158,8 +158,8 @@ def resources(cubin: bytes) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        usage = _told(tools / "cuobjdump", "--dump-resource-usage", path)
-        assembly = _told(tools / "nvdisasm", "--print-code", path)
+        usage = _output_of(tools / "cuobjdump", "--dump-resource-usage", path)
+        assembly = _output_of(tools / "nvdisasm", "--print-code", path)
     number = {key: int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL")}
     kinds = MATRIX_INSTRUCTION.findall(assembly)
     return {
@@ -170,7 +170,7 @@ def resources(cubin: bytes) -> dict:
     }
 
 
-def _told(*command: object) -> str:
+def _output_of(*command: object) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()}")

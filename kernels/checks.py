@@ -5,6 +5,8 @@ What device tensors hold (lengths, rows, the step) is not read: that would wait 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,37 @@ def check_dimensions(op: str, name: str, tensor: Tensor, num_dims: int) -> None:
         raise ValueError(f"{op}: {name} must have {num_dims} dimensions, got {_described(tensor)}")
 
 
+def check_rows(op: str, name: str, x: Tensor) -> tuple[int, int]:
+    """(rows, features) of the tensor that gives them to the others."""
+    check_floating(op, name, x, 2)
+    check_tensor(op, name, x, x.dtype, x.shape, x.device)
+    if x.shape[1] < 1:
+        raise ValueError(f"{op}: {name} must have at least one feature, got {list(x.shape)}")
+    return x.shape[0], x.shape[1]
+
+
+def check_floats(op: str, device: torch.device, **tensors: tuple[Tensor, tuple]) -> None:
+    """Each (tensor, shape), by name, is of a dtype that the kernels compute with."""
+    for name, (x, shape) in tensors.items():
+        check_floating(op, name, x, len(shape))
+        check_tensor(op, name, x, x.dtype, shape, device)
+
+
+def check_statistics(op: str, device: torch.device, num_rows: int, **tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        check_tensor(op, name, x, torch.float32, (num_rows,), device)
+
+
+def check_indices(op: str, device: torch.device, num_rows: int, **tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        check_tensor(op, name, x, torch.int64, (num_rows,), device)
+
+
+def check_epsilon(op: str, eps: float) -> None:
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"{op}: eps must be finite and not negative, got {eps}")
+
+
 def check_dropout(op: str, p: float, rng: Tensor, site: int, device: torch.device) -> None:
     """Dropout's arguments but for the elements' indices.
 
@@ -79,6 +112,13 @@ def check_written(
         raise ValueError(
             f"{op}: {name} is written and must be contiguous, got strides {tensor.stride()}"
         )
+
+
+def check_written_statistics(
+    op: str, device: torch.device, num_rows: int, **tensors: Tensor
+) -> None:
+    for name, x in tensors.items():
+        check_written(op, name, x, torch.float32, (num_rows,), device)
 
 
 def check_written_rows(

@@ -13,11 +13,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_dimensions, check_dropout, check_floating, check_written_rows, strided
+from .checks import (
+    check_dimensions,
+    check_dropout,
+    check_floating,
+    check_indices,
+    check_written_rows,
+    strided,
+)
 from .launch import launch
 from .launch_table import TABLE
 from .philox import dropout_factors, dropout_numbers, load_stream, row_normals, row_words
-from .row_checks import check_indices
 from .write_set import check_write_set, count_change
 
 

@@ -16,18 +16,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_tensor, check_written, check_written_rows, strided
-from .embed_tables import CHUNK, table_gradient_into
-from .launch import launch
-from .layernorm import normalize, project, standardize
-from .philox import load_stream
-from .row_checks import (
+from .checks import (
     check_epsilon,
     check_floats,
     check_indices,
     check_rows,
     check_statistics,
+    check_tensor,
+    check_written,
+    check_written_rows,
+    check_written_statistics,
+    strided,
 )
+from .embed_tables import CHUNK, table_gradient_into
+from .launch import launch
+from .layernorm import normalize, project, standardize
+from .philox import load_stream
 from .rows import (
     RowDropout,
     column_sums_into,
@@ -221,8 +225,7 @@ def forward_into(
     check_floats(op, device, shift=(shift, (width,)))
     check_epsilon(op, eps)
     check_written_rows(op, "out", out, word.dtype, source.shape, device)
-    for name, statistic in (("mean", mean), ("rstd", rstd)):
-        check_written(op, name, statistic, torch.float32, (num_tokens,), device)
+    check_written_statistics(op, device, num_tokens, mean=mean, rstd=rstd)
     written = {"out": out, "mean": mean, "rstd": rstd}
     check_write_set(op, written, {**source.read(), "shift": shift})
     tile = row_tile("embed forward", width)

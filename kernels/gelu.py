@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_written, check_written_rows, strided
+from .checks import check_floats, check_rows, check_written, check_written_rows, strided
 from .launch import launch
 from .launch_table import TABLE
-from .row_checks import check_floats, check_rows
 from .rows import column_sums_into
 from .write_set import check_write_set, count_change
 

@@ -12,10 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_written, check_written_rows, strided
+from .checks import (
+    check_epsilon,
+    check_floats,
+    check_rows,
+    check_statistics,
+    check_written,
+    check_written_rows,
+    check_written_statistics,
+    strided,
+)
 from .launch import launch
 from .philox import load_stream
-from .row_checks import check_epsilon, check_floats, check_rows, check_statistics
 from .rows import (
     RowDropout,
     column_sums_into,
@@ -276,8 +284,7 @@ def forward_into(
     check_floats(op, x.device, shift=(shift, (width,)))
     check_epsilon(op, eps)
     source.check_results(out, low)
-    for name, statistic in (("mean", mean), ("rstd", rstd)):
-        check_written(op, name, statistic, torch.float32, (num_rows,), x.device)
+    check_written_statistics(op, x.device, num_rows, mean=mean, rstd=rstd)
     written = {"out": out, "low": low, "mean": mean, "rstd": rstd}
     check_write_set(op, written, {**source.read(), "shift": shift})
     tile = row_tile("layernorm forward", width)
@@ -334,7 +341,7 @@ def _check_sums(
     given = [gradient is not None for gradient, _ in sums.values()]
     if any(given) and not all(given):
         raise ValueError(
-            f"{op}: dbias, dweight and dshift are computed together; give all three or none"
+            f"{op}: dbias, dweight and dshift are computed together; pass all of them or none"
         )
     for name, (gradient, parameter) in sums.items() if all(given) else ():
         check_written(op, name, gradient, parameter.dtype, parameter.shape, device)

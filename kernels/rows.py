@@ -9,11 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_dropout
+from .checks import check_dropout, check_indices
 from .launch import launch
 from .launch_table import TABLE
 from .philox import dropout_factors, dropout_numbers, row_words
-from .row_checks import check_indices
 
 MAX_WIDTH = 8192  # a row is held in registers: 16 elements a thread at 16 warps
 

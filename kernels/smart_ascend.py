@@ -20,10 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_tensor, check_written_rows, dense_rows
+from .checks import (
+    check_floats,
+    check_indices,
+    check_rows,
+    check_tensor,
+    check_written_rows,
+    dense_rows,
+)
 from .launch import launch
 from .launch_table import TABLE
-from .row_checks import check_floats, check_indices, check_rows
 from .rows import load_float, row_block
 from .write_set import check_write_set, count_change
 

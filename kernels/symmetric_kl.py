@@ -14,9 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_written, check_written_rows, strided
+from .checks import (
+    check_floats,
+    check_rows,
+    check_statistics,
+    check_written,
+    check_written_rows,
+    strided,
+)
 from .launch import launch
-from .row_checks import check_floats, check_rows, check_statistics
 from .rows import store_rows
 from .write_set import check_write_set, count_change
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,13 +17,7 @@ from .memory import extent_of, have_common_memory, is_same_memory
 Arguments = Mapping[str, Tensor | Sequence[Tensor] | None]  # tensors and lists of them, by name
 
 
-class Span(NamedTuple):
-    """``memory.extent_of`` an argument, which goes by its name or its number."""
-
-    begin: int
-    end: int
-    is_written: bool
-    argument: str | int
+Span = tuple[int, int, bool, str | int]  # begin, end, whether it is written; its name or number
 
 
 def check_write_set(
@@ -40,15 +34,20 @@ def check_write_set(
     check_autograd(op, written, read)
     results = list(_tensors(written))
     tensors, num_results = [*results, *_tensors(read)], len(results)
-    extents = enumerate(map(extent_of, tensors))
-    if not _first_meeting(Span(*extent, i < num_results, i) for i, extent in extents):
+    spans = [(*extent_of(x), i < num_results, i) for i, x in enumerate(tensors)]
+    if not _meeting(spans):
         return  # as nearly always, and before names are made
     names = [name for name, _ in chain(_items(written), _items(read))]
-    for i, j in combinations(range(len(tensors)), 2):
-        if i < num_results and have_common_memory(tensors[i], tensors[j]):
-            may_be_same = (names[i], names[j]) in in_place
-            if not (may_be_same and is_same_memory(tensors[i], tensors[j])):
-                _complain(op, names[i], names[j], j < num_results, may_be_same)
+    for (begin, end, is_written, i), (other_begin, other_end, is_other, j) in combinations(
+        spans, 2
+    ):
+        if not is_written or begin >= other_end or other_begin >= end:
+            continue
+        may_be_same = (names[i], names[j]) in in_place
+        if may_be_same and is_same_memory(tensors[i], tensors[j]):
+            continue
+        if have_common_memory(tensors[i], tensors[j]):
+            _complain(op, names[i], names[j], is_other, may_be_same)
 
 
 def count_change(written: Arguments) -> None:
@@ -90,21 +89,24 @@ def check_apart(op: str, spans: Iterable[Span]) -> None:
     Raises:
         ValueError: two do.
     """
-    if pair := _first_meeting(spans):
-        result, other = pair if pair[0].is_written else pair[::-1]
-        _complain(op, result.argument, other.argument, other.is_written)
+    if pair := _meeting(spans):
+        (_, _, is_written, name), (_, _, is_other, other) = sorted(pair, key=lambda s: not s[2])
+        _complain(op, name, other, is_written and is_other)
 
 
-def _first_meeting(spans: Iterable[Span]) -> tuple[Span, Span] | None:
+def _meeting(spans: Iterable[Span]) -> tuple[Span, Span] | None:
     """Two spans that meet, of which one at least is written."""
-    furthest = furthest_written = None  # of those that begin before
-    for span in sorted(span for span in spans if span.begin < span.end):
-        other = furthest if span.is_written else furthest_written
-        if other is not None and span.begin < other.end:
+    furthest = furthest_written = (0, 0)  # of those that begin before
+    for span in sorted(spans):
+        begin, end, is_written, _ = span
+        if begin == end:
+            continue
+        other = furthest if is_written else furthest_written
+        if begin < other[1]:
             return span, other
-        if furthest is None or span.end > furthest.end:
+        if end > furthest[1]:
             furthest = span
-        if span.is_written and (furthest_written is None or span.end > furthest_written.end):
+        if is_written and end > furthest_written[1]:
             furthest_written = span
     return None
 

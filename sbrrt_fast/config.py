@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
+
+PairFeatures = Literal["concat_difference", "concat"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,12 @@ class ModelConfig:
             heads: ``[u, v, |u - v|]`` or ``[u, v]``.
     """
 
-    backbone: str = "minilm"
+    backbone: Annotated[str, arg(aliases=("--backbone",))] = "minilm"
     pooling: Literal["checkpoint", "cls", "cls_token", "mean"] = "checkpoint"
     hidden_dropout: float | None = None
     attention_dropout: float | None = None
     max_length: int = 512
-    pair_features: Literal["concat_difference", "concat"] = "concat_difference"
+    pair_features: PairFeatures = "concat_difference"
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class RoundConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a run writes and how often.
+    """A run's logs, evaluations and saved states, and how often.
 
     Attributes:
         every: rounds between two lines of ``metrics.jsonl``.
@@ -169,7 +173,6 @@ class RunConfig:
         layout: ``packed`` computes no padding, ``padded`` is the ordinary batch; same numbers.
         precision: ``fp32``, or ``bf16`` matrix products with fp32 weights.
         device: ``auto`` takes a GPU if there is one.
-        backbone: short for ``model.backbone``.
         resume: continue the run in ``output`` from its last state.
         overwrite: replace a run that ``output`` holds already.
         profile: print at the end where a round's time and memory went, against the floor.
@@ -191,7 +194,6 @@ class RunConfig:
     layout: Literal["packed", "padded"] = "packed"
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backbone: str | None = None
     resume: bool = False
     overwrite: bool = False
     profile: bool = False

@@ -1,20 +1,14 @@
-"""Run configurations in and out: YAML files and command-line flags over the dataclasses."""
+"""Run configurations in and out: YAML files and nested dicts to and from the dataclasses."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import io
-import itertools
 import json
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
-import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from sbrrt_fast.config import RunConfig
@@ -26,6 +20,7 @@ from sbrrt_fast.files import write_text
 from sbrrt_fast.messages import shown
 
 MINILM = "minilm"  # the backbone of that name, which is no folder
+_ALIAS = "backbone"  # of model.backbone
 CALL_FIELDS = ("output", "resume", "overwrite")  # of one call of a command, not of the run
 
 
@@ -39,7 +34,13 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
     Raises:
         ConfigError: the file cannot be read, or a key or value in it cannot be used.
     """
-    return _validated(_overridden(_read_config(path), overrides or {}), path)
+    config = RunConfig()
+    if path is not None:
+        data = read_yaml(Path(path))
+        config = config_from_dict({} if data is None else data, str(path))
+    if overrides:
+        config = _with(config, overrides, "overrides")
+    return _validated(config, path)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -48,7 +49,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def save_recipe(config: RunConfig, path: Path) -> None:
-    """Writes what makes a run the run it is, as YAML, atomically.
+    """Writes the settings that define a run, as YAML, atomically.
 
     That is every field but those of one call (``output``, ``resume``, ``overwrite``), with
     absolute folders: the file trains the same run from anywhere, into any folder.
@@ -58,8 +59,7 @@ def save_recipe(config: RunConfig, path: Path) -> None:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """The configuration with absolute folders of data and backbone, and its aliases resolved."""
-    config = _backbone_folded(config)
+    """The configuration with absolute folders of data and backbone."""
     backbone = config.model.backbone
     if backbone != MINILM and Path(backbone).expanduser().is_dir():
         backbone = str(Path(backbone).expanduser().resolve())
@@ -73,87 +73,68 @@ def config_leaves(config: RunConfig) -> dict[str, Any]:
     return dict(_leaves(config_to_dict(config)))
 
 
+def known_keys(config: RunConfig) -> list[str]:
+    """Every dotted key that a file or a flag may set."""
+    return [*config_leaves(config), _ALIAS]
+
+
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested dicts, lists and plain values."""
     return _plain(dataclasses.asdict(config))
 
 
 def config_from_dict(data: Mapping[str, Any], source: str = "configuration") -> RunConfig:
-    """Builds a configuration from nested dicts with strict keys and types.
+    """Builds a configuration from nested dicts with strict keys and types; see ``validate``.
 
     ``tasks`` is a list of names of built-in tasks, or a mapping of names to records: those of a
     built-in task override its fields one by one, those of a new task must be complete.
+    ``backbone`` stands for ``model.backbone``.
 
     Args:
         data: the keys of ``RunConfig``, as read from YAML.
         source: where they come from; messages start with it.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or a
-            task whose fields do not fit together.
+        ConfigError: an unknown key (with the nearest known one), or a value of the wrong type.
     """
     try:
         if not isinstance(data, Mapping):
             raise ConfigError(f"expected keys and values, got {_repr(data)}")
-        data = dict(data)
+        data = _without_alias(data)
         if "tasks" in data:
             data["tasks"] = _complete_tasks(data["tasks"])
-        config = _typed(_known(data, RunConfig, ""))
-        for name, task in config.tasks.items():
-            task.validate(name)
+        return _typed(_checked(data, RunConfig, ""))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    return config
 
 
-def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast train") -> RunConfig:
-    """``base`` with the flags of ``argv`` on top: ``--rounds 10 --optimizer.learning-rate 3e-5``.
-
-    Every field is a flag under its dotted key. ``--backbone`` is stored as ``model.backbone``.
-    ``--epochs`` without ``--rounds`` puts aside the ``rounds`` of ``base``. ``--help`` prints all
-    flags and exits.
+def config_with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
+    """``config`` with ``values`` by dotted key, such as ``{"smart.weight": 1.0}``, on top.
 
     Raises:
-        ConfigError: an unknown flag (with the nearest known one), or a value that cannot be used.
+        ConfigError: starting with ``source``, for a key or value that cannot be used.
     """
-    base = _backbone_folded(base)
-    if _is_given("--epochs", argv) and not _is_given("--rounds", argv):
-        base = dataclasses.replace(base, rounds=None)
-    config, unknown = _run_tyro(argv, base, prog)
-    if unknown:
-        _refuse(unknown, base)
-    return _validated(_backbone_folded(config), None)
+    return _validated(_with(config, values, source), source)
 
 
-def parse_run_config(argv: Sequence[str], prog: str) -> RunConfig:
-    """The configuration of a command line: ``--config FILE`` first, then flags over it.
-
-    On an error it prints one line to stderr and exits with status 2.
-    """
-    try:
-        path, flags = split_config_flag(argv)
-        return parse_cli(flags, _read_config(path), prog)
-    except ConfigError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _validated(config: RunConfig, path: Path | None) -> RunConfig:
+def _validated(config: RunConfig, source: object) -> RunConfig:
     try:
         validate(config)
     except ConfigError as error:
-        raise error if path is None else ConfigError(f"{path}: {error}") from None
+        raise error if source is None else ConfigError(f"{source}: {error}") from None
     return config
 
 
-def _read_config(path: Path | None) -> RunConfig:
-    if path is None:
-        return RunConfig()
-    data = read_yaml(Path(path))
-    return config_from_dict({} if data is None else data, str(path))
-
-
 # Dicts to dataclasses
+
+
+def _without_alias(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with ``backbone`` as ``model.backbone``, where it takes precedence."""
+    data = dict(data)
+    model, backbone = data.get("model"), data.pop(_ALIAS, None)
+    if backbone is not None and isinstance(model, Mapping | None):
+        data["model"] = {**(model or {}), "backbone": backbone}
+    return data
 
 
 def _complete_tasks(tasks: Any) -> dict[str, Any]:
@@ -171,9 +152,10 @@ def _complete_task(name: str, fields: Any) -> Any:
     check_task_name(name)
     if name not in BUILTIN_TASKS:
         if not fields:
+            hint = did_you_mean(name, BUILTIN_TASKS)
             raise ConfigError(
-                f"tasks: '{name}' is not a built-in task{_hint(name, BUILTIN_TASKS)}; a task of "
-                f"your own needs its fields under tasks.{name}"
+                f"tasks: '{name}' is not a built-in task{hint}; a task of your own needs its "
+                f"fields under tasks.{name}"
             )
         return fields
     record = _plain(dataclasses.asdict(BUILTIN_TASKS[name]))
@@ -185,26 +167,27 @@ def _complete_task(name: str, fields: Any) -> Any:
     return {**record, **fields}
 
 
-def _known(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
+def _checked(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
     """A copy of ``data`` after checking that every key is a field of the dataclass ``cls``."""
     hints = get_type_hints(cls)
     checked = {}
     for key, value in data.items():
         if key not in hints:
-            hint = _hint(key, hints) or _hint(key, config_leaves(RunConfig()))
+            hint = did_you_mean(key, hints) or did_you_mean(key, known_keys(RunConfig()))
             raise ConfigError(f"unknown key '{prefix}{shown(key)}'{hint}")
-        checked[key] = _known_value(value, hints[key], f"{prefix}{key}.")
+        checked[key] = _checked_value(value, hints[key], f"{prefix}{key}.")
     return checked
 
 
-def _known_value(value: Any, hint: Any, prefix: str) -> Any:
+def _checked_value(value: Any, hint: Any, prefix: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if value is None:  # a section whose lines are all commented out
             return {}
-        return _known(value, hint, prefix) if isinstance(value, Mapping) else value
+        return _checked(value, hint, prefix) if isinstance(value, Mapping) else value
     if hint == dict[str, TaskConfig]:
         return {
-            name: _known_value(task, TaskConfig, f"{prefix}{name}.") for name, task in value.items()
+            name: _checked_value(task, TaskConfig, f"{prefix}{name}.")
+            for name, task in value.items()
         }
     choices = [c for arg in (hint, *get_args(hint)) for c in get_args(arg) if isinstance(c, str)]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -239,18 +222,7 @@ _TYPE_ADVICE = {
 }
 
 
-def _overridden(config: RunConfig, overrides: Mapping[str, Any]) -> RunConfig:
-    if not overrides:
-        return config
-    return config_with(config, overrides, "overrides")
-
-
-def config_with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
-    """``config`` with ``values`` by dotted key, such as ``{"smart.weight": 1.0}``, on top.
-
-    Raises:
-        ConfigError: starting with ``source``, see ``config_from_dict``.
-    """
+def _with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
     data = config_to_dict(config)
     for key, value in values.items():
         *sections, last = key.split(".")
@@ -284,89 +256,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _hint(word: str, known: Any) -> str:
+def did_you_mean(word: str, known: Any) -> str:
     """``; did you mean '...'?`` with the nearest of ``known``, or nothing."""
     same_leaf = [key for key in known if key.rpartition(".")[2] == word]
-    nearest = (
-        same_leaf if len(same_leaf) == 1 else difflib.get_close_matches(word, list(known), n=1)
-    )
-    return f"; did you mean '{nearest[0]}'?" if nearest else ""
-
-
-# Command line
-
-
-def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file of ``--config FILE`` or ``--config=FILE``, and the other arguments."""
-    paths, rest, remaining = [], [], iter(argv)
-    for argument in remaining:
-        if argument == "--config":
-            paths.append(next(remaining, ""))
-        elif argument.startswith("--config="):
-            paths.append(argument.removeprefix("--config="))
-        else:
-            rest.append(argument)
-    if len(paths) > 1 or "" in paths:
-        raise ConfigError("--config: give one YAML file, such as --config configs/sbrrt.yaml")
-    return (Path(paths[0]) if paths else None), rest
-
-
-def _run_tyro(argv: Sequence[str], base: RunConfig, prog: str) -> tuple[RunConfig, list[str]]:
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            return tyro.cli(
-                RunConfig,
-                prog=prog,
-                description="Train with --config FILE (YAML) and any of these flags over it.",
-                args=list(argv),
-                default=base,
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        raise ConfigError(shown(one_line(messages.getvalue()), 300)) from None
-
-
-def one_line(box: str) -> str:
-    """The sentence in tyro's message box, without frame, colours, help text and footer."""
-    title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines()
-    sentence: list[str] = []
-    for line in lines:
-        text = line.strip("│ ")
-        is_rule = re.match(r"[─╰-]{3}", text) is not None
-        if sentence and (is_rule or text.startswith("Got errors")):
-            break
-        if not is_rule:
-            sentence.append(text)
-    return " ".join(" ".join(sentence or [title]).split())
-
-
-def _refuse(unknown: Sequence[str], base: RunConfig) -> NoReturn:
-    flag = next((token for token in unknown if token.startswith("-")), None)
-    if flag is None:
-        argument = shown(unknown[0])
-        raise ConfigError(f"unexpected argument '{argument}'; settings are flags, see --help")
-    key = flag.partition("=")[0].lstrip("-").replace("-", "_")
-    hint = _hint(key, config_leaves(base))
-    hint = re.sub(r"'(.*)'", lambda match: f"'--{match[1].replace('_', '-')}'", hint)
-    raise ConfigError(f"unknown flag '{shown(flag.partition('=')[0])}'{hint or '; see --help'}")
-
-
-def flag_value(flag: str, argv: Sequence[str]) -> str | None:
-    """What follows ``--flag`` or ``--flag=`` for the last time, or None."""
-    values = [token.partition("=")[2] for token in argv if token.startswith(f"{flag}=")]
-    values += [value for token, value in itertools.pairwise(argv) if token == flag]
-    return values[-1] if values else None
-
-
-def _is_given(flag: str, argv: Sequence[str]) -> bool:
-    return any(token == flag or token.startswith(f"{flag}=") for token in argv)
-
-
-def _backbone_folded(config: RunConfig) -> RunConfig:
-    if config.backbone is None:
-        return config
-    model = dataclasses.replace(config.model, backbone=config.backbone)
-    return dataclasses.replace(config, model=model, backbone=None)
+    close = same_leaf if len(same_leaf) == 1 else difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

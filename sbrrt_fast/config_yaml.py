@@ -42,7 +42,7 @@ _ADVICE = {
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds: dicts, lists, strings, numbers, booleans and None.
+    """The data in a YAML file: dicts, lists, strings, numbers, booleans and None.
 
     Raises:
         ConfigError: it is not a regular file, is larger than 128 KiB, is not UTF-8, or holds
@@ -58,7 +58,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, source: str, has_lines: bool = True) -> Any:
-    """What YAML text holds.
+    """The data in YAML text.
 
     Args:
         source: where it comes from; messages start with it.
@@ -84,8 +84,8 @@ def parse_yaml(text: str, source: str, has_lines: bool = True) -> Any:
         OverflowError,
     ):  # an escape or a version with a number beyond what Python takes
         problem = _Problem(loader.get_mark().line + 1, "a number is out of range; correct it")
-    except _Problem as found:
-        problem = found
+    except _Problem as error:
+        problem = error
     where = f"{source}:{problem.line}" if has_lines else source
     raise ConfigError(f"{where}: {problem}")
 

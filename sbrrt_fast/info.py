@@ -21,7 +21,7 @@ _PACKAGES = ("numpy", "tokenizers", "safetensors")
 
 
 def collect() -> dict:
-    """Everything ``sbrrt-fast info`` tells, as JSON values.
+    """Everything that ``sbrrt-fast info`` prints, as JSON values.
 
     ``versions``: name -> ``{"version", "reason"}``, one of them None; ``devices``: the CPU, the
     GPUs and, without any, ``gpu_reason``; ``extension``: of the C++ ops ``{"loaded", "reason",
@@ -37,15 +37,18 @@ def collect() -> dict:
 
 
 def versions() -> dict[str, dict[str, str | None]]:
-    """Versions of this package, of what it computes with, and of the CUDA toolkit."""
-    found = {"sbrrt_fast": _distribution("sbrrt_fast"), "python": _found(platform.python_version())}
-    found["torch"] = _found(torch.__version__)
-    found["torch CUDA"] = (
-        _found(torch.version.cuda) if torch.version.cuda else _absent("torch is built without CUDA")
+    """Versions of this package, the packages it computes with, and the CUDA toolkit."""
+    packages = {"sbrrt_fast": _distribution("sbrrt_fast")}
+    packages["python"] = _present(platform.python_version())
+    packages["torch"] = _present(torch.__version__)
+    packages["torch CUDA"] = (
+        _present(torch.version.cuda)
+        if torch.version.cuda
+        else _absent("torch is built without CUDA")
     )
-    found["triton"] = _triton()
-    found["CUDA toolkit"] = _toolkit()
-    return found | {name: _distribution(name) for name in _PACKAGES}
+    packages["triton"] = _triton()
+    packages["CUDA toolkit"] = _toolkit()
+    return packages | {name: _distribution(name) for name in _PACKAGES}
 
 
 def devices() -> dict:
@@ -80,7 +83,7 @@ def op_table() -> dict[str, dict[str, str | None]]:
     }
 
 
-def _found(version: str) -> dict[str, str | None]:
+def _present(version: str) -> dict[str, str | None]:
     return {"version": version, "reason": None}
 
 
@@ -90,14 +93,14 @@ def _absent(reason: str) -> dict[str, str | None]:
 
 def _distribution(name: str) -> dict[str, str | None]:
     try:
-        return _found(metadata.version(name))
+        return _present(metadata.version(name))
     except metadata.PackageNotFoundError:
         return _absent("not installed")
 
 
 def _triton() -> dict[str, str | None]:
     try:
-        return _found(import_module("triton").__version__)
+        return _present(import_module("triton").__version__)
     except ModuleNotFoundError as error:
         if error.name == "triton":
             return _absent("not installed; `pip install triton` (Linux, for GPUs alone)")
@@ -119,11 +122,11 @@ def _toolkit() -> dict[str, str | None]:
 
 def _nvcc_version(path: str) -> dict[str, str | None]:
     try:
-        told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
         return _absent(f"{path} does not run: {_first_line(error)}")
-    release = re.search(r"release ([\d.]+)", told.stdout)
-    return _found(f"{release[1]} ({path})") if release else _absent(f"{path} tells no release")
+    release = re.search(r"release ([\d.]+)", output.stdout)
+    return _present(f"{release[1]} ({path})") if release else _absent(f"{path} tells no release")
 
 
 def _cpu_name() -> str:
@@ -140,11 +143,11 @@ def _gpus() -> tuple[list[dict], str | None]:
     """The GPUs that torch sees, and the reason if there is none."""
     if not torch.version.cuda:
         return [], f"torch {torch.__version__} is built without CUDA"
-    with warnings.catch_warnings(record=True) as told:  # torch warns of a driver it cannot use
+    with warnings.catch_warnings(record=True) as caught:  # torch warns of a driver it cannot use
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
-        return [], _first_line(told[0].message) if told else "torch sees no NVIDIA GPU"
+        return [], _first_line(caught[0].message) if caught else "torch sees no NVIDIA GPU"
     return [_gpu(index) for index in range(count)], None
 
 

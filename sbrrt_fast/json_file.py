@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.messages import shown
 
 _LONGEST_NUMBER = 40  # digits; no count, size or id has more
-_LONGEST_SHOWN = 80  # characters of a value in a message
 
 
 def read_json(path: Path, kind: type[dict] | type[list] = dict) -> Any:
@@ -38,22 +38,22 @@ def read_json(path: Path, kind: type[dict] | type[list] = dict) -> Any:
     return value
 
 
-def shown(value: Any) -> str:
-    """A value as JSON in one line, cut where it is long."""
+def as_json(value: Any) -> str:
+    """A value as JSON for messages: on one line, and cut where it is long."""
     try:
         text = json.dumps(value)
     except (RecursionError, TypeError, ValueError):
         text = kind_of(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
+    return shown(text)
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls a value: ``an object``, ``null``, ``the number 3``."""
+    """A value's kind in JSON's words: ``an object``, ``null``, ``the number 3``."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, dict | list):
         return f"an {_KINDS[type(value)]}"
-    return f"the {'string' if isinstance(value, str) else 'number'} {shown(value)}"
+    return f"the {'string' if isinstance(value, str) else 'number'} {as_json(value)}"
 
 
 _KINDS = {dict: "object", list: "array"}

@@ -1,12 +1,14 @@
-"""What several test files build: a small random encoder and a small data folder."""
+"""A small random encoder, small data folders and runs that several test files share."""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -15,6 +17,7 @@ from sbrrt_fast.data.sample import write_sample
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.hub import save_encoder
+from sbrrt_fast.training.trainer import Trainer
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORD = re.compile(r"[a-z]+")
@@ -107,3 +110,33 @@ def train_tiny(directory: Path, *flags: str) -> Path:
     arguments += ["--rounds", "3", "--round.batch-size", "4", "--log.no-tensorboard"]
     assert main(["train", *arguments, *flags]) == 0
     return run
+
+
+def config_file(folder: Path, text: str) -> Path:
+    """Writes a configuration's YAML and returns its path."""
+    path = folder / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read_log(run: Path) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing in the trainer handles it."""
+
+
+def kill_in_round(trainer: Trainer, index: int) -> None:
+    """Trains until ``index`` rounds are done; the next one ends the run as a kill does."""
+    original = trainer.step.round
+
+    def round_or_kill(batches, done, report):
+        if done == index:
+            raise Killed
+        return original(batches, done, report)
+
+    trainer.step.round = round_or_kill
+    with pytest.raises(Killed):
+        trainer.run()

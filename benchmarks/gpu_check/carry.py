@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.backbone import POOLING_FOLDER, TOKENIZER_FILES, resolve_backbone
-from sbrrt_fast.model.hub import load_encoder
+from sbrrt_fast.model.bert import MiniBert
 
 MOST_BYTES = 64 * 2**20
 OTHERS = ("config.json", "modules.json", f"{POOLING_FOLDER}/config.json", *TOKENIZER_FILES)
@@ -45,7 +45,7 @@ def carry(source: Path, folder: Path) -> int:
         if (source / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, folder / name)
-    load_encoder(folder)
+    MiniBert.from_folder(folder)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

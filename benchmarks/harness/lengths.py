@@ -62,7 +62,7 @@ def count(data_dir: Path, backbone: str) -> dict:
     """What ``lengths.json`` holds."""
     from sbrrt_fast.config import RunConfig
     from sbrrt_fast.data.tokenizer import load_tokenizer
-    from sbrrt_fast.model.hub import resolve_backbone
+    from sbrrt_fast.model.backbone import resolve_backbone
     from sbrrt_fast.training.build import load_splits
 
     config = RunConfig(data_dir=data_dir)

@@ -27,9 +27,9 @@ from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
+from sbrrt_fast.model.backbone import read_config, resolve_backbone
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.model.hub import load_encoder, read_config, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step, load_splits
@@ -85,7 +85,7 @@ class Rounds:
     @cached_property
     def _encoder(self) -> MiniBert:
         if data_dir() and is_shape_of(self.case.config, resolve_backbone(backbone())):
-            return load_encoder(resolve_backbone(backbone()), pooling="mean")
+            return MiniBert.from_folder(resolve_backbone(backbone()), pooling="mean")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return MiniBert(MODELS[self.case.model], pooling="mean")

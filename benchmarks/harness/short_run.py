@@ -20,7 +20,8 @@ from benchmarks.harness.results import write_json
 from benchmarks.harness.rounds import SBRRT, backbone, build_ours, data_dir, real_rounds
 from benchmarks.harness.settings import settings
 from sbrrt_fast.data.tokenizer import load_tokenizer
-from sbrrt_fast.model.hub import load_encoder, resolve_backbone
+from sbrrt_fast.model.backbone import resolve_backbone
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.build import load_splits
 from sbrrt_fast.training.scores.evaluate import evaluate
 from sbrrt_fast.training.step.group import TaskBatch
@@ -33,7 +34,7 @@ class ShortRun:
 
     def __init__(self, num_rounds: int):
         folder = resolve_backbone(backbone())
-        encoder = load_encoder(folder, pooling=SBRRT.model.pooling)
+        encoder = MiniBert.from_folder(folder, pooling=SBRRT.model.pooling)
         tokenizer = load_tokenizer(folder)
         config = replace(SBRRT, data_dir=data_dir())
         longest = encoder.config.max_position_embeddings

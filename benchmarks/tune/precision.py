@@ -77,7 +77,9 @@ def exact_gradient(step: SbrrtStep, batch: TaskBatch, rng: Tensor) -> Tensor:
     smart = SmartRegularizer(logits_at, step.smart, l_s, "reference")
     mask = tokens.is_real if step.smart.perturb_special else tokens.is_real & ~tokens.is_special
     noise = stream.normal(embeddings.shape[-1]) * mask[:, None]
-    return smart._tangent(embeddings, logits_at(embeddings), step.smart.sigma * noise.double())
+    return smart.tangent_gradient(
+        embeddings, logits_at(embeddings), step.smart.sigma * noise.double()
+    )
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -1,36 +1,49 @@
 """Every shape class of ``kernels.launch_table``: the calls that launch it, the constants to try.
 
-Calls are host functions on the trainer's shapes, bfloat16 with dropout; on the ``meta`` device they
-only tell what would be launched.
+Calls are of host functions on the trainer's shapes, bfloat16 with dropout; on the ``meta`` device
+they only tell what would be launched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from sbrrt_fast.kernels import (
     adamw_ema,
     adamw_rows,
     attention,
-    dropout_mask,
+    draws,
     embed,
     gelu,
     layernorm,
     rows,
     smart_ascend,
-    smart_noise,
 )
 from sbrrt_fast.kernels.launch_table import TABLE
 
 TOKENS = 712  # of a joint round
 DROPOUT_P, SITE, EPS = 0.1, 2, 1e-12
 WARPS = {"num_warps": (1, 2, 4, 8)}
-Call = Callable[[], object]
+
+
+class Call:
+    """A host function with its arguments.
+
+    Attributes:
+        results: the tensors it writes, where the next call does not read them.
+    """
+
+    def __init__(self, host_function: Callable[..., None], *inputs, results: tuple = ()):
+        self.run, self.results = partial(host_function, *inputs, *results), results
+
+    def __call__(self) -> None:
+        self.run()
 
 
 @dataclass(frozen=True)
@@ -95,17 +108,23 @@ def _attention_calls(
     calls = []
     for head_dim in attention.HEAD_DIMS:
         fused = torch.randn(sum(lengths), 36 * head_dim, device=device).to(dtype)
-        matrices = fused.split(12 * head_dim, dim=1)
-        if direction == "forward":
-            calls.append(partial(attention.forward, *matrices, *batch))
-            continue
-        out, logsumexp = attention.forward(*matrices, *batch)
-        found = {
-            "backward": partial(attention.backward, out, *matrices, out, logsumexp, *batch),
-            "jvp": partial(attention.jvp, *matrices, *matrices, logsumexp, *batch),
-        }
-        calls.append(found[direction])
+        calls.append(_attention_call(direction, fused.split(12 * head_dim, dim=1), batch))
     return calls
+
+
+def _attention_call(direction: str, matrices: Sequence[Tensor], batch: tuple) -> Call:
+    out, *grads = (torch.empty(m.shape, dtype=m.dtype, device=m.device) for m in 4 * matrices[:1])
+    logsumexp = torch.empty(len(out), 12, device=out.device)
+    forward = Call(attention.forward_into, *matrices, *batch, results=(out, logsumexp))
+    if direction == "forward":
+        return forward
+    forward()
+    if direction == "jvp":
+        tangents, results = matrices, (grads[0],)
+        saved = *matrices, *tangents, logsumexp
+        return Call(attention.jvp_into, *saved, *batch, results=results)
+    saved = out, *matrices, out, logsumexp
+    return Call(attention.backward_into, *saved, *batch, results=tuple(grads))
 
 
 def _row_classes() -> Iterator[tuple[str, ShapeClass]]:
@@ -129,27 +148,38 @@ def _layernorm(way: str, width: int, device: torch.device) -> list[Call]:
     residual, vector = torch.randn(TOKENS, width, device=device), torch.rand(width, device=device)
     x, dropout = residual.bfloat16(), _dropout(device, width)
     row = x, vector, residual, vector
-    forward = partial(layernorm.forward, *row, vector, EPS, *dropout)
+    out, low, dx, dresidual = (torch.empty_like(x) for x in (residual, x, x, residual))
+    mean, rstd = torch.empty(2, TOKENS, device=device)
+    inputs, results = (*row, vector, EPS, *dropout), (out, low, mean, rstd)
+    forward = Call(layernorm.forward_into, *inputs, results=results)
     if way == "forward":
         return [forward]
-    _, mean, rstd = forward()
-    kept = *row, mean, rstd, *dropout
+    forward()
+    saved = *row, mean, rstd, *dropout
     if way == "jvp":
-        return [partial(layernorm.jvp, x, residual, *kept)]
-    return [partial(layernorm.backward, residual, *kept, needed) for needed in (True, False)]
+        return [Call(layernorm.jvp_into, x, residual, *saved, results=(out, low))]
+    sums = tuple(torch.empty_like(vector) for _ in range(3))
+    return [
+        Call(layernorm.backward_into, residual, x, *saved, results=(dx, dresidual, *some))
+        for some in (sums, (None,) * 3)
+    ]
 
 
 def _embed(way: str, width: int, device: torch.device) -> list[Call]:
     word, grad = (torch.randn(n, width, device=device) for n in (30522, TOKENS))
     ids = torch.arange(TOKENS, device=device) * 41 % 30522
     positions, types = ids % 128, ids % 2
-    places = ids, positions, types, word, word[:512], word[:2], grad[0]
-    dropout = _dropout(device, width)
-    forward = partial(embed.forward, *places, grad[0], EPS, *dropout)
+    tables = word, word[:512], word[:2]
+    rows_read, dropout = (ids, positions, types, *tables, grad[0]), _dropout(device, width)
+    mean, rstd = torch.empty(2, TOKENS, device=device)
+    results = torch.empty_like(grad), mean, rstd
+    forward = Call(embed.forward_into, *rows_read, grad[0], EPS, *dropout, results=results)
     if way == "forward":
         return [forward]
-    _, mean, rstd = forward()
-    return [partial(embed.backward, grad, *places, mean, rstd, *dropout, [True] * 5)]
+    forward()
+    grads = tuple(torch.empty_like(x) for x in (*tables, grad[0], grad[0]))
+    saved = *rows_read, mean, rstd, *dropout, None
+    return [Call(embed.backward_into, grad, *saved, results=grads)]
 
 
 def _adamw_rows(width: int, device: torch.device) -> list[Call]:
@@ -158,7 +188,7 @@ def _adamw_rows(width: int, device: torch.device) -> list[Call]:
     touched = torch.zeros(30522, dtype=torch.bool, device=device)
     grad, one = torch.randn(TOKENS, width, device=device), torch.ones((), device=device)
     state = table[0], grad, rows_found, touched, *table[1:]
-    return [partial(adamw_rows.adamw_ema_rows_, *state, one, 0.1, 0.9, 0.999, 1e-8, one, one, 0.9)]
+    return [Call(adamw_rows.adamw_ema_rows_, *state, one, 0.1, 0.9, 0.999, 1e-8, one, one, 0.9)]
 
 
 def _smart_ascend(width: int, device: torch.device) -> list[Call]:
@@ -166,9 +196,9 @@ def _smart_ascend(width: int, device: torch.device) -> list[Call]:
     sequence = torch.arange(TOKENS, device=device) // 18
     batch = delta, delta, sequence >= 0, sequence, TOKENS // 18 + 1
     settings = (1e-3, True, "ball", 1e-5, "inf"), (1.0, True, "normalize", 1.0, "2")
-    levels = ("token", "sequence")
+    levels, out = ("token", "sequence"), torch.empty_like(delta)
     return [
-        partial(smart_ascend.smart_ascend, *batch, *chosen, level)
+        Call(smart_ascend.smart_ascend_into, *batch, *chosen, level, results=(out,))
         for chosen, level in product(settings, levels)
     ]
 
@@ -176,9 +206,10 @@ def _smart_ascend(width: int, device: torch.device) -> list[Call]:
 def _other_classes() -> Iterator[tuple[str, ShapeClass]]:
     tiles = {"ROWS": (8, 16, 32), "COLUMNS": (128, 256, 512), "num_warps": (4, 8)}
     yield "gelu forward", ShapeClass(partial(_gelu, "forward"), tiles)
-    yield "gelu change", ShapeClass(partial(_gelu, "change"), tiles)
-    noise = {"ROWS": (1, 2, 4), "COLUMNS": (128, 256)} | WARPS
-    yield "smart_noise", ShapeClass(_smart_noise, noise)
+    yield "gelu jacobian", ShapeClass(partial(_gelu, "jacobian"), tiles)
+    draw = {"ROWS": (1, 2, 4), "COLUMNS": (128, 256)} | WARPS
+    yield "smart_noise", ShapeClass(_smart_noise, draw)
+    yield "dropout_mask", ShapeClass(_dropout_mask, draw)
     table = {"TOKENS": (16, 32, 64), "COLUMNS": (64, 128, 256)} | WARPS
     yield "embed table", ShapeClass(partial(_embed, "backward", 768), table)
     sums = {"ROWS": (16, 32, 64), "COLUMNS": (32, 64, 128)} | WARPS
@@ -186,7 +217,6 @@ def _other_classes() -> Iterator[tuple[str, ShapeClass]]:
     blocks = {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (4, 8)}
     yield "adamw_ema_", ShapeClass(partial(_adamw, "adamw_ema_"), blocks)
     yield "gradient_norm", ShapeClass(partial(_adamw, "gradient_norm"), blocks)
-    yield "dropout_mask", ShapeClass(_dropout_mask, blocks)
 
 
 def _gelu(way: str, device: torch.device) -> list[Call]:
@@ -194,25 +224,29 @@ def _gelu(way: str, device: torch.device) -> list[Call]:
     for width in (1536, 3072):
         x = torch.randn(TOKENS, width, device=device).bfloat16()
         bias = torch.randn(width, device=device)
-        changes = (
-            partial(gelu.backward, x, x, bias, True),
-            partial(gelu.backward, x, x, bias, False),
-            partial(gelu.jvp, x, x, bias),
-        )
-        calls += [partial(gelu.forward, x, bias)] if way == "forward" else changes
+        out, dbias = torch.empty_like(x), torch.empty_like(bias)
+        if way == "forward":
+            calls.append(Call(gelu.forward_into, x, bias, results=(out,)))
+            continue
+        calls += [
+            Call(gelu.backward_into, x, x, bias, results=(out, dbias)),
+            Call(gelu.backward_into, x, x, bias, results=(out, None)),
+            Call(gelu.jvp_into, x, x, bias, results=(out,)),
+        ]
     return calls
 
 
 def _smart_noise(device: torch.device) -> list[Call]:
     _, rng, _, offsets = _dropout(device, 768)
-    return [partial(smart_noise.smart_noise, offsets, width, rng, SITE) for width in (384, 768)]
+    results = (torch.empty(TOKENS, width, device=device) for width in (384, 768))
+    return [Call(draws.smart_noise_into, offsets, rng, SITE, results=(out,)) for out in results]
 
 
 def _column_sums(device: torch.device) -> list[Call]:
     """Partial sums of a round's LayerNorm backward and of its GELU backward."""
     shapes = (178, 3, 768), (45, 1, 3072)
     partials = [torch.randn(shape, device=device) for shape in shapes]
-    return [partial(rows.column_sums, x, *[x[0, 0]] * x.shape[1]) for x in partials]
+    return [Call(rows.column_sums_into, x, results=tuple(torch.empty_like(x[0]))) for x in partials]
 
 
 def _adamw(op: str, device: torch.device) -> list[Call]:
@@ -220,13 +254,15 @@ def _adamw(op: str, device: torch.device) -> list[Call]:
     shapes = [(768, 768)] * 4 + [(3072, 768)] * 2 + [(768,)] * 8
     lists = [[torch.zeros(shape, device=device) for shape in shapes] for _ in range(5)]
     if op == "gradient_norm":
-        return [partial(adamw_ema.gradient_norm, lists[0])]
+        norm = torch.empty((), device=device)
+        return [Call(adamw_ema.gradient_norm_into, lists[0], results=(norm,))]
     copies, averages = ([x.bfloat16() for x in lists[0]] for _ in range(2))
     one = torch.ones((), device=device)
     numbers = one, [0.01] * len(shapes), 0.9, 0.999, 1e-8, one, one, 0.99
-    return [partial(adamw_ema.adamw_ema_, *lists, copies, averages, *numbers)]
+    return [Call(adamw_ema.adamw_ema_, *lists, copies, averages, *numbers)]
 
 
 def _dropout_mask(device: torch.device) -> list[Call]:
+    out = torch.empty(TOKENS, 768, dtype=torch.bfloat16, device=device)
     p, rng, site, offsets = _dropout(device, 768)
-    return [partial(dropout_mask.dropout_mask, offsets, 768, p, rng, site, torch.bfloat16)]
+    return [Call(draws.dropout_mask_into, offsets, p, rng, site, results=(out,))]

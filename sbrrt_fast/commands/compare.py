@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import config_with, parse_run_config
-from sbrrt_fast.config_rules import validate
+from sbrrt_fast.config_cli import parse_run_config
+from sbrrt_fast.config_io import config_with
 from sbrrt_fast.config_yaml import parse_yaml
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.experiments.compare import Comparison, compare
-from sbrrt_fast.files import make_folder, write_text
+from sbrrt_fast.experiments.differences import Comparison
+from sbrrt_fast.experiments.lockstep import train_in_lockstep
+from sbrrt_fast.files import make_folder, write_json
 from sbrrt_fast.messages import shown
 
 PROG = "sbrrt-fast compare"
@@ -47,17 +46,11 @@ class CompareOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    options, flags = tyro.cli(
-        CompareOptions,
-        args=list(argv),
-        prog=PROG,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        return_unknown_args=True,
-    )
+    options, flags = parse_arguments(CompareOptions, argv, PROG, return_unknown_args=True)
     if options.rounds < 1:
         raise ConfigError(f"--rounds: must be at least 1, got {options.rounds}")
     base = parse_run_config(flags, prog=PROG)
-    comparison = compare(
+    comparison = train_in_lockstep(
         with_overrides(base, options.a, "--a"),
         with_overrides(base, options.b, "--b"),
         options.rounds,
@@ -75,7 +68,7 @@ def write(comparison: Comparison, path: Path) -> None:
     from sbrrt_fast.experiments.plots import comparison_figure, save_figure  # slow to import
 
     make_folder(path.parent)
-    write_text(path, json.dumps(comparison.to_dict(), indent=1) + "\n")
+    write_json(path, comparison.to_dict())
     save_figure(comparison_figure(comparison), path.with_suffix(".png"))
     print(f"written: {path}, {path.with_suffix('.png')}")
 
@@ -93,6 +86,4 @@ def with_overrides(base: RunConfig, text: str, flag: str) -> RunConfig:
             raise ConfigError(f"{flag}: '{shown(item)}' is not of the form key=value")
         key = key.strip()
         values[key] = parse_yaml(value, f"{flag}: {shown(key)}", has_lines=False)
-    config = config_with(base, values, flag)
-    validate(config)
-    return config
+    return config_with(base, values, flag)

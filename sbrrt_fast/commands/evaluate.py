@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.files import make_folder, write_text
+from sbrrt_fast.files import make_folder, write_json
 from sbrrt_fast.messages import printable
 from sbrrt_fast.training.scores.evaluate import evaluate
 from sbrrt_fast.training.scores.table import exposure_note, score_table
@@ -57,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if note := exposure_note(run.config):
         print(note)
     if arguments.output is not None:
-        record = _record(arguments, run, scores, tasks)
-        write_text(arguments.output, json.dumps(record, indent=2) + "\n")
+        write_json(arguments.output, _record(arguments, run, scores, tasks))
     return 0
 
 
@@ -72,7 +70,7 @@ def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:
 def _record(
     arguments: EvaluateArguments, run: TrainedRun, scores: dict, tasks: dict[str, TokenizedTask]
 ) -> dict:
-    """What ``--output`` writes; the scores are under the split's name as in ``metrics.json``."""
+    """The JSON of ``--output``; the scores are under the split's name as in ``metrics.json``."""
     return {
         arguments.split: scores,
         "num_examples": {name: task.num_examples for name, task in tasks.items()},

@@ -15,7 +15,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class InfoArguments:
-    """Tell versions, devices, and which implementation of which op can run here, or why not.
+    """Print versions, devices, and which implementation of which op can run here, or why not.
 
     Attributes:
         json: print JSON instead of text.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def format_info(facts: dict) -> str:
-    """The text of what ``info.collect`` found."""
+    """The text of the facts of ``info.collect``."""
     parts = {
         "versions": _versions(facts["versions"]),
         "devices": _devices(facts["devices"]),

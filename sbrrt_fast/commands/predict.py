@@ -60,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
             f"{run.data}: nothing to predict, no task has a file there and a prediction_file; "
             "name the folder of the task files with --data-dir"
         )
-    return _tell_left_out(reports)
+    return _report_skipped_rows(reports)
 
 
-def _tell_left_out(reports: dict[Path, ReadReport]) -> int:
+def _report_skipped_rows(reports: dict[Path, ReadReport]) -> int:
     """Says last, on stderr, which prediction files lack rows; returns the exit status."""
     sys.stdout.flush()  # so that it is last where both go to one file
     lacking = {path: report for path, report in reports.items() if report.num_skipped}
@@ -135,7 +135,7 @@ def _why_passed_over(run: TrainedRun, name: str, split: Split) -> str | None:
 def _write(run: TrainedRun, name: str, split: Split, path: Path) -> ReadReport:
     """Predicts one split and writes its file; returns how the split was read."""
     task = run.load(split, [name])[name]
-    found = predict(run.model, task, **run.options)
+    values = predict(run.model, task, **run.options)
     make_folder(path.parent)
-    write_text(path, format_predictions(task.config, task.ids, found))
+    write_text(path, format_predictions(task.config, task.ids, values))
     return task.report

@@ -8,11 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError, SbrrtError
-from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult, write_report
+from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult
 from sbrrt_fast.experiments.tables import (
     TABLES,
     Row,
@@ -27,6 +26,7 @@ from sbrrt_fast.experiments.tables import (
     row_config,
     run_folder,
 )
+from sbrrt_fast.files import make_folder, write_json, write_text
 from sbrrt_fast.training.logging import FINAL
 
 PROG = "sbrrt-fast reproduce"
@@ -64,13 +64,7 @@ class ReproduceOptions:
 
 
 def main(argv: Sequence[str]) -> int:
-    options, flags = tyro.cli(
-        ReproduceOptions,
-        args=list(argv),
-        prog=PROG,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        return_unknown_args=True,
-    )
+    options, flags = parse_arguments(ReproduceOptions, argv, PROG, return_unknown_args=True)
     table = TABLES[options.table]
     rows = pick_rows(table, options.rows)
     if options.seeds < 1:
@@ -85,6 +79,19 @@ def main(argv: Sequence[str]) -> int:
     print(report.text())
     print("written:", *write_report(report, options.output))
     return int(bool(failures))
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes ``table<T>.md``, ``.json`` and ``.png`` into ``folder``; returns their paths."""
+    from sbrrt_fast.experiments.plots import save_figure, table_figure  # slow to import
+
+    make_folder(folder)
+    stem = folder / f"table{report.table.number}"
+    paths = [stem.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
+    write_text(paths[0], report.markdown())
+    write_json(paths[1], report.to_dict())
+    save_figure(table_figure(report), paths[2])
+    return paths
 
 
 def _train_all(
@@ -123,12 +130,12 @@ def _configs(
 
 
 def _run_flags(options: ReproduceOptions) -> list[str]:
-    given = {
+    values = {
         "--data-dir": options.data_dir and options.data_dir.expanduser().resolve(),
         "--rounds": options.rounds,
         "--backbone": options.backbone,
     }
-    return [text for flag, v in given.items() if v is not None for text in (flag, str(v))]
+    return [text for flag, v in values.items() if v is not None for text in (flag, str(v))]
 
 
 def _is_completed(config: RunConfig, failures: list[str]) -> bool:
@@ -143,8 +150,8 @@ def _is_completed(config: RunConfig, failures: list[str]) -> bool:
 
 def _finished(output: Path, table: Table, row: Row) -> list[Path]:
     folder = run_folder(output, table, row, 0).parent
-    found = [path.parent for path in folder.glob(f"seed*/{FINAL}")]
-    return sorted(found, key=lambda path: (len(path.name), path.name))
+    folders = [path.parent for path in folder.glob(f"seed*/{FINAL}")]
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def _runs_of(folders: Sequence[Path]) -> list[Run]:

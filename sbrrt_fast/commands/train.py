@@ -7,13 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import (
-    flag_value,
-    load_config,
-    parse_cli,
-    parse_run_config,
-    split_config_flag,
-)
+from sbrrt_fast.config_cli import flag_value, parse_cli, parse_run_config, split_config_flag
+from sbrrt_fast.config_io import load_config
 from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
 from sbrrt_fast.training.scores.table import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer

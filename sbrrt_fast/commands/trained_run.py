@@ -10,17 +10,17 @@ from typing import Annotated, Literal
 from tokenizers import Tokenizer
 from tyro.conf import Positional, arg
 
+from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.files import readable_directory
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.op_choice import tell_evaluation
+from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 
 _OWN = "(default: as the run was trained)"
 
@@ -54,13 +54,13 @@ class TrainedRun:
         config: as trained, with the tasks of the model and the arguments' data and precision.
         model: on its device.
         tokenizer: the model's.
-        told: the lines on the choice of ops that were printed.
+        printed: the lines on the choice of ops that were printed.
     """
 
     config: RunConfig
     model: MultiTaskModel
     tokenizer: Tokenizer
-    told: set[str] = field(default_factory=set)
+    printed: set[str] = field(default_factory=set)
 
     @property
     def data(self) -> str:
@@ -69,7 +69,7 @@ class TrainedRun:
 
     @property
     def options(self) -> dict:
-        """Keyword arguments of ``evaluate.predict`` that repeat what the trainer does."""
+        """Keyword arguments of ``evaluate.predict``, as in training."""
         packed = self.config.layout == "packed"
         return {"precision": self.config.precision, "packed": packed, "progress": True}
 
@@ -80,13 +80,13 @@ class TrainedRun:
         config = replace(self.config, tasks=chosen)
         tasks = load_splits(config, self.tokenizer, split, max_positions)
         how = {name: self.options[name] for name in ("precision", "packed")}
-        tell_evaluation(self.model, tasks.values(), self._tell, **how)
+        log_evaluation_choice(self.model, tasks.values(), self._print_once, **how)
         return tasks
 
-    def _tell(self, line: str) -> None:
+    def _print_once(self, line: str) -> None:
         """Prints what has not been printed yet."""
-        if line not in self.told:
-            self.told.add(line)
+        if line not in self.printed:
+            self.printed.add(line)
             print(line)
 
 

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, lengths: np.ndarray) -> Layout:
-        """Of sequences of int64 ``lengths``."""
+        """The layout of sequences of int64 ``lengths``."""
         cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
         lengths.cumsum(out=cu_seqlens[1:])
         sequence = np.arange(len(lengths)).repeat(lengths)
@@ -87,8 +87,8 @@ class TokenBatch:
         rows: Tensor,
     ) -> TokenBatch:
         """A packed batch from concatenated sequences and their int64 ``lengths``."""
-        found = (x.numpy() for x in (input_ids, token_types, is_special))
-        return cls.from_arrays(*found, Layout.of(lengths.numpy()), rows.numpy())
+        arrays = (x.numpy() for x in (input_ids, token_types, is_special))
+        return cls.from_arrays(*arrays, Layout.of(lengths.numpy()), rows.numpy())
 
     @classmethod
     def from_arrays(

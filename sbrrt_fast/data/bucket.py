@@ -27,7 +27,7 @@ def bucket_size(num_tokens: int, max_positions: int) -> int:
 
 
 def _step(num_tokens: int, max_positions: int) -> int:
-    """How far sizes lie apart where a batch of ``num_tokens`` is; the same for its size."""
+    """The step between sizes at ``num_tokens``; a batch and its size have one step."""
     octave = 1 << max(num_tokens - 1, 0).bit_length() - 1 if num_tokens > 1 else 1
     return min(max(octave // STEPS_PER_OCTAVE, MIN_STEP), MAX_STEP, max_positions)
 
@@ -81,8 +81,8 @@ def _append(a: Tensor, b: Tensor) -> Tensor:
 
 def _words(ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """``count`` words, among them all of ``ids``, and the place of each of ``ids``."""
-    found = torch.unique(ids)
+    present = torch.unique(ids)
     candidates = torch.arange(count)
-    others = candidates[~torch.isin(candidates, found)][: count - len(found)]
-    words = torch.cat([found, others]).sort().values
+    others = candidates[~torch.isin(candidates, present)][: count - len(present)]
+    words = torch.cat([present, others]).sort().values
     return words, torch.searchsorted(words, ids)

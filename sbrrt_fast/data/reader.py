@@ -243,7 +243,7 @@ def _field_limit() -> Iterator[None]:
 
 
 def _parse_rows(path: Path, file: TextIO, task: TaskConfig, name: str) -> _Rows:
-    """Yield (line the row starts in, fields, or why they cannot be told); no blank lines.
+    """Yield (line the row starts in, fields, or why they cannot be read); no blank lines.
 
     Only a row that runs over several lines can hide others, so that is where it raises DataError:
     an unclosed quote makes ``csv`` take whole rows for one field.

@@ -35,8 +35,8 @@ def sample_dir() -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "sbrrt_fast" / f"sample-v{SAMPLE_VERSION}"
-    wanted = [file for task in BUILTIN_TASKS.values() for file in task.files.values()]
-    if not all((folder / file).is_file() for file in wanted):
+    files = [file for task in BUILTIN_TASKS.values() for file in task.files.values()]
+    if not all((folder / file).is_file() for file in files):
         try:
             write_sample(folder)
         except OutputError as error:

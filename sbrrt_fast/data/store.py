@@ -75,7 +75,9 @@ class TokenizedTask:
             ConfigError: ``max_length`` leaves no room for text between [CLS] and [SEP].
         """
         texts = _inputs(examples, task_config)
-        with _exact_lengths(tokenizer, max_length, task_config.encoding == "cross"):
+        if max_length < (needed := task_config.min_length):
+            raise ConfigError(f"model.max_length: {max_length} is too short; use at least {needed}")
+        with _exact_lengths(tokenizer, max_length):
             parts = [_flatten(encodings) for encodings in _encoded(tokenizer, texts)]
         tokens, types, special, lengths, num_truncated = zip(*parts, strict=True)
         starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
@@ -186,11 +188,8 @@ def _inputs(examples: Sequence[Example], config: TaskConfig) -> list[str] | list
 
 
 @contextmanager
-def _exact_lengths(tokenizer: Tokenizer, max_length: int, is_pair: bool) -> Iterator[None]:
+def _exact_lengths(tokenizer: Tokenizer, max_length: int) -> Iterator[None]:
     """Truncate to ``max_length`` without padding inside the block; restore both afterwards."""
-    needed = tokenizer.num_special_tokens_to_add(is_pair) + (2 if is_pair else 1)
-    if max_length < needed:
-        raise ConfigError(f"model.max_length: {max_length} is too short; use at least {needed}")
     truncation, padding = tokenizer.truncation, tokenizer.padding
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length, strategy="longest_first")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
+from sbrrt_fast.ranges import FLOAT32, Rule, float32, is_float32, problems
 
 Split = Literal["train", "dev", "test"]
+SPLITS = get_args(Split)
 OVERALL = "overall"  # where scores have their mean
+_MOST_CLASSES = 1_000_000
 _TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -68,6 +72,11 @@ class TaskConfig:
         return 2 if self.encoding == "siamese" else 1
 
     @property
+    def min_length(self) -> int:
+        """Tokens of the shortest sequence with text, ``[CLS] a [SEP]`` or with ``b [SEP]``."""
+        return 5 if self.encoding == "cross" else 3
+
+    @property
     def is_regression(self) -> bool:
         return self.head in ("cosine", "regression")
 
@@ -85,7 +94,7 @@ class TaskConfig:
         for reason in self._problems():
             raise ConfigError(f"tasks.{name}.{reason}")
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         columns = shown(self.text_columns)
         if self.encoding == "single" and len(self.text_columns) != 1:
             yield f"text_columns: encoding 'single' needs one column, got {columns}"
@@ -114,6 +123,20 @@ class TaskConfig:
             yield f"metric: 'pearson' needs a cosine or regression head, not '{self.head}'"
         if self.metric_name == "accuracy" and self.is_regression:
             yield f"metric: 'accuracy' needs a classes or binary head, not '{self.head}'"
+        yield from problems(self._rules())
+
+    def _rules(self) -> Iterator[Rule]:
+        yield "files", self.files, set(self.files) <= set(SPLITS), f"files of {SPLITS}"
+        expected = f"at most {_MOST_CLASSES:,}"
+        yield "num_classes", self.num_classes, self.num_classes <= _MOST_CLASSES, expected
+        yield "weight", self.weight, 0 <= self.weight < math.inf, "at least 0"
+        yield "weight", self.weight, is_float32(self.weight), FLOAT32
+        if self.is_regression:
+            low, high = labels = self.label_range
+            are_held = is_float32(low) and is_float32(high)
+            yield "label_range", labels, are_held, f"two numbers {FLOAT32}"
+            differ = float32(low) < float32(high)
+            yield "label_range", labels, differ, "two numbers that are still different as float32"
 
 
 def check_task_name(name: str) -> None:

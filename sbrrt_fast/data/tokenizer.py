@@ -14,7 +14,7 @@ from sbrrt_fast.data.tokenizer_settings import (
     read_settings,
 )
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.json_file import kind_of, read_json, shown
+from sbrrt_fast.json_file import as_json, kind_of, read_json
 
 TOKENIZER, VOCABULARY, SENTENCE = "tokenizer.json", "vocab.txt", "sentence_bert_config.json"
 
@@ -64,8 +64,8 @@ def _bert_disagreement(
     if not isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer):
         return "its pre-tokenizer is not BertTokenizer's"
     for texts in (("a",), ("a", "a")):
-        found, wanted = tokenizer.encode(*texts), expected.encode(*texts)
-        if (found.ids, found.type_ids) != (wanted.ids, wanted.type_ids):
+        ours, theirs = tokenizer.encode(*texts), expected.encode(*texts)
+        if (ours.ids, ours.type_ids) != (theirs.ids, theirs.type_ids):
             return "its post-processor does not put [CLS], [SEP] and token types as BertTokenizer"
     return None
 
@@ -75,7 +75,7 @@ def _bert_tokenizer(
     settings: TokenizerSettings,
     listed: dict[str, tuple[int, AddedToken]] | None = None,
 ) -> Tokenizer:
-    """What BertTokenizer makes of a vocabulary.
+    """BertTokenizer's tokenizer for a vocabulary.
 
     Args:
         listed: (id, token) by content, the added tokens of ``tokenizer.json``.
@@ -110,8 +110,9 @@ def _from_json(path: Path, settings: TokenizerSettings) -> Tokenizer:
 def _from_vocab(path: Path, settings: TokenizerSettings) -> Tokenizer:
     if not settings.is_bert:
         raise WeightsError(
-            f"{path}: is for tokenizer_class {shown(settings.class_name)}, and only BertTokenizer "
-            "is made from vocab.txt; save a tokenizer.json with transformers' save_pretrained"
+            f"{path}: is for tokenizer_class {as_json(settings.class_name)}, and only "
+            "BertTokenizer is made from vocab.txt; save a tokenizer.json with transformers' "
+            "save_pretrained"
         )
     vocab = _vocabulary(path)
     _check_roles(path, vocab, settings)
@@ -165,7 +166,7 @@ def _check_templates(path: Path, processor: Any) -> None:
     defined = processor.get("special_tokens") or {}
     if unknown := put - {name for name, token in defined.items() if token.get("id") == name}:
         raise WeightsError(
-            f"{path}: post_processor puts {shown(min(unknown))}, which it does not define; fetch "
+            f"{path}: post_processor puts {as_json(min(unknown))}, which it does not define; fetch "
             "the file again"
         )
 
@@ -185,9 +186,9 @@ def _normalizer_disagreement(normalizer: Any, settings: TokenizerSettings) -> st
         "strip_accents": tuple(strips),
         "tokenize_chinese_chars": (normalizer.handle_chinese_chars, settings.chinese),
     }
-    for name, (found, said) in pairs.items():
-        if found != said:
-            return f"its normalizer has {name} {shown(found)}, {CONFIG} {shown(said)}"
+    for name, (stored, configured) in pairs.items():
+        if stored != configured:
+            return f"its normalizer has {name} {as_json(stored)}, {CONFIG} {as_json(configured)}"
     return None
 
 
@@ -196,10 +197,10 @@ def _with_ids(
 ) -> Tokenizer:
     """Each added token must have the id that the files give it."""
     for content, (number, _) in added.items():
-        if (found := tokenizer.token_to_id(content)) != number:
+        if (other := tokenizer.token_to_id(content)) != number:
             raise WeightsError(
-                f"{path.parent}: added token {shown(content)} should be {number}, but behind this "
-                f"vocabulary it is {found}; use the files that were saved with the weights"
+                f"{path.parent}: added token {as_json(content)} should be {number}, but behind "
+                f"this vocabulary it is {other}; use the files that were saved with the weights"
             )
     return tokenizer
 
@@ -224,12 +225,12 @@ def _check_added(
             is_same = is_same and other[1].__getstate__() == token.__getstate__()
         if not is_same:
             raise WeightsError(
-                f"{path}: added token {shown(content)} differs from the one in {CONFIG} or "
+                f"{path}: added token {as_json(content)} differs from the one in {CONFIG} or "
                 "added_tokens.json; keep the file that was saved with the weights"
             )
     if settings.is_complete and (unknown := listed.keys() - settings.added.keys()):
         raise WeightsError(
-            f"{path}: added token {shown(min(unknown))} is not in added_tokens_decoder of "
+            f"{path}: added token {as_json(min(unknown))} is not in added_tokens_decoder of "
             f"{CONFIG}; keep the file that was saved with the weights"
         )
 
@@ -244,7 +245,7 @@ def _check_vocabularies(path: Path, tokenizer: Tokenizer) -> None:
     if differing:
         raise WeightsError(
             f"{path} and {other.name} give {len(differing):,} tokens different ids (first: "
-            f"{shown(differing[0])}); keep the one that was saved with the weights"
+            f"{as_json(differing[0])}); keep the one that was saved with the weights"
         )
 
 

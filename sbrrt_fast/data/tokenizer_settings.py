@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer's vocabulary say: case, special tokens, added tokens.
+"""The settings in the files beside a tokenizer's vocabulary: case, special and added tokens.
 
 ``transformers`` reads ``added_tokens_decoder`` of ``tokenizer_config.json`` where it is there, else
 ``special_tokens_map.json`` and ``added_tokens.json``; where the others say something else, the
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.json_file import kind_of, read_json, shown
+from sbrrt_fast.json_file import as_json, kind_of, read_json
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 BERT_CLASSES = frozenset(
@@ -84,16 +84,16 @@ def read_settings(folder: Path) -> TokenizerSettings:
     config = _object(folder / CONFIG)
     entries, class_name = config.get("added_tokens_decoder"), _class_name(folder, config)
     mapped = _object(folder / SPECIAL) if entries is None else {}
-    given = _named(folder, config, mapped)
+    special = _named(folder, config, mapped)
     extra = _extra(folder, config, mapped)
     if entries is None:
-        roles = {given[role].content for role in ROLES if given.get(role)}
+        roles = {special[role].content for role in ROLES if special.get(role)}
         added = _added_tokens(folder, roles | _known_as_special(folder, config, mapped))
     else:
         added = _decoder(folder, entries)
         _check_same_ids(folder, added, _added_tokens(folder, set()))
     defaults = ROLES if class_name in BERT_CLASSES else ()
-    named = {role: _special(f"[{role.upper()}]") for role in defaults} | given
+    named = {role: _special(f"[{role.upper()}]") for role in defaults} | special
     return TokenizerSettings(
         folder,
         class_name,
@@ -134,18 +134,18 @@ def _named(
             if not _is_token_name(name, token):
                 continue
             role = name.removesuffix("_token")
-            found = None if token is None else _token(folder, name, token, special=True)
-            if role in named and str(named[role]) != str(found):
+            added = None if token is None else _token(folder, name, token, special=True)
+            if role in named and str(named[role]) != str(added):
                 raise WeightsError(
-                    f"{folder}: {name} is {_text(named[role])} in {CONFIG} and {_text(found)} in "
+                    f"{folder}: {name} is {_text(named[role])} in {CONFIG} and {_text(added)} in "
                     f"{SPECIAL}; make them say the same"
                 )
-            named[role] = found
+            named[role] = added
     return named
 
 
 def _text(token: AddedToken | None) -> str:
-    return shown(None if token is None else token.content)
+    return as_json(None if token is None else token.content)
 
 
 def _extra(folder: Path, config: dict[str, Any], mapped: dict[str, Any]) -> list[AddedToken]:
@@ -181,9 +181,9 @@ def _token(folder: Path, name: str, token: Any, special: bool = False) -> AddedT
     entry = token if isinstance(token, dict) else {"content": token}
     content, flags = entry.get("content"), {f: entry[f] for f in _FLAGS if f in entry}
     if not isinstance(content, str) or not content:
-        raise WeightsError(f"{folder}: {shown(name)} must be a token, got {kind_of(token)}")
+        raise WeightsError(f"{folder}: {as_json(name)} must be a token, got {kind_of(token)}")
     if bad := [f for f, value in flags.items() if not isinstance(value, bool)]:
-        raise WeightsError(f"{folder}: {bad[0]} of token {shown(content)} must be true or false")
+        raise WeightsError(f"{folder}: {bad[0]} of token {as_json(content)} must be true or false")
     return AddedToken(content, **{**flags, "special": special or flags.get("special", False)})
 
 
@@ -198,12 +198,12 @@ def _decoder(folder: Path, entries: Any) -> dict[str, tuple[int, AddedToken]]:
     for key, entry in entries.items():
         if not isinstance(entry, dict) or not (key.isascii() and key.isdigit() and len(key) < 10):
             raise WeightsError(
-                f"{path}: added_tokens_decoder maps {shown(key)} to {kind_of(entry)}, expected an "
-                "id and an object"
+                f"{path}: added_tokens_decoder maps {as_json(key)} to {kind_of(entry)}, expected "
+                "an id and an object"
             )
         token = _token(path, "added_tokens_decoder", entry)
         if token.content in added:
-            raise WeightsError(f"{path}: added token {shown(token.content)} has two ids")
+            raise WeightsError(f"{path}: added token {as_json(token.content)} has two ids")
         added[token.content] = (int(key), token)
     return added
 
@@ -214,7 +214,7 @@ def _added_tokens(folder: Path, special: set[str]) -> dict[str, tuple[int, Added
     for content, number in _object(folder / ADDED).items():
         if type(number) is not int or number < 0 or not content:
             raise WeightsError(
-                f"{folder / ADDED}: the id of {shown(content)} must be a whole number >= 0, got "
+                f"{folder / ADDED}: the id of {as_json(content)} must be a whole number >= 0, got "
                 f"{kind_of(number)}"
             )
         is_special = content in special
@@ -228,7 +228,7 @@ def _check_same_ids(folder: Path, added: dict, others: dict) -> None:
         if content not in added or added[content][0] != number:
             other = added[content][0] if content in added else "missing"
             raise WeightsError(
-                f"{folder}: added token {shown(content)} is {number} in {ADDED} and {other} in "
+                f"{folder}: added token {as_json(content)} is {number} in {ADDED} and {other} in "
                 f"{CONFIG}; keep the file that was saved with the weights"
             )
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sbrrt_fast.experiments.differences import Comparison, Difference
+from sbrrt_fast.experiments.report import Report
 from sbrrt_fast.files import replacing
-
-if TYPE_CHECKING:
-    from sbrrt_fast.experiments.comparison import Comparison, Difference
-    from sbrrt_fast.experiments.report import Report
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -52,7 +49,7 @@ def _draw_losses(axes, difference: Difference) -> None:
     colors = {task: f"C{i}" for i, task in enumerate(dict.fromkeys(tasks))}
     styles = dict(zip(dict.fromkeys(terms), itertools.cycle(("-", "--", ":", "-.")), strict=False))
     for name, task, term in zip(names, tasks, terms, strict=True):
-        values = [found.losses[name] for found in difference.rounds]
+        values = [r.losses[name] for r in difference.rounds]
         _draw(axes, values, name, color=colors[task], linestyle=styles[term])
 
 

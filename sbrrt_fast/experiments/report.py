@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.experiments.tables import Row, Run, Table
-from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.training.scores.metrics import main_metric
 from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
 
@@ -67,8 +64,8 @@ class RowResult:
 
     def mean_term(self, task: str, term: str) -> float | None:
         """A term's mean over rounds and seeds, such as R_s (``smart``); None if never measured."""
-        found = [run.metrics["means"].get(f"{task}/{term}") for run in self.runs]
-        known = [value for value in found if value is not None]
+        means = [run.metrics["means"].get(f"{task}/{term}") for run in self.runs]
+        known = [value for value in means if value is not None]
         return statistics.fmean(known) if known else None
 
     def setting(self, name: str) -> tuple[Any, ...]:
@@ -77,8 +74,7 @@ class RowResult:
 
     @property
     def backbone(self) -> str:
-        config = self.runs[0].config
-        return config.backbone or config.model.backbone
+        return self.runs[0].config.model.backbone
 
     def to_dict(self, tasks: Sequence[str]) -> dict[str, Any]:
         paper = self.row.paper
@@ -218,22 +214,9 @@ class Report:
         metrics = result.runs[0].metrics
         cells += [result.backbone, metrics["precision"], str(metrics["rounds"])]
         for term in ("smart", "gain"):
-            found = (result.mean_term(task, term) for task in self.tasks)
-            cells += ["" if value is None else f"{value:.3g}" for value in found]
+            means = (result.mean_term(task, term) for task in self.tasks)
+            cells += ["" if value is None else f"{value:.3g}" for value in means]
         return cells
-
-
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes ``table<T>.md``, ``.json`` and ``.png`` into ``folder``; returns their paths."""
-    from sbrrt_fast.experiments.plots import save_figure, table_figure  # slow to import
-
-    make_folder(folder)
-    stem = folder / f"table{report.table.number}"
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
-    write_text(paths[0], report.markdown())
-    write_text(paths[1], json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    save_figure(table_figure(report), paths[2])
-    return paths
 
 
 def _flat_scores(dev: Mapping[str, Any]) -> dict[str, float | None]:

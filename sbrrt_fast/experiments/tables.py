@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, load_config, parse_cli, portable
+from sbrrt_fast.config_cli import parse_cli
+from sbrrt_fast.config_io import (
+    CALL_FIELDS,
+    config_leaves,
+    did_you_mean,
+    load_config,
+    portable,
+)
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
-from sbrrt_fast.files import readable_directory
-from sbrrt_fast.training.logging import FINAL
+from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run
 from sbrrt_fast.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper reports for a row, as far as it is known to us.
+    """The paper's results for a row, as far as they are known to us.
 
     Attributes:
         scores: dev scores by task.
@@ -92,9 +98,8 @@ def pick_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
     known = [row.name for row in table.rows]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"its rows are {', '.join(known)}"
-            raise ConfigError(f"--rows: table {table.number} has no row '{name}'; {hint}")
+            hint = did_you_mean(name, known) or f"; its rows are {', '.join(known)}"
+            raise ConfigError(f"--rows: table {table.number} has no row '{name}'{hint}")
     return tuple(row for row in table.rows if not names or row.name in names)
 
 
@@ -204,7 +209,7 @@ class Run:
     """A finished run of a row.
 
     Attributes:
-        metrics: what its ``metrics.json`` holds.
+        metrics: the contents of its ``metrics.json``.
         curve: (round, overall dev score) of every evaluation during training.
     """
 
@@ -219,8 +224,7 @@ def read_run(folder: Path) -> Run:
     config = load_config(folder / CONFIG)
     try:
         metrics = json.loads((folder / FINAL).read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        records = read_log(folder / LINES)
     except (OSError, ValueError) as error:
         raise SbrrtError(
             f"{folder}: its metrics cannot be read ({error}); delete the folder to train it again"

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.json_file import read_json, shown
+from sbrrt_fast.json_file import as_json, read_json
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.modules import MODULES, POOLING_FOLDER, list_modules
 from sbrrt_fast.model.tensors import INDEX, WEIGHTS
@@ -40,7 +40,7 @@ _REQUIRED = (
     "intermediate_size",
 )
 
-# What is taken of a folder on the hub; the weights of other frameworks are not.
+# Files taken from a folder on the hub; the weights of other frameworks are not.
 _FOLDER_FILES = (
     "config.json",
     "sentence_bert_config.json",
@@ -160,15 +160,15 @@ def read_config(directory: str | Path) -> BertConfig:
     for name, only in ONLY_SUPPORTED.items():
         if stored.get(name, only) != only:
             raise WeightsError(
-                f"{path}: {name} is {shown(stored[name])}, but only {shown(only)} is "
+                f"{path}: {name} is {as_json(stored[name])}, but only {as_json(only)} is "
                 "supported; choose a BERT encoder such as bert-base-uncased or minilm"
             )
     absent = [name for name in _REQUIRED if name not in stored]
     if absent:
         raise WeightsError(f"{path}: {', '.join(absent)} is missing; this is no BERT config")
     present = {f.name: stored[f.name] for f in fields(BertConfig) if f.name in stored}
-    given = {n: v for n, v in present.items() if v is not None or n in _REQUIRED}
+    config = {n: v for n, v in present.items() if v is not None or n in _REQUIRED}
     try:
-        return BertConfig(**given)
+        return BertConfig(**config)
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}; use the config.json of the checkpoint") from None

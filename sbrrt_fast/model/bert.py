@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.model import dropout as sites
+from sbrrt_fast.model.backbone import read_config, resolve_backbone
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
+from sbrrt_fast.model.hub import read_weights, save_encoder
+from sbrrt_fast.model.modules import read_modules
 from sbrrt_fast.model.pooling import POOLINGS, mean_pool
+from sbrrt_fast.model.tensors import shapes_only
 from sbrrt_fast.ops.attention import attention, attention_reference
 from sbrrt_fast.ops.embed import embed
 from sbrrt_fast.ops.gelu import bias_gelu
@@ -261,15 +265,39 @@ class MiniBert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, pooling: str = "checkpoint") -> MiniBert:
-        """Loads ``minilm``, a Hugging Face BertModel folder or a hub id; see ``model.hub``."""
-        from sbrrt_fast.model.hub import load_encoder, resolve_backbone
+        """Loads ``minilm``, a Hugging Face BertModel folder or a hub id; see ``from_folder``.
 
-        return load_encoder(resolve_backbone(str(name)), pooling=pooling)
+        Raises:
+            WeightsError: also where there is no such backbone, see ``resolve_backbone``.
+        """
+        return cls.from_folder(resolve_backbone(str(name)), pooling)
+
+    @classmethod
+    def from_folder(cls, directory: str | Path, pooling: str = "checkpoint") -> MiniBert:
+        """An encoder with the weights of a Hugging Face BertModel folder, in fp32 on the CPU.
+
+        Args:
+            pooling: ``cls`` (needs the checkpoint's pooler), ``cls_token``, ``mean``, or what
+                ``checkpoint`` says.
+
+        Returns:
+            the encoder, with ``source``, the folder of its weights and tokenizer, and ``origin``,
+            what ``read_modules`` took of the checkpoint and what it left out.
+
+        Raises:
+            WeightsError: see ``read_config``, ``read_modules`` and ``hub.read_weights``.
+        """
+        modules = read_modules(directory, pooling)
+        config = read_config(modules.encoder)
+        with shapes_only():
+            model = cls(config, modules.pooling)
+        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(read_weights(modules, shapes), strict=True, assign=True)
+        model.source, model.origin = modules.encoder, modules
+        return model
 
     def save_pretrained(self, directory: str | Path, tokenizer=None) -> None:
         """Writes a folder that Hugging Face's BertModel reads; see ``model.hub``."""
-        from sbrrt_fast.model.hub import save_encoder
-
         save_encoder(self, Path(directory), tokenizer)
 
     def _initialize(self, module: nn.Module) -> None:

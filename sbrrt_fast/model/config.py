@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.messages import shown
+from sbrrt_fast.ranges import is_fraction
 
 # Lowest and highest value of each count: far above any encoder, far below what no machine can hold.
 _COUNTS = {
@@ -56,7 +58,8 @@ class BertConfig:
         for name, (low, high) in _COUNTS.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
-                yield f"{name} must be a whole number from {low} to {high}, got {_shown(value)}"
+                whole = f"a whole number from {low} to {high}"
+                yield f"{name} must be {whole}, got {shown(repr(value))}"
         if self.hidden_size % self.num_attention_heads:
             yield (
                 f"hidden_size {self.hidden_size} is not a multiple of "
@@ -65,17 +68,12 @@ class BertConfig:
         if self.pad_token_id >= self.vocab_size:
             yield f"pad_token_id {self.pad_token_id} is not below vocab_size {self.vocab_size}"
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not (_is_number(value := getattr(self, name)) and 0.0 <= value < 1.0):
-                yield f"{name} must be a number in [0, 1), got {_shown(value)}"
+            if not (_is_number(value := getattr(self, name)) and is_fraction(value)):
+                yield f"{name} must be a number in [0, 1), got {shown(repr(value))}"
         for name in ("layer_norm_eps", "initializer_range"):
             if not (_is_number(value := getattr(self, name)) and 0.0 <= value < math.inf):
-                yield f"{name} must be a finite number >= 0, got {_shown(value)}"
+                yield f"{name} must be a finite number >= 0, got {shown(repr(value))}"
 
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

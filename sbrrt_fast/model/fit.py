@@ -9,7 +9,7 @@ from tokenizers import Encoding, Tokenizer
 
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.json_file import shown
+from sbrrt_fast.json_file import as_json
 from sbrrt_fast.model.config import BertConfig
 
 
@@ -36,7 +36,7 @@ def _check_words(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
     if largest >= vocab_size:
         raise WeightsError(
-            f"{folder}: the tokenizer's largest id is {largest} ({shown(token)}), but the word "
+            f"{folder}: the tokenizer's largest id is {largest} ({as_json(token)}), but the word "
             f"table has {vocab_size} rows (config.json, vocab_size); use the tokenizer that was "
             "saved with these weights"
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import asdict
@@ -13,34 +11,25 @@ from typing import Any
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.model.backbone import (
-    ONLY_SUPPORTED,
-    TOKENIZER_FILES,
-    read_config,
-    resolve_backbone,
-)
-from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.files import atomic_directory, make_folder, write_json, write_text
+from sbrrt_fast.model.backbone import ONLY_SUPPORTED, TOKENIZER_FILES
 from sbrrt_fast.model.modules import (
     DENSE_FOLDER,
     MODULES,
     POOLING_FOLDER,
     SentenceModules,
-    read_modules,
 )
 from sbrrt_fast.model.tensors import (
     WEIGHTS,
     TensorReader,
     encoder_name,
     readable,
-    shapes_only,
     weight_files,
 )
-
-__all__ = ["load_encoder", "read_config", "read_modules", "resolve_backbone", "save_encoder"]
 
 _POOLER = "pooler.dense."
 _WRITTEN = {"config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, *TOKENIZER_FILES}
@@ -49,73 +38,58 @@ _SPECIAL_TOKENS = {
 }
 
 
-def load_encoder(directory: str | Path, pooling: str = "checkpoint") -> MiniBert:
-    """An encoder with the weights of a Hugging Face BertModel folder, in fp32 on the CPU.
-
-    Weights are safetensors, in one file or sharded. Prefixes that wrappers leave (``bert.``,
-    ``module.``, ``0.auto_model.``, see ``tensors.encoder_name``) and TensorFlow's LayerNorm names
-    (``gamma``, ``beta``) are understood; heads are left out.
-
-    Args:
-        pooling: ``cls`` (needs the checkpoint's pooler), ``cls_token``, ``mean``, or what
-            ``checkpoint`` says.
-
-    Returns:
-        the encoder, with ``source``, the folder of its weights and tokenizer, and ``origin``, what
-        ``read_modules`` took of the checkpoint and what it left out.
-
-    Raises:
-        WeightsError: see ``read_config`` and ``read_modules``; or the weights are pickled,
-            truncated, or do not fit ``config.json``.
-    """
-    modules = read_modules(directory, pooling)
-    config = read_config(modules.encoder)
-    with shapes_only():
-        model = MiniBert(config, modules.pooling)
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict(_read_weights(modules, shapes), strict=True, assign=True)
-    model.source, model.origin = modules.encoder, modules
-    return model
-
-
 def save_encoder(
-    model: MiniBert, directory: str | Path, tokenizer: Tokenizer | str | Path | Any | None = None
+    model: nn.Module, directory: str | Path, tokenizer: Tokenizer | str | Path | Any | None = None
 ) -> None:
     """Writes a folder that transformers' BertModel and AutoTokenizer, sentence-transformers and
-    ``load_encoder`` read.
+    ``MiniBert.from_folder`` read.
 
     The folder is written beside its place and renamed, so that it is never half written; a folder
     that is already there is replaced, and is absent only between two renames. For
     sentence-transformers, the tanh pooler of ``cls`` is written once more as a Dense module.
 
     Args:
+        model: a ``MiniBert``.
         tokenizer: a ``tokenizers.Tokenizer``, anything with ``save_pretrained``, or a folder
             whose tokenizer files are copied; if None, those of the folder that the encoder came
             from (``model.source``), if any.
 
     Raises:
         WeightsError: ``directory`` exists and holds other files, which replacing would delete.
+        OutputError: it cannot be written; what was there before is unchanged.
     """
     directory = Path(directory).resolve()
     _check_replaceable(directory)
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        _write_config(model, fresh)
-        _write_weights(model.state_dict(), fresh)
-        _write_modules(model, fresh)
-        _write_tokenizer(model, fresh, tokenizer)
-        _put_in_place(fresh, directory)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    make_folder(directory.parent)
+    with atomic_directory(directory) as folder:
+        write_encoder(model, folder, tokenizer)
 
 
-def _read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """The tensors named in ``shapes``; WeightsError lists those that are missing or do not fit."""
+def write_encoder(model: nn.Module, folder: Path, tokenizer: Any) -> None:
+    """``save_encoder`` into an empty folder."""
+    _write_config(model, folder)
+    _write_weights(model.state_dict(), folder)
+    _write_modules(model, folder)
+    _write_tokenizer(model, folder, tokenizer)
+
+
+def read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """An encoder's tensors, float32 on the CPU, from one safetensors file or several.
+
+    Prefixes that wrappers leave (``bert.``, ``module.``, ``0.auto_model.``, see
+    ``tensors.encoder_name``) and TensorFlow's LayerNorm names (``gamma``, ``beta``) are understood;
+    heads are left out.
+
+    Args:
+        modules: the checkpoint's layers. shapes: of the tensors, by name.
+
+    Raises:
+        WeightsError: the weights are pickled, truncated, or do not fit ``config.json``; it lists
+            those that are missing or do not fit.
+    """
     pooler = {name: shape for name, shape in shapes.items() if name.startswith(_POOLER)}
-    wanted = {n: s for n, s in shapes.items() if not (modules.dense and n in pooler)}
-    reader = TensorReader(wanted, lambda stored: _wanted_name(stored, wanted))
+    own_shapes = {n: s for n, s in shapes.items() if not (modules.dense and n in pooler)}
+    reader = TensorReader(own_shapes, lambda stored: _name_of(stored, own_shapes))
     for path in weight_files(modules.encoder):
         reader.read(path)
     _check_any_fits(modules.encoder, reader)
@@ -129,8 +103,8 @@ def _read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dic
     return tensors | (_read_dense(modules.dense, pooler) if modules.dense else {})
 
 
-def _wanted_name(stored: str, shapes: dict[str, list[int]]) -> str | None:
-    """A pooler that is not wanted is passed over like a head."""
+def _name_of(stored: str, shapes: dict[str, list[int]]) -> str | None:
+    """The encoder's name of a stored tensor; None for heads and a pooler that is not read."""
     name = encoder_name(stored)
     return None if name and name.startswith("pooler.") and name not in shapes else name
 
@@ -167,25 +141,10 @@ def _check_replaceable(directory: Path) -> None:
         )
 
 
-def _put_in_place(fresh: Path, directory: Path) -> None:
-    if not directory.exists():
-        fresh.rename(directory)
-        return
-    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-    directory.rename(old)
-    fresh.rename(directory)
-    shutil.rmtree(old)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_config(model: MiniBert, folder: Path) -> None:
+def _write_config(model: nn.Module, folder: Path) -> None:
     fixed = {name: value for name, value in ONLY_SUPPORTED.items() if name != "pruned_heads"}
     config = {"architectures": ["BertModel"], **fixed, **asdict(model.config)}
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def _write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -195,7 +154,7 @@ def _write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
     path.chmod(0o666 & folder.stat().st_mode)  # save_file lets nobody but the owner read it
 
 
-def _write_modules(model: MiniBert, folder: Path) -> None:
+def _write_modules(model: nn.Module, folder: Path) -> None:
     """sentence-transformers' list of modules, their settings, and the pooler's weights."""
     pooling, width = model.pooling, model.config.hidden_size
     paths = {"Transformer": "", "Pooling": POOLING_FOLDER}
@@ -204,22 +163,24 @@ def _write_modules(model: MiniBert, folder: Path) -> None:
         "pooling_mode_cls_token": pooling != "mean",
         "pooling_mode_mean_tokens": pooling == "mean",
     }
-    _write_json(folder / POOLING_FOLDER / "config.json", settings)
+    (folder / POOLING_FOLDER).mkdir()
+    write_json(folder / POOLING_FOLDER / "config.json", settings)
     if pooling == "cls":
         paths["Dense"] = DENSE_FOLDER
         settings = {"in_features": width, "out_features": width, "bias": True}
         settings["activation_function"] = "torch.nn.modules.activation.Tanh"
-        _write_json(folder / DENSE_FOLDER / "config.json", settings)
+        (folder / DENSE_FOLDER).mkdir()
+        write_json(folder / DENSE_FOLDER / "config.json", settings)
         weights = {f"linear.{k}": v for k, v in model.pooler.dense.state_dict().items()}
         _write_weights(weights, folder / DENSE_FOLDER)
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(paths.items())
     ]
-    _write_json(folder / MODULES, modules)
+    write_json(folder / MODULES, modules)
 
 
-def _write_tokenizer(model: MiniBert, folder: Path, tokenizer: Any) -> None:
+def _write_tokenizer(model: nn.Module, folder: Path, tokenizer: Any) -> None:
     if tokenizer is None:
         tokenizer = getattr(model, "source", None)
     if isinstance(tokenizer, Tokenizer):
@@ -241,11 +202,11 @@ def _write_vocabulary(tokenizer: Tokenizer, path: Path) -> None:
     if has_gaps or any(t != t.strip() or "\n" in t for t in vocabulary.values()):
         return
     lines = "".join(f"{vocabulary[i]}\n" for i in range(len(vocabulary)))
-    path.write_text(lines, encoding="utf-8", newline="\n")
+    write_text(path, lines)
 
 
 def _write_tokenizer_config(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
-    """tokenizer_config.json: of a BertTokenizer where that is what it is, else one as it is."""
+    """tokenizer_config.json, for BertTokenizer where the tokenizer is one."""
     special = {key: t for key, t in _SPECIAL_TOKENS.items() if tokenizer.token_to_id(t) is not None}
     settings = {**special, "model_max_length": max_length}
     path, normalizer = folder / "tokenizer_config.json", tokenizer.normalizer
@@ -256,8 +217,8 @@ def _write_tokenizer_config(tokenizer: Tokenizer, max_length: int, folder: Path)
             "strip_accents": normalizer.strip_accents,
             "tokenize_chinese_chars": normalizer.handle_chinese_chars,
         }
-        _write_json(path, settings | names)
+        write_json(path, settings | names)
         with suppress(WeightsError):
             load_tokenizer(folder)
             return
-    _write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})

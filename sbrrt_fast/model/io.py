@@ -5,35 +5,39 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sbrrt_fast.config import PairFeatures
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.json_file import kind_of, read_json, shown
+from sbrrt_fast.files import write_json
+from sbrrt_fast.json_file import as_json, kind_of, read_json
+from sbrrt_fast.messages import shown
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
-from sbrrt_fast.model.hub import load_encoder, save_encoder
+from sbrrt_fast.model.hub import write_encoder
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.tensors import TensorReader, shapes_only
 
 ENCODER, HEADS, TASKS = "encoder", "heads.safetensors", "tasks.json"
 
-_MOST_CLASSES = 1_000_000
 _UNITS = (".units.mean", ".units.scale")
 
 
 def save_model(model: MultiTaskModel, directory: Path, tokenizer: Tokenizer) -> None:
-    """Writes the model's files into an existing folder (see ``checkpoint.atomic_directory``)."""
-    save_encoder(model.encoder, directory / ENCODER, tokenizer)
+    """Writes the model's files into an empty folder (see ``checksums.checksummed_directory``)."""
+    (directory / ENCODER).mkdir()
+    write_encoder(model.encoder, directory / ENCODER, tokenizer)
     heads = {name: p.detach().cpu().contiguous() for name, p in model.heads.state_dict().items()}
     save_file(heads, directory / HEADS)
     tasks = {name: asdict(task) for name, task in model.tasks.items()}
-    record = {"pair_features": model.pair_features, "tasks": tasks}
-    (directory / TASKS).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / TASKS, {"pair_features": model.pair_features, "tasks": tasks})
 
 
 def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
@@ -43,7 +47,8 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
         WeightsError: a file is missing, damaged or does not fit the others.
     """
     tasks, pair_features = _read_tasks(directory / TASKS)
-    encoder, tokenizer = load_encoder(directory / ENCODER), load_tokenizer(directory / ENCODER)
+    encoder = MiniBert.from_folder(directory / ENCODER)
+    tokenizer = load_tokenizer(directory / ENCODER)
     check_fit(tokenizer, encoder.config, tasks, directory / ENCODER)
     with shapes_only():
         heads = MultiTaskModel(encoder, tasks, pair_features).heads
@@ -71,8 +76,8 @@ def _read_tasks(path: Path) -> tuple[dict[str, TaskConfig], str]:
         raise WeightsError(f"{path}: is missing; this is not the folder of a trained model")
     record = read_json(path)
     pair_features, tasks = record.get("pair_features"), record.get("tasks")
-    if pair_features not in ("concat_difference", "concat"):
-        raise _unusable(path, f"pair_features is {shown(pair_features)}")
+    if pair_features not in get_args(PairFeatures):
+        raise _unusable(path, f"pair_features is {as_json(pair_features)}")
     if not isinstance(tasks, dict) or not tasks:
         raise _unusable(path, f"tasks must be an object with a task or more, got {kind_of(tasks)}")
     return {name: _task(path, name, fields) for name, fields in tasks.items()}, pair_features
@@ -80,22 +85,20 @@ def _read_tasks(path: Path) -> tuple[dict[str, TaskConfig], str]:
 
 def _task(path: Path, name: str, stored: object) -> TaskConfig:
     """One record, with strict types: JSON's arrays are tuples, and nothing else is converted."""
-    where = f"tasks.{shown(name)[1:-1]}"
+    where = f"tasks.{shown(name)}"
     if not isinstance(stored, dict):
         raise _unusable(path, f"{where} must be an object, got {kind_of(stored)}")
     if unknown := stored.keys() - {field.name for field in fields(TaskConfig)}:
-        raise _unusable(path, f"{where} has an unknown key {shown(min(unknown))}")
+        raise _unusable(path, f"{where} has an unknown key {as_json(min(unknown))}")
     try:
         task = TypeAdapter(TaskConfig).validate_json(json.dumps(stored), strict=True)
         task.validate(name)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([where, *map(str, first["loc"])])
-        raise _unusable(path, f"{key}: {first['msg']}, got {shown(first['input'])}") from None
+        raise _unusable(path, f"{key}: {first['msg']}, got {as_json(first['input'])}") from None
     except ConfigError as error:
         raise _unusable(path, str(error)) from None
-    if task.num_classes > _MOST_CLASSES:
-        raise _unusable(path, f"{where}.num_classes is above {_MOST_CLASSES:,}")
     return task
 
 

@@ -13,8 +13,8 @@ class LabelUnits(nn.Module):
 
     Args:
         mean, scale: in label units; scale above 0.
-        persistent: whether they are saved with the model; what follows from the task's record is
-            not.
+        persistent: whether they are saved with the model; units that follow from the task's record
+            are not.
 
     Attributes:
         mean, scale: float64, 0-dim buffers.

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.json_file import kind_of, read_json, shown
+from sbrrt_fast.json_file import as_json, kind_of, read_json
 from sbrrt_fast.model.pooling import POOLINGS
 from sbrrt_fast.model.tensors import readable
 
@@ -31,7 +31,7 @@ _SHORT_MODES = {"cls": "cls_token", "mean": "mean"}
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """What is taken of a checkpoint, and what is not.
+    """The layers that a checkpoint has between tokens and a vector, as far as MiniBert has them.
 
     Attributes:
         encoder: folder of ``config.json``, weights and tokenizer.
@@ -85,7 +85,7 @@ def read_modules(directory: str | Path, pooling: str = "checkpoint") -> Sentence
     encoder, rest = modules[0].folder, modules[1:]
     if pooling == "checkpoint":
         return _as_listed(path, encoder, rest)
-    return _as_said(path, encoder, rest, pooling)
+    return _as_chosen(path, encoder, rest, pooling)
 
 
 def list_modules(path: Path) -> list[_Module]:
@@ -101,7 +101,7 @@ def _module(path: Path, index: int, entry: Any) -> _Module:
             f"{path}: module {index} has no type and path, both strings; download or save it again"
         )
     if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
-        raise WeightsError(f"{path}: module {index} lies outside the folder ({shown(folder)})")
+        raise WeightsError(f"{path}: module {index} lies outside the folder ({as_json(folder)})")
     return _Module(kind.rpartition(".")[2], path.parent / folder, folder)
 
 
@@ -111,11 +111,11 @@ def _without_list(directory: Path, pooling: str) -> SentenceModules:
         return SentenceModules(directory, pooling, None, f"pooling '{pooling}' (model.pooling)")
     if not settings.is_file():
         return SentenceModules(directory, "cls", None, "pooling 'cls' (BERT's own pooler)")
-    found = _read_pooling(settings)
-    return SentenceModules(directory, found, None, f"pooling '{found}' ({POOLING_FOLDER})")
+    pooling = _read_pooling(settings)
+    return SentenceModules(directory, pooling, None, f"pooling '{pooling}' ({POOLING_FOLDER})")
 
 
-def _as_said(path: Path, encoder: Path, modules: list[_Module], pooling: str) -> SentenceModules:
+def _as_chosen(path: Path, encoder: Path, modules: list[_Module], pooling: str) -> SentenceModules:
     """``model.pooling`` whatever follows; ``cls`` is the checkpoint's layer where it has one."""
     dense = None
     if pooling == "cls":
@@ -127,7 +127,7 @@ def _as_said(path: Path, encoder: Path, modules: list[_Module], pooling: str) ->
 
 
 def _as_listed(path: Path, encoder: Path, modules: list[_Module]) -> SentenceModules:
-    """What ``modules.json`` says after its encoder, all of it taken or named as left out."""
+    """The modules after the encoder in ``modules.json``, each taken or named as left out."""
     if not modules or modules[0].kind != "Pooling":
         what = f"{modules[0]} after the encoder" if modules else "no pooling"
         raise WeightsError(f"{path}: has {what}, which is not supported; {_OVERRIDE}")
@@ -170,13 +170,13 @@ def _why_no_tanh(path: Path, pooling: str, dense: _Module) -> str | None:
     if pooling != "cls_token":
         return f"follows pooling '{pooling}', and only one behind [CLS] is supported"
     if not isinstance(activation, str) or activation.rpartition(".")[2] != "Tanh":
-        return f"has activation_function {shown(activation)}, and only Tanh is supported"
+        return f"has activation_function {as_json(activation)}, and only Tanh is supported"
     if type(sizes[0]) is not int or sizes[0] != sizes[1]:
-        return f"maps {shown(sizes[0])} to {shown(sizes[1])} features, not to as many"
+        return f"maps {as_json(sizes[0])} to {as_json(sizes[1])} features, not to as many"
     if stored.get("bias", True) is not True:
         return "has no bias, and only a layer with one is supported"
     if stored.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        return f"works on {shown(stored['module_input_name'])}, not on the sentence vector"
+        return f"works on {as_json(stored['module_input_name'])}, not on the sentence vector"
     return None
 
 
@@ -195,11 +195,13 @@ def _pooling_modes(path: Path, stored: dict[str, Any]) -> Iterator[str]:
     if "pooling_mode" in stored:
         modes = stored["pooling_mode"]
         for mode in modes if isinstance(modes, list) else [modes]:
-            yield _SHORT_MODES[mode] if mode in ("cls", "mean") else shown(mode)
+            yield _SHORT_MODES[mode] if mode in ("cls", "mean") else as_json(mode)
     for key, value in stored.items():
         if not key.startswith("pooling_mode_"):
             continue
         if not isinstance(value, bool):
-            raise WeightsError(f"{path}: {shown(key)} must be true or false, got {kind_of(value)}")
+            raise WeightsError(
+                f"{path}: {as_json(key)} must be true or false, got {kind_of(value)}"
+            )
         if value:
-            yield _MODES.get(key) or shown(key)
+            yield _MODES.get(key) or as_json(key)

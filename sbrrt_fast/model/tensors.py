@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.json_file import read_json, shown
+from sbrrt_fast.json_file import as_json, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -67,12 +67,13 @@ class TensorReader:
     """Takes the tensors of known names and shapes out of files, and notes what does not fit.
 
     Args:
-        shapes: by name; all of them are wanted.
+        shapes: by name, of all tensors to read.
         name_of: the name of a stored tensor, or None for one that is passed over.
         dtype: of the copies; None for that of the file.
 
     Attributes:
-        tensors: copies of what was read. problems: by name, what is wrong with it.
+        tensors: copies of the stored tensors, by name. problems: why a tensor cannot be used, by
+            name.
         stored: the first names in the files, and how many there are.
     """
 
@@ -127,7 +128,7 @@ def first_of(problems: Iterable[str]) -> str:
 
 def readable(name: str) -> str:
     """A stored name as it is, or escaped and cut where it is no ordinary one."""
-    return name if re.fullmatch(r"[\w.\-/:]{1,120}", name, re.ASCII) else shown(name)
+    return name if re.fullmatch(r"[\w.\-/:]{1,120}", name, re.ASCII) else as_json(name)
 
 
 def _misfit(stored: Any, shape: list[int] | None, is_repeated: bool) -> str | None:
@@ -180,7 +181,7 @@ def weight_files(directory: Path, saver: str = "BertModel") -> list[Path]:
     for name in shards.values():
         if not isinstance(name, str) or not _is_file_name(name):
             raise WeightsError(
-                f"{index} names {shown(name)}, which is no file of its folder; download it again"
+                f"{index} names {as_json(name)}, which is no file of its folder; download it again"
             )
     paths = [directory / name for name in sorted(set(shards.values()))]
     for path in paths:

@@ -62,14 +62,14 @@ class Teacher:
         """The teacher's output, without a graph."""
         return self.module(*args, **kwargs)
 
-    def update(self, step: int, total_steps: int, left_out: Tensor | None = None) -> None:
+    def update(self, step: int, total_steps: int, skipped: Tensor | None = None) -> None:
         """Moves the averages towards the student after optimiser step ``step`` (from 1).
 
         Args:
-            left_out: bool, 0-dim, on the weights' device: True leaves everything as it is.
+            skipped: bool, 0-dim, on the weights' device; True leaves the averages as they are.
         """
         weight = 1.0 - beta_at(step, total_steps, self.config)
-        follow(list(self._averages.values()), self._targets, weight, left_out)
+        update_averages(list(self._averages.values()), self._targets, weight, skipped)
 
     def averages_by_parameter(self) -> dict[int, Tensor]:
         """Each average by the id of the student's parameter that it follows."""
@@ -82,7 +82,7 @@ class Teacher:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what ``state_dict`` returned.
+        """Restores the averages of ``state_dict``.
 
         Raises:
             WeightsError: a name is missing or unknown, or a shape differs.
@@ -100,20 +100,20 @@ class Teacher:
 
 
 @torch.no_grad()
-def follow(
+def update_averages(
     averages: Sequence[Tensor],
     targets: Sequence[Tensor],
     weight: float,
-    left_out: Tensor | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
-    """Moves every average by ``weight`` of the way to its target, unless ``left_out`` is True.
+    """Moves every average by ``weight`` of the way to its target, unless ``skipped`` is True.
 
-    ``left_out`` is read on the device: the host does not wait.
+    ``skipped`` is read on the device: the host does not wait.
     """
-    if left_out is None:
+    if skipped is None:
         torch._foreach_lerp_(list(averages), list(targets), weight)
         return
     if averages:
-        weights = ~left_out * weight  # float32, as lerp takes a number for float32 tensors
+        weights = ~skipped * weight  # float32, as lerp takes a number for float32 tensors
         for average, target in zip(averages, targets, strict=True):
             average.lerp_(target, weights.to(average.dtype))

@@ -9,10 +9,12 @@ size of R_s. ``docs/smart.md`` has the measurements behind them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 from sbrrt_fast.config import SmartConfig
-from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.ranges import FLOAT32, Rule, check, is_float32
 
 PRESETS: dict[str, dict] = {
     "paper": {
@@ -61,13 +63,29 @@ def resolve(config: SmartConfig) -> SmartConfig:
     values = {name: value for name, value in preset.items() if getattr(config, name) is None}
     resolved = replace(config, **values)
     assert all(getattr(resolved, f.name) is not None for f in fields(resolved))
-    for name, ok, rule in (
-        ("num_steps", resolved.num_steps >= 1, ">= 1"),
-        ("sigma", resolved.sigma > 0, "> 0"),
-        ("step_size", resolved.step_size > 0, "> 0"),
-        ("radius", 0 < resolved.radius < math.inf, "> 0 and finite"),
-        ("weight", resolved.weight >= 0, ">= 0"),
-    ):
-        if not ok:
-            raise ConfigError(f"smart.{name} must be {rule}, got {getattr(resolved, name)}")
+    check(_rules(resolved))
     return resolved
+
+
+def ascent_options(config: SmartConfig) -> dict[str, Any]:
+    """Keyword arguments of ``smart_ascend`` from a resolved configuration."""
+    names = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")
+    return {name: getattr(config, name) for name in names}
+
+
+def _rules(s: SmartConfig) -> Iterator[Rule]:
+    yield "smart.weight", s.weight, 0 <= s.weight < math.inf, "at least 0"
+    yield "smart.sigma", s.sigma, 0 < s.sigma < math.inf, "above 0"
+    yield "smart.step_size", s.step_size, s.step_size > 0, "above 0"
+    yield "smart.num_steps", s.num_steps, s.num_steps >= 1, "at least 1"
+    yield "smart.radius", s.radius, 0 < s.radius < math.inf, "above 0"
+    for name in ("weight", "sigma", "step_size", "radius"):
+        value = getattr(s, name)
+        is_infinite_step = name == "step_size" and value == math.inf
+        yield f"smart.{name}", value, is_infinite_step or is_float32(value), FLOAT32
+    yield (
+        "smart.radius",
+        s.radius,
+        is_float32(s.radius**2),
+        "from 1.1e-19 to 1.8e+19: R_s is quadratic in it, and float32 has to hold the square",
+    )

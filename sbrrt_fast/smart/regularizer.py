@@ -9,8 +9,9 @@ approached by T_x ascent steps. Source: arXiv 1911.03437, section 3.1 and Algori
 
 The ascent gradient is exact to first order in the perturbation (``gradient="tangent"``): with the
 model's Jacobian J at x, the gradient of mean l_s at x + delta is J^T H J delta / num_examples,
-H the Hessian of l_s in its change. J delta is a forward-mode product, J^T a pull-back over the
-clean activations, so no noisy forward is needed and the answer keeps its relative precision.
+H the Hessian of l_s in its change. J delta is a Jacobian-vector product (JVP, in forward mode), the
+rest a vector-Jacobian product (VJP) over the clean activations, so no noisy forward is needed and
+the answer keeps its relative precision.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.ops.autodiff import input_gradients_only
 from sbrrt_fast.ops.smart_ascend import group_norm, smart_ascend
 from sbrrt_fast.smart.divergence import SYMMETRIC_KL, Divergence
-from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.smart.presets import ascent_options, resolve
 
 ModelFn = Callable[[Tensor], Tensor]
 
 FINITE_RESOLUTION = 64.0  # sigma / eps(dtype) below which a finite difference is mostly rounding
 BRANCH_RESOLUTION = 2.0  # radius / eps(dtype) below which R_s by subtraction is mostly rounding
-GAIN_RESOLUTION = 200.0  # the same for a random direction, whose R_s is far smaller
+GAIN_RESOLUTION = 200.0  # radius / eps for a random direction, whose R_s is far smaller
 
 
 @dataclass(frozen=True)
 class SmartOutput:
-    """What one evaluation of the regulariser gives.
+    """One evaluation of the regulariser.
 
     Attributes:
         loss: R_s, a scalar; gradients flow through the clean and the adversarial output.
@@ -139,46 +140,38 @@ class SmartRegularizer:
         random = random.view_as(delta)
         branch = gain_branch_of(self.config, torch.finfo(_compute_dtype(embeddings)).eps)
         with _uncached_autocast(embeddings):
-            found, chance = (
+            ours, theirs = (
                 self._divergence(embeddings, logits, d.to(embeddings.dtype), branch).mean()
                 for d in (delta, random)
             )
-        return found / chance
+        return ours / theirs
 
     def _ascend(
         self, embeddings: Tensor, logits: Tensor, noise: Tensor, mask: Tensor, groups: tuple
     ) -> Tensor:
         """T_x ascent steps from sigma * noise; detached."""
         config, width = self.config, embeddings.shape[-1]
-        gradient_at = self._tangent if config.gradient == "tangent" else self._finite
+        is_tangent = config.gradient == "tangent"
+        gradient_at = self.tangent_gradient if is_tangent else self.finite_gradient
         delta = config.sigma * noise * mask[..., None]
         for _ in range(config.num_steps):
             gradient = gradient_at(embeddings, logits, delta)
+            rows = delta.reshape(-1, width), gradient.reshape(-1, width), mask.reshape(-1)
             delta = smart_ascend(
-                delta.reshape(-1, width),
-                gradient.reshape(-1, width),
-                mask.reshape(-1),
-                *groups,
-                step_size=config.step_size,
-                normalize_gradient=config.normalize_gradient,
-                projection=config.projection,
-                radius=config.radius,
-                norm=config.norm,
-                level=config.level,
-                backend=self.backend,
+                *rows, *groups, **ascent_options(config), backend=self.backend
             ).view_as(embeddings)
         return delta
 
-    def _tangent(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
+    def tangent_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
         """The gradient of mean l_s at x + delta, to first order in delta."""
         # At unit scale the tangent is far from the dtype's smallest numbers; it is linear in it.
         scale = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
         with torch.no_grad(), _uncached_autocast(embeddings):
             _, tangent = _jvp(self.clean_fn, embeddings.detach(), delta / scale)
             cotangent = self.divergence.fisher(logits.detach(), tangent) / logits.shape[0]
-        return scale * self._pull_back(embeddings, logits, cotangent)
+        return scale * self._vjp(embeddings, logits, cotangent)
 
-    def _pull_back(self, embeddings: Tensor, logits: Tensor, cotangent: Tensor) -> Tensor:
+    def _vjp(self, embeddings: Tensor, logits: Tensor, cotangent: Tensor) -> Tensor:
         """J^T cotangent; no weight gradient is computed."""
         if logits.requires_grad and embeddings.requires_grad:
             with input_gradients_only():
@@ -190,7 +183,7 @@ class SmartRegularizer:
             outputs = self.clean_fn(point)
             return torch.autograd.grad(outputs, point, cotangent.to(outputs.dtype))[0]
 
-    def _finite(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
+    def finite_gradient(self, embeddings: Tensor, logits: Tensor, delta: Tensor) -> Tensor:
         """The gradient of mean l_s at x + delta, by a forward and a backward there."""
         with torch.enable_grad(), input_gradients_only():
             point = (embeddings.detach() + delta).requires_grad_()
@@ -200,8 +193,8 @@ class SmartRegularizer:
     def _divergence(self, embeddings: Tensor, logits: Tensor, delta: Tensor, branch: str) -> Tensor:
         """l_s of the perturbed against the clean output, per example."""
         if branch == "linear":
-            _, change = _jvp(self.clean_fn, embeddings, delta)
-            return self.divergence.delta(logits, change)
+            _, tangent = _jvp(self.clean_fn, embeddings, delta)
+            return self.divergence.delta(logits, tangent)
         return self.divergence(self.model_fn(embeddings + delta), logits)
 
 
@@ -213,7 +206,7 @@ def branch_of(config: SmartConfig, eps: float) -> str:
 
 
 def gain_branch_of(config: SmartConfig, eps: float) -> str:
-    """The same for the adversarial gain, whose random direction has a far smaller R_s."""
+    """How the adversarial gain is evaluated, whose random direction has a far smaller R_s."""
     return "linear" if config.radius < GAIN_RESOLUTION * eps else "forward"
 
 
@@ -248,10 +241,10 @@ def _jvp(model_fn: ModelFn, point: Tensor, tangent: Tensor) -> tuple[Tensor, Ten
     """(f(point), J tangent) in one forward-mode pass."""
     with forward_ad.dual_level():
         dual = model_fn(forward_ad.make_dual(point, tangent))
-        primal, change = forward_ad.unpack_dual(dual)
-    if change is None:
+        primal, output_tangent = forward_ad.unpack_dual(dual)
+    if output_tangent is None:
         raise ValueError("SmartRegularizer: model_fn's result does not depend on its embeddings")
-    return primal, change
+    return primal, output_tangent
 
 
 def _groups(embeddings: Tensor, mask: Tensor, sequence: Tensor | None) -> tuple[Tensor, int]:
@@ -293,7 +286,7 @@ def _uncached_autocast(x: Tensor) -> torch.autocast:
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What the model computes in: autocast's dtype where it is on."""
+    """The dtype of the model's products: autocast's where it is on."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype

@@ -1,4 +1,4 @@
-"""What a run is made of: model, data, device and step, from its configuration."""
+"""The parts of a run, from its configuration: model, data, device and step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
-from sbrrt_fast.model.hub import load_encoder, resolve_backbone
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.op_choice import (
+from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
+from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
     step_calls,
     written_out_why_not,
 )
-from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
-from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 
 Log = Callable[[str], object]
@@ -46,13 +46,13 @@ def pick_device(name: str) -> torch.device:
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
     """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
 
-    ``log`` hears what is taken of the checkpoint and what is left out.
+    ``log`` takes a line on what is used of the checkpoint and what is left out.
 
     Raises:
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
     """
-    name = config.backbone or config.model.backbone
-    encoder = load_encoder(resolve_backbone(name), pooling=config.model.pooling)
+    name = config.model.backbone
+    encoder = MiniBert.from_pretrained(name, config.model.pooling)
     advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
     check_loaded(encoder.state_dict(), encoder.source, advice)
     tokenizer = load_tokenizer(encoder.source)
@@ -80,7 +80,7 @@ def load_splits(
 
 
 def fit_label_units(model: MultiTaskModel, train_tasks: Mapping[str, TokenizedTask]) -> None:
-    """Regression is trained in units of its training labels; see ``model.label_units``."""
+    """Sets the units of regression heads from the training labels (``model.label_units``)."""
     for name, task in train_tasks.items():
         if task.config.head == "regression":
             model.label_units(name).fit(task.labels)

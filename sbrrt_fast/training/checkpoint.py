@@ -1,4 +1,4 @@
-"""Saved states: tensors and what goes with them, which come back bit for bit."""
+"""Saved states: tensors and JSON values, which come back bit for bit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sbrrt_fast.checksums import (
+    check_directory,
+    checksummed_directory,
+    damaged,
+    readable_directory,
+)
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.files import atomic_directory, check_directory, damaged, readable_directory
+from sbrrt_fast.files import write_json
 
 TENSORS, META = "state.safetensors", "state.json"
 _FORMAT = 2
@@ -21,7 +27,7 @@ _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_state(directory: Path, *, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
-    """Writes ``state.safetensors`` and ``state.json`` into ``directory``, replacing what it held.
+    """Writes ``state.safetensors`` and ``state.json`` into ``directory``, replacing an older state.
 
     Args:
         directory: folder of the state; its parent must be there.
@@ -31,10 +37,9 @@ def save_state(directory: Path, *, tensors: Mapping[str, Tensor], meta: dict[str
     Raises:
         OutputError: it cannot be written; the state that was there before is unchanged.
     """
-    with atomic_directory(directory) as new:
+    with checksummed_directory(directory) as new:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, new / TENSORS)
-        record = {"format": _FORMAT, "meta": meta}
-        (new / META).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(new / META, {"format": _FORMAT, "meta": meta})
 
 
 def load_state(
@@ -91,7 +96,7 @@ def load_optimizer_tensors(
     named_parameters: Iterable[tuple[str, Tensor]],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Puts back what ``optimizer_tensors`` returned; other names in ``tensors`` are ignored.
+    """Restores the tensors of ``optimizer_tensors``; other names in ``tensors`` are ignored.
 
     The optimiser then continues bit for bit; learning rates are set anew at every step.
 

@@ -1,4 +1,4 @@
-"""What is not finite in a run: told before it is trained, while it is trained, and before a save.
+"""Checks that a run is finite: before it is trained, while it is, and before a save.
 
 Losses, the gradients' norm and weights stop a run. A diagnostic (gain, perturbation) that cannot be
 computed does not.
@@ -6,11 +6,8 @@ computed does not.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,7 +16,6 @@ from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.training.means import IntervalMeans
 
 STOPPING = ("loss", "smart", "bregman", "total", "gradient_norm")
-SKIPPED = "skipped_updates"
 _ADVICE = (
     "lower optimizer.learning_rate, smart.radius or smart.weight, or keep optimizer.clip_norm "
     "above 0"
@@ -29,19 +25,20 @@ _ADVICE = (
 def nonfinite_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the floating tensors that hold an infinity or NaN; the host waits once a device."""
     floating = {name: x.detach() for name, x in tensors.items() if x.is_floating_point()}
-    found: set[str] = set()
+    nonfinite: set[str] = set()
     for device in {x.device for x in floating.values()}:
         here = {name: x for name, x in floating.items() if x.device == device}
         are_finite = torch.stack([torch.isfinite(x).all() for x in here.values()]).tolist()
-        found |= {name for name, is_finite in zip(here, are_finite, strict=True) if not is_finite}
-    return [name for name in floating if name in found]
+        pairs = zip(here, are_finite, strict=True)
+        nonfinite |= {name for name, is_finite in pairs if not is_finite}
+    return [name for name in floating if name in nonfinite]
 
 
 def check_loaded(tensors: Mapping[str, Tensor], where: object, advice: str) -> None:
     """Refuses weights that were not finite when they were read.
 
     Args:
-        tensors: by name. where: the folder they are from, or what they are. advice: what to do.
+        tensors: by name. where: the folder they are from, or a name for them. advice: what to do.
 
     Raises:
         WeightsError: naming ``where`` and the first tensor with an infinity or NaN.
@@ -118,48 +115,3 @@ def check_interval(
         f"round {round}: {what}, so training cannot go on; {_ADVICE}, or leave such updates out "
         "with on_nonfinite skip"
     )
-
-
-@dataclass(frozen=True)
-class SkippedUpdates:
-    """Updates that a run left out.
-
-    Attributes:
-        num_skipped, num_updates: of the whole run.
-        idle: (round before, last round) of every stretch of logged rounds without any update.
-    """
-
-    num_skipped: int
-    num_updates: int
-    idle: tuple[tuple[int, int], ...]
-
-    def summary(self, num_rounds: int) -> list[str]:
-        """What to tell when the run ends; nothing if no update was left out."""
-        if not self.num_skipped:
-            return []
-        lines = [
-            f"{self.num_skipped:,} of {self.num_updates:,} updates were left out, since their "
-            "gradients' norm was not finite (on_nonfinite: skip)"
-        ]
-        for first, last in self.idle:
-            tail = "; nothing was trained from there to the end" if last == num_rounds else ""
-            lines.append(f"no update of the rounds {first + 1} to {last} was made{tail}")
-        return lines
-
-
-def skipped_updates(lines: Path, updates_per_round: int) -> SkippedUpdates:
-    """What ``metrics.jsonl`` says of updates that were left out."""
-    skipped, updates, idle = 0, 0, []
-    for record in _logged(lines.read_text(encoding="utf-8").splitlines()):
-        here, num_rounds = int(record[SKIPPED]), int(record["num_rounds"])
-        skipped, updates = skipped + here, updates + num_rounds * updates_per_round
-        if here == num_rounds * updates_per_round:
-            first, last = record["round"] - num_rounds, record["round"]
-            if idle and idle[-1][1] == first:
-                first = idle.pop()[0]
-            idle.append((first, last))
-    return SkippedUpdates(skipped, updates, tuple(idle))
-
-
-def _logged(lines: Iterable[str]) -> Iterable[dict]:
-    return (record for record in map(json.loads, lines) if SKIPPED in record)

@@ -1,4 +1,4 @@
-"""What a run writes down: ``metrics.jsonl``, TensorBoard scalars, and ``metrics.json``."""
+"""A run's logs: ``metrics.jsonl``, TensorBoard scalars, and ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sbrrt_fast.config import LogConfig
 from sbrrt_fast.errors import OutputError, SbrrtError
-from sbrrt_fast.files import make_folder, sync_tree, write_text, writing
+from sbrrt_fast.files import make_folder, sync_tree, write_json, write_text, writing
 
 LINES, FINAL, EVENTS = "metrics.jsonl", "metrics.json", "tensorboard"
+SKIPPED = "skipped_updates"  # key of their number
 EVENT_SUFFIX = ".sbrrt_fast"  # of the event files: who wrote them
 _FINAL_KEYS = ("dev", "rounds", "rounds_per_second", "backend", "precision", "seed")
 
@@ -36,6 +37,11 @@ def read_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
             zip(here, torch.stack([t.double() for t in here.values()]).tolist(), strict=True)
         )
     return {name: read[name] if name in read else float(v) for name, v in values.items()}
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``. ValueError or OSError if it cannot be read."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class RunLogger(AbstractContextManager):
@@ -91,7 +97,7 @@ class RunLogger(AbstractContextManager):
         return read
 
     def sync(self) -> None:
-        """Sees to it that what was logged is on the disk. OutputError if it cannot be."""
+        """Writes the log down to the disk. OutputError if it cannot be."""
         with writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -106,7 +112,7 @@ class RunLogger(AbstractContextManager):
         missing = [key for key in _FINAL_KEYS if key not in metrics]
         assert not missing and "overall" in metrics["dev"], f"incomplete metrics: {missing}"
         path = self.output / FINAL
-        write_text(path, json.dumps(_json(metrics), indent=2, allow_nan=False) + "\n")
+        write_json(path, _json(metrics))
         return path
 
     def close(self) -> None:
@@ -120,7 +126,7 @@ class RunLogger(AbstractContextManager):
                 sync_tree(self.output / EVENTS)
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        # What went wrong first is what the user hears of.
+        # The first error is the one that is reported.
         with contextlib.nullcontext() if error is None else contextlib.suppress(OutputError):
             self.close()
 
@@ -137,7 +143,7 @@ def _lines_until(path: Path, last_round: int) -> list[str]:
     """The whole lines of ``path`` with ``round <= last_round``."""
     if not path.exists():
         return []
-    kept = []
+    earlier = []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         if not line.endswith("\n"):
@@ -149,8 +155,8 @@ def _lines_until(path: Path, last_round: int) -> list[str]:
                 f"{path}:{number}: is not a line this program wrote; mend or remove it to resume"
             ) from None
         if logged_round <= last_round:
-            kept.append(line)
-    return kept
+            earlier.append(line)
+    return earlier
 
 
 def _json(value: Any) -> Any:

@@ -1,12 +1,10 @@
-"""Means of loss terms over logging intervals and over a run."""
+"""Means of loss terms over logging intervals."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 
 
 class IntervalMeans:
-    """Means of what is finite, summed on the device until it is read.
+    """Means of the finite values of each term, summed on the device until they are read.
 
     The clock starts with the first round.
 
@@ -44,7 +42,7 @@ class IntervalMeans:
         return interval
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was summed so far, by a number."""
+        """The sums so far, by a number."""
         return {str(i): sums.clone() for i, sums in enumerate(self._sums.values())}
 
     def to_meta(self) -> dict[str, Any]:
@@ -63,12 +61,12 @@ class IntervalMeans:
         names = tuple(terms)
         values = torch.stack(list(terms.values())).double()
         is_finite = torch.isfinite(values)
-        found = torch.stack([values.masked_fill(~is_finite, 0.0), is_finite.double()])
-        self._sums[names] = self._sums[names] + found if names in self._sums else found
+        sums = torch.stack([values.masked_fill(~is_finite, 0.0), is_finite.double()])
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
         self._rounds[names] = self._rounds.get(names, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means, NaN of what was never finite; the clock stops. Waits for the device once."""
+        """The means, NaN of terms that were never finite. Stops the clock; waits for the device."""
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
         stacked = torch.cat(list(self._sums.values()), dim=1).tolist() if self._sums else ([], [])
@@ -85,21 +83,3 @@ class IntervalMeans:
     def _running(self) -> float:
         """Seconds since the clock was started."""
         return 0.0 if self._begin is None else time.perf_counter() - self._begin
-
-
-def run_means(path: Path) -> dict[str, float]:
-    """Each term's mean over the whole run, from the interval means in ``metrics.jsonl``.
-
-    Intervals in which a term could not be computed (null) have no share in its mean; a term that
-    never could has none.
-    """
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        weight = record.get("num_rounds", 0)
-        for name, value in record.items():
-            if weight and "/" in name and value is not None:
-                sums[name] = sums.get(name, 0.0) + weight * value
-                counts[name] = counts.get(name, 0) + weight
-    return {name: sums[name] / counts[name] for name in sums}

@@ -1,4 +1,4 @@
-"""How far a run has come, and what it saves to go on from there."""
+"""How far a run has come, and the state that it saves to go on from there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_ten
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.round_robin import Cursor
 
-# What a resumed run may have otherwise: where things are (their contents are compared), where it
-# computes, and what it tells.
+# Settings that a resumed run may change: paths (their contents are compared), the device, and the
+# logs.
 MAY_DIFFER = {
     *CALL_FIELDS,
     *("data_dir", "model.backbone", "device", "graphs", "profile"),
@@ -33,14 +33,14 @@ _MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."
 
 @dataclass
 class Progress:
-    """What changes from round to round, besides weights, optimiser and teacher.
+    """The part of a run's state that changes every round, besides weights, optimiser and teacher.
 
     Attributes:
         cursor: rounds done and batches taken.
         best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
         seconds: of training, without evaluations.
         interval: loss terms since the last logged line.
-        num_skipped: updates left out since the last logged line, as far as they were counted.
+        num_skipped: updates skipped since the last logged line, as far as they were counted.
         evaluation_is_due: the rounds done are to be evaluated before the next one.
     """
 
@@ -75,6 +75,15 @@ def state_tensors(
     if teacher is not None:
         tensors |= {f"{_TEACHER}{name}": t for name, t in teacher.state_dict().items()}
     return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
+
+
+def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None) -> int:
+    """The most that a run saves: both models, a state, and the one that is being replaced."""
+    parameters = list(model.parameters())
+    model_bytes = sum(p.nbytes for p in parameters)
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    state = trained * (3 if teacher is None else 4)
+    return 2 * model_bytes + state + max(model_bytes, state)
 
 
 @torch.no_grad()
@@ -140,7 +149,7 @@ def check_same_inputs(started: Mapping[str, int], now: Mapping[str, int], where:
 def input_checksums(
     model: MultiTaskModel, splits: Mapping[str, Mapping[str, TokenizedTask]]
 ) -> dict[str, int]:
-    """CRC-32 of what a run is given besides its configuration, by a name for messages.
+    """CRC-32 of a run's inputs besides its configuration, by a name for messages.
 
     Args:
         splits: by name of the split, its tokenised tasks.

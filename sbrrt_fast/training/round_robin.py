@@ -58,7 +58,7 @@ class RoundRobin:
         num_rounds: number of rounds of the whole run; needed by ``annealed`` only.
 
     Raises:
-        ConfigError: unknown epoch task, no task, or a task smaller than one batch.
+        ConfigError: a task is smaller than one batch.
     """
 
     def __init__(
@@ -174,12 +174,8 @@ def _random_words(seed: int, key: tuple[int, ...], count: int) -> NDArray[np.uin
 
 
 def _check_sizes(sizes: Mapping[str, int], config: RoundConfig) -> None:
-    if not sizes:
-        raise ConfigError("tasks: there is no task to train on; name at least one")
-    if config.epoch_task is not None and config.epoch_task not in sizes:
-        raise ConfigError(
-            f"round.epoch_task: '{config.epoch_task}' is not one of the tasks {list(sizes)}"
-        )
+    assert sizes, "there is no task to train on"
+    assert config.epoch_task in (None, *sizes), f"'{config.epoch_task}' is no task of {list(sizes)}"
     smallest = min(sizes, key=lambda name: sizes[name])
     if sizes[smallest] < config.batch_size:
         raise ConfigError(

@@ -20,8 +20,9 @@ from typing import Any
 
 import filelock
 
+from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
-from sbrrt_fast.files import make_folder, remove_directory, remove_file, write_text, writing
+from sbrrt_fast.files import make_folder, remove_file, write_json, writing
 from sbrrt_fast.training.logging import EVENT_SUFFIX, EVENTS, FINAL, LINES
 
 RUN, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
@@ -66,7 +67,7 @@ def check_output(output: Path, *, resume: bool = False, overwrite: bool = False)
 
 
 def check_space(output: Path, num_bytes: int) -> None:
-    """OutputError where the disk has no room for ``num_bytes``, with what an old run gives back."""
+    """OutputError where the disk has no room for ``num_bytes`` once an old run's files are gone."""
     folders = (output / name for name in (BEST, LAST, STATE))
     held = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
     if (free := shutil.disk_usage(output).free) + held < num_bytes:
@@ -93,7 +94,7 @@ def open_output(output: Path, *, resume: bool = False, overwrite: bool = False) 
 
 
 def start_run(output: Path, *, resume: bool = False) -> None:
-    """Makes a folder this process's run: a new one after removing what an old one wrote."""
+    """Makes a folder this process's run; a new run removes an old one's files first."""
     with writing(output):
         if not resume:
             _remove_run(output)
@@ -145,7 +146,7 @@ def _holder(output: Path) -> str:
 
 
 def _remove_run(output: Path) -> None:
-    """Removes what an earlier run wrote, scores first, so that none outlives its weights."""
+    """Removes an earlier run's files, scores first, so that none outlives its weights."""
     record = _read_record(output) or {}
     for name in (FINAL, *record.get("predictions", ()), LINES, CONFIG):
         remove_file(output / name)
@@ -159,7 +160,7 @@ def _remove_run(output: Path) -> None:
 
 
 def _read_record(output: Path) -> dict[str, Any] | None:
-    """What ``run.json`` holds; None where it is not there or not ours."""
+    """The object in ``run.json``; None where there is none, or none of ours."""
     try:
         record = json.loads((output / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -176,4 +177,4 @@ def _is_below(name: Any) -> bool:
 
 
 def _write_record(output: Path, record: dict[str, Any]) -> None:
-    write_text(output / RUN, json.dumps({"made_by": "sbrrt_fast", **record}, indent=1) + "\n")
+    write_json(output / RUN, {"made_by": "sbrrt_fast", **record})

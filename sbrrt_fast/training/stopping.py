@@ -16,7 +16,7 @@ class Stopped(BaseException):
     """Raised where a run may stop; a BaseException, so that nothing takes it for a fault.
 
     Attributes:
-        reason: what asked for it, for messages.
+        reason: the signal's name, for messages.
         status: exit status of the process, 128 and the signal's number.
     """
 

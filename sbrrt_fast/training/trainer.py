@@ -9,11 +9,17 @@ from functools import cached_property
 
 from tqdm import tqdm
 
+from sbrrt_fast.checksums import (
+    check_directory,
+    checksummed_directory,
+    readable_directory,
+    remove_directory,
+)
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, save_recipe
+from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
-from sbrrt_fast.files import atomic_directory, check_directory, readable_directory, remove_directory
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
@@ -26,25 +32,18 @@ from sbrrt_fast.training.build import (
     pick_device,
 )
 from sbrrt_fast.training.checkpoint import load_state, save_state
-from sbrrt_fast.training.cost.floor import best_ceilings, round_cost
-from sbrrt_fast.training.cost.profile import NoClock, StageClock, peak_bytes
-from sbrrt_fast.training.cost.profile import report as profile_report
-from sbrrt_fast.training.finite import (
-    SKIPPED,
-    SkippedUpdates,
-    check_interval,
-    check_loaded,
-    check_trained,
-    skipped_updates,
-)
-from sbrrt_fast.training.logging import LINES, RunLogger
-from sbrrt_fast.training.means import IntervalMeans, run_means
-from sbrrt_fast.training.op_choice import longest_sequence, tell_evaluation
+from sbrrt_fast.training.cost.profile import RunProfile
+from sbrrt_fast.training.due import DueRounds
+from sbrrt_fast.training.finite import check_interval, check_loaded, check_trained
+from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
+from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
+from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.progress import (
     Progress,
     check_same_inputs,
     check_same_run,
     input_checksums,
+    num_bytes_saved,
     restore_progress,
     restore_tensors,
     state_tensors,
@@ -63,6 +62,7 @@ from sbrrt_fast.training.scores.evaluate import evaluate
 from sbrrt_fast.training.scores.metrics import is_better
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.op_choice import log_evaluation_choice, longest_sequence
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
@@ -79,6 +79,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, log: Callable[[str], object] = print):
+        validate(config)
         require(config.backend)
         self.config, self.log = config, log
         self.device = pick_device(config.device)
@@ -92,6 +93,7 @@ class Trainer:
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
         self.num_rounds = config.rounds or config.epochs * order.rounds_per_epoch
         self.rounds_per_epoch = order.rounds_per_epoch
+        self.due = DueRounds(config.log, self.rounds_per_epoch, self.num_rounds)
         self.order = RoundRobin(sizes, config.round, config.seed, self.num_rounds)
         self.teacher = Teacher(self.model, config.bregman) if config.bregman.weight > 0 else None
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optimizer)
@@ -105,15 +107,14 @@ class Trainer:
             longest_sequence(self.train_tasks.values()),
         )
         self._check_evaluation()
-        self.clock: StageClock | NoClock = NoClock()
-        if config.profile:
-            self.step.clock = self.clock = StageClock(self.device)
-        self.num_tokens = 0
+        self.profile = RunProfile(self.device) if config.profile else None
+        if self.profile:
+            self.step.clock = self.profile.clock
         self.progress = Progress(self.order.start())
         self.stop = StopSignals()
 
     def run(self) -> dict:
-        """Trains to the end and returns what ``metrics.json`` holds.
+        """Trains to the end and returns the contents of ``metrics.json``.
 
         Raises:
             SbrrtError: the output folder cannot be used, the saved state is not of this run, or
@@ -123,7 +124,7 @@ class Trainer:
         output, resume = self.config.output, self.config.resume
         with open_output(output, resume=resume, overwrite=self.config.overwrite):
             started = self._resume() if resume else self.config
-            check_space(output, self._num_bytes_saved())
+            check_space(output, num_bytes_saved(self.model, self.teacher))
             start_run(output, resume=resume)
             save_recipe(started, output / CONFIG)
             resume_round = self.progress.cursor.round if resume else None
@@ -136,18 +137,23 @@ class Trainer:
         with self.stop:
             try:
                 self._train(logger)
-                for line in [*self.step.summary(), *self._skipped().summary(self.num_rounds)]:
+                for line in self._summary():
                     self.log(line)
-                if self.config.profile:
-                    self._tell_profile()
                 metrics = self._final_metrics()
             except Stopped as stopped:
                 self._save_state(logger)
-                raise Interrupted(self._how_to_go_on(stopped), stopped.status) from None
+                raise Interrupted(self._resume_message(stopped), stopped.status) from None
             logger.write_final(metrics)
         return metrics
 
-    def _how_to_go_on(self, stopped: Stopped) -> str:
+    def _summary(self) -> list[str]:
+        """Lines for the end of the run: on its step, skipped updates and the profile."""
+        lines = [*self.step.summary(), *self._skipped().lines(self.num_rounds)]
+        if self.profile:
+            lines += self.profile.lines(self.model, self.config, self.step.memory())
+        return lines
+
+    def _resume_message(self, stopped: Stopped) -> str:
         return (
             f"{stopped.reason}: the state after round {self.progress.cursor.round} of "
             f"{self.num_rounds} is saved; go on with "
@@ -158,7 +164,7 @@ class Trainer:
         """Dev texts may be longer than those that the step was built for."""
         config, dev = self.config, self.dev_tasks.values()
         if longest_sequence(dev) > longest_sequence(self.train_tasks.values()):
-            tell_evaluation(
+            log_evaluation_choice(
                 self.model,
                 dev,
                 lambda line: self.log(f"evaluation: {line}"),
@@ -176,42 +182,29 @@ class Trainer:
                 self.stop.check()
                 self._round()
                 bar.update()
-                if self._is_logged(self.progress.cursor.round):
+                if self.due.is_logged(self.progress.cursor.round):
                     self._log_interval(logger, bar)
-                self._keep(logger)
+                self._evaluate_and_save(logger)
 
-    def _keep(self, logger: RunLogger) -> None:
-        """Scores and saves what is due after a round."""
+    def _evaluate_and_save(self, logger: RunLogger) -> None:
+        """Evaluates and saves the state where a round is due for it."""
         done = self.progress.cursor.round
-        self.progress.evaluation_is_due = self._is_evaluated(done)
+        self.progress.evaluation_is_due = self.due.is_evaluated(done)
         self._evaluate_if_due(logger)
-        if self._is_state(done):
+        if self.due.is_saved(done):
             self._save_state(logger)
 
     def _round(self) -> None:
         progress = self.progress
         progress.interval.start()
         batches, after = self.order.next_round(progress.cursor)
-        report = self.config.log.gain and self._is_logged(after.round)
-        with self.clock("data"):
+        report = self.config.log.gain and self.due.is_logged(after.round)
+        with self.step.clock("data"):
             assembled = self.assemble(batches)
         progress.interval.add(self.step.round(assembled, progress.cursor.round, report))
         progress.cursor = after
-        if self.config.profile:
-            self.clock.end_round()
-            self.num_tokens += sum(batch.tokens.num_tokens for batch in assembled)
-
-    def _tell_profile(self) -> None:
-        """Where the rounds of this run went, against the floor."""
-        if not self.clock.rounds:
-            return
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        mean = self.num_tokens / len(self.clock.rounds)
-        cost = round_cost(self.model.config, self.config, mean, trained)
-        memory = {"peak": peak_bytes(self.device)} | self.step.memory()
-        ceilings = best_ceilings(self.device, self.config.precision)
-        for line in profile_report(self.clock, cost, ceilings, memory):
-            self.log(line)
+        if self.profile:
+            self.profile.end_round(sum(batch.tokens.num_tokens for batch in assembled))
 
     def assemble(self, batches: Batches) -> list[TaskBatch]:
         """The round's batches, in the host's memory, with rows numbered through the round."""
@@ -243,8 +236,8 @@ class Trainer:
         bar.set_postfix({name: f"{value:.3f}" for name, value in totals.items()})
 
     def _take_skipped(self) -> int:
-        """How many updates were left out since the last line."""
-        count = self.progress.num_skipped + self.step.update.take_num_left_out()
+        """How many updates were skipped since the last line."""
+        count = self.progress.num_skipped + self.step.update.take_num_skipped()
         self.progress.num_skipped = 0
         return count
 
@@ -279,7 +272,7 @@ class Trainer:
             )
 
     def _final_metrics(self) -> dict:
-        """Scores of the best model on all dev rows, and what the run was."""
+        """Scores of the best model on all dev rows, and the run's settings."""
         best, config = self.progress.best, self.config
         return {
             "dev": best["scores"] if config.log.dev_rows is None else self._best_scores(),
@@ -304,7 +297,7 @@ class Trainer:
         return self._scores(model.to(self.device), None)
 
     def _save(self, name: str) -> None:
-        with atomic_directory(self.config.output / name) as folder:
+        with checksummed_directory(self.config.output / name) as folder:
             save_model(self.model, folder, self.tokenizer)
 
     def _save_state(self, logger: RunLogger) -> None:
@@ -338,27 +331,6 @@ class Trainer:
         cursor = self.order.cursor(meta["cursor"])
         self.progress = restore_progress(tensors, meta, cursor, self.device)
         return started
-
-    def _num_bytes_saved(self) -> int:
-        """How much of the disk a run takes at most: both models, a state, and what replaces one."""
-        parameters = list(self.model.parameters())
-        model = sum(p.nbytes for p in parameters)
-        trained = sum(p.nbytes for p in parameters if p.requires_grad)
-        state = trained * (3 if self.teacher is None else 4)
-        return 2 * model + state + max(model, state)
-
-    def _is_evaluated(self, done: int) -> bool:
-        every = self.config.log.evaluate_every or self.rounds_per_epoch
-        return done % every == 0 or done == self.num_rounds
-
-    def _is_state(self, done: int) -> bool:
-        every = self.config.log.state_every
-        return every > 0 and done % every == 0 and done < self.num_rounds
-
-    def _is_logged(self, done: int) -> bool:
-        """Every so often, and wherever something is kept, so that no mean runs across it."""
-        due = done % self.config.log.every == 0
-        return due or self._is_evaluated(done) or self._is_state(done)
 
 
 def _settings(smart: SmartConfig) -> dict | None:

@@ -24,7 +24,6 @@ from benchmarks.tune import kernel_list
 from benchmarks.tune.kernel_list import Interval, summary
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.hub import load_encoder
 from tests.helpers import small_sample, tiny_backbone
 
 
@@ -125,7 +124,7 @@ def test_a_backbone_is_carried_with_half_the_bytes_and_loads(tmp_path):
     size = carry.carry(source, tmp_path / "carried")
     before, after = (load_file(p / "model.safetensors") for p in (source, tmp_path / "carried"))
     assert all(torch.equal(after[name], x.bfloat16()) for name, x in before.items())
-    encoder = load_encoder(tmp_path / "carried", pooling="mean")
+    encoder = MiniBert.from_folder(tmp_path / "carried", pooling="mean")
     assert all(p.dtype == torch.float32 for p in encoder.parameters())
     assert size < 0.7 * sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
     with pytest.raises(WeightsError, match="give a new folder"):
@@ -145,7 +144,7 @@ def test_real_rounds_take_the_backbone_that_is_named(tmp_path, monkeypatch):
     backbone = tiny_backbone(tmp_path / "backbone", max_length=64)
     monkeypatch.setenv("DATA", str(small_sample(tmp_path / "data")))
     monkeypatch.setenv("BACKBONE", str(backbone))
-    weights = load_encoder(backbone, pooling="mean")
+    weights = MiniBert.from_folder(backbone, pooling="mean")
     monkeypatch.setitem(rounds.MODELS, "minilm", weights.config)
     made = rounds.Rounds(Settings(torch.device("cpu"), True), Case("minilm", "round-2", ""))
     assert [batch.name for batch in made[0]] == ["sst", "para", "sts"]

@@ -1,4 +1,4 @@
-"""YAML files and flags: what they set, and how each mistake is named."""
+"""YAML files: the configurations they make, and how each mistake is named."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from sbrrt_fast.config import OptimizerConfig, RunConfig, SmartConfig
-from sbrrt_fast.config_io import (
-    config_from_dict,
-    load_config,
-    parse_cli,
-    parse_run_config,
-    save_config,
-    validate,
-)
+from sbrrt_fast.config_io import config_from_dict, load_config, save_config
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError
+from tests.helpers import config_file
 
 OWN_TASK = """
 tasks:
@@ -33,14 +27,8 @@ tasks:
 """
 
 
-def written(folder, text):
-    path = folder / "x.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def loaded(folder, text):
-    return load_config(written(folder, text))
+    return load_config(config_file(folder, text))
 
 
 def test_defaults_come_from_the_dataclasses(tmp_path):
@@ -158,7 +146,7 @@ def test_a_new_task_needs_no_code(tmp_path):
 
 
 def test_overrides_are_checked_like_the_file(tmp_path):
-    path = written(tmp_path, "seed: 4\nsmart: {weight: 1}\n")
+    path = config_file(tmp_path, "seed: 4\nsmart: {weight: 1}\n")
     config = load_config(path, {"smart.weight": 5, "tasks.sst.weight": 2.0, "rounds": None})
     assert (config.seed, config.smart.weight, config.tasks["sst"].weight) == (4, 5.0, 2.0)
     assert list(config.tasks) == ["sst", "para", "sts"]
@@ -192,158 +180,34 @@ def test_a_new_task_survives_saving(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "key", "value"),
+    ("text", "backbone"),
     [
-        ("--rounds 10", "rounds", 10),
-        ("--rounds None", "rounds", None),
-        ("--rounds=3", "rounds", 3),
-        ("--epochs 2", "epochs", 2),
-        ("--data-dir DIR", "data_dir", Path("DIR")),
-        ("--resume", "resume", True),
-        ("--precision bf16", "precision", "bf16"),
-        ("--backbone some/dir", "model.backbone", "some/dir"),
-        ("--smart.weight 1", "smart.weight", 1.0),
-        ("--smart.step-size inf", "smart.step_size", math.inf),
-        ("--smart.step_size 0.5", "smart.step_size", 0.5),
-        ("--smart.radius None", "smart.radius", None),
-        ("--smart.norm 2", "smart.norm", "2"),
-        ("--smart.normalize-gradient False", "smart.normalize_gradient", False),
-        ("--optimizer.learning-rate 3e-5", "optimizer.learning_rate", 3e-5),
-        ("--optimizer.betas 0.8 0.9", "optimizer.betas", (0.8, 0.9)),
-        ("--tasks.sst.weight 2", "tasks.sst.weight", 2.0),
-        ("--tasks.sst.files.dev d.csv", "tasks.sst.files.dev", "d.csv"),
-        ("--tasks.para.text-columns q1 q2", "tasks.para.text_columns", ("q1", "q2")),
-        ("--log.no-tensorboard", "log.tensorboard", False),
+        ("backbone: a", "a"),
+        ("model: {backbone: a, max_length: 9}", "a"),
+        ("backbone: a\nmodel: {backbone: b, max_length: 9}", "a"),
+        ("backbone: a\nmodel:\n", "a"),
+        ("backbone:\nmodel: {backbone: b}", "b"),  # as older runs have it
+        ("seed: 3", "minilm"),
     ],
 )
-def test_every_field_is_a_flag(flags, key, value):
-    base = load_config(None, {"smart.radius": 0.5})
-    expected = load_config(None, {"smart.radius": 0.5, key: value})
-    assert parse_cli(flags.split(), base) == expected
-
-
-def test_flags_override_the_file(tmp_path):
-    path = written(tmp_path, "seed: 3\nrounds: 755\nsmart: {weight: 1, radius: 0.5}\n")
-    for argv in (["--config", str(path), "--smart.weight", "5"], ["--seed=3", f"--config={path}"]):
-        config = parse_run_config(argv, "sbrrt-fast train")
-        weight = 5.0 if "5" in argv else 1.0
-        assert (config.seed, config.rounds) == (3, 755)
-        assert config.smart == SmartConfig(weight=weight, radius=0.5)
-
-
-def test_epochs_as_a_flag_are_not_lost_behind_the_files_rounds(tmp_path):
-    path = str(written(tmp_path, "rounds: 755\n"))
-    assert parse_run_config(["--config", path, "--epochs", "2"], "p").rounds is None
-    assert parse_run_config(["--config", path, "--seed", "2"], "p").rounds == 755
-    both = parse_run_config(["--config", path, "--epochs", "2", "--rounds", "9"], "p")
-    assert (both.rounds, both.epochs) == (9, 2)
-
-
-def test_backbone_of_the_file_gives_way_to_the_flag(tmp_path):
-    path = str(written(tmp_path, "backbone: a\n"))
-    assert parse_run_config(["--config", path], "p").model.backbone == "a"
-    for flag in ("--backbone", "--model.backbone"):
-        config = parse_run_config(["--config", path, flag, "b"], "p")
-        assert (config.model.backbone, config.backbone) == ("b", None)
+def test_backbone_is_short_for_the_models(tmp_path, text, backbone):
+    config = loaded(tmp_path, text)
+    assert config.model.backbone == backbone
+    assert config.model.max_length == (9 if "9" in text else 512)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("text", "message"),
     [
-        ("--smart.radus 1", "unknown flag '--smart.radus'; did you mean '--smart.radius'?"),
-        ("--learning-rate=1", "'--learning-rate'; did you mean '--optimizer.learning-rate'?"),
-        ("--zzz", "unknown flag '--zzz'; see --help"),
-        ("ten", "unexpected argument 'ten'"),
-        ("--seed ten", "--seed: invalid literal for int() with base 10: 'ten'"),
-        ("--rounds 1.5", "could be instantiated from ['1.5']."),
-        ("--mode fine", "invalid choice 'fine' for argument '--mode'"),
-        ("--rounds", "Missing value for argument '--rounds'"),
-        ("--rounds 0", "rounds: must be at least 1, got 0"),
-        ("--tasks.sts.encoding cross", "tasks.sts.encoding: head 'cosine' compares two"),
-        ("--config", "--config: give one YAML file"),
-        ("--config a --config b", "--config: give one YAML file"),
-        ("--config none.yaml", "none.yaml: cannot be read"),
+        ("backbone: 5", "model.backbone: must be a valid string, got 5; put it in quotes"),
+        ("backbone: a\nmodel: 5", "model: must be an object, got 5"),
     ],
 )
-@pytest.mark.parametrize("columns", ["40", "200"])
-def test_each_mistake_in_flags_is_one_line_and_status_2(
-    flags, message, columns, capsys, monkeypatch
-):
-    monkeypatch.setenv("COLUMNS", columns)
-    with pytest.raises(SystemExit) as stopped:
-        parse_run_config(flags.split(), "sbrrt-fast train")
-    output = capsys.readouterr()
-    assert stopped.value.code == 2
-    assert output.out == ""
-    assert output.err.startswith("sbrrt-fast train: ")
-    assert output.err.count("\n") == 1 and output.err.endswith("\n")
-    assert message in output.err
-    assert not set("│─╭╰") & set(output.err)
-
-
-def test_help_names_flags_their_defaults_and_config(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        parse_run_config(["--help"], "sbrrt-fast train")
-    assert not stopped.value.code
-    text = capsys.readouterr().out
-    assert "--config FILE" in text
-    assert "--optimizer.learning-rate FLOAT" in text and "(default: 0.0001)" in text
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("rounds", 0),
-        ("epochs", 0),
-        ("seed", -1),
-        ("model.hidden_dropout", 1.0),
-        ("model.attention_dropout", -0.1),
-        ("model.max_length", 2),
-        ("smart.weight", -1.0),
-        ("smart.weight", math.nan),
-        ("smart.sigma", -1e-9),
-        ("smart.step_size", 0.0),
-        ("smart.num_steps", 0),
-        ("smart.radius", 0.0),
-        ("smart.radius", math.inf),
-        ("bregman.weight", -0.5),
-        ("bregman.beta", 1.01),
-        ("optimizer.learning_rate", 0.0),
-        ("optimizer.head_learning_rate", -1e-5),
-        ("optimizer.weight_decay", -0.1),
-        ("optimizer.betas", (0.9, 1.0)),
-        ("optimizer.eps", 0.0),
-        ("optimizer.warmup", 1.5),
-        ("optimizer.clip_norm", -1.0),
-        ("round.batch_size", 0),
-        ("round.epoch_task", "cfimdb"),
-        ("log.every", 0),
-        ("log.evaluate_every", 0),
-        ("log.dev_rows", 0),
-        ("tasks.sst.weight", -1.0),
-    ],
-)
-def test_senseless_values_are_named_by_their_key(key, value):
-    with pytest.raises(ConfigError) as caught:
-        load_config(None, {key: value})
-    assert str(caught.value).startswith(f"{key}: must be ")
-    assert repr(value) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("smart.sigma", 0.0),
-        ("smart.step_size", math.inf),
-        ("bregman.beta", 1.0),
-        ("optimizer.warmup", 1.0),
-        ("optimizer.clip_norm", 0.0),
-        ("optimizer.head_learning_rate", None),
-        ("round.epoch_task", "sts"),
-    ],
-)
-def test_limits_are_allowed(key, value):
-    validate(load_config(None, {key: value}))
+def test_a_backbone_that_is_none_is_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        loaded(tmp_path, text)
 
 
 def test_dicts_are_checked_with_the_name_of_their_source():

@@ -294,6 +294,7 @@ def test_task_files_of_ones_own_are_not_called_a_sample(shared, tmp_path, capsys
         (("--rows", "sbrtt"), "--rows: table 2 has no row 'sbrtt'; did you mean 'sbrrt'?"),
         (("--rows", "xyz"), "its rows are round-robin, smart, sbrrt"),
         (("--seeds", "0"), "--seeds: must be at least 1"),
+        (("--seeds", "two"), "'two'; see `sbrrt-fast reproduce --help`"),
         (("--seed", "3"), "seed: is set for each run by this command; use --seeds N"),
         (("--resume",), "resume: is set for each run"),
         (("--rounds", "0"), "rounds: must be at least 1"),
@@ -305,7 +306,8 @@ def test_mistakes_are_told_before_anything_is_trained(
     shared, tmp_path, trained, capsys, arguments, message
 ):
     assert main(reproduce(shared, "2", tmp_path, *arguments)) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
     assert trained == [] and not any(tmp_path.iterdir())
 
 
@@ -332,7 +334,7 @@ def fake_run(seed: int, scores: dict[str, float], backbone: str, data_dir: str |
         "means": {"sst/smart": 0.25 * (seed + 1), "sst/gain": 40.0},
     }
     model = SimpleNamespace(backbone=backbone)
-    config = SimpleNamespace(backbone=None, model=model, data_dir=data_dir, tasks=scores)
+    config = SimpleNamespace(model=model, data_dir=data_dir, tasks=scores)
     return SimpleNamespace(folder=Path(f"seed{seed}"), config=config, metrics=metrics, curve=[])
 
 

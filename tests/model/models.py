@@ -19,6 +19,21 @@ CONFIG = BertConfig(
     intermediate_size=112,
     max_position_embeddings=64,
 )
+# A BertModel in which no field has its default.
+TINY = {
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 40,
+    "type_vocab_size": 3,
+    "layer_norm_eps": 1e-6,
+    "hidden_dropout_prob": 0.2,
+    "attention_probs_dropout_prob": 0.3,
+    "pad_token_id": 1,
+    "initializer_range": 0.03,
+}
 TASKS = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
 
 
@@ -50,3 +65,18 @@ def random_batch(lengths: list[int], first_row: int = 0) -> TokenBatch:
 
 def stream_of(batch: TokenBatch, seed: int = 5, step: int = 3) -> DropoutStream:
     return DropoutStream(batch, torch.tensor([seed, step]), CONFIG.max_position_embeddings)
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Replaces every parameter, biases and LayerNorm too, by random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def assert_same_weights(model: MiniBert, original: torch.nn.Module) -> None:
+    expected, got = original.state_dict(), model.state_dict()
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name

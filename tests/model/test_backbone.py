@@ -19,24 +19,10 @@ from safetensors.torch import save_file
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model import backbone
 from sbrrt_fast.model.backbone import read_config, resolve_backbone
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.model.hub import load_encoder
 from sbrrt_fast.model.modules import read_modules
-
-TINY = {
-    "vocab_size": 61,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 96,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 3,
-    "layer_norm_eps": 1e-6,
-    "hidden_dropout_prob": 0.2,
-    "attention_probs_dropout_prob": 0.3,
-    "pad_token_id": 1,
-    "initializer_range": 0.03,
-}
+from tests.model.models import TINY
 
 
 @pytest.fixture
@@ -230,7 +216,7 @@ def test_sizes_far_from_the_weights_allocate_nothing(folder):
     save_file(tensors, folder / "model.safetensors")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(WeightsError, match=r"weight is \[61, 64\], expected \[134217728, 65536\]"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import ModelConfig, RunConfig
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.hub import load_encoder
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import build_model
@@ -52,7 +51,7 @@ def backbone(folder: Path, pooling: str) -> Path:
 
 def model_folder(folder: Path) -> Path:
     encoder_folder = backbone(folder.parent / "backbone", "cls")
-    model = MultiTaskModel(load_encoder(encoder_folder), TASKS)
+    model = MultiTaskModel(MiniBert.from_folder(encoder_folder), TASKS)
     folder.mkdir()
     save_model(model, folder, load_tokenizer(encoder_folder))
     return folder
@@ -74,7 +73,7 @@ def check_backbones(tmp_path: Path, seeds: range) -> Counter:
 
         def load(folder: Path, folders=folders) -> MiniBert:
             folders.append(folder)
-            config = RunConfig(backbone=str(folder), tasks=TASKS)
+            config = RunConfig(model=ModelConfig(backbone=str(folder)), tasks=TASKS)
             return build_model(config, lambda line: None)[0].encoder
 
         share = range(seeds.start + i, seeds.stop, len(originals))

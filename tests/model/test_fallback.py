@@ -23,7 +23,7 @@ from sbrrt_fast.config import (
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.experiments.compare import compare
+from sbrrt_fast.experiments.lockstep import train_in_lockstep
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
@@ -31,14 +31,14 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops._backend.dispatch import Op
 from sbrrt_fast.ops.registry import OPS
-from sbrrt_fast.training.op_choice import (
+from sbrrt_fast.training.scores.evaluate import evaluate, predict
+from sbrrt_fast.training.step.fast_step import FastStep
+from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
     step_calls,
     written_out_why_not,
 )
-from sbrrt_fast.training.scores.evaluate import evaluate, predict
-from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone, train_tiny
@@ -75,7 +75,8 @@ def base(tmp_path_factory) -> RunConfig:
 def of_shape(config: RunConfig, folder: Path, shape: str) -> RunConfig:
     hidden, head_dim, intermediate = SHAPES[shape]
     sizes = {"hidden_size": hidden, "head_dim": head_dim, "intermediate_size": intermediate}
-    return replace(config, backbone=str(tiny_backbone(folder / "backbone", **sizes)))
+    backbone = tiny_backbone(folder / "backbone", **sizes)
+    return replace(config, model=ModelConfig(backbone=str(backbone)))
 
 
 def of_length(config: RunConfig, folder: Path, split: str | None) -> RunConfig:
@@ -88,8 +89,8 @@ def of_length(config: RunConfig, folder: Path, split: str | None) -> RunConfig:
         number, name, _, *label = last.split("\t")
         words = " ".join(["good"] * LONG)
         path.write_text("\n".join([*others, "\t".join([number, name, words, *label])]) + "\n")
-    model = ModelConfig(max_length=1024)
-    return replace(config, backbone=str(backbone), data_dir=data, model=model)
+    model = ModelConfig(backbone=str(backbone), max_length=1024)
+    return replace(config, data_dir=data, model=model)
 
 
 def trainer(config: RunConfig, **fields) -> tuple[Trainer, list[str]]:
@@ -103,7 +104,7 @@ def told(lines: list[str]) -> list[str]:
 
 def assert_same_run(config: RunConfig) -> None:
     configs = (replace(config, backend=name) for name in ("reference", "auto"))
-    compare(*configs, 3, yardstick=True, log=lambda line: None).assert_same()
+    train_in_lockstep(*configs, 3, yardstick=True, log=lambda line: None).assert_same()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -147,7 +148,8 @@ def test_attention_alone_leaves_the_cpu_s_ops(base, tmp_path):
 
 def test_a_width_that_is_taken_stays_written_out(base, tmp_path):
     sizes = {"hidden_size": 96, "head_dim": 32, "intermediate_size": 61}
-    config = replace(base, backbone=str(tiny_backbone(tmp_path / "backbone", **sizes)))
+    backbone = tiny_backbone(tmp_path / "backbone", **sizes)
+    config = replace(base, model=ModelConfig(backbone=str(backbone)))
     assert_same_run(config)
     ours, lines = trainer(config, backend="cpu")
     assert type(ours.step) is FastStep
@@ -178,7 +180,7 @@ def test_long_texts_train_as_on_the_reference(base, tmp_path):
         "attention: cpu, but reference for a batch with a text of more than 512 tokens "
         "(cpu: max_length is 602, above 512)"
     )
-    short, lines = trainer(config, model=ModelConfig(max_length=512))
+    short, lines = trainer(config, model=replace(config.model, max_length=512))
     assert type(short.step) is FastStep
     assert told(lines) == []
 
@@ -216,7 +218,7 @@ def test_a_named_backend_refuses_long_texts_before_it_starts(base, tmp_path, spl
         "--backend auto or reference, or --model.max-length 512"
     )
     assert not (tmp_path / "run").exists()
-    ours, _ = trainer(config, backend="cpu", model=ModelConfig(max_length=512))
+    ours, _ = trainer(config, backend="cpu", model=replace(config.model, max_length=512))
     assert type(ours.step) is FastStep
 
 
@@ -233,7 +235,7 @@ def test_a_named_backend_refuses_a_shape_before_it_starts(base, tmp_path, shape)
 
 def test_evaluate_and_predict_say_it_and_equal_the_reference(base, tmp_path, capsys):
     config = of_shape(base, tmp_path, "width 30")
-    run = train_tiny(tmp_path, "--backbone", config.backbone, "--log.no-tensorboard")
+    run = train_tiny(tmp_path, "--backbone", config.model.backbone, "--log.no-tensorboard")
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 0
     assert main(["predict", str(run)]) == 0
@@ -346,7 +348,7 @@ def test_triton_refuses_a_run_before_it_starts(tmp_path):
     backbone = tiny_backbone(tmp_path / "backbone", hidden_size=48, head_dim=24)
     config = RunConfig(
         data_dir=small_sample(tmp_path / "data", 12),
-        backbone=str(backbone),
+        model=ModelConfig(backbone=str(backbone)),
         output=tmp_path / "run",
     )
     reason = "attention: the head dimension, 48 / 2, is neither 32 nor 64"

@@ -16,7 +16,7 @@ from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.hub import load_encoder, save_encoder
+from sbrrt_fast.model.hub import save_encoder
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import build_model
@@ -39,7 +39,7 @@ def build(folder: Path, tasks: dict[str, TaskConfig] = SINGLE, lines: list | Non
 
 def with_config(folder: Path, place: Path, tokenizer: Tokenizer, **changes) -> Path:
     """Another random encoder with this folder's shape but for some fields."""
-    config = replace(load_encoder(folder).config, **changes)
+    config = replace(MiniBert.from_folder(folder).config, **changes)
     save_encoder(MiniBert(config, "mean"), place, tokenizer)
     return place
 
@@ -96,7 +96,7 @@ def test_the_run_says_what_is_taken_and_left_out(backbone):
 def saved(backbone, tmp_path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    save_model(MultiTaskModel(load_encoder(backbone), TASKS), folder, tiny_tokenizer())
+    save_model(MultiTaskModel(MiniBert.from_folder(backbone), TASKS), folder, tiny_tokenizer())
     return folder
 
 
@@ -161,7 +161,7 @@ def record(**changes) -> dict:
         ({"pair_features": "concat", "tasks": {"sst": [1]}}, r"tasks\.sst must be an object"),
         ({"pair_features": "concat", "tasks": {"a\nb": None}}, r"tasks\.a\\nb must be an object"),
         (record(num_classes="5"), r"tasks\.sst\.num_classes: .*integer, got \"5\""),
-        (record(num_classes=10**12), "num_classes is above 1,000,000"),
+        (record(num_classes=10**12), "num_classes: must be at most 1,000,000"),
         (record(num_classes=1), r"tasks\.sst\.num_classes"),
         (record(head="regression"), r"tasks\.sst\.num_classes"),
         (record(weight="1"), r"tasks\.sst\.weight"),

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.hub import load_encoder
 
 SENTENCES = [
     "A gorgeous, witty, seductive movie.",
@@ -98,7 +97,7 @@ def random_transformers_model(shape: Shape) -> transformers.BertModel:
 def model_pair(shape: Shape, folder) -> tuple[transformers.BertModel, MiniBert]:
     theirs = random_transformers_model(shape)
     theirs.save_pretrained(folder)
-    return theirs, load_encoder(folder, pooling="cls")
+    return theirs, MiniBert.from_folder(folder, pooling="cls")
 
 
 def their_outputs(model, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,7 +123,7 @@ def assert_same_outputs(theirs, ours: MiniBert, inputs: Inputs, layout: str) -> 
 @pytest.fixture(scope="module")
 def minilm_pair(minilm_dir):
     theirs = transformers.BertModel.from_pretrained(minilm_dir).eval()
-    return theirs, load_encoder(minilm_dir, pooling="cls")
+    return theirs, MiniBert.from_folder(minilm_dir, pooling="cls")
 
 
 @pytest.fixture(scope="module")

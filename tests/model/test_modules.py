@@ -15,7 +15,6 @@ from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.backbone import resolve_backbone
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.hub import load_encoder
 from sbrrt_fast.model.modules import read_modules
 from tests.helpers import tiny_backbone
 
@@ -75,7 +74,7 @@ def test_pooling_is_found_in_any_folder(folder, path, settings, expected):
 
 
 def test_raw_cls_is_the_first_token_and_has_no_pooler(folder):
-    encoder = load_encoder(chain(folder, ("Pooling", "pool", CLS)))
+    encoder = MiniBert.from_folder(chain(folder, ("Pooling", "pool", CLS)))
     assert encoder.pooler is None and encoder.pooling == "cls_token"
     vectors, first = pooled(encoder)
     assert torch.equal(vectors, first)
@@ -90,21 +89,21 @@ def test_dense_with_tanh_behind_cls_is_the_pooler(folder):
     }
     save_file(weights, folder / "top" / "dense" / "model.safetensors")
     for choice in ("checkpoint", "cls"):
-        encoder = load_encoder(folder, choice)
+        encoder = MiniBert.from_folder(folder, choice)
         assert encoder.pooling == "cls"
         vectors, first = pooled(encoder)
         expected = torch.tanh(first @ weights["linear.weight"].T + weights["linear.bias"])
         torch.testing.assert_close(vectors, expected)
     encoder.save_pretrained(folder.parent / "saved")
-    again = load_encoder(folder.parent / "saved")
+    again = MiniBert.from_folder(folder.parent / "saved")
     assert torch.equal(pooled(again)[0], vectors)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "cls_token", "mean"])
 def test_what_is_saved_pools_the_same_way(folder, pooling):
-    encoder = load_encoder(folder, pooling)
+    encoder = MiniBert.from_folder(folder, pooling)
     encoder.save_pretrained(folder.parent / "saved")
-    again = load_encoder(folder.parent / "saved")
+    again = MiniBert.from_folder(folder.parent / "saved")
     assert again.pooling == pooling
     assert torch.equal(pooled(again)[0], pooled(encoder)[0])
 
@@ -127,7 +126,7 @@ def test_encoder_in_a_folder_of_its_own(folder, tmp_path):
     write(outer / "modules.json", modules)
     write(outer / "1_Pooling" / "config.json", MEAN)
     folder.rename(outer / "0_Transformer")
-    encoder = load_encoder(outer)
+    encoder = MiniBert.from_folder(outer)
     assert (encoder.pooling, encoder.source) == ("mean", outer / "0_Transformer")
 
 
@@ -165,10 +164,10 @@ def test_other_layers_are_refused_unless_said(folder, name):
     modules, named = REFUSED[name]
     chain(folder, *modules)
     with pytest.raises(WeightsError, match=named) as caught:
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     assert "\n" not in str(caught.value)
     for pooling in ("cls", "cls_token", "mean"):
-        encoder = load_encoder(folder, pooling)
+        encoder = MiniBert.from_folder(folder, pooling)
         assert encoder.pooling == pooling
         assert encoder.origin.dense is None
 
@@ -191,18 +190,18 @@ def test_other_layers_are_refused_unless_said(folder, name):
 def test_malformed_lists_are_one_line(folder, text, named):
     write(folder / "modules.json", text)
     with pytest.raises(WeightsError, match=rf"modules\.json: .*{named}") as caught:
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
 def test_missing_dense_weights_are_named(folder):
     chain(folder, ("Pooling", "p", CLS), ("Dense", "d", dense()))
     with pytest.raises(WeightsError, match=r"d has no model\.safetensors"):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
     save_file({"linear.weight": torch.zeros(32, 16)}, folder / "d" / "model.safetensors")
     message = r"d: the layer does not fit config\.json: linear\.weight is \[32, 16\], expected"
     with pytest.raises(WeightsError, match=message):
-        load_encoder(folder)
+        MiniBert.from_folder(folder)
 
 
 def test_hub_download_has_every_modules_folder(monkeypatch, tmp_path):

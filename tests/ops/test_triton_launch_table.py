@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.tune import launch_table as tune_triton
-from benchmarks.tune.shape_classes import shape_classes
+from benchmarks.tune.shape_classes import Call, shape_classes
 from sbrrt_fast.kernels import launch_table
 from sbrrt_fast.kernels.aot import Row
 from sbrrt_fast.kernels.launch import recording
@@ -71,9 +71,9 @@ def test_a_rewritten_table_reads_back(tmp_path, monkeypatch):
     ],
 )
 def test_the_fastest_is_chosen_where_it_is_clearly_faster(times, picked, why):
-    present = TABLE["dropout_mask"].constants
+    present = TABLE["gradient_norm"].constants
     candidates = [present, {"BLOCK": 512, "num_warps": 8}, {"BLOCK": 2048, "num_warps": 4}]
-    choice = tune_triton.best("dropout_mask", candidates, times, "GPU")
+    choice = tune_triton.best("gradient_norm", candidates, times, "GPU")
     assert choice == Choice(candidates[picked], why)
 
 
@@ -93,11 +93,22 @@ def test_candidates_with_faults_are_not_timed(monkeypatch, capsys):
 
     monkeypatch.setattr(tune_triton, "compile_candidates", compiled)
     monkeypatch.setattr(tune_triton, "time_candidates", clock)
-    monkeypatch.setitem(TABLE, "dropout_mask", Choice({"BLOCK": 4096, "num_warps": 4}, "before"))
-    choice = tune_triton.tune("dropout_mask", CLASSES["dropout_mask"], 1, "GPU")
+    monkeypatch.setitem(TABLE, "gradient_norm", Choice({"BLOCK": 4096, "num_warps": 4}, "before"))
+    choice = tune_triton.tune("gradient_norm", CLASSES["gradient_norm"], 1, "GPU")
     assert choice.constants == {"BLOCK": 2048, "num_warps": 4}
     assert {c["BLOCK"] for c in timed} == {2048, 4096}
     told = capsys.readouterr().out
     assert "spills 8 bytes" in told and "* {'BLOCK': 4096, 'num_warps': 4}: 9 registers" in told
-    untimed = tune_triton.tune("dropout_mask", CLASSES["dropout_mask"], 1, None)
-    assert untimed is TABLE["dropout_mask"]
+    untimed = tune_triton.tune("gradient_norm", CLASSES["gradient_norm"], 1, None)
+    assert untimed is TABLE["gradient_norm"]
+
+
+def test_a_candidate_that_leaves_a_result_unwritten_is_found_out():
+    x, out = torch.rand(3), torch.empty(3)
+    writes = Call(lambda x, out, other: out.copy_(x), x, results=(out, None))
+    idle = Call(lambda x, out, other: None, x, results=(out, None))
+    expected = tune_triton._results_of([writes])
+    assert torch.equal(expected[0][0], x)
+    tune_triton._check(tune_triton._results_of([writes]), expected)
+    with pytest.raises(AssertionError):
+        tune_triton._check(tune_triton._results_of([idle]), expected)

@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from sbrrt_fast import SmartRegularizer
-from sbrrt_fast.config import SmartConfig
+from sbrrt_fast.config import RunConfig, SmartConfig
+from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import BUILTIN_TASKS, Example
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.model.hub import load_encoder
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.divergence import SQUARED, divergence_of
 from sbrrt_fast.smart.presets import PRESETS, resolve
+from sbrrt_fast.training.trainer import Trainer
 from tests.model.models import TASKS, random_batch, random_model, stream_of
 
 LENGTHS = [6, 3, 17, 9, 13, 2]
@@ -65,7 +67,7 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def minilm_model(minilm_dir):
-    return MultiTaskModel(load_encoder(minilm_dir), TASKS)
+    return MultiTaskModel(MiniBert.from_folder(minilm_dir), TASKS)
 
 
 SENTENCES = [
@@ -100,8 +102,8 @@ def test_tangent_agrees_with_float64_finite_differences(task):
     single = Setting(task, model=model, batch=exact.batch)
     sigma = 1e-5
     delta = sigma * exact.noise.double() * exact.mask[:, None]
-    finite = exact.regularizer()._finite(exact.embeddings, exact.logits, delta)
-    tangent = single.regularizer()._tangent(single.embeddings, single.logits, delta.float())
+    finite = exact.regularizer().finite_gradient(exact.embeddings, exact.logits, delta)
+    tangent = single.regularizer().tangent_gradient(single.embeddings, single.logits, delta.float())
     assert cosine(tangent, finite) >= 0.9999
     assert abs(tangent.double().norm() / finite.norm() - 1) < 1e-3
 
@@ -117,11 +119,11 @@ def test_tangent_agrees_on_minilm(task, minilm_dir, minilm_model):
     single = minilm_setting(task, minilm_dir, minilm_model)
     sigma = 1e-5
     delta = sigma * single.noise * single.mask[:, None]
-    tangent = single.regularizer()._tangent(single.embeddings, single.logits, delta)
-    double = MultiTaskModel(load_encoder(minilm_dir), TASKS).double()
+    tangent = single.regularizer().tangent_gradient(single.embeddings, single.logits, delta)
+    double = MultiTaskModel(MiniBert.from_folder(minilm_dir), TASKS).double()
     double.load_state_dict(minilm_model.state_dict())
     exact = Setting(task, model=double, batch=single.batch)
-    finite = exact.regularizer()._finite(exact.embeddings, exact.logits, delta.double())
+    finite = exact.regularizer().finite_gradient(exact.embeddings, exact.logits, delta.double())
     assert cosine(tangent, finite) >= 0.9999
 
 
@@ -134,7 +136,7 @@ def test_paper_stays_in_the_ball_and_is_epsilon_sign_g_where_saturated(task, num
     assert output.delta[~setting.mask].eq(0).all()
     if num_steps == 1:
         noise = PRESETS["paper"]["sigma"] * setting.noise.double() * setting.mask[:, None]
-        gradient = setting.regularizer(preset="paper")._tangent(
+        gradient = setting.regularizer(preset="paper").tangent_gradient(
             setting.embeddings, setting.logits, noise
         )
         gradient = gradient * setting.mask[:, None]
@@ -228,7 +230,7 @@ def test_the_ascent_computes_no_weight_gradient():
     seen = []
     weight = setting.model.encoder.encoder.layer[0].output.dense.weight
     weight.register_hook(lambda g: seen.append(g))
-    setting.regularizer()._tangent(setting.embeddings, setting.logits, setting.noise)
+    setting.regularizer().tangent_gradient(setting.embeddings, setting.logits, setting.noise)
     assert seen == [] and weight.grad is None
 
 
@@ -275,15 +277,28 @@ def test_paper_s_loss_survives_bf16_by_the_linear_branch():
 @pytest.mark.parametrize(
     ("settings", "field"),
     [
+        ({"weight": -1.0}, "weight"),
         ({"num_steps": 0}, "num_steps"),
         ({"radius": 0.0}, "radius"),
+        ({"radius": 1e-30}, "radius"),  # its square is no float32
         ({"sigma": -1.0}, "sigma"),
+        ({"sigma": 0.0}, "sigma"),
+        ({"sigma": 1e-42}, "sigma"),
         ({"step_size": 0.0}, "step_size"),
     ],
 )
 def test_settings_out_of_range(settings, field):
-    with pytest.raises(ConfigError, match=f"smart.{field} must be"):
+    """Wherever they come from they are refused by one rule."""
+    with pytest.raises(ConfigError, match=f"^smart.{field}: must be .*, got") as caught:
         resolve(SmartConfig(**settings))
+    for refuse in (
+        lambda config: SmartRegularizer(lambda x: x, config),
+        lambda config: validate(RunConfig(smart=config)),
+        lambda config: Trainer(RunConfig(smart=config), lambda line: None),
+    ):
+        with pytest.raises(ConfigError) as again:
+            refuse(SmartConfig(**settings))
+        assert str(again.value) == str(caught.value)
 
 
 def test_shapes_that_do_not_fit():

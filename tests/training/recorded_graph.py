@@ -62,7 +62,7 @@ def _memory(x: Tensor) -> int:
 
 
 class RecordedGraph:
-    """Takes the place of ``training.cuda_graph.CudaGraph``."""
+    """Takes the place of ``training.step.cuda_graph.CudaGraph``."""
 
     seconds, bytes = 0.0, 0
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+from sbrrt_fast.checksums import CHECKSUMS, checksummed_directory, readable_directory
 from sbrrt_fast.config import OptimizerConfig
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.files import CHECKSUMS, atomic_directory, readable_directory
 from sbrrt_fast.training import checkpoint
 from sbrrt_fast.training.checkpoint import (
     load_optimizer_tensors,
@@ -192,7 +192,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_state(tmp_path, had_state):
             left.append(meta["n"])
         except WeightsError as error:
             left.append(0 if "there is no saved state" in str(error) else -1)
-        with contextlib.suppress(KeyboardInterrupt), atomic_directory(folder):
+        with contextlib.suppress(KeyboardInterrupt), checksummed_directory(folder):
             raise KeyboardInterrupt  # the next writer is killed as well
         assert not left[-1] or load_state(folder)[1] == {"n": left[-1]}
         save_state(folder, tensors=values[3], meta={"n": 3})
@@ -209,7 +209,7 @@ def test_a_writer_that_raises_keeps_the_old_folder(tmp_path):
     save_state(tmp_path / "state", tensors={"x": torch.ones(3)}, meta={"n": 1})
 
     def write_half() -> None:
-        with atomic_directory(tmp_path / "state") as new:
+        with checksummed_directory(tmp_path / "state") as new:
             (new / "state.json").write_text("half")
             raise KeyError("stop")
 

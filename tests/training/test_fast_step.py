@@ -9,71 +9,14 @@ import pytest
 import torch
 
 from sbrrt_fast import _extension
-from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import BregmanConfig
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step
 from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
-from tests.model.models import TASKS, random_batch, random_model
-
-LENGTHS = {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]}
-LABELS = {"sst": [0.0, 4.0, 2.0], "para": [1.0, 0.0], "sts": [4.5, 0.5]}
-SBRRT = RunConfig(
-    tasks=TASKS,
-    smart=SmartConfig(weight=1.0, radius=0.1),
-    bregman=BregmanConfig(weight=0.8),
-    optimizer=OptimizerConfig(warmup=0.0),
-    round=RoundConfig(batch_size=2),
-)
-JOINT = replace(SBRRT, round=replace(SBRRT.round, update="joint"))
-
-
-def smart(**fields) -> RunConfig:
-    return replace(SBRRT, smart=replace(SBRRT.smart, **fields))
-
-
-CONFIGS = {
-    "per task": SBRRT,
-    "joint": JOINT,
-    # By subtraction, R_s at this radius has two digits in float32 on either path.
-    "paper": smart(preset="paper", radius=None, branch="linear"),
-    "mtdnn": smart(preset="mtdnn", radius=None),
-    "three steps": smart(num_steps=3, step_size=0.05, projection="ball"),
-    "finite": smart(gradient="finite", sigma=1e-2),
-    "masks of their own": smart(shared_dropout=False),
-    "joint, masks of their own": replace(JOINT, smart=replace(JOINT.smart, shared_dropout=False)),
-    "special tokens too": smart(perturb_special=True, norm="2", level="sequence"),
-    "no teacher": replace(SBRRT, bregman=BregmanConfig()),
-    "no SMART": replace(SBRRT, smart=SmartConfig()),
-    "neither": replace(SBRRT, smart=SmartConfig(), bregman=BregmanConfig()),
-    "weighted": replace(SBRRT, tasks=TASKS | {"sts": replace(TASKS["sts"], weight=0.25)}),
-    "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
-}
-
-
-def make_round(seed: int = 0) -> list[TaskBatch]:
-    torch.manual_seed(seed)
-    row, batches = 0, []
-    for name, lengths in LENGTHS.items():
-        batches.append(TaskBatch(name, random_batch(lengths, row), torch.tensor(LABELS[name])))
-        row += len(lengths)
-    return batches
-
-
-def build(
-    kind, config=SBRRT, dtype=torch.float32, pooling="mean", frozen=False, device="cpu"
-) -> SbrrtStep:
-    torch.manual_seed(0)
-    model = random_model(dtype, pooling).to(device)
-    model.tasks = dict(config.tasks)
-    if frozen:
-        model.freeze_encoder()
-    teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    return kind(model, teacher, optimizer, config, 10)
+from tests.model.models import TASKS, random_batch
+from tests.training.steps import CONFIGS, SBRRT, build, make_round, smart
 
 
 def reference(config=SBRRT, **kwargs) -> SbrrtStep:

@@ -17,7 +17,7 @@ import torch
 from sbrrt_fast.training.step.cuda_graph import error_chain
 from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.graph_step import GraphStep
-from tests.training.test_fast_step import JOINT, SBRRT, build
+from tests.training.steps import JOINT, SBRRT, build, state
 from tests.training.test_graph_step import (
     DEVICE,
     GRAPH,
@@ -27,7 +27,6 @@ from tests.training.test_graph_step import (
     assert_same_bits,
     captured,
     launched,
-    state,
     train,
 )
 

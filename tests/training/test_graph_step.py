@@ -15,7 +15,7 @@ import torch
 from sbrrt_fast.config import BregmanConfig
 from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill, num_fillers
 from sbrrt_fast.ops.adamw_ema import RowGradient
-from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sbrrt_fast.training.checkpoint import load_optimizer_tensors
 from sbrrt_fast.training.cost.profile import StageClock
 from sbrrt_fast.training.step.cuda_graph import CudaGraph
 from sbrrt_fast.training.step.fast_step import FastStep
@@ -23,8 +23,9 @@ from sbrrt_fast.training.step.graph_step import SIGHTS, GraphStep
 from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from tests.model.models import random_batch
+from tests.training import steps
 from tests.training.recorded_graph import NotCapturable, RecordedGraph
-from tests.training.test_fast_step import CONFIGS, JOINT, LABELS, SBRRT, build
+from tests.training.steps import CONFIGS, JOINT, SBRRT, build, state
 
 LENGTHS = (
     {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]},
@@ -39,12 +40,7 @@ GRAPH = CudaGraph if IS_GPU else RecordedGraph
 
 
 def make_round(index: int) -> list[TaskBatch]:
-    torch.manual_seed(index)
-    row, batches = 0, []
-    for name, lengths in LENGTHS[index % len(LENGTHS)].items():
-        batches.append(TaskBatch(name, random_batch(lengths, row), torch.tensor(LABELS[name])))
-        row += len(lengths)
-    return batches
+    return steps.make_round(index, LENGTHS[index % len(LENGTHS)])
 
 
 class Never(RecordedGraph):
@@ -72,13 +68,6 @@ def launched(config) -> GraphStep:
 def train(step, num_rounds: int = NUM_ROUNDS, first: int = 0) -> list[dict[str, torch.Tensor]]:
     rounds = range(first, first + num_rounds)
     return [step.round(make_round(i), i, report=i % 2 == 1) for i in rounds]
-
-
-def state(step) -> dict[str, torch.Tensor]:
-    found = {f"model.{name}": x for name, x in step.model.state_dict().items()}
-    if step.teacher is not None:
-        found |= {f"teacher.{name}": x for name, x in step.teacher.state_dict().items()}
-    return found | optimizer_tensors(step.optimizer, list(step.model.named_parameters()))
 
 
 def assert_same_bits(ours: list | dict, theirs: list | dict) -> None:

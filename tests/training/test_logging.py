@@ -12,6 +12,7 @@ import torch
 from sbrrt_fast.config import LogConfig
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.training.logging import RunLogger, read_values
+from tests.helpers import read_log
 
 QUIET = LogConfig(tensorboard=False)
 FINAL = {
@@ -22,10 +23,6 @@ FINAL = {
     "precision": "fp32",
     "seed": 0,
 }
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def refuse_constant(name):
@@ -53,7 +50,7 @@ def test_each_line_is_on_disk_at_once(tmp_path):
     logger = RunLogger(tmp_path, QUIET)
     returned = logger.log(20, {"loss/sst": torch.tensor(0.5), "rounds/s": 2})
     assert returned == {"loss/sst": 0.5, "rounds/s": 2.0}
-    assert lines(tmp_path) == [{"round": 20, "loss/sst": 0.5, "rounds/s": 2.0}]
+    assert read_log(tmp_path) == [{"round": 20, "loss/sst": 0.5, "rounds/s": 2.0}]
     logger.close()
 
 
@@ -62,7 +59,7 @@ def test_numbers_json_does_not_have_become_null(tmp_path):
         read = logger.log(1, {"a": torch.tensor(math.nan), "b": math.inf, "c": 1.0})
         logger.write_final({**FINAL, "gain": [math.nan, torch.tensor(-math.inf)]})
     assert math.isnan(read["a"])
-    assert lines(tmp_path) == [{"round": 1, "a": None, "b": None, "c": 1.0}]
+    assert read_log(tmp_path) == [{"round": 1, "a": None, "b": None, "c": 1.0}]
     text = (tmp_path / "metrics.json").read_text()
     assert json.loads(text, parse_constant=refuse_constant)["gain"] == [None, None]
 
@@ -80,13 +77,13 @@ def test_a_resumed_file_is_as_if_never_interrupted(tmp_path, torn):
 
 def test_resuming_without_a_file_starts_one(tmp_path):
     write(tmp_path, [5], resume_round=4)
-    assert [line["round"] for line in lines(tmp_path)] == [5]
+    assert [line["round"] for line in read_log(tmp_path)] == [5]
 
 
 def test_a_new_run_starts_afresh(tmp_path):
     write(tmp_path, [1, 2])
     write(tmp_path, [1])
-    assert [line["round"] for line in lines(tmp_path)] == [1]
+    assert [line["round"] for line in read_log(tmp_path)] == [1]
 
 
 @pytest.mark.parametrize("foreign", ["hello", "[1]", '{"rounds": 3}'])
@@ -139,4 +136,4 @@ def test_tensorboard_has_no_point_for_what_json_does_not_have(tmp_path):
         for index, value in ((1, 0.5), (2, math.nan), (3, math.inf), (4, 1.5)):
             logger.log(index, {"loss/sst": value})
     assert read_scalars(tmp_path) == [(1, 0.5), (4, 1.5)]
-    assert [line["loss/sst"] for line in lines(tmp_path)] == [0.5, None, None, 1.5]
+    assert [line["loss/sst"] for line in read_log(tmp_path)] == [0.5, None, None, 1.5]

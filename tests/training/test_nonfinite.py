@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sbrrt_fast.cli import main
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import ModelConfig, RunConfig
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.finite import check_terms, nonfinite_names
-from sbrrt_fast.training.means import IntervalMeans, run_means
+from sbrrt_fast.training.log_summary import run_means
+from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import small_sample, tiny_backbone, train_tiny
+from tests.helpers import kill_in_round, read_log, small_sample, tiny_backbone, train_tiny
 
 
 def test_the_mean_of_an_interval_is_of_what_is_finite():
@@ -67,16 +68,16 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+def model_of(place: Path) -> ModelConfig:
+    return ModelConfig(backbone=str(place / "backbone"))
+
+
 def command(place: Path, output: Path, *flags: str) -> list[str]:
     folders = ["--data-dir", str(place / "data"), "--backbone", str(place / "backbone")]
     return [
         "train", *folders, "--output", str(output), "--round.batch-size", "4",
         "--log.no-tensorboard", "--rounds", "6", "--log.every", "2", *flags,
     ]  # fmt: skip
-
-
-def lines(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_a_run_that_skips_counts_and_goes_on(
     assert "6 of 18 updates were left out" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["skipped_updates"] == 6
-    logged = [line for line in lines(tmp_path / "run") if "num_rounds" in line]
+    logged = [line for line in read_log(tmp_path / "run") if "num_rounds" in line]
     assert [line["skipped_updates"] for line in logged] == [2, 2, 2]
     assert all(line["sst/total"] is None and line["para/total"] > 0 for line in logged)
     assert "sst/total" not in metrics["means"]
@@ -131,16 +132,12 @@ def test_gradients_that_overflow_alone_stop_a_run_too(place, tmp_path, capsys):
     assert "round 2: gradient_norm is not finite in 2 of the last 2" in capsys.readouterr().err
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
     tasks = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
     tasks["para"] = replace(tasks["para"], weight=3e38)
     config = RunConfig(
-        data_dir=place / "data", backbone=str(place / "backbone"), rounds=6, tasks=tasks,
+        data_dir=place / "data", model=model_of(place), rounds=6, tasks=tasks,
         on_nonfinite="skip", backend=backend,
     )  # fmt: skip
     log = replace(config.log, every=3, state_every=2, tensorboard=False)
@@ -151,16 +148,7 @@ def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
 
     whole = trainer("whole").run()
     cut = trainer("cut")
-    original = cut.step.round
-
-    def killed_in_round_6(batches, index, report):
-        if index == 5:
-            raise Killed
-        return original(batches, index, report)
-
-    cut.step.round = killed_in_round_6
-    with pytest.raises(Killed):
-        cut.run()
+    kill_in_round(cut, 5)
     saved, _ = load_state(tmp_path / "cut" / "state")
     assert saved["optimizer.encoder.embeddings.LayerNorm.bias.step"] == 8  # of 12 in four rounds
     resumed = trainer("cut", resume=True).run()
@@ -186,7 +174,7 @@ def test_a_gain_that_cannot_be_computed_is_null(place, tmp_path, update, backend
         "--round.update", update, "--backend", backend, "--log.tensorboard",
     ]  # fmt: skip
     assert main(command(place, tmp_path / "run", *flags)) == 0
-    gains = [line["sst/gain"] for line in lines(tmp_path / "run") if "sst/gain" in line]
+    gains = [line["sst/gain"] for line in read_log(tmp_path / "run") if "sst/gain" in line]
     assert len(gains) == 6
     assert None in gains
     known = [gain for gain in gains if gain is not None]
@@ -210,7 +198,7 @@ def test_weights_that_the_last_update_spoils_are_not_saved(place, tmp_path, caps
 
 @pytest.mark.parametrize("spoilt_part", ["weights", "moments", "teacher"])
 def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
-    config = RunConfig(data_dir=place / "data", backbone=str(place / "backbone"), rounds=6)
+    config = RunConfig(data_dir=place / "data", model=model_of(place), rounds=6)
     log = replace(config.log, every=2, state_every=2, evaluate_every=3, tensorboard=False)
     round_config = replace(config.round, batch_size=4)
     bregman = replace(config.bregman, weight=0.5)
@@ -245,20 +233,11 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
 
 
 def test_a_state_that_is_not_finite_is_not_resumed(place, tmp_path):
-    config = RunConfig(data_dir=place / "data", backbone=str(place / "backbone"), rounds=6)
+    config = RunConfig(data_dir=place / "data", model=model_of(place), rounds=6)
     log = replace(config.log, tensorboard=False, state_every=2)
     config = replace(config, output=tmp_path / "run", log=log)
     trainer = Trainer(config, lambda line: None)
-    original = trainer.step.round
-
-    def killed_in_round_4(batches, index, report):
-        if index == 3:
-            raise KeyboardInterrupt
-        return original(batches, index, report)
-
-    trainer.step.round = killed_in_round_4
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    kill_in_round(trainer, 3)
     tensors, meta = load_state(tmp_path / "run" / "state")
     tensors["model.heads.sst.classifier.bias"] = torch.tensor([0.0, math.nan, 1.0, 2.0, 3.0])
     save_state(tmp_path / "run" / "state", tensors=tensors, meta=meta)

@@ -10,21 +10,20 @@ import pytest
 import torch
 
 from benchmarks.pretended_gpu import PretendedGpu, Refused
-from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RunConfig, SmartConfig
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops._backend import backends
-from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.checkpoint import optimizer_tensors
 from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep, root_mean_square
-from tests.model.models import CONFIG, random_batch
+from tests.model.models import CONFIG
+from tests.training import steps
 from tests.training.recorded_graph import RecordedGraph
+from tests.training.steps import state, step_over
 
 HEADS = {
     "classes": {"num_classes": 4},
@@ -57,14 +56,12 @@ LABELS["regression"] = LABELS["cosine"]
 
 
 def make_round(tasks: dict[str, TaskConfig], index: int) -> list[TaskBatch]:
-    torch.manual_seed(index)
-    row, batches = 0, []
-    for name, one in tasks.items():
-        lengths = [4 + (index + i) % 3 for i in range(2 * one.sequences_per_example)]
-        labels = torch.tensor(LABELS[one.head])
-        batches.append(TaskBatch(name, random_batch(lengths, row), labels))
-        row += len(lengths)
-    return batches
+    lengths = {
+        name: [4 + (index + i) % 3 for i in range(2 * one.sequences_per_example)]
+        for name, one in tasks.items()
+    }
+    labels = {name: LABELS[one.head] for name, one in tasks.items()}
+    return steps.make_round(index, lengths, labels)
 
 
 def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=False) -> SbrrtStep:
@@ -77,20 +74,11 @@ def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=Fa
     model.to(device)
     if frozen:
         model.freeze_encoder()
-    teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    return kind(model, teacher, optimizer, config, 10)
+    return step_over(kind, model, config)
 
 
 def graph_step(*arguments) -> GraphStep:
     return GraphStep(*arguments, pytest.fail, RecordedGraph)
-
-
-def state(step: SbrrtStep) -> dict[str, torch.Tensor]:
-    found = {f"model.{name}": x for name, x in step.model.state_dict().items()}
-    if step.teacher is not None:
-        found |= {f"teacher.{name}": x for name, x in step.teacher.state_dict().items()}
-    return found | optimizer_tensors(step.optimizer, list(step.model.named_parameters()))
 
 
 def outcome(step: SbrrtStep, num_rounds: int) -> list[dict[str, torch.Tensor]]:
@@ -114,13 +102,7 @@ def assert_same_without_waiting(kind, config: RunConfig, num_rounds: int, **kwar
     return step
 
 
-SBRRT = RunConfig(
-    tasks=FEW,
-    smart=SmartConfig(weight=1.0, radius=0.1),
-    bregman=BregmanConfig(weight=0.8),
-    optimizer=OptimizerConfig(warmup=0.0),
-    round=RoundConfig(batch_size=2),
-)
+SBRRT = replace(steps.SBRRT, tasks=FEW)
 
 
 def configuration(
@@ -367,12 +349,12 @@ def planted_rng(x, device):
 
 
 PLANTED = {
-    "training.update.clip_factor": planted_clip,
+    "training.step.update.clip_factor": planted_clip,
     "model.multitask.task_loss": planted_loss,
-    "training.fast_step.root_mean_square": planted_norm,
-    "training.fast_step.DropoutStream.normal": planted_noise,
-    "training.fast_step.to_device": planted_rng,
-    "training.update.to_device": planted_rng,
+    "training.step.fast_step.root_mean_square": planted_norm,
+    "training.step.fast_step.DropoutStream.normal": planted_noise,
+    "training.step.fast_step.to_device": planted_rng,
+    "training.step.update.to_device": planted_rng,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from sbrrt_fast.config import BregmanConfig, LogConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import (
+    BregmanConfig,
+    LogConfig,
+    ModelConfig,
+    RoundConfig,
+    RunConfig,
+    SmartConfig,
+)
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.experiments.compare import compare
+from sbrrt_fast.experiments.lockstep import train_in_lockstep
 from sbrrt_fast.model.heads import CosineHead
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.label_units import LabelUnits
@@ -23,7 +29,7 @@ from sbrrt_fast.training.checkpoint import load_state
 from sbrrt_fast.training.logging import RunLogger
 from sbrrt_fast.training.scores.evaluate import evaluate, predict
 from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import sample_words, tiny_backbone
+from tests.helpers import read_log, sample_words, tiny_backbone
 
 UNITS = {"of one": (0.0, 1.0), "minutes": (0.0, 60.0), "large": (-1e4, 1e4), "far": (500.0, 501.0)}
 TASK = TaskConfig(
@@ -59,7 +65,7 @@ def config_of(backbone: str, folder: Path, limits: tuple[float, float], **change
     config = RunConfig(
         data_dir=write_rows(folder / "data", *limits),
         output=folder / "run",
-        backbone=backbone,
+        model=ModelConfig(backbone=backbone),
         rounds=20,
         tasks={"share": replace(TASK, label_range=limits)},
         smart=SmartConfig(weight=1.0),
@@ -75,10 +81,9 @@ def trained(config: RunConfig) -> tuple[dict, list[dict], torch.Tensor]:
     """(metrics, logged lines, predictions on dev in the unit of 0 to 1)."""
     trainer = Trainer(config, lambda line: None)
     metrics = trainer.run()
-    text = (config.output / "metrics.jsonl").read_text()
     low, high = config.tasks["share"].label_range
-    found = predict(trainer.model, trainer.dev_tasks["share"]).double()
-    return metrics, [json.loads(line) for line in text.splitlines()], (found - low) / (high - low)
+    values = predict(trainer.model, trainer.dev_tasks["share"]).double()
+    return metrics, read_log(config.output), (values - low) / (high - low)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -110,7 +115,7 @@ def test_both_steps_are_the_same_run(backbone, tmp_path, update):
     tasks = {**config.tasks, "cosine": sts}
     config = replace(config, tasks=tasks, round=replace(config.round, update=update))
     slow = replace(config, backend="reference")
-    found = compare(slow, config, 6, yardstick=True, log=lambda line: None)
+    found = train_in_lockstep(slow, config, 6, yardstick=True, log=lambda line: None)
     found.assert_same()
     assert found.losses[0]["a"]["share/loss"] < 10  # in units of the labels it would be 1e7
 

@@ -19,7 +19,7 @@ from sbrrt_fast.cli import main
 from sbrrt_fast.training import stopping
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from sbrrt_fast.training.stopping import Stopped, StopSignals
-from tests.helpers import small_sample, tiny_backbone
+from tests.helpers import read_log, small_sample, tiny_backbone
 
 RUN = (
     *("--rounds", "14", "--round.batch-size", "4", "--seed", "3", "--smart.weight", "1"),
@@ -78,8 +78,7 @@ def signal_in_round(patch, number: int, signal_number: int) -> None:
 
 
 def lines(run: Path) -> list[dict]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in r.items() if k != "rounds_per_second"} for r in records]
+    return [{k: v for k, v in r.items() if k != "rounds_per_second"} for r in read_log(run)]
 
 
 def same_run(a: Path, b: Path) -> bool:

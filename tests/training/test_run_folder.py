@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from sbrrt_fast.checksums import check_directory, checksummed_directory, remove_directory
 from sbrrt_fast.cli import main
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
-from sbrrt_fast.files import atomic_directory, check_directory, remove_directory
 from sbrrt_fast.training.run_folder import open_output, start_run
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from tests.helpers import train_tiny
@@ -115,7 +115,7 @@ def test_a_file_in_the_way_of_a_saved_one_is_named_and_kept(tmp_path):
 
 
 def fill(directory: Path, *names: str) -> None:
-    with atomic_directory(directory) as new:
+    with checksummed_directory(directory) as new:
         write(new, *names)
 
 

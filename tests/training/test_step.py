@@ -7,43 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
-from tests.model.models import TASKS, random_batch, random_model
-
-LENGTHS = {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]}
-LABELS = {"sst": [0.0, 4.0, 2.0], "para": [1.0, 0.0], "sts": [4.5, 0.5]}
-SBRRT = RunConfig(
-    tasks=TASKS,
-    smart=SmartConfig(weight=1.0, radius=0.1),
-    bregman=BregmanConfig(weight=0.8),
-    optimizer=OptimizerConfig(warmup=0.0),
-    round=RoundConfig(batch_size=2),
-)
-PLAIN = replace(SBRRT, smart=SmartConfig(), bregman=BregmanConfig())
-
-
-def make_round() -> list[TaskBatch]:
-    row, batches = 0, []
-    for name, lengths in LENGTHS.items():
-        batches.append(TaskBatch(name, random_batch(lengths, row), torch.tensor(LABELS[name])))
-        row += len(lengths)
-    return batches
+from tests.model.models import TASKS, random_model
+from tests.training import steps
+from tests.training.steps import PLAIN, SBRRT, make_round
 
 
 def padded(batches):
     return [replace(batch, tokens=batch.tokens.padded()) for batch in batches]
 
 
-def build(config=SBRRT, dtype=torch.float64, num_rounds=10) -> SbrrtStep:
-    torch.manual_seed(0)
-    model = random_model(dtype)
-    teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
-    return SbrrtStep(model, teacher, optimizer, config, num_rounds)
+def build(config=SBRRT, dtype=torch.float64) -> SbrrtStep:
+    return steps.build(SbrrtStep, config, dtype)
 
 
 def weights(step: SbrrtStep) -> torch.Tensor:

@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sbrrt_fast.config import BregmanConfig, LogConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.config import (
+    BregmanConfig,
+    LogConfig,
+    ModelConfig,
+    RoundConfig,
+    RunConfig,
+    SmartConfig,
+)
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import BackendError, ConfigError, SbrrtError, WeightsError
@@ -19,7 +26,7 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.training.scores.evaluate import evaluate, predict
 from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import small_sample, tiny_backbone
+from tests.helpers import kill_in_round, read_log, small_sample, tiny_backbone
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def base(tmp_path_factory) -> RunConfig:
     return RunConfig(
         recipe="test",
         data_dir=small_sample(folder / "data"),
-        backbone=str(tiny_backbone(folder / "backbone")),
+        model=ModelConfig(backbone=str(tiny_backbone(folder / "backbone"))),
         rounds=6,
         seed=3,
         smart=SmartConfig(weight=1.0),
@@ -52,12 +59,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def lines(output: Path) -> list[dict]:
-    timings = {"rounds_per_second"}
-    text = (output / "metrics.jsonl").read_text()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in timings}
-        for line in text.splitlines()
-    ]
+    return [{k: v for k, v in r.items() if k != "rounds_per_second"} for r in read_log(output)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -71,10 +73,6 @@ def test_two_runs_with_one_seed_are_bit_identical(base, tmp_path, precision):
     assert not same(weights_of(tmp_path / "a"), weights_of(tmp_path / "c"))
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("schedule", ["round_robin", "annealed"])
 def test_a_killed_run_resumes_as_the_same_run(base, tmp_path, monkeypatch, schedule):
     config = replace(
@@ -84,16 +82,7 @@ def test_a_killed_run_resumes_as_the_same_run(base, tmp_path, monkeypatch, sched
     )
     whole = run(config, tmp_path / "whole")
     trainer = Trainer(replace(config, output=tmp_path / "cut"), log=lambda line: None)
-    original = trainer.step.round
-
-    def killed_in_round_5(batches, index, report):
-        if index == 5:
-            raise Killed
-        return original(batches, index, report)
-
-    trainer.step.round = killed_in_round_5
-    with pytest.raises(Killed):
-        trainer.run()
+    kill_in_round(trainer, 5)
     resumed = run(replace(config, resume=True), tmp_path / "cut")
     assert resumed["dev"] == whole["dev"]
     assert resumed["best_round"] == whole["best_round"]
@@ -185,7 +174,7 @@ def test_pretrain_leaves_the_encoder_as_it_was(base, tmp_path):
     config = replace(base, mode="pretrain", tasks={"sst": BUILTIN_TASKS["sst"]})
     config = replace(config, round=RoundConfig(batch_size=4))
     run(config, tmp_path / "run")
-    start = load_file(Path(base.backbone) / "model.safetensors")
+    start = load_file(Path(base.model.backbone) / "model.safetensors")
     end = load_file(tmp_path / "run" / "last" / "encoder" / "model.safetensors")
     assert same(start, end)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sbrrt_fast.cli import main
+from sbrrt_fast.commands.reproduce import write_report
 from sbrrt_fast.data.task import BUILTIN_TASKS
-from sbrrt_fast.experiments.report import Report, RowResult, Spread, write_report
+from sbrrt_fast.experiments.report import Report, RowResult, Spread
 from sbrrt_fast.experiments.tables import TABLES, pick_rows, read_run
 from sbrrt_fast.training.scores.metrics import is_better, overall, pearson, why_undefined
 from sbrrt_fast.training.scores.table import (
@@ -23,7 +24,7 @@ from sbrrt_fast.training.scores.table import (
     undefined_notes,
 )
 from sbrrt_fast.training.trainer import Trainer
-from tests.helpers import small_sample, train_tiny
+from tests.helpers import kill_in_round, read_log, small_sample, train_tiny
 
 STS = BUILTIN_TASKS["sts"]
 SCORES = {
@@ -127,10 +128,6 @@ def set_labels(data: Path, label) -> None:
         csv.writer(file, delimiter="\t").writerows(rows)
 
 
-def logged(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_ends_with_its_last_model_as_best(tmp_path, data, capsys):
     run = train_tiny(tmp_path, "--rounds", "3", "--log.evaluate-every", "1", "--log.tensorboard")
     assert NOTE in capsys.readouterr().out
@@ -138,7 +135,7 @@ def test_a_run_ends_with_its_last_model_as_best(tmp_path, data, capsys):
     assert metrics["dev"]["sts"] == {"pearson": None, "undefined": "all labels are 3"}
     assert metrics["dev"]["overall"] is None
     assert metrics["best_round"] == 3
-    evaluations = [record for record in logged(run) if "dev/overall" in record]
+    evaluations = [record for record in read_log(run) if "dev/overall" in record]
     assert [r["dev/overall"] for r in evaluations] == [None, None, None]
     assert all(r["dev/sts/pearson"] is None and r["dev/sst/accuracy"] >= 0 for r in evaluations)
     for name in ("heads.safetensors", "tasks.json"):
@@ -168,16 +165,7 @@ def test_an_undefined_best_survives_a_saved_state(tmp_path, data):
     run = train_tiny(tmp_path, "--rounds", "2", "--log.evaluate-every", "1")
     config = load_trainer_config(run, rounds=4, log_state=2)
     trainer = Trainer(dataclasses.replace(config, output=tmp_path / "cut"), log=lambda line: None)
-    original = trainer.step.round
-
-    def stopped(batches, index, report):
-        if index == 3:
-            raise KeyboardInterrupt
-        return original(batches, index, report)
-
-    trainer.step.round = stopped
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    kill_in_round(trainer, 3)
     again = dataclasses.replace(config, output=tmp_path / "cut", resume=True)
     metrics = Trainer(again, log=lambda line: None).run()
     assert (metrics["best_round"], metrics["dev"]["overall"]) == (4, None)

@@ -1,1 +1,1 @@
-"""What a round costs: its floor and where its time goes."""
+"""The cost of a round: its floor and where its time goes."""

@@ -16,11 +16,12 @@ import torch
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.smart.presets import resolve
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine does at best: operations and bytes per second."""
+    """The machine's best rates: operations and bytes per second."""
 
     flops: float
     bytes: float
@@ -40,16 +41,16 @@ class RoundCost:
 
     def seconds(self, ceilings: Ceilings) -> dict[str, float]:
         """The floor by stage."""
-        found = {name: flops / ceilings.flops for name, flops in self.flops.items()}
+        seconds = {name: flops / ceilings.flops for name, flops in self.flops.items()}
         for name, count in self.bytes.items():
-            found[name] = max(found.get(name, 0.0), count / ceilings.bytes)
-        return found
+            seconds[name] = max(seconds.get(name, 0.0), count / ceilings.bytes)
+        return seconds
 
 
 def round_cost(
     model: BertConfig, config: RunConfig, num_tokens: float, num_parameters: int
 ) -> RoundCost:
-    """Of a run's rounds.
+    """The cost of a run's rounds.
 
     Args:
         num_tokens: of one round, over all its tasks. num_parameters: that are trained.
@@ -58,7 +59,7 @@ def round_cost(
     weights = model.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
     forward = 2.0 * weights * num_tokens
     perturbs, teaches = config.smart.weight > 0, config.bregman.weight > 0
-    steps = config.smart.num_steps or 1
+    steps = resolve(config.smart).num_steps
     flops = {"clean": forward * (2 if perturbs else 1), "backward": 2 * forward}
     if perturbs:
         flops |= {"ascent": forward * (2 * steps - 1), "adversarial": forward}
@@ -90,10 +91,10 @@ def measure_ceilings(
 
 
 def best_ceilings(device: torch.device, precision: str) -> Ceilings:
-    """What a round in ``fp32`` or ``bf16`` can reach; bf16 products may be made in float32 too."""
+    """The best rates for ``fp32`` or ``bf16``; bf16 products may be made in float32 too."""
     dtypes = [torch.float32, torch.bfloat16] if precision == "bf16" else [torch.float32]
-    found = [measure_ceilings(device, dtype) for dtype in dtypes]
-    return Ceilings(max(c.flops for c in found), max(c.bytes for c in found))
+    ceilings = [measure_ceilings(device, dtype) for dtype in dtypes]
+    return Ceilings(max(c.flops for c in ceilings), max(c.bytes for c in ceilings))
 
 
 def _fastest(call, device: torch.device, repeats: int) -> float:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
-from sbrrt_fast.training.cost.floor import Ceilings, RoundCost
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.training.cost.floor import Ceilings, RoundCost, best_ceilings, round_cost
 
 STAGES = ("data", "clean", "ascent", "adversarial", "teacher", "backward", "optimiser")
 
@@ -51,9 +53,9 @@ class StageClock:
     def medians(self, warm_up: int = 3) -> dict[str, float]:
         """Median seconds by stage, without the first rounds where there are enough others."""
         rounds = self.rounds[warm_up:] or self.rounds
-        stages = dict.fromkeys(name for found in rounds for name in found)
+        stages = dict.fromkeys(name for seconds in rounds for name in seconds)
         return {
-            name: torch.tensor([found.get(name, 0.0) for found in rounds]).median().item()
+            name: torch.tensor([seconds.get(name, 0.0) for seconds in rounds]).median().item()
             for name in stages
         }
 
@@ -61,6 +63,38 @@ class StageClock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+class RunProfile:
+    """Where the rounds of a run go, against the floor.
+
+    Args:
+        device: of the run.
+    """
+
+    def __init__(self, device: torch.device):
+        self.clock, self.num_tokens = StageClock(device), 0
+
+    def end_round(self, num_tokens: int) -> None:
+        self.clock.end_round()
+        self.num_tokens += num_tokens
+
+    def lines(
+        self, model: MultiTaskModel, config: RunConfig, step_bytes: dict[str, int]
+    ) -> list[str]:
+        """The table of ``report``; no line before the first round.
+
+        Args:
+            step_bytes: memory of the step by what holds it.
+        """
+        if not self.clock.rounds:
+            return []
+        device = self.clock.device
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        mean = self.num_tokens / len(self.clock.rounds)
+        cost = round_cost(model.config, config, mean, trained)
+        memory = {"peak": peak_bytes(device)} | step_bytes
+        return report(self.clock, cost, best_ceilings(device, config.precision), memory)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -83,16 +117,16 @@ def report(
         ceilings: measured on this machine in this run.
         memory: bytes by what holds them.
     """
-    found = clock.medians()
-    total, floors = sum(found.values()), cost.seconds(ceilings)
+    medians = clock.medians()
+    total, floors = sum(medians.values()), cost.seconds(ceilings)
     lines = [
         f"one round, median of {len(clock.rounds)}: {1e3 * total:.1f} ms for {cost.num_tokens:.0f}"
         f" tokens; floor {1e3 * sum(floors.values()):.1f} ms at {ceilings.flops / 1e9:.0f} GFLOP/s"
         f" and {ceilings.bytes / 1e9:.1f} GB/s, both measured just now",
         f"  {'stage':<12}{'ms':>9}{'share':>8}{'floor ms':>10}{'of floor':>10}",
     ]
-    for stage in [*(s for s in STAGES if s in found), *(s for s in found if s not in STAGES)]:
-        floor, seconds = floors.get(stage, 0.0), found[stage]
+    for stage in [*(s for s in STAGES if s in medians), *(s for s in medians if s not in STAGES)]:
+        floor, seconds = floors.get(stage, 0.0), medians[stage]
         share = f"{1e3 * floor:>10.1f}{seconds / floor:>9.1f}x" if floor else ""
         lines.append(f"  {stage:<12}{1e3 * seconds:>9.1f}{seconds / total:>8.0%}{share}")
     lines.append("  memory: " + ", ".join(f"{n} {b / 2**20:.0f} MiB" for n, b in memory.items()))

@@ -46,7 +46,7 @@ def predict(
     check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     device = next(model.parameters()).device
     num_examples = min(limit or task.num_examples, task.num_examples)
-    found = torch.empty(num_examples)
+    predictions = torch.empty(num_examples)
     bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
     if _extension.emulates_bf16(device):
         precision = "fp32"
@@ -57,19 +57,20 @@ def predict(
             # Class numbers are always finite: where an output is not, neither is the prediction.
             is_finite = torch.isfinite(outputs).reshape(len(examples), -1).all(dim=1)
             values = model.predictions(task.name, outputs)
-            found[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
+            predictions[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
             bar.update(len(examples))
-    _check_predictions(task, found)
-    return found
+    _check_predictions(task, predictions)
+    return predictions
 
 
-def _check_predictions(task: TokenizedTask, found: Tensor) -> None:
-    if num_bad := int((~torch.isfinite(found)).sum()):
-        first = task.ids[int((~torch.isfinite(found)).nonzero()[0])]
+def _check_predictions(task: TokenizedTask, predictions: Tensor) -> None:
+    is_bad = ~torch.isfinite(predictions)
+    if num_bad := int(is_bad.sum()):
+        first = task.ids[int(is_bad.nonzero()[0])]
         raise WeightsError(
-            f"task '{task.name}' {task.split}: {num_bad:,} of {len(found):,} outputs are nan or "
-            f"infinite (first: id {first}), although all weights are finite; they are too large to "
-            f"compute with: {_TRAIN_AGAIN}"
+            f"task '{task.name}' {task.split}: {num_bad:,} of {len(predictions):,} outputs are nan "
+            f"or infinite (first: id {first}), although all weights are finite; they are too large "
+            f"to compute with: {_TRAIN_AGAIN}"
         )
 
 
@@ -85,11 +86,11 @@ def evaluate(
     """
     scores: dict = {}
     for name, task in tasks.items():
-        found = predict(model, task, **kwargs)
-        metric, labels = task.config.metric_name, task.labels[: len(found)]
-        scores[name] = {metric: METRICS[metric](found, labels)}
+        predictions = predict(model, task, **kwargs)
+        metric, labels = task.config.metric_name, task.labels[: len(predictions)]
+        scores[name] = {metric: METRICS[metric](predictions, labels)}
         if scores[name][metric] is None:
-            scores[name][UNDEFINED] = why_undefined(found, labels)
+            scores[name][UNDEFINED] = why_undefined(predictions, labels)
     return scores | {"overall": overall(scores)}
 
 

@@ -66,7 +66,7 @@ def _number(score: float | None) -> str:
 
 
 def exposure_note(config: RunConfig) -> str:
-    """What to know of a Quora score from MiniLM, or an empty string."""
+    """A caution on a Quora score from MiniLM, or an empty string."""
     is_minilm = "minilm" in config.model.backbone.lower()
     if not (is_minilm and "para" in config.tasks and config.data_dir is not None):
         return ""

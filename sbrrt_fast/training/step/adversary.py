@@ -15,6 +15,7 @@ from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.layer import Block
 from sbrrt_fast.ops.smart_ascend import smart_ascend
 from sbrrt_fast.smart.divergence import Divergence
+from sbrrt_fast.smart.presets import ascent_options
 from sbrrt_fast.smart.regularizer import (
     BRANCH_RESOLUTION,
     branch_of,
@@ -56,42 +57,31 @@ class Adversary:
         self.backend = backend
         self.clean = Block(heads.stream)
         self.block = Block(stream, heads.stream.batch.num_tokens)
-        self.other_heads = heads if stream is heads.stream else heads.on(stream)
+        self.adversarial_heads = heads if stream is heads.stream else heads.on(stream)
         self.eps = torch.finfo(student.weights.dtype).eps
         self.branch = branch_of(config, self.eps)
 
     def clean_pass(self, noise: Tensor) -> HeadOutputs:
-        """The clean outputs; where the ascent starts along a tangent, that comes with them."""
+        """The clean outputs; a tangent ascent's first JVP is computed in the same pass."""
         self.delta = self.config.sigma * noise * self.mask[:, None]
         self.student.set_input(self.clean.rows, self.embeddings)
-        rides = self.config.gradient == "tangent"
-        if rides:
+        with_tangent = self.config.gradient == "tangent"
+        if with_tangent:
             scale = self._put_tangent(self.delta)
-        hidden = self.student.forward(self.clean, self.clean if rides else None)
+        hidden = self.student.forward(self.clean, self.clean if with_tangent else None)
         with torch.enable_grad():
-            self.at = self.heads(hidden[slice(*self.clean.rows)])
-        self._first = (scale, self._logit_change(hidden)) if rides else None
-        return self.at
+            self.clean_outputs = self.heads(hidden[slice(*self.clean.rows)])
+        self._first_jvp = (scale, self._logit_tangents(hidden)) if with_tangent else None
+        return self.clean_outputs
 
     def ascend(self) -> Tensor:
         """T_x ascent steps; the perturbation float32 [num_tokens, hidden]."""
         config, batch = self.config, self.heads.stream.batch
         for _ in range(config.num_steps):
-            gradient = self.tangent_gradient() if config.gradient == "tangent" else self._finite()
-            self.delta = smart_ascend(
-                self.delta,
-                gradient,
-                self.mask,
-                batch.sequence,
-                batch.num_sequences,
-                step_size=config.step_size,
-                normalize_gradient=config.normalize_gradient,
-                projection=config.projection,
-                radius=config.radius,
-                norm=config.norm,
-                level=config.level,
-                backend=self.backend,
-            )
+            is_tangent = config.gradient == "tangent"
+            gradient = self.tangent_gradient() if is_tangent else self.finite_gradient()
+            rows = self.delta, gradient, self.mask, batch.sequence, batch.num_sequences
+            self.delta = smart_ascend(*rows, **ascent_options(config), backend=self.backend)
         return self.delta
 
     def gain(self, noise: Tensor) -> list[Tensor]:
@@ -101,8 +91,8 @@ class Adversary:
             noise * self.mask[:, None], self.delta, batch.sequence, batch.num_sequences, self.config
         )
         branch = gain_branch_of(self.config, self.eps)
-        found, chance = (self._values(delta, branch) for delta in (self.delta, random))
-        return [a / b for a, b in zip(found, chance, strict=True)]
+        ours, theirs = (self._r_s(delta, branch) for delta in (self.delta, random))
+        return [a / b for a, b in zip(ours, theirs, strict=True)]
 
     def adversarial_pass(self) -> tuple[HeadOutputs, list[Tensor], list[Tensor]]:
         """The adversarial rows, ready for a backward.
@@ -114,56 +104,54 @@ class Adversary:
         """
         factor, values = 1.0, None
         if self.branch == "linear":
-            values = self._values(self.delta, "linear")
+            values = self._r_s(self.delta, "linear")
             factor = max(1.0, SCALED_RESOLUTION * self.eps / self.config.radius)
         hidden = self._forward(self.delta if factor == 1.0 else factor * self.delta)
         with torch.enable_grad():
-            found = self.other_heads(hidden)
-            pairs = zip(self.divergences, found.logits, self.at.logits, strict=True)
-            losses = [l_s(z, w).mean() / factor**2 for l_s, z, w in pairs]
-        return found, losses, losses if values is None else values
+            outputs = self.adversarial_heads(hidden)
+            triples = zip(self.divergences, outputs.logits, self.clean_outputs.logits, strict=True)
+            losses = [l_s(z, w).mean() / factor**2 for l_s, z, w in triples]
+        return outputs, losses, losses if values is None else values
 
     def tangent_gradient(self) -> Tensor:
         """The gradient of mean l_s at x + delta, to first order in delta."""
-        scale, change = self._first or self._change(self.delta)
-        self._first = None
-        cotangents = [
-            l_s.fisher(w.detach(), t) / len(w)
-            for l_s, w, t in zip(self.divergences, self.at.logits, change, strict=True)
-        ]
-        grad = self.heads.pull_back(self.at, cotangents)
+        scale, tangents = self._first_jvp or self._jvp(self.delta)
+        self._first_jvp = None
+        triples = zip(self.divergences, self.clean_outputs.logits, tangents, strict=True)
+        cotangents = [l_s.fisher(w.detach(), t) / len(w) for l_s, w, t in triples]
+        grad = self.heads.vjp(self.clean_outputs, cotangents)
         return scale * self.student.backward(grad, [self.clean], weights=False)
 
-    def _finite(self) -> Tensor:
+    def finite_gradient(self) -> Tensor:
         """The gradient of mean l_s at x + delta, by a forward and a backward there."""
         hidden = self._forward(self.delta)
         with torch.enable_grad():
-            found = self.other_heads(hidden)
-            pairs = zip(self.divergences, found.logits, self.at.logits, strict=True)
-            total = sum(l_s(z, w.detach()).mean() for l_s, z, w in pairs)
-            grad = torch.autograd.grad(total, found.pooled)[0]
+            outputs = self.adversarial_heads(hidden)
+            triples = zip(self.divergences, outputs.logits, self.clean_outputs.logits, strict=True)
+            total = sum(l_s(z, w.detach()).mean() for l_s, z, w in triples)
+            grad = torch.autograd.grad(total, outputs.pooled)[0]
         return self.student.backward(self.heads.spread(grad), [self.block], weights=False)
 
-    def _values(self, delta: Tensor, branch: str) -> list[Tensor]:
+    def _r_s(self, delta: Tensor, branch: str) -> list[Tensor]:
         """R_s of each batch, without a graph."""
-        logits = [w.detach() for w in self.at.logits]
+        logits = [w.detach() for w in self.clean_outputs.logits]
         if branch == "linear":
-            scale, change = self._change(delta)
-            triples = zip(self.divergences, logits, change, strict=True)
+            scale, tangents = self._jvp(delta)
+            triples = zip(self.divergences, logits, tangents, strict=True)
             return [l_s.delta(w, scale * t).mean() for l_s, w, t in triples]
-        found = self.other_heads(self._forward(delta))
-        pairs = zip(self.divergences, found.logits, logits, strict=True)
-        return [l_s(z, w).mean() for l_s, z, w in pairs]
+        outputs = self.adversarial_heads(self._forward(delta))
+        triples = zip(self.divergences, outputs.logits, logits, strict=True)
+        return [l_s(z, w).mean() for l_s, z, w in triples]
 
     def _forward(self, delta: Tensor) -> Tensor:
         """Last hidden states of the perturbed rows."""
         self.student.set_input(self.block.rows, self.embeddings + delta)
         return self.student.forward(self.block)[slice(*self.block.rows)]
 
-    def _change(self, delta: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _jvp(self, delta: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(scale, J delta / scale) of the logits, over the clean activations."""
         scale = self._put_tangent(delta)
-        return scale, self._logit_change(self.student.forward(None, self.clean))
+        return scale, self._logit_tangents(self.student.forward(None, self.clean))
 
     def _put_tangent(self, delta: Tensor) -> Tensor:
         """At unit scale a tangent is far from the dtype's smallest numbers; it is linear in it."""
@@ -171,5 +159,5 @@ class Adversary:
         self.student.set_input(self.clean.tangent_rows, delta / scale)
         return scale
 
-    def _logit_change(self, hidden: Tensor) -> list[Tensor]:
-        return self.heads.tangent(self.at, hidden[slice(*self.clean.tangent_rows)])
+    def _logit_tangents(self, hidden: Tensor) -> list[Tensor]:
+        return self.heads.jvp(self.clean_outputs, hidden[slice(*self.clean.tangent_rows)])

@@ -50,7 +50,7 @@ class CudaGraph:
 
 
 def error_chain(error: BaseException) -> str:
-    """What went wrong first, and what followed from it: the first line of each error's text.
+    """An error and those it followed from, the first one first: one line of each.
 
     A capture that is broken off raises twice: the op that cannot be captured, then its end.
     """

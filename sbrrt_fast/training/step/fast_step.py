@@ -6,7 +6,7 @@ For a task's batch, or all of the round's at once (``joint``):
     activations -> adversarial forward -> teacher -> one backward over clean and adversarial rows
     -> one pass of the optimiser over all tensors
 
-What the numbers mean, and the loss, is ``sbrrt_step``'s, which is the reference of this one.
+``sbrrt_step`` is the reference: it defines the loss and the reported numbers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class FastStep(SbrrtStep):
-    """The same step as ``SbrrtStep``, several times faster; arguments and results are its."""
+    """``SbrrtStep`` with written-out passes: the same numbers, several times faster."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class FastStep(SbrrtStep):
         if teacher is not None:
             self.momentum = PackedEncoder(teacher.module.encoder, ops, dtype, trains=False)
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
-        self._found: dict[int, Tensor | RowGradient] = {}
+        self._grads: dict[int, Tensor | RowGradient] = {}
         assert isinstance(self.update, FusedUpdate), "the written-out step has a fused update"
 
     def memory(self) -> dict[str, int]:
@@ -83,10 +83,10 @@ class FastStep(SbrrtStep):
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         self._differentiate([batch.to(self.device)], rng)
-        found = {n: (p, self._found.get(id(p))) for n, p in self.model.named_parameters()}
+        named = {n: (p, self._grads.get(id(p))) for n, p in self.model.named_parameters()}
         return {
             name: g.dense(p) if isinstance(g, RowGradient) else g.float().clone()
-            for name, (p, g) in found.items()
+            for name, (p, g) in named.items()
             if g is not None
         }
 
@@ -96,7 +96,7 @@ class FastStep(SbrrtStep):
         return self._train_group(Group.of(batches).with_words(), index, step, report)
 
     def _train_group(self, group: Group, index: int, step: int, report: bool) -> dict[str, Tensor]:
-        """One optimiser step on a group in anyone's memory."""
+        """One optimiser step on a group in the host's memory or the device's."""
         rng = to_device(torch.tensor([self.config.seed, index]), self.device)
         self._refresh()
         terms = self._pass(group.to(self.device), rng, report)
@@ -105,7 +105,7 @@ class FastStep(SbrrtStep):
     def _differentiate(
         self, batches: list[TaskBatch], rng: Tensor, report: bool = False
     ) -> dict[str, Tensor]:
-        """Leaves the batches' gradients in ``_found``; returns their loss terms."""
+        """Leaves the batches' gradients in ``_grads``; returns their loss terms."""
         self._refresh()
         return self._pass(Group.of(batches).with_words(), rng, report)
 
@@ -150,8 +150,8 @@ class FastStep(SbrrtStep):
                 with clock("report"):
                     self._report(adversary, terms)
             with clock("adversarial"):
-                adversarial, smart, shown = adversary.adversarial_pass()
-            _add(terms, "smart", shown)
+                adversarial, smart, reported = adversary.adversarial_pass()
+            _add(terms, "smart", reported)
         if self.momentum:
             with clock("teacher"):
                 targets = self._teach(heads)
@@ -185,9 +185,9 @@ class FastStep(SbrrtStep):
         noise = adversary.heads.stream.normal(delta.shape[-1], RANDOM_DIRECTION_SITE)
         _add(terms, "gain", adversary.gain(noise))
         first = 0
-        for found, count in zip(terms, adversary.heads.counts, strict=True):
-            is_its = (batch.sequence >= first) & (batch.sequence < first + count)
-            found["perturbation"] = root_mean_square(delta, adversary.mask & is_its)
+        for task_terms, count in zip(terms, adversary.heads.counts, strict=True):
+            in_task = (batch.sequence >= first) & (batch.sequence < first + count)
+            task_terms["perturbation"] = root_mean_square(delta, adversary.mask & in_task)
             first += count
 
     def _teach(self, heads: HeadPass) -> list[Tensor]:
@@ -214,18 +214,18 @@ class FastStep(SbrrtStep):
         """The summed loss with its graph; each task's terms go into ``terms``."""
         summed = 0.0
         for i, name in enumerate(group.names):
-            task, found = self.model.tasks[name], terms[i]
-            found["loss"] = total = self.model.loss(name, clean.outputs[i], group.labels[i])
-            shown = total.detach()
+            task, task_terms = self.model.tasks[name], terms[i]
+            task_terms["loss"] = total = self.model.loss(name, clean.outputs[i], group.labels[i])
+            reported = total.detach()
             if smart is not None:
                 total = total + self.smart.weight * smart[i]
-                shown = shown + self.smart.weight * found["smart"].detach()
+                reported = reported + self.smart.weight * task_terms["smart"].detach()
             if targets is not None:
                 divergence = self._divergence(name)
-                found["bregman"] = bregman = divergence(clean.logits[i], targets[i]).mean()
+                task_terms["bregman"] = bregman = divergence(clean.logits[i], targets[i]).mean()
                 total = total + self.config.bregman.weight * bregman
-                shown = shown + self.config.bregman.weight * bregman.detach()
-            found["total"] = task.weight * shown
+                reported = reported + self.config.bregman.weight * bregman.detach()
+            task_terms["total"] = task.weight * reported
             summed = summed + task.weight * total
         return summed
 
@@ -237,22 +237,22 @@ class FastStep(SbrrtStep):
         heads: HeadPass,
         statistics: list[Tensor],
     ) -> None:
-        """Gradients of everything that trains, into ``_found``."""
+        """Gradients of everything that trains, into ``_grads``."""
         pooled = [clean.pooled] if adversarial is None else [clean.pooled, adversarial.pooled]
         weights = self._head_weights(heads.names)
         grads = torch.autograd.grad(total, [*pooled, *weights], allow_unused=True)
-        self._found = {
+        self._grads = {
             id(p): g for p, g in zip(weights, grads[len(pooled) :], strict=True) if g is not None
         }
         if not self.trains_encoder:
             return
         grad = torch.cat([heads.spread(g) for g in grads[: len(pooled)]])
         blocks = self._blocks(heads.stream, len(pooled))
-        at_input = self.student.backward(grad, blocks)
+        grad_embeddings = self.student.backward(grad, blocks)
         if len(pooled) == 2:
-            at_input = at_input[: len(at_input) // 2] + at_input[len(at_input) // 2 :]
-        self._found |= self.student.gradients.by_parameter
-        self._found |= self.student.embed_backward(at_input, heads.stream, *statistics)
+            grad_embeddings = torch.add(*grad_embeddings.chunk(2))
+        self._grads |= self.student.gradients.by_parameter
+        self._grads |= self.student.embed_backward(grad_embeddings, heads.stream, *statistics)
 
     def _blocks(self, stream: DropoutStream, num_passes: int) -> list[Block]:
         """The rows of the backward: as one where the passes share their masks."""
@@ -268,11 +268,11 @@ class FastStep(SbrrtStep):
         modules = [self.model.heads[name] for name in names]
         if self.model.encoder.pooler is not None:
             modules.append(self.model.encoder.pooler)
-        found = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
-        return list(found.values())
+        weights = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
+        return list(weights.values())
 
     def _refresh(self) -> None:
-        """Weight copies follow what something else than the step has changed."""
+        """Renews the copies of weights that were changed outside the step."""
         self.student.weights.refresh()
         if self.momentum:
             self.momentum.weights.refresh()
@@ -280,7 +280,7 @@ class FastStep(SbrrtStep):
     def _update(self, step: int) -> Tensor:
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
         with self.clock("optimiser"):
-            norm = self.update.apply(step, self._found, *self._copies())
+            norm = self.update.apply(step, self._grads, *self._copies())
         self._mark_fresh()
         return norm
 
@@ -288,9 +288,9 @@ class FastStep(SbrrtStep):
         """The bfloat16 copies of weights and of the teacher's, by id of the parameter."""
         averages = {}
         if self.momentum:
-            followers = self.teacher.averages_by_parameter()
+            ema_params = self.teacher.averages_by_parameter()
             copies = self.momentum.weights.copies
-            averages = {i: copies[id(e)] for i, e in followers.items() if id(e) in copies}
+            averages = {i: copies[id(e)] for i, e in ema_params.items() if id(e) in copies}
         return self.student.weights.copies, averages
 
     def _mark_fresh(self) -> None:
@@ -302,14 +302,14 @@ class FastStep(SbrrtStep):
 def _by_task(group: Group, terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {
         f"{task}/{name}": value.detach()
-        for task, found in zip(group.names, terms, strict=True)
-        for name, value in found.items()
+        for task, task_terms in zip(group.names, terms, strict=True)
+        for name, value in task_terms.items()
     }
 
 
 def _add(terms: list[dict[str, Tensor]], name: str, values: list[Tensor]) -> None:
-    for found, value in zip(terms, values, strict=True):
-        found[name] = value
+    for task_terms, value in zip(terms, values, strict=True):
+        task_terms[name] = value
 
 
 def fast_why_not(config: RunConfig, device: torch.device) -> str | None:

@@ -23,13 +23,13 @@ from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.cost.profile import NoClock
-from sbrrt_fast.training.frozen import Frozen
 from sbrrt_fast.training.step.cuda_graph import CudaGraph, error_chain
 from sbrrt_fast.training.step.fast_step import FastStep
+from sbrrt_fast.training.step.frozen import Frozen
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.optimizer import set_learning_rate
 from sbrrt_fast.training.step.static_group import StaticGroup
-from sbrrt_fast.training.step.update import Alike, Structure
+from sbrrt_fast.training.step.update import Structure, TensorGroup
 
 MAX_GRAPHS = 128
 CAPTURE_FAILED = "capture failed"
@@ -37,7 +37,7 @@ SIGHTS = 3  # a size is captured when it comes that often: one that is rare cost
 
 
 class Key(NamedTuple):
-    """What a captured step is for: everything that its launches depend on but their memory."""
+    """A captured step's key: all that its launches depend on but their memory."""
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
@@ -51,26 +51,26 @@ class Captured:
     """A step's work on groups of one shape.
 
     Attributes:
-        graph: the recording. inputs: what it reads. terms: names of the loss terms; values: float32
-            [number of terms], what it writes.
-        plan: of the update. capacity: of the workspaces when it was captured; frozen: what it holds
-            of the update, see ``FusedUpdate.frozen``.
+        graph: the recording. inputs: of the work. terms: names of the loss terms; values: float32
+            [number of terms], its result.
+        plan: of the update. capacity: of the workspaces when it was captured. frozen: the update's
+            memory and settings, see ``FusedUpdate.frozen``.
     """
 
     graph: CudaGraph
     inputs: StaticGroup
     terms: tuple[str, ...]
     values: Tensor
-    plan: list[Alike]
+    plan: list[TensorGroup]
     capacity: tuple[int, ...]
     frozen: Frozen
 
 
 class GraphStep(FastStep):
-    """The same step as ``FastStep`` from captured work; arguments and results are its.
+    """``FastStep`` from captured work: the same numbers.
 
     Args:
-        log: where it is told that capturing failed, after which the step runs launch by launch.
+        log: takes a line where capturing fails, after which the step runs launch by launch.
         graph: makes a recording; see ``CudaGraph``.
     """
 
@@ -118,7 +118,7 @@ class GraphStep(FastStep):
         if captured is None:
             terms = self._train_group(group, index, step, report)
             self._sights[key] = self._sights.get(key, 0) + 1
-            self._structures[key] = self.update.structure_of(self._found)
+            self._structures[key] = self.update.structure_of(self._grads)
             return terms
         reported = self._reported(group, index) if report else {}
         return reported | self._replay(captured, group, index)
@@ -131,7 +131,7 @@ class GraphStep(FastStep):
         return dict(zip(captured.terms, captured.values.clone().unbind(), strict=True))
 
     def _reported(self, group: Group, index: int) -> dict[str, Tensor]:
-        """What a reporting round adds, from the weights before the update."""
+        """The terms that a reporting round adds, from the weights before the update."""
         rng = to_device(torch.tensor([self.config.seed, index]), self.device)
         return self.report(group.to(self.device), rng)
 
@@ -149,13 +149,13 @@ class GraphStep(FastStep):
             return None
         set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
         self._refresh()
-        plan, known = self.update.plan(self._structures[key]), self._captured.get(key)
-        if known and not known.frozen.holds():  # replaced from outside
+        plan, captured = self.update.plan(self._structures[key]), self._captured.get(key)
+        if captured and not captured.frozen.holds():  # replaced from outside
             del self._captured[key]
             return None
-        if known and known.plan is plan and known.capacity == self._capacity():
-            return known
-        if known is None and len(self._captured) >= MAX_GRAPHS:
+        if captured and captured.plan is plan and captured.capacity == self._capacity():
+            return captured
+        if captured is None and len(self._captured) >= MAX_GRAPHS:
             return None
         self._captured.pop(key, None)
         try:
@@ -169,8 +169,8 @@ class GraphStep(FastStep):
             )
         return self._captured.get(key)
 
-    def _capture(self, key: Key, group: Group, plan: list[Alike]) -> Captured:
-        num_numbers = sum(len(alike.places) + 1 for alike in plan)
+    def _capture(self, key: Key, group: Group, plan: list[TensorGroup]) -> Captured:
+        num_numbers = sum(len(tensors.indices) + 1 for tensors in plan)
         inputs = StaticGroup(group, num_numbers, self.device)
         inputs.load(group, (self.config.seed, 0), [float(self.num_steps)] * num_numbers)
         graph, names = self._new_graph(self.device), []
@@ -179,18 +179,18 @@ class GraphStep(FastStep):
             read, rng, numbers = inputs.read()
             terms = self._pass(read, rng, report=False)
             with self.clock("optimiser"):
-                norm = self.update.run(plan, numbers, self._found, key.beta, *self._copies())
+                norm = self.update.run(plan, numbers, self._grads, key.beta, *self._copies())
             terms["gradient_norm"] = norm
             names.extend(terms)
             return torch.stack([value.to(torch.float32) for value in terms.values()])
 
         values = graph.capture(work)
         self._mark_fresh()
-        self._found = {}  # their memory is the recording's
+        self._grads = {}  # their memory is the recording's
         self.seconds, self.bytes = self.seconds + graph.seconds, self.bytes + graph.bytes
         frozen = self.update.frozen(plan)
         return Captured(graph, inputs, tuple(names), values, plan, self._capacity(), frozen)
 
     def _capacity(self) -> tuple[int, ...]:
-        """It changes where a workspace has grown: what was captured has the old addresses."""
+        """Sizes of the workspaces: where one has grown, captured work has the old addresses."""
         return tuple(e.workspace.capacity for e in (self.student, self.momentum) if e)

@@ -26,7 +26,7 @@ class TaskBatch:
 
 @dataclass(frozen=True)
 class Group:
-    """What takes one optimiser step.
+    """The batches of one optimiser step.
 
     Attributes:
         names: of the tasks. counts: number of sequences of each.

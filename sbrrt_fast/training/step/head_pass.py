@@ -22,11 +22,11 @@ from sbrrt_fast.model.pooling import pooling_matrix
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What the heads of a group of tasks gave; one entry per batch of the group.
+    """Outputs of the heads of a group of tasks; one entry per batch of the group.
 
     Attributes:
         pooled: float32 [num_sequences, hidden] leaf of the outputs' graph.
-        outputs: the heads' outputs. logits: the same as class logits, for divergences.
+        outputs: the heads' outputs. logits: the outputs as class logits, for divergences.
     """
 
     pooled: Tensor
@@ -39,8 +39,8 @@ class HeadPass:
 
     Args:
         model: whose heads.
-        names: the tasks, in the batch's order. counts: number of sequences of each; there may be
-            more behind them, which are nobody's.
+        names: the tasks, in the batch's order. counts: number of sequences of each; padding
+            sequences may follow them.
         stream: the packed batch and its dropout.
     """
 
@@ -67,7 +67,7 @@ class HeadPass:
         return None if whole is None else whole[: self.num_sequences]
 
     def on(self, stream: DropoutStream) -> HeadPass:
-        """The same heads over the same batch with other masks."""
+        """These heads over the batch with another stream's masks."""
         return HeadPass(self.model, self.names, self.counts, stream)
 
     def __call__(self, hidden: Tensor, model: MultiTaskModel | None = None) -> HeadOutputs:
@@ -78,20 +78,20 @@ class HeadPass:
         return HeadOutputs(pooled, *self._heads(pooled, model or self.model))
 
     @torch.no_grad()
-    def tangent(self, at: HeadOutputs, tangent: Tensor) -> list[Tensor]:
-        """Change of the logits along a change of the last hidden states."""
+    def jvp(self, outputs: HeadOutputs, tangent: Tensor) -> list[Tensor]:
+        """The logits' tangents from that of the last hidden states (Jacobian-vector product)."""
         with forward_ad.dual_level():
-            dual = forward_ad.make_dual(at.pooled.detach(), self.matrix @ tangent)
+            dual = forward_ad.make_dual(outputs.pooled.detach(), self.matrix @ tangent)
             _, logits = self._heads(dual, self.model)
             return [forward_ad.unpack_dual(x).tangent for x in logits]
 
-    def pull_back(self, at: HeadOutputs, cotangents: list[Tensor]) -> Tensor:
-        """Gradient of the last hidden states for given gradients of the logits."""
-        grad = torch.autograd.grad(at.logits, at.pooled, cotangents, retain_graph=True)[0]
+    def vjp(self, outputs: HeadOutputs, cotangents: list[Tensor]) -> Tensor:
+        """The last hidden states' gradient from the logits' (vector-Jacobian product)."""
+        grad = torch.autograd.grad(outputs.logits, outputs.pooled, cotangents, retain_graph=True)[0]
         return self.spread(grad)
 
     def spread(self, grad: Tensor) -> Tensor:
-        """Gradient of the last hidden states from that of the pooled ones."""
+        """The last hidden states' gradient from the pooled vectors'."""
         return self.matrix.t() @ grad
 
     def _heads(self, pooled: Tensor, model: MultiTaskModel) -> tuple[list[Tensor], list[Tensor]]:

@@ -97,16 +97,16 @@ class SbrrtStep:
         return {}
 
     def summary(self) -> list[str]:
-        """What is worth telling of the step when a run ends."""
+        """Lines on the step for the end of the run."""
         return []
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch's loss by parameter name, without an update."""
         self._differentiate([batch.to(self.device)], rng)
         named = self.model.named_parameters()
-        found = {name: p.grad for name, p in named if p.grad is not None}
+        grads = {name: p.grad for name, p in named if p.grad is not None}
         self.optimizer.zero_grad(set_to_none=True)
-        return found
+        return grads
 
     def _differentiate(
         self, batches: list[TaskBatch], rng: Tensor, report: bool = False
@@ -115,10 +115,10 @@ class SbrrtStep:
         terms: dict[str, Tensor] = {}
         for batch in batches:
             with self.clock("losses"):
-                found = self.losses(batch, rng, report)
+                losses = self.losses(batch, rng, report)
             with self.clock("backward"):
-                found["total"].backward()
-            terms |= {f"{batch.name}/{name}": value.detach() for name, value in found.items()}
+                losses["total"].backward()
+            terms |= {f"{batch.name}/{name}": value.detach() for name, value in losses.items()}
         return terms
 
     def losses(self, batch: TaskBatch, rng: Tensor, report: bool = False) -> dict[str, Tensor]:
@@ -161,14 +161,14 @@ class SbrrtStep:
         mask = tokens.is_real
         if not self.smart.perturb_special:
             mask = mask & ~tokens.is_special
-        place = {"mask": mask, "sequence": tokens.sequence}
-        smart = regularizer(embeddings, logits, noise=stream.normal(width), **place)
+        layout = {"mask": mask, "sequence": tokens.sequence}
+        smart = regularizer(embeddings, logits, noise=stream.normal(width), **layout)
         terms = {"smart": smart.loss}
         if report:
             noise = stream.normal(width, RANDOM_DIRECTION_SITE)
             terms["perturbation"] = root_mean_square(smart.delta, mask)
             terms["gain"] = regularizer.gain(
-                embeddings.detach(), logits.detach(), delta=smart.delta, noise=noise, **place
+                embeddings.detach(), logits.detach(), delta=smart.delta, noise=noise, **layout
             )
         return terms
 
@@ -189,6 +189,6 @@ class SbrrtStep:
 
 
 def root_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
-    """Of a perturbation [num_tokens, hidden], over the coordinates of tokens in ``mask``."""
+    """A perturbation's [num_tokens, hidden] root mean square over the tokens in ``mask``."""
     total = (delta.double().square() * mask[:, None]).sum()
     return (total / (mask.sum() * delta.shape[-1]).clamp(min=1)).sqrt()

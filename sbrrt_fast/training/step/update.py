@@ -1,11 +1,8 @@
 """What happens after a backward pass: clipping, AdamW, the teacher's moving average.
 
-``TorchUpdate`` is the reference: torch's own clipping and AdamW, then the average. ``FusedUpdate``
-is the same in one pass over all tensors (``ops.adamw_ema``). Both keep their state in the same
-torch.optim.AdamW, so a saved run does not depend on which of them made it.
-
-An update whose gradient norm is not finite is left out: weights, moments, numbers of updates and
-the teacher stay as they were. The device decides and counts.
+``TorchUpdate`` is the reference. ``FusedUpdate`` does it in one pass over all tensors
+(``ops.adamw_ema``). Both keep their state in a torch.optim.AdamW, so a saved run does not depend on
+which of them made it.
 """
 
 from __future__ import annotations
@@ -27,97 +24,38 @@ from sbrrt_fast.ops.adamw_ema import (
     gradient_norm,
     native_reason,
 )
-from sbrrt_fast.smart.bregman import Teacher, beta_at, follow
-from sbrrt_fast.training.frozen import Frozen
-from sbrrt_fast.training.step.optimizer import clip_gradients
+from sbrrt_fast.smart.bregman import Teacher, beta_at, update_averages
+from sbrrt_fast.training.step.frozen import Frozen
+from sbrrt_fast.training.step.torch_update import TorchUpdate
 from sbrrt_fast.training.step.update_counts import UpdateCounts
 
 _NOTHING: Mapping[int, Tensor] = {}
-
-
-class TorchUpdate:
-    """Clips, steps the optimiser, then moves the teacher.
-
-    Args:
-        optimizer: over the trainable parameters. teacher: or None.
-        clip_norm: largest global gradient norm; 0 does not clip.
-        num_steps: of the whole run, for the teacher's schedule.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.AdamW,
-        teacher: Teacher | None,
-        clip_norm: float,
-        num_steps: int,
-    ):
-        self.optimizer, self.teacher = optimizer, teacher
-        self.clip_norm, self.num_steps = clip_norm, num_steps
-        self.members = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-        self.device = self.members[0][0].device
-        self._num_left_out = torch.zeros((), device=self.device)
-
-    def __call__(self, step: int) -> Tensor:
-        """Update number ``step``, from 1; returns the gradients' norm before clipping.
-
-        Gradients are the parameters' ``grad``; a parameter without one stays as it is.
-        """
-        norm = clip_gradients([p for p, _ in self.members], self.clip_norm)
-        left_out = ~torch.isfinite(norm)
-        self._num_left_out.add_(left_out)
-        self._step(left_out)
-        if self.teacher is not None:
-            self.teacher.update(step, self.num_steps, left_out)
-        return norm
-
-    def settle(self) -> None:
-        """Makes the optimiser's numbers of updates right, which comes before they are saved.
-
-        They count updates that were left out until then. Waits for the device.
-        """
-
-    def take_num_left_out(self) -> int:
-        """How many updates were left out since the last call; waits for the device."""
-        count = int(self._num_left_out.item())
-        self._num_left_out.zero_()
-        return count
-
-    def _step(self, left_out: Tensor) -> None:
-        if not all(group.get("fused") for group in self.optimizer.param_groups):
-            if not left_out.item():  # torch's other updates cannot be told on the device
-                self.optimizer.step()
-            return
-        self.optimizer.found_inf = left_out.float()  # as torch.amp.GradScaler tells it
-        try:
-            self.optimizer.step()
-        finally:
-            self.optimizer.found_inf = None
 
 
 Copies = Mapping[int, Tensor]
 Gradients = Mapping[int, Tensor | RowGradient]
 
 
-# Which parameters have a gradient, by their place in ``members``, and its dtype; None for rows.
+# Index in ``members`` of each parameter with a gradient, and the gradient's dtype; None for rows.
 Structure = tuple[tuple[int, torch.dtype | None], ...]
 
 
 @dataclass(frozen=True)
-class Alike:
+class TensorGroup:
     """Parameters that one op updates: always updated together, with gradients of one dtype.
 
     Attributes:
-        places: int64 [num_parameters], in ``members``. dtype: of the gradients; None for rows.
-        history: place of the first of all parameters that were always updated together with these.
+        indices: int64 [num_parameters], in ``members``. dtype: of the gradients; None for rows.
+        history: index of the first of all parameters that were always updated together with these.
     """
 
-    places: np.ndarray
+    indices: np.ndarray
     dtype: torch.dtype | None
     history: int
 
 
 class FusedUpdate(TorchUpdate):
-    """The same update by one op over all tensors.
+    """The update by one op over all tensors.
 
     What the host knows (rates, numbers of updates) is apart from what the device does: ``plan``
     and ``numbers`` are the host's, ``run`` sends work to the device and can be captured.
@@ -129,7 +67,7 @@ class FusedUpdate(TorchUpdate):
         super().__init__(*args)
         self._touched: dict[int, tuple[Tensor, Tensor]] = {}
         self._counts = UpdateCounts(len(self.members), self.device)
-        self._plans: dict[Structure, list[Alike]] = {}
+        self._plans: dict[Structure, list[TensorGroup]] = {}
 
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
@@ -154,48 +92,48 @@ class FusedUpdate(TorchUpdate):
         return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
 
     def structure_of(self, gradients: Gradients) -> Structure:
-        """What ``plan`` takes."""
-        found = ((i, gradients.get(id(p))) for i, (p, _) in enumerate(self.members))
+        """Which parameters have a gradient, and of which dtype; see ``plan``."""
+        grads = ((i, gradients.get(id(p))) for i, (p, _) in enumerate(self.members))
         return tuple(
-            (i, None if isinstance(g, RowGradient) else g.dtype) for i, g in found if g is not None
+            (i, None if isinstance(g, RowGradient) else g.dtype) for i, g in grads if g is not None
         )
 
-    def plan(self, structure: Structure) -> list[Alike]:
+    def plan(self, structure: Structure) -> list[TensorGroup]:
         """The ops of an update. A head is only updated in its task's turns, so counts differ."""
-        self._follow()
-        self._adopt(structure)
+        self._refresh_members()
+        self._init_state(structure)
         plan = self._plans.get(structure)
         counts = self._counts
         if plan is None:
-            counts.tell_apart([i for i, _ in structure])
-        if plan is None or not all(counts.are_alike(a.places, a.history) for a in plan):
+            counts.split_histories([i for i, _ in structure])
+        if plan is None or not all(counts.same_step(g.indices, g.history) for g in plan):
             groups: dict[tuple, list[int]] = {}
             for i, dtype in structure:
                 key = dtype, int(counts.histories[i]), counts.sent[i]
                 groups.setdefault(key, []).append(i)
-            plan = [Alike(np.array(places), *key[:2]) for key, places in groups.items()]
+            plan = [TensorGroup(np.array(indices), *key[:2]) for key, indices in groups.items()]
             self._plans[structure] = plan
         return plan
 
     def settle(self) -> None:
         self._counts.settle()
 
-    def frozen(self, plan: list[Alike]) -> Frozen:
-        """What a captured ``run`` of this plan holds on to."""
+    def frozen(self, plan: list[TensorGroup]) -> Frozen:
+        """The memory and the settings that a captured ``run`` of this plan depends on."""
         weights = [p for p, _ in self.members]
         if self.teacher is not None:
             weights += self.teacher.averages_by_parameter().values()
-        updated = [self.members[i][0] for alike in plan for i in alike.places]
+        updated = [self.members[i][0] for tensors in plan for i in tensors.indices]
         return Frozen(self.optimizer, weights, updated)
 
-    def numbers(self, plan: list[Alike]) -> list[float]:
+    def numbers(self, plan: list[TensorGroup]) -> list[float]:
         """Counts the update; for each op the parameters' learning rates and the update's number."""
-        found: list[float] = []
-        for alike in plan:
-            self._counts.sent[alike.places] += 1
-            found += [self.members[i][1]["lr"] for i in alike.places]
-            found.append(self._counts.sent[alike.places[0]])
-        return found
+        numbers: list[float] = []
+        for tensors in plan:
+            self._counts.sent[tensors.indices] += 1
+            numbers += [self.members[i][1]["lr"] for i in tensors.indices]
+            numbers.append(self._counts.sent[tensors.indices[0]])
+        return numbers
 
     def beta_at(self, step: int) -> float:
         """The teacher's momentum in update number ``step``; 1 without a teacher."""
@@ -205,7 +143,7 @@ class FusedUpdate(TorchUpdate):
     @torch.no_grad()
     def run(
         self,
-        plan: list[Alike],
+        plan: list[TensorGroup],
         numbers: Tensor,
         gradients: Gradients,
         beta: float,
@@ -215,38 +153,38 @@ class FusedUpdate(TorchUpdate):
         """The device's part; returns the gradients' norm before clipping.
 
         Args:
-            numbers: float64, what ``numbers`` gave, on the device. beta: the teacher's momentum.
+            numbers: float64, the result of ``numbers`` on the device. beta: the teacher's momentum.
         """
-        found = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
-        norm = _norm_of(found, self.backend)
+        grads = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
+        norm = _norm_of(grads, self.backend)
         factor = clip_factor(norm, self.clip_norm)
-        left_out = factor.isnan()
+        skipped = factor.isnan()
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        counts = [len(alike.places) + 1 for alike in plan]
-        for alike, part in zip(plan, numbers.split(counts), strict=True):
+        counts = [len(tensors.indices) + 1 for tensors in plan]
+        for tensors, part in zip(plan, numbers.split(counts), strict=True):
             common = {
                 "clip_factor": factor,
-                "step": self._counts.number(part[-1], alike.history),
+                "step": self._counts.number(part[-1], tensors.history),
                 "ema_beta": beta,
                 "backend": self.backend,
             }
-            if alike.dtype is None:
-                self._update_rows(alike, part[:-1], gradients, teacher, common)
+            if tensors.dtype is None:
+                self._update_rows(tensors, part[:-1], gradients, teacher, common)
             else:
-                self._update(alike, part[:-1], gradients, teacher, copies, averages, common)
-        self._move_idle(gradients, teacher, beta, left_out)
-        self._counts.leave_out(left_out, {alike.history for alike in plan})
-        self._num_left_out.add_(left_out)
+                self._update(tensors, part[:-1], gradients, teacher, copies, averages, common)
+        self._average_idle(gradients, teacher, beta, skipped)
+        self._counts.skip(skipped, {tensors.history for tensors in plan})
+        self._num_skipped.add_(skipped)
         return norm
 
-    def _follow(self) -> None:
+    def _refresh_members(self) -> None:
         """An optimiser that has loaded a state has other groups, of the same parameters."""
         groups = self.optimizer.param_groups
         if groups[0] is not self.members[0][1]:
             self.members = [(p, group) for group in groups for p in group["params"]]
 
-    def _adopt(self, structure: Structure) -> None:
-        """The optimiser's state of these parameters; its numbers of updates are ours from here."""
+    def _init_state(self, structure: Structure) -> None:
+        """Gives these parameters a state in the optimiser, whose numbers of updates are ours."""
         for i, _ in structure:
             parameter, view = self.members[i][0], self._counts.views[i]
             state = self.optimizer.state[parameter]
@@ -255,14 +193,19 @@ class FusedUpdate(TorchUpdate):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] = view
             elif state["step"] is not view:
-                self._counts.settle()  # what was left out before is of the state that was replaced
+                self._counts.settle()  # skipped updates are of the state that was replaced
                 self._counts.sent[i] = state["step"].item()
                 state["step"] = view
 
     def _update_rows(
-        self, alike: Alike, rates: Tensor, gradients: Gradients, teacher: Copies, common: dict
+        self,
+        tensors: TensorGroup,
+        rates: Tensor,
+        gradients: Gradients,
+        teacher: Copies,
+        common: dict,
     ) -> None:
-        for i, rate in zip(alike.places, rates, strict=True):
+        for i, rate in zip(tensors.indices, rates, strict=True):
             parameter, group = self.members[i]
             state = self.optimizer.state[parameter]
             adamw_ema_rows_(
@@ -290,7 +233,7 @@ class FusedUpdate(TorchUpdate):
 
     def _update(
         self,
-        alike: Alike,
+        tensors: TensorGroup,
         rates: Tensor,
         gradients: Gradients,
         teacher: Copies,
@@ -298,7 +241,7 @@ class FusedUpdate(TorchUpdate):
         averages: Copies,
         common: dict,
     ) -> None:
-        params, groups = zip(*(self.members[i] for i in alike.places), strict=True)
+        params, groups = zip(*(self.members[i] for i in tensors.indices), strict=True)
         states = [self.optimizer.state[p] for p in params]
         for parameter in params:
             self._touched.pop(id(parameter), None)
@@ -317,12 +260,12 @@ class FusedUpdate(TorchUpdate):
             **common,
         )
 
-    def _move_idle(
-        self, gradients: Gradients, teacher: Copies, beta: float, left_out: Tensor
+    def _average_idle(
+        self, gradients: Gradients, teacher: Copies, beta: float, skipped: Tensor
     ) -> None:
-        """The teacher follows parameters without a gradient too, which have not moved."""
+        """The teacher also averages parameters without a gradient, which have not moved."""
         idle = [p for p, _ in self.members if id(p) not in gradients and id(p) in teacher]
-        follow([teacher[id(p)] for p in idle], idle, 1.0 - beta, left_out)
+        update_averages([teacher[id(p)] for p in idle], idle, 1.0 - beta, skipped)
 
 
 def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -331,12 +274,12 @@ def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> l
     return [tensors.get(id(p), empty) for p in params] if tensors else []
 
 
-def _norm_of(found: list[Tensor | RowGradient], backend: str) -> Tensor:
+def _norm_of(grads: list[Tensor | RowGradient], backend: str) -> Tensor:
     """The 2-norm of all together, in one pass per dtype."""
-    gradients = [g.values if isinstance(g, RowGradient) else g for g in found]
-    dtypes = sorted({g.dtype for g in gradients}, key=str)
-    alike = ([g for g in gradients if g.dtype == dtype] for dtype in dtypes)
-    norms = [gradient_norm(group, backend=backend) for group in alike]
+    tensors = [g.values if isinstance(g, RowGradient) else g for g in grads]
+    dtypes = sorted({x.dtype for x in tensors}, key=str)
+    by_dtype = ([x for x in tensors if x.dtype == dtype] for dtype in dtypes)
+    norms = [gradient_norm(xs, backend=backend) for xs in by_dtype]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

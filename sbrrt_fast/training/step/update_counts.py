@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class UpdateCounts:
-    """Numbers of updates: the host counts those it sent, the device those that were left out.
+    """Numbers of updates: the host counts those it sent, the device those that were skipped.
 
-    Parameters that were always updated together share a history, named by the first of them: an
-    update that was left out was so for all of them, so one number on the device serves them.
+    Parameters that were always updated together share a history, named by the first of them: a
+    skipped update was skipped for all of them, so one number on the device serves them.
 
     Args:
-        num_parameters: how many there are; each is known by its place.
-        device: where updates are left out.
+        num_parameters: how many there are; each is known by its index.
+        device: where updates are skipped.
 
     Attributes:
         sent: float32 [num_parameters], a numpy array: updates sent, less the settled ones.
@@ -29,37 +29,37 @@ class UpdateCounts:
         counts = torch.zeros(num_parameters)
         self.sent, self.views = counts.numpy(), counts.unbind()
         self.histories = np.zeros(num_parameters, dtype=np.int64)
-        self._left_out = torch.zeros(num_parameters, device=device)
+        self._skipped = torch.zeros(num_parameters, device=device)
 
-    def tell_apart(self, places: Sequence[int]) -> None:
-        """Splits the histories of which some, but not all, are updated when ``places`` are."""
+    def split_histories(self, indices: Sequence[int]) -> None:
+        """Splits the histories of which some, but not all, are updated when ``indices`` are."""
         is_updated = np.zeros(len(self.sent), dtype=bool)
-        is_updated[list(places)] = True
+        is_updated[list(indices)] = True
         for history in np.unique(self.histories):
             together = self.histories == history
             others = np.flatnonzero(together & (is_updated != is_updated[history]))
             if len(others):
                 first = int(others[0])
                 self.histories[others] = first
-                self._left_out[first].copy_(self._left_out[int(history)])
+                self._skipped[first].copy_(self._skipped[int(history)])
 
-    def are_alike(self, places: np.ndarray, history: int) -> bool:
-        """Whether these were updated equally often and have this history."""
-        counts, histories = self.sent[places], self.histories[places]
+    def same_step(self, indices: np.ndarray, history: int) -> bool:
+        """Whether these have one number of updates and this history."""
+        counts, histories = self.sent[indices], self.histories[indices]
         return bool((counts == counts[0]).all() and (histories == history).all())
 
     def number(self, sent: Tensor, history: int) -> Tensor:
         """The number of an update from the number sent, float32 0-dim on the device."""
-        return sent.to(torch.float32) - self._left_out[history]
+        return sent.to(torch.float32) - self._skipped[history]
 
-    def leave_out(self, left_out: Tensor, histories: Iterable[int]) -> None:
-        """Counts an update of these histories if the bool ``left_out`` on the device is set."""
+    def skip(self, skipped: Tensor, histories: Iterable[int]) -> None:
+        """Counts an update of these histories if the bool ``skipped`` on the device is set."""
         for history in histories:
-            self._left_out[history].add_(left_out)
+            self._skipped[history].add_(skipped)
 
     def settle(self) -> None:
-        """Takes the updates that were left out off ``sent``; waits for the device."""
-        left_out = self._left_out.cpu().numpy()
-        if left_out.any():
-            self.sent -= left_out[self.histories]
-            self._left_out.zero_()
+        """Takes the skipped updates off ``sent``; waits for the device."""
+        skipped = self._skipped.cpu().numpy()
+        if skipped.any():
+            self.sent -= skipped[self.histories]
+            self._skipped.zero_()

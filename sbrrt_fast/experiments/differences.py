@@ -1,4 +1,4 @@
-"""What a comparison of two variants found: differences, bounds, tables."""
+"""Differences between two variants of a run, round by round: bounds and tables."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RoundDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a variant from the first one: gradients by task, and every round."""
+    """How far a variant is from the first one: gradients by task, and every round."""
 
     gradients: dict[str, GradientDifference]
     rounds: list[RoundDifference]
@@ -77,7 +77,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found.
+    """The result of ``train_in_lockstep``.
 
     Attributes:
         recipe, seed, labels: of the two runs.
@@ -95,13 +95,13 @@ class Comparison:
 
     def weight_factors(self) -> list[float]:
         """Per round, the weights' difference over the yardstick's."""
-        assert self.yardstick is not None, "compare(..., yardstick=True) measures it"
+        assert self.yardstick is not None, "train_in_lockstep(..., yardstick=True) measures it"
         pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
         return [ours.weights / max(own.weights, _TINY) for ours, own in pairs]
 
     def loss_factors(self) -> list[float]:
         """Per round, the worst loss term's difference over the yardstick's worst."""
-        assert self.yardstick is not None, "compare(..., yardstick=True) measures it"
+        assert self.yardstick is not None, "train_in_lockstep(..., yardstick=True) measures it"
         pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
         return [ours.worst_loss[1] / max(own.worst_loss[1], _TINY) for ours, own in pairs]
 
@@ -114,8 +114,8 @@ class Comparison:
         rounded numbers: one ulp in the weights moves it by more than 1e-4 of itself.
         """
         bounds = dict.fromkeys(self.difference.rounds[0].losses, loss)
-        for found in self.yardstick.rounds[:num_rounds] if self.yardstick else ():
-            for name, value in found.losses.items():
+        for own in self.yardstick.rounds[:num_rounds] if self.yardstick else ():
+            for name, value in own.losses.items():
                 bounds[name] = max(bounds[name], ULP_FACTOR * value)
         return bounds
 
@@ -134,20 +134,24 @@ class Comparison:
                 a yardstick see ``loss_bounds``.
             factor: bound on the final weights' difference as a factor of the yardstick's.
         """
-        found = []
+        problems = []
         for task, difference in self.difference.gradients.items():
             name, worst = difference.worst
             if not worst <= gradient:
-                found.append(f"gradient of {task}: {name} differs by {worst:.1e} > {gradient:.0e}")
+                problems.append(
+                    f"gradient of {task}: {name} differs by {worst:.1e} > {gradient:.0e}"
+                )
         for name, bound in self.loss_bounds(loss, num_rounds).items():
             values = [r.losses[name] for r in self.difference.rounds[:num_rounds]]
             if any(over := [not value <= bound for value in values]):
                 i = over.index(True)
-                found.append(f"round {i + 1}: {name} differs by {values[i]:.1e} > {bound:.1e}")
+                problems.append(f"round {i + 1}: {name} differs by {values[i]:.1e} > {bound:.1e}")
         if factor is not None and not self.weight_factors()[-1] <= factor:
             ratio = self.weight_factors()[-1]
-            found.append(f"weights differ by {ratio:.1f} times the yardstick, more than {factor:g}")
-        return found
+            problems.append(
+                f"weights differ by {ratio:.1f} times the yardstick, more than {factor:g}"
+            )
+        return problems
 
     def assert_same(self, **bounds) -> None:
         """AssertionError with all ``problems``, if there are any."""
@@ -174,12 +178,12 @@ def _heading(c: Comparison) -> str:
 
 def _gradient_table(difference: Difference) -> str:
     lines = ["gradients of the first round, difference relative to each tensor's norm"]
-    for task, found in difference.gradients.items():
-        name, worst = found.worst
-        median = statistics.median(found.relative.values())
+    for task, gradients in difference.gradients.items():
+        name, worst = gradients.worst
+        median = statistics.median(gradients.relative.values())
         lines.append(
             f"  {task:<8} worst {worst:.1e} ({name}), median {median:.1e}, "
-            f"{len(found.relative)} tensors"
+            f"{len(gradients.relative)} tensors"
         )
     if vanishing := sorted(difference.vanishing):
         lines.append("  truly zero, left out (norm below 1e-06 of the largest):")
@@ -201,12 +205,12 @@ def _round_table(c: Comparison) -> str:
 
 
 def _round_line(c: Comparison, i: int) -> str:
-    found = c.difference.rounds[i]
-    name, worst = found.worst_loss
-    line = f"{i + 1:>5}  {worst:7.1e}  {name:<16} {found.weights:7.1e}  "
+    ours = c.difference.rounds[i]
+    name, worst = ours.worst_loss
+    line = f"{i + 1:>5}  {worst:7.1e}  {name:<16} {ours.weights:7.1e}  "
     if c.yardstick is not None:
         line += f"{c.loss_factors()[i]:13.2g} {c.weight_factors()[i]:7.2g}  "
-    return line + f"{found.worst:.1e} {found.worst_tensor}"
+    return line + f"{ours.worst:.1e} {ours.worst_tensor}"
 
 
 def _verdict(c: Comparison) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.experiments.comparison import (
+from sbrrt_fast.experiments.differences import (
     Comparison,
     Difference,
     GradientDifference,
@@ -32,7 +32,7 @@ VANISHING = 1e-6  # of the largest norm: below it a gradient is taken to be trul
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def compare(
+def train_in_lockstep(
     config_a: RunConfig,
     config_b: RunConfig,
     num_rounds: int,
@@ -62,15 +62,15 @@ def compare(
     if yardstick:
         others.append(Trainer(config_a, log))
         shift_one_ulp(others[1])
-    found = [Difference(_gradient_differences(a, other), []) for other in others]
+    differences = [Difference(_gradient_differences(a, other), []) for other in others]
     losses, cursor = [], a.order.start()
     for _ in range(num_rounds):
         (ours, *theirs), cursor = _round([a, *others], cursor)
         losses.append({"a": ours, "b": theirs[0]})
         for i, other in enumerate(others):
-            vanishing = found[i].vanishing
-            found[i].rounds.append(_round_difference(ours, theirs[i], a, other, vanishing))
-    return Comparison(config_a.recipe, config_a.seed, labels, losses, *found)
+            vanishing = differences[i].vanishing
+            differences[i].rounds.append(_round_difference(ours, theirs[i], a, other, vanishing))
+    return Comparison(config_a.recipe, config_a.seed, labels, losses, *differences)
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from sbrrt_fast.training.step.update_counts import UpdateCounts
 from tests.training.recorded_graph import RecordedGraph
-from tests.training.test_fast_step import JOINT, SBRRT, build
-from tests.training.test_graph_step import make_round, state
+from tests.training.steps import JOINT, SBRRT, build, state
+from tests.training.test_graph_step import make_round
 
 NUM_ROUNDS = 10
 BAD = {(1, "para"), (6, "sts"), (7, "para"), (7, "sts")}  # round, task; captured from 4 on
@@ -64,8 +64,8 @@ def test_an_update_that_is_left_out_was_never_made(kind, config):
     ours, never = (
         train(build(STEPS[kind], config), is_joint, omits=omits) for omits in (False, True)
     )
-    assert ours.update.take_num_left_out() == (3 if is_joint else 4)
-    assert ours.update.take_num_left_out() == never.update.take_num_left_out() == 0
+    assert ours.update.take_num_skipped() == (3 if is_joint else 4)
+    assert ours.update.take_num_skipped() == never.update.take_num_skipped() == 0
     for step in (ours, never):
         step.update.settle()
     found, expected = state(ours), state(never)
@@ -99,13 +99,13 @@ def test_parameters_that_part_later_keep_what_they_shared():
     counts, made = UpdateCounts(3, torch.device("cpu")), [0, 0, 0]
     updates = [((0, 1), True), ((0, 1), False), ((1, 2), True), ((0, 2), False), ((1,), True)]
     for places, is_left_out in updates:
-        counts.tell_apart(places)
+        counts.split_histories(places)
         counts.sent[list(places)] += 1
         for i in places:
             number = counts.number(torch.tensor(float(counts.sent[i])), int(counts.histories[i]))
             assert number == made[i] + 1
             made[i] += not is_left_out
-        counts.leave_out(torch.tensor(is_left_out), {int(counts.histories[i]) for i in places})
+        counts.skip(torch.tensor(is_left_out), {int(counts.histories[i]) for i in places})
     counts.settle()
     assert counts.sent.tolist() == made == [2, 1, 1]
 
@@ -130,4 +130,4 @@ def test_the_host_does_not_wait_for_the_decision(kind):
             norm = step._update(index + 1)
             interval.add(terms | {"gradient_norm": norm})
         assert not norm.isfinite()
-    assert step.update.take_num_left_out() == 2
+    assert step.update.take_num_skipped() == 2

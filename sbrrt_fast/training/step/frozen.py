@@ -1,4 +1,4 @@
-"""What a captured update holds on to, and whether it is still what a run trains."""
+"""The memory and settings that a captured update depends on, and whether a run still has them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Frozen:
         self._moments = [(p, state["exp_avg"], state["exp_avg_sq"]) for p, state in states]
 
     def holds(self) -> bool:
-        """Whether nothing of it was replaced; what was changed in place was not."""
+        """Whether none of it was replaced; tensors may have changed in place."""
         state = self._optimizer.state
         return (
             self._places() == self._addresses

@@ -1,4 +1,4 @@
-"""Which implementation each op of a run takes, asked before anything runs, and what is told of it.
+"""Which implementation each op of a run takes, asked before anything runs, and the lines on it.
 
 The ops themselves say why they cannot take the model's shape; no limit is written here.
 """
@@ -6,7 +6,6 @@ The ops themselves say why they cannot take the model's shape; no limit is writt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -18,10 +17,10 @@ from sbrrt_fast.model.dropout import noise_width
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
 from sbrrt_fast.ops.attention import MAX_LENGTH
-from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.smart.presets import ascent_options, resolve
 from sbrrt_fast.training.step.fast_step import DTYPES
 
-_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # whose reasons are worth telling
+_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # whose reasons are worth a line
 _UPDATE = "adamw_ema_"
 
 
@@ -31,7 +30,7 @@ def longest_sequence(tasks: Iterable[TokenizedTask]) -> int:
 
 
 def step_calls(model: MultiTaskModel, config: RunConfig, max_length: int) -> list[OpCall]:
-    """What a training step asks of the ops; ``max_length`` is the longest sequence's tokens."""
+    """The calls of ops in a training step; ``max_length`` is the longest sequence's tokens."""
     dtype, smart = DTYPES[config.precision], resolve(config.smart)
     calls = encoder_calls(model.encoder, dtype, max_length, config.layout == "packed")
     if smart.weight > 0:
@@ -46,17 +45,15 @@ def _smart_calls(model: MultiTaskModel, smart: SmartConfig) -> list[OpCall]:
     width = model.config.hidden_size
     word = model.encoder.embeddings.word_embeddings.weight
     delta, indices = word.new_empty(0, width), word.new_empty(0, dtype=torch.int64)
-    names = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")
-    options = {name: asdict(smart)[name] for name in names}
     rng, mask = indices.new_zeros(2), indices.new_empty(0, dtype=torch.bool)
     return [
         OpCall.named("smart_noise", indices, noise_width(width), rng, 0),
-        OpCall.named("smart_ascend", delta, delta, mask, indices, 0, **options),
+        OpCall.named("smart_ascend", delta, delta, mask, indices, 0, **ascent_options(smart)),
     ]
 
 
 def _divergence_calls(model: MultiTaskModel, perturbs: bool) -> list[OpCall]:
-    """Of the task with the most classes; none where all tasks have values."""
+    """The calls for the task with the most classes; none where all tasks have values."""
     tasks = [task for task in model.tasks.values() if not task.is_regression]
     if not tasks:
         return []
@@ -101,20 +98,20 @@ def check_calls(calls: Sequence[OpCall], backend: str) -> None:
     refused = [(call, choice) for call, choice in choices if choice.backend is None]
     if not refused:
         return
-    told = "; ".join(f"{choice.op}: {choice.reasons[backend]}" for _, choice in refused)
+    reasons = "; ".join(f"{choice.op}: {choice.reasons[backend]}" for _, choice in refused)
     advice = "use --backend auto or reference"
     if all(call.shorter and call.shorter.explain(backend).backend for call, _ in refused):
         advice += f", or --model.max-length {MAX_LENGTH}"
-    raise BackendError(f"backend '{backend}' cannot run this model ({told}); {advice}")
+    raise BackendError(f"backend '{backend}' cannot run this model ({reasons}); {advice}")
 
 
 def choice_lines(
     calls: Sequence[OpCall], backend: str, device: torch.device, known: str | None = None
 ) -> list[str]:
-    """What each op takes and why nothing better; no line where all have their first choice.
+    """The implementation each op takes, and why no better one; no line where all have the best.
 
     Args:
-        known: a reason that has been told already.
+        known: a reason that has been logged already.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for call in calls:
@@ -137,7 +134,7 @@ def _taken(call: OpCall, backend: str) -> str:
     return f"{shorter}, but {taken} for a batch with a text of more than {MAX_LENGTH} tokens"
 
 
-def tell_evaluation(
+def log_evaluation_choice(
     model: MultiTaskModel,
     tasks: Iterable[TokenizedTask],
     log: Callable[[str], object],
@@ -146,7 +143,7 @@ def tell_evaluation(
     precision: str = "fp32",
     packed: bool = True,
 ) -> None:
-    """Says which ops take less than their first choice where these splits are predicted.
+    """Logs which ops take less than their first choice where these splits are predicted.
 
     Raises:
         BackendError: a named backend cannot run one of them, with the reasons.

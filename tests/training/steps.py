@@ -1,0 +1,93 @@
+"""Rounds and steps over a small random model that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunConfig, SmartConfig
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.checkpoint import optimizer_tensors
+from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.optimizer import build_optimizer
+from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from tests.model.models import TASKS, random_batch, random_model
+
+LENGTHS = {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]}
+LABELS = {"sst": [0.0, 4.0, 2.0], "para": [1.0, 0.0], "sts": [4.5, 0.5]}
+SBRRT = RunConfig(
+    tasks=TASKS,
+    smart=SmartConfig(weight=1.0, radius=0.1),
+    bregman=BregmanConfig(weight=0.8),
+    optimizer=OptimizerConfig(warmup=0.0),
+    round=RoundConfig(batch_size=2),
+)
+JOINT = replace(SBRRT, round=replace(SBRRT.round, update="joint"))
+PLAIN = replace(SBRRT, smart=SmartConfig(), bregman=BregmanConfig())
+
+
+def smart(**fields) -> RunConfig:
+    return replace(SBRRT, smart=replace(SBRRT.smart, **fields))
+
+
+CONFIGS = {
+    "per task": SBRRT,
+    "joint": JOINT,
+    # By subtraction, R_s at this radius has two digits in float32 on either path.
+    "paper": smart(preset="paper", radius=None, branch="linear"),
+    "mtdnn": smart(preset="mtdnn", radius=None),
+    "three steps": smart(num_steps=3, step_size=0.05, projection="ball"),
+    "finite": smart(gradient="finite", sigma=1e-2),
+    "masks of their own": smart(shared_dropout=False),
+    "joint, masks of their own": replace(JOINT, smart=replace(JOINT.smart, shared_dropout=False)),
+    "special tokens too": smart(perturb_special=True, norm="2", level="sequence"),
+    "no teacher": replace(SBRRT, bregman=BregmanConfig()),
+    "no SMART": replace(SBRRT, smart=SmartConfig()),
+    "neither": PLAIN,
+    "weighted": replace(SBRRT, tasks=TASKS | {"sts": replace(TASKS["sts"], weight=0.25)}),
+    "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
+}
+
+
+def make_round(
+    seed: int = 0,
+    lengths: Mapping[str, list[int]] = LENGTHS,
+    labels: Mapping[str, list[float]] = LABELS,
+) -> list[TaskBatch]:
+    """Random tokens of these lengths, rows numbered through the round."""
+    torch.manual_seed(seed)
+    row, batches = 0, []
+    for name, of_task in lengths.items():
+        batches.append(TaskBatch(name, random_batch(of_task, row), torch.tensor(labels[name])))
+        row += len(of_task)
+    return batches
+
+
+def build(
+    kind, config=SBRRT, dtype=torch.float32, pooling="mean", frozen=False, device="cpu"
+) -> SbrrtStep:
+    torch.manual_seed(0)
+    model = random_model(dtype, pooling).to(device)
+    model.tasks = dict(config.tasks)
+    if frozen:
+        model.freeze_encoder()
+    return step_over(kind, model, config)
+
+
+def step_over(kind: Callable[..., SbrrtStep], model: MultiTaskModel, config) -> SbrrtStep:
+    """A step of this kind for a run of 10 rounds."""
+    teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer)
+    return kind(model, teacher, optimizer, config, 10)
+
+
+def state(step: SbrrtStep) -> dict[str, Tensor]:
+    """Weights, the teacher's and the optimiser's tensors."""
+    tensors = {f"model.{name}": x for name, x in step.model.state_dict().items()}
+    if step.teacher is not None:
+        tensors |= {f"teacher.{name}": x for name, x in step.teacher.state_dict().items()}
+    return tensors | optimizer_tensors(step.optimizer, list(step.model.named_parameters()))
