@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,8 +33,11 @@ def native_calls(op, backend, sample) -> list[tuple]:
             assert found.gradients and found.gradient_of_the_first is not None
         if has_tangent(op, backend):
             assert found.tangent
-    different = {(overload, kind_of(args)): (overload, args) for overload, args in calls.ops}
-    return [(op, tree_map_only(Tensor, Tensor.detach, args)) for op, args in different.values()]
+    different = {}
+    for op, arguments in calls.ops:
+        different.setdefault((op, kind_of(arguments)), arguments)
+    detached = partial(tree_map_only, Tensor, Tensor.detach)
+    return [(op, detached(arguments)) for (op, _), arguments in different.items()]
 
 
 def kind_of(arguments: tuple) -> tuple:

@@ -59,7 +59,7 @@ NATIVE_PLACES = {
     "several threads": (tuple(range(3, 4096 * 512, 512)), 25, 5, 6, 7),
 }
 TRITON_PLACES = {"a long row": ((2**34 + 1, 5), 1033, -7, 2**31 + 5, 9)}
-PROBABILITIES = (0.0, 0.1, 0.5, 1 - 2**-32)
+PROBABILITIES = (0.1, 0.0, 0.5, 1 - 2**-32)
 DTYPES = (F32, F64, BF16, F16)
 
 
