@@ -123,7 +123,7 @@ BAD = (
     Bad("rng", torch.tensor([1]), ValueError, "rng must be a dense"),
     Bad("site", 2**32, ValueError, r"site must be in \[0, 2\^32\)"),
     Bad("offsets", torch.tensor([0, -8]), ValueError, "offsets must not be negative", CPP),
-    Bad("grad", torch.zeros(3), ValueError, "grad must be a dense"),
+    Bad("grad", torch.zeros(3), ValueError, "grad must (be a dense|have 2 dim)"),
     Bad("mean", torch.zeros(3), ValueError, "mean must be a dense"),
     Bad("rstd", torch.zeros(3), ValueError, "rstd must be a dense"),
     Bad("order", torch.zeros(2, 2).long(), ValueError, r"order must be a dense tensor of shape"),

@@ -108,7 +108,7 @@ def good() -> dict:
 
 
 CPP = ("sbrrt",)
-VECTOR = r"must be a dense tensor of shape \[8\]"
+VECTOR = r"must (be a dense tensor of shape \[8\]|have 1 dim)"
 BAD = (
     Bad("x", torch.zeros(2, 8, dtype=F64), TypeError, "x must have dtype float32"),
     Bad("x", torch.zeros(8), ValueError, "x must (be a dense tensor of shape|have 2 dimensions)"),
@@ -166,7 +166,7 @@ REASONS = (
     Reason(lambda b: _call(b, dtype=F64), "x is float64, which runs on the reference"),
     Reason(lambda b: _call(b, place=3), "weight has a tangent"),
     Reason(_differentiated_tangent, "tangent of x is itself being differentiated"),
-    Reason(lambda b: _call(b, width=8193), "rows of 8193 features are above 8192", ("triton",)),
+    Reason(lambda b: _call(b, width=8193), "8193 features, above 8192", ("triton",)),
 )
 
 OP = Op(
