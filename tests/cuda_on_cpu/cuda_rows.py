@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from tests.cuda_on_cpu import library
-from tests.cuda_on_cpu.counts import NUM_SEEDS
 
 
 def dense_rows(x: Tensor) -> Tensor:
@@ -39,14 +36,3 @@ def num_row_blocks(op: str, num_rows: int) -> int:
     count = torch.zeros(1, dtype=torch.int64)
     library(op).call("row_blocks", num_rows, count)
     return int(count)
-
-
-def assert_same_bits_in_any_order(run: Callable[[int], list[Tensor]]) -> None:
-    """run(seed) for the natural order of threads and for seeded ones."""
-    expected = [bits(x) for x in run(0)]
-    for seed in range(1, NUM_SEEDS + 1):
-        assert [bits(x) for x in run(seed)] == expected, seed
-
-
-def bits(x: Tensor) -> bytes:
-    return x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -32,7 +32,8 @@ def assert_as_good_as_stock(
         return
     error, stock_error = ((x.double() - exact).abs().max().item() for x in (ours, stock))
     floor = (torch.finfo(ours.dtype).eps / 2 + approximation) * exact.abs().max().item()
-    assert error <= 2 * stock_error + floor, (error, stock_error, floor)
+    bound = (2 * stock_error + floor) * (1 + 1e-9)  # float64 rounds, too
+    assert error <= bound, (error, stock_error, floor)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -65,13 +66,6 @@ def num_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def capabilities() -> list[str]:
-    """What ATEN_CPU_CAPABILITY may be on this processor: torch believes it, and dies of more."""
-    names = ["default", "avx2", "avx512"]
-    best = torch.backends.cpu.get_cpu_capability().lower()
-    return names[: names.index(best) + 1] if best in names else names[:1]
-
-
 def run_with_capability(module: str, capability: str) -> str:
     """Runs ``module.check_values()`` under one instruction set, and returns that set's name."""
     code = (
@@ -88,15 +82,19 @@ def run_with_capability(module: str, capability: str) -> str:
 
 
 class Calls(TorchDispatchMode):
-    """Records the arguments of every native op that runs."""
+    """Records every op of the two libraries that runs, and its arguments."""
 
     def __init__(self):
         super().__init__()
-        self.seen: list[tuple[str, tuple]] = []
+        self.ops: list[tuple[torch._ops.OpOverload, tuple]] = []
+
+    @property
+    def seen(self) -> list[tuple[str, tuple]]:
+        return [(op._opname, args) for op, args in self.ops]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "sbrrt":
-            self.seen.append((func._opname, args))
+        if func.namespace in ("sbrrt", "sbrrt_triton"):
+            self.ops.append((func, args))
         return func(*args, **(kwargs or {}))
 
 
@@ -115,22 +113,3 @@ def odd_tensor(draw: random.Random) -> object:
         lambda: None,
     ]
     return draw.choice(choices)()
-
-
-def fuzz(op: Callable, good: Callable[[], list], num_calls: int, seed: int = 0) -> int:
-    """Calls ``op`` with good arguments of which some were replaced; returns how many answered."""
-    draw, num_answers = random.Random(seed), 0
-    for _ in range(num_calls):
-        arguments = good()
-        for _ in range(draw.choice([0, 1, 1, 2])):
-            i = draw.randrange(len(arguments))
-            if isinstance(arguments[i], Tensor):
-                arguments[i] = odd_tensor(draw)
-            else:
-                arguments[i] = draw.choice([0, 1, -1, 0.1, 1.0, 2**32, float("nan"), None, "x"])
-        try:
-            op(*arguments)
-            num_answers += 1
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            continue
-    return num_answers

@@ -13,17 +13,16 @@ from dataclasses import replace
 
 import torch
 
-from sbrrt_fast.ops.attention import attention
 from sbrrt_fast.training.step.fast_step import FastStep
-from tests.ops import test_attention
-from tests.ops.on_device import moved
-from tests.ops.op_checks import BF16, F32, gradients
-from tests.ops.test_compile import native_calls
+from tests.ops.backends import parts_of, run
+from tests.ops.cases import OPS
+from tests.ops.cases.attention import AttentionCase
+from tests.ops.op_checks import BF16, F32
 from tests.training.test_fast_step import SBRRT, build, make_round
 
 # (lengths, heads, head dimension, dtype, dropout, maximum length, layout): what short and long
 # sequences, and heads of either width, take.
-LENGTHS = ([4, 29, 1], [33, 130], [257])
+LENGTHS = ((4, 29, 1), (33, 130), (257,))
 SHAPES = [
     (lengths, 2, width, dtype, 0.1, 512, "dense")
     for lengths in LENGTHS
@@ -32,21 +31,18 @@ SHAPES = [
 ]
 
 
-def call_native_ops(device: str) -> None:
-    for name, arguments in native_calls().items():
-        getattr(torch.ops.sbrrt, name).default(*moved(arguments, device))
-        _wait(name, device)
-
-
-def call_attention(device: str) -> None:
+def call_ops(device: str) -> None:
+    for op in OPS.values():
+        _call(op, device, op.case(op.samples[op.small]))
     for shape in SHAPES:
-        case = moved(test_attention.Case(shape), device)
+        _call(OPS["attention"], device, AttentionCase(shape))
 
-        def run(*inputs, case=case):
-            return attention(*inputs, *case.batch, *case.dropout, backend=device)
 
-        gradients(run, case.inputs, case.grad)
-        _wait(f"attention {shape}", device)
+def _call(op, device: str, case) -> None:
+    found = run(op, device, case)
+    for part in parts_of(op, device):
+        assert getattr(found, part)
+    _wait(op.name, device)
 
 
 def train_rounds(device: str) -> None:
@@ -65,8 +61,7 @@ def _wait(name: str, device: str) -> None:
 
 def main() -> None:
     device = os.environ.get("DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    call_native_ops(device)
-    call_attention(device)
+    call_ops(device)
     train_rounds(device)
 
 

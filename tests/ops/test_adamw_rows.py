@@ -1,138 +1,109 @@
-"""One table of which a few rows have a gradient, against the dense update."""
+"""The table's own: rows without a gradient, what is left out, and the update that mixes both."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from sbrrt_fast.config import BregmanConfig, OptimizerConfig
-from sbrrt_fast.ops.adamw_ema import RowGradient, adamw_ema_, adamw_ema_rows_
+from sbrrt_fast.ops.adamw_ema import RowGradient, adamw_ema_rows_
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.update import FusedUpdate
+from tests.cuda_on_cpu.kernels import adamw as cuda_kernels
+from tests.ops.backends import DEVICES, backends_of
+from tests.ops.cases.adamw import SIZES, good_rows, numbers, row_gradient
+from tests.ops.on_device import equal, moved
 
-SIZES = {"one row": (1, 5), "prime": (97, 37), "wide": (300, 384)}
-BACKENDS = ("cpu", "reference")
-
-
-def table(size) -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    param = torch.randn(size)
-    state = {"param": param, "ema": param.clone(), "exp_avg": torch.zeros(size)}
-    return state | {"exp_avg_sq": torch.zeros(size)}
+every_backend = backends_of("adamw_ema_rows_", "reference", "cuda_on_cpu")
 
 
-def gradient(size, step: int) -> RowGradient:
-    generator = torch.Generator().manual_seed(step)
-    count = (step * 7) % (size[0] + 1)  # none at all to every row
-    rows = torch.randperm(size[0], generator=generator)[:count].sort().values
-    return RowGradient(rows, torch.randn(count, size[1], generator=generator))
+class Table:
+    """A table with its moments and its average; whether a row has moments."""
+
+    def __init__(self, size, backend, has_average=True):
+        self.backend, self.device = backend, DEVICES.get(backend, "cpu")
+        generator = torch.Generator().manual_seed(1)
+        self.param = torch.randn(size, generator=generator).to(self.device)
+        self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.param) for _ in range(2))
+        self.ema = self.param.clone() if has_average else None
+        self.touched = torch.zeros(size[0], dtype=torch.bool, device=self.device)
+
+    def step(self, found: RowGradient, count: int, weight_decay=0.1, **changes) -> None:
+        settings = moved(numbers(count) | changes, self.device)
+        found = RowGradient(*(x.to(self.device) for x in (found.rows, found.values)))
+        if self.backend == "cuda_on_cpu":
+            lists = self.param, self.exp_avg, self.exp_avg_sq, self.ema
+            cuda_kernels.update_rows(lists, found, self.touched, settings)
+            return
+        adamw_ema_rows_(
+            self.param, found, self.touched, self.exp_avg, self.exp_avg_sq, ema=self.ema,
+            weight_decay=weight_decay, backend=self.backend, **settings,
+        )  # fmt: skip
+
+    def tensors(self) -> list[Tensor]:
+        average = [] if self.ema is None else [self.ema]
+        return [self.param, self.exp_avg, self.exp_avg_sq, *average, self.touched]
 
 
-def numbers(step: int, dtype=torch.float32) -> dict:
-    return {
-        "learning_rate": torch.tensor(1e-2 / step, dtype=torch.float64),
-        "clip_factor": torch.tensor(0.7),
-        "step": torch.tensor(step),
-        "betas": (0.9, 0.99),
-        "ema_beta": 0.95,
-    }
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@backends_of("adamw_ema_rows_", "reference")
 @pytest.mark.parametrize("name", SIZES)
-def test_rows_are_updated_like_the_dense_table(name, backend):
-    size = SIZES[name]
-    ours, dense = table(size), table(size)
-    touched = torch.zeros(size[0], dtype=torch.bool)
-    for step in range(1, 12):
-        found = gradient(size, step)
-        adamw_ema_rows_(
-            ours["param"], found, touched, ours["exp_avg"], ours["exp_avg_sq"],
-            weight_decay=0.1, ema=ours["ema"], backend=backend, **numbers(step),
-        )  # fmt: skip
-        adamw_ema_(
-            [dense["param"]], [found.dense(dense["param"])], [dense["exp_avg"]],
-            [dense["exp_avg_sq"]], weight_decay=[0.1], ema=[dense["ema"]], backend=backend,
-            **numbers(step),
-        )  # fmt: skip
-        for key, value in ours.items():
-            assert torch.allclose(value, dense[key], rtol=1e-6, atol=1e-9), (step, key)
-        assert torch.equal(touched, (dense["exp_avg_sq"] != 0).any(1))
+def test_without_an_average(name, backend):
+    ours, whole = (Table(SIZES[name], backend, has_average) for has_average in (False, True))
+    for count in range(1, 4):
+        for table in (ours, whole):
+            table.step(row_gradient(SIZES[name], count), count)
+    for a, b in zip(ours.tensors()[:3], whole.tensors()[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-def test_threads_do_not_change_a_bit():
-    results, size = [], SIZES["wide"]
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            state = table(size)
-            touched = torch.zeros(size[0], dtype=torch.bool)
-            for step in range(1, 4):
-                adamw_ema_rows_(
-                    state["param"], gradient(size, step), touched, state["exp_avg"],
-                    state["exp_avg_sq"], weight_decay=0.1, ema=state["ema"], **numbers(step),
-                )  # fmt: skip
-            results.append(state)
-    finally:
-        torch.set_num_threads(1)
-    for state in results[1:]:
-        assert all(torch.equal(value, results[0][key]) for key, value in state.items())
-
-
-@pytest.mark.parametrize(
-    ("rows", "touched", "message"),
-    [
-        ([3, 2], 97, "rows must ascend"),
-        ([2, 2], 97, "rows must ascend"),
-        ([-1, 2], 97, "rows must ascend"),
-        ([2, 97], 97, "rows must ascend"),
-        ([2], 97, "grad"),
-        ([2, 3], 96, "touched"),
-    ],
-)
-def test_what_does_not_fit_is_refused_and_nothing_written(rows, touched, message):
-    state = table(SIZES["prime"])
-    before = {key: value.clone() for key, value in state.items()}
-    with pytest.raises(ValueError, match=message):
-        adamw_ema_rows_(
-            state["param"], RowGradient(torch.tensor(rows), torch.randn(2, 37)),
-            torch.zeros(touched, dtype=torch.bool), state["exp_avg"], state["exp_avg_sq"],
-            weight_decay=0.1, ema=state["ema"], backend="cpu", **numbers(1),
-        )  # fmt: skip
-    assert all(torch.equal(value, before[key]) for key, value in state.items())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@every_backend
 def test_a_clip_factor_of_nan_leaves_the_update_out(backend):
-    size = SIZES["prime"]
-    state, touched = table(size), torch.zeros(size[0], dtype=torch.bool)
-
-    def update(step, **changes):
-        adamw_ema_rows_(
-            state["param"], gradient(size, step), touched, state["exp_avg"], state["exp_avg_sq"],
-            weight_decay=0.1, ema=state["ema"], backend=backend, **(numbers(step) | changes),
-        )  # fmt: skip
-
-    update(3)
-    before = {key: value.clone() for key, value in state.items()} | {"touched": touched.clone()}
-    update(5, clip_factor=torch.tensor(torch.nan))
-    for key, value in (state | {"touched": touched}).items():
-        assert torch.equal(value, before[key]), key
-    update(5)
-    assert not torch.equal(touched, before["touched"])
-    assert all(not torch.equal(value, before[key]) for key, value in state.items())
+    for size in ((70, 36), SIZES["primes"]):
+        table = Table(size, backend)
+        table.step(row_gradient(size, 3), 3)
+        before = [x.clone() for x in table.tensors()]
+        table.step(row_gradient(size, 5), 5, clip_factor=torch.tensor(torch.nan))
+        assert equal(table.tensors(), before)
+        table.step(row_gradient(size, 5), 5)
+        assert not any(torch.equal(a, b) for a, b in zip(table.tensors(), before, strict=True))
 
 
-def test_the_op_s_schema_is_what_it_does():
-    state, found = table(SIZES["prime"]), gradient(SIZES["prime"], 3)
-    touched = torch.zeros(97, dtype=torch.bool)
-    args = (
-        state["param"], found.values, found.rows, touched, state["exp_avg"], state["exp_avg_sq"],
-        state["ema"], torch.tensor(1e-3), 0.1, 0.9, 0.999, 1e-8, torch.tensor(1.0),
-        torch.tensor(1), 0.9,
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.sbrrt.adamw_ema_rows_, args)
+@every_backend
+def test_every_row_once_touched_moves_on(backend):
+    """Momentum moves a row without a gradient, unlike a row that never had one."""
+    table = Table((4, 8), backend)
+    table.step(RowGradient(torch.tensor([2]), torch.ones(1, 8)), 1)
+    before, moment = table.param.clone(), table.exp_avg.clone()
+    table.step(RowGradient(torch.empty(0).long(), torch.empty(0, 8)), 2, weight_decay=0.0)
+    is_second = [False, False, True, False]
+    assert table.touched.tolist() == is_second
+    assert (table.exp_avg != moment).any(1).tolist() == is_second
+    if backend != "cuda_on_cpu":  # whose weight decay moves all
+        assert (table.param != before).any(1).tolist() == is_second
+
+
+@backends_of("adamw_ema_rows_")
+def test_moments_of_untouched_rows_are_neither_read_nor_written(backend):
+    table, expected = (Table(SIZES["primes"], backend) for _ in range(2))
+    found = row_gradient(SIZES["primes"], 3)
+    idle = torch.ones(97, dtype=torch.bool)
+    idle[found.rows] = False
+    expected.step(found, 1)
+    for moment in (table.exp_avg, table.exp_avg_sq):
+        moment[idle.to(moment.device)] = float("nan")
+    table.step(found, 1)
+    assert torch.equal(table.param, expected.param)
+    assert torch.equal(table.exp_avg.isnan().all(1).cpu(), idle)
+
+
+@pytest.mark.parametrize("library", ["sbrrt", "sbrrt_triton"])
+def test_tensors_that_share_memory_are_refused(library):
+    given = good_rows()
+    given["exp_avg"] = given["param"]
+    with pytest.raises(ValueError, match=r"rows_: (exp_avg|param) and (exp_avg|param) share"):
+        getattr(torch.ops, library).adamw_ema_rows_(**given)
 
 
 def test_the_update_mixes_dense_and_row_gradients():
@@ -147,7 +118,7 @@ def test_the_update_mixes_dense_and_row_gradients():
         update = FusedUpdate(optimizer, Teacher(model, BregmanConfig(weight=1.0)), 0.5, 20)
         weight = model["table"].weight
         for step in range(1, 7):
-            found = gradient(tuple(weight.shape), step + 2)
+            found = row_gradient(tuple(weight.shape), step + 2)
             by_parameter = {
                 id(p): torch.full_like(p, 0.01 * step) for p in model["out"].parameters()
             }

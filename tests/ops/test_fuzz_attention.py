@@ -25,6 +25,9 @@ ORDER = {
 }
 
 
+NUM_RESULTS = {"forward": 1, "backward": 3, "jvp": 1}
+
+
 def random_problem(draw: random.Random) -> dict:
     """Valid arguments of all three ops, by name."""
     lengths = [draw.choice([0, 1, 2, 5, 16, 17, 23]) for _ in range(draw.randrange(5))]
@@ -44,12 +47,21 @@ def random_problem(draw: random.Random) -> dict:
         "rows": torch.tensor([draw.choice([0, 3, 2**31, 2**40]) for _ in lengths]).long(),
         "max_positions": max_length + draw.choice([0, 1, 2, 3, 100]),
     }
-    a["out"], a["logsumexp"] = ops.attention_forward(*(a[name] for name in NAMES))
+    a |= {"out": torch.empty(size, dtype=dtype), "logsumexp": torch.empty(size[0], num_heads)}
+    ops.attention_forward_into(*(a[name] for name in NAMES), a["out"], a["logsumexp"])
     return a
 
 
-def call(op: str, arguments: dict):
-    return getattr(ops, f"attention_{op}")(*(arguments[name] for name in ORDER[op]))
+def call(op: str, arguments: dict) -> list[torch.Tensor]:
+    """The results."""
+    query = arguments["query"]
+    results = [query.new_empty(query.shape) for _ in range(NUM_RESULTS[op])]
+    if op == "forward" and isinstance(arguments["num_heads"], int):
+        size = len(query) if query.dim() else 0, min(max(arguments["num_heads"], 0), 9)
+        results.append(torch.empty(size, device=query.device))
+    read = [arguments[name] for name in ORDER[op]]
+    getattr(ops, f"attention_{op}_into")(*read, *results)
+    return results
 
 
 def check_answers(a: dict) -> None:
@@ -59,7 +71,7 @@ def check_answers(a: dict) -> None:
     eps = torch.finfo(a["query"].dtype).eps
     size = 1 + exact.abs().max().item() if exact.numel() else 1.0
     torch.testing.assert_close(a["out"].double(), exact, rtol=0, atol=4 * eps * size)
-    grads, tangent = call("backward", a), call("jvp", a)
+    grads, (tangent,) = call("backward", a), call("jvp", a)
     pulled = sum(
         (x.double() * a[name]).sum() for x, name in zip(grads, SAVED["jvp"][:3], strict=True)
     )

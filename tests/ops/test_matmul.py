@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sbrrt_fast._extension import extension, extension_error
+from sbrrt_fast.ops import written_out  # noqa: F401 - defines mm_into
 from tests.ops.op_checks import num_threads
 
 assert extension is not None, extension_error
@@ -70,6 +71,11 @@ def test_bf16_is_the_rounded_product():
     a, b = (torch.randint(-9, 10, size).bfloat16() for size in ((65, 64), (64, 300)))
     for left, right in ((a, b), (a[:3, :5], b[:5])):  # the second in the memory of the first
         assert torch.equal(product(left, right), (left.float() @ right.float()).bfloat16())
+
+
+def test_opcheck():
+    arguments = torch.randn(7, 5), torch.randn(5, 6), torch.randn(7, 6)
+    torch.library.opcheck(torch.ops.sbrrt.mm_into.default, arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ascent step against a per-group loop written from Algorithm 1."""
+"""The ascent step against a per-group loop written from Algorithm 1, and gradients of any size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import pytest
 import torch
 
 from sbrrt_fast.ops.smart_ascend import group_norm, smart_ascend_reference
+from tests.ops.backends import backends_of, run
+from tests.ops.cases import OPS
+from tests.ops.cases.smart import OPTIONS, SIZES, AscendCase, ascent
+
+OP = OPS["smart_ascend"]
+every_backend = backends_of("smart_ascend", "cuda_on_cpu")
 
 SEQUENCE = torch.tensor([0, 0, 0, 1, 2, 2])
 
@@ -41,20 +47,6 @@ def loop(delta, gradient, mask, *, step_size, normalize_gradient, projection, ra
             inside = projection == "ball" and size <= radius
             out[kept] = moved if inside else radius * moved / size
     return out
-
-
-OPTIONS = [
-    dict(
-        zip(("step_size", "normalize_gradient", "projection", "norm", "level"), values, strict=True)
-    )
-    for values in itertools.product(
-        (1e-3, 0.7, math.inf),
-        (True, False),
-        ("ball", "normalize"),
-        ("inf", "2"),
-        ("token", "sequence"),
-    )
-]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
@@ -94,3 +86,48 @@ def test_a_zero_gradient_projects_the_old_perturbation():
         )  # fmt: skip
         assert torch.isfinite(got).all()
         assert torch.allclose(got, 0.5 * delta / delta.norm(dim=-1, keepdim=True), rtol=1e-5)
+
+
+@every_backend
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-18, 1e18, 1e30, 1e37])
+def test_gradients_of_any_size_keep_their_direction(scale, backend):
+    case = AscendCase(ascent(SIZES["prime sizes"], scale=scale))
+    case.settings = [
+        {"normalize_gradient": True, "projection": "normalize", "radius": 0.02,
+         "step_size": math.inf, "norm": norm, "level": level}
+        for norm, level in itertools.product(("inf", "2"), ("token", "sequence"))
+    ]  # fmt: skip
+    # subnormal gradients have few digits
+    tolerance = 1e-6 if scale > 1e-38 or backend == "cuda_on_cpu" else 1e-4
+    for found, exact in zip(
+        run(OP, backend, case).value, case.stock(*case.exact_inputs()), strict=True
+    ):
+        torch.testing.assert_close(found.cpu().double(), exact, rtol=1e-6, atol=0.02 * tolerance)
+
+
+@every_backend
+def test_nothing_to_perturb(backend):
+    case = AscendCase(ascent(((1, 1, 1), 5, "dense"), options=tuple(range(48)), radii=(1.0,)))
+    case.mask = torch.zeros(3, dtype=torch.bool)
+    assert all(x.eq(0).all() for x in run(OP, backend, case).value)
+
+
+@every_backend
+def test_sequences_in_any_order(backend):
+    case = AscendCase(ascent(SIZES["prime sizes"], options=(47, 31), radii=(0.5,)))
+    expected, order = run(OP, backend, case).value, torch.randperm(len(case.mask))
+    case.inputs = [x[order] for x in case.inputs]
+    case.mask, case.sequence = case.mask[order], case.sequence[order]
+    for found, whole in zip(run(OP, backend, case).value, expected, strict=True):
+        torch.testing.assert_close(found, whole[order.to(whole.device)], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@every_backend
+def test_nan_stays_in_its_group(backend, level):
+    case = AscendCase(ascent(SIZES["prime sizes"], options=(2 + level,), radii=(0.5,)))
+    (clean,) = run(OP, backend, case).value
+    case.inputs[1][0, 3] = float("nan")
+    (out,) = run(OP, backend, case).value
+    assert out[0].isnan().any()
+    assert torch.equal(out[2:], clean[2:])  # the first sequence has two tokens

@@ -1,4 +1,4 @@
-"""The divergences against their definitions in float64."""
+"""The divergences against their definitions in float64, and what is special to their kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from sbrrt_fast.ops.symmetric_kl import (
     symmetric_kl,
     symmetric_kl_delta,
     symmetric_kl_fisher,
+    symmetric_kl_reference,
 )
+from tests.ops.backends import DEVICES, backends_of, run
+from tests.ops.cases import OPS
+from tests.ops.cases.symmetric_kl import SymmetricKlCase
+from tests.ops.on_device import moved
+from tests.ops.op_checks import gradients
 
 
 def definition(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -104,3 +110,111 @@ def test_bf16_inputs_are_measured_in_float32():
     expected = definition(w.double() + d.double(), w)
     assert torch.allclose(got.double(), expected, rtol=1e-4)
     assert torch.equal(squared_difference_delta(w[:, 0], d[:, 0]), d[:, 0].float().square())
+
+
+OP = OPS["symmetric_kl"]
+every_backend = backends_of("symmetric_kl", "cuda_on_cpu")
+fused = backends_of("symmetric_kl")
+
+
+def sampled(examples: int = 8, classes: int = 5, scale: float = 0.5) -> SymmetricKlCase:
+    case = SymmetricKlCase((examples, classes, "dense", scale, torch.float32, torch.float32))
+    case.grad = torch.ones(examples)
+    return case
+
+
+@every_backend
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 2.0])
+def test_gradients_keep_their_relative_precision(scale, backend):
+    """Row by row: the change's gradient is of first order in it, the logits' of second."""
+    case = sampled(33, 3, scale)
+    truth = gradients(symmetric_kl_reference, case.exact_inputs(), case.grad.double())
+    for ours, expected in zip(run(OP, backend, case).gradients, truth, strict=True):
+        error = (ours.cpu().double() - expected).norm(dim=1)
+        assert (error <= 2e-7 * expected.norm(dim=1)).all()
+
+
+@every_backend
+def test_one_class_has_nothing_to_diverge(backend):
+    found = run(OP, backend, sampled(7, 1))
+    assert all(x.eq(0).all() for x in [*found.value, *found.gradients])
+
+
+@every_backend
+def test_masked_classes_and_no_change(backend):
+    case, fewer = sampled(), sampled()
+    case.inputs[0][:, 2] = -torch.inf
+    found = run(OP, backend, case)
+    assert all(x.isfinite().all() for x in [*found.value, *found.gradients])
+    fewer.inputs = [x[:, [0, 1, 3, 4]] for x in case.inputs]
+    assert torch.allclose(found.value[0], run(OP, backend, fewer).value[0], rtol=1e-6)
+    case.inputs[1] = torch.zeros_like(case.inputs[1])
+    assert run(OP, backend, case).value[0].eq(0).all()
+
+
+@fused
+def test_leading_dimensions(backend):
+    w, d = moved([torch.randn(2, 3, 4, 5) for _ in range(2)], DEVICES.get(backend, "cpu"))
+    flat = [x.reshape(24, 5) for x in (w, d)]
+    for function, shape in ((symmetric_kl_delta, (2, 3, 4)), (symmetric_kl_fisher, w.shape)):
+        found = function(w, d, backend=backend)
+        assert found.shape == shape
+        assert torch.equal(found.flatten(), function(*flat, backend=backend).flatten())
+
+
+@fused
+def test_second_derivatives_are_the_reference_s(backend):
+    case, results = sampled(), []
+    for name in ("reference", backend):
+        w, d = (x.requires_grad_() for x in moved(case.inputs, DEVICES.get(backend, "cpu")))
+        out = symmetric_kl_delta(w, d, backend=name)
+        (first,) = torch.autograd.grad(out.sum(), d, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), [w, d]))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_other_torch_func_transforms_run_on_the_reference():
+    w, d = sampled().inputs
+
+    def transforms(backend):
+        def function(w, d):
+            return symmetric_kl_delta(w, d, backend=backend)
+
+        def loss(w, d):
+            return function(w, d).sum()
+
+        with torch.no_grad():
+            batched = torch.vmap(lambda w, d: function(w[None], d[None])[0])(w, d)
+        pulled_back = torch.func.vjp(function, w, d)[1](torch.ones(8))
+        gradient, hessian = torch.func.grad(loss, 1)(w, d), torch.func.hessian(loss, 1)(w, d)
+        return batched, *pulled_back, gradient, hessian
+
+    for found, expected in zip(transforms("auto"), transforms("reference"), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_without_a_graph_no_function_is_made(monkeypatch):
+    """autograd.Function costs several times the op."""
+    w, d = sampled().inputs
+    expected = symmetric_kl_delta(w, d, backend="cpu")
+
+    def refuse(*args):
+        raise AssertionError("a Function where autograd records nothing")
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", refuse)
+    assert torch.equal(symmetric_kl_delta(w, d, backend="cpu"), expected)
+    with torch.no_grad():
+        assert torch.equal(symmetric_kl_delta(w.requires_grad_(), d, backend="cpu"), expected)
+    with pytest.raises(AssertionError, match="a Function where"), torch.enable_grad():
+        symmetric_kl_delta(w, d, backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_shapes_that_differ(backend):
+    w, d = sampled().inputs
+    shapes = r"must have one shape, got \(8, 5\) and \(1, 5\)"
+    with pytest.raises(ValueError, match=f"symmetric_kl: logits and delta {shapes}"):
+        symmetric_kl_delta(w, d[:1], backend=backend)
+    with pytest.raises(ValueError, match=f"symmetric_kl_fisher: logits and tangent {shapes}"):
+        symmetric_kl_fisher(w, d[:1], backend=backend)

@@ -38,6 +38,11 @@ def call(op: str, values: dict):
     return getattr(ops, op)(*values.values())
 
 
+def said(op: str) -> str:
+    """What errors call it."""
+    return op if op == "mm_into" else op.removesuffix("_into")
+
+
 def pairs(op: str) -> list[tuple[tuple[str, int], tuple[str, int]]]:
     """Every result with every other argument."""
     places = list(tensors(filled(op)))
@@ -64,7 +69,7 @@ def test_results_overlap_nothing(op, device):
     for result, other in pairs(op):
         values = overlapping(moved(filled(op), device), result, other)
         versions = [x._version for x in tensors(values).values()]
-        with pytest.raises(ValueError, match=rf"sbrrt::{op}: .*memory of its own") as error:
+        with pytest.raises(ValueError, match=rf"sbrrt::{said(op)}: .*memory of its own") as error:
             call(op, values)
         names = [name if i < 0 else f"{name}[{i}]" for name, i in (result, other)]
         assert all(name in str(error.value) for name in names)
@@ -83,7 +88,7 @@ def test_tracing_refuses_the_same(op):
                 put(values, place, flat.as_strided(x.shape, x.stride(), x.storage_offset()))
             else:
                 put(values, place, x.to("meta"))
-        with pytest.raises(ValueError, match=rf"sbrrt::{op}: .*memory of its own"):
+        with pytest.raises(ValueError, match=rf"sbrrt::{said(op)}: .*memory of its own"):
             call(op, values)
 
 
@@ -104,11 +109,10 @@ def test_an_input_itself(op, result, dtype, device):
         values, apart = moved(filled(op, dtype), device), moved(filled(op, dtype), device)
         assert values[name].dtype == values[result].dtype
         values[result] = values[name]
-        returned, other = call(op, values), call(op, apart)
-        assert torch.equal(values[result], apart[result])
-        if returned is not None:
-            flat = [x if isinstance(x, tuple) else (x,) for x in (returned, other)]
-            assert all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+        call(op, values)
+        call(op, apart)
+        for each in written(op):
+            assert values[each] is None or torch.equal(values[each], apart[each])
 
 
 def test_an_input_of_another_layout_or_dtype():
@@ -117,7 +121,7 @@ def test_an_input_of_another_layout_or_dtype():
         ops.bias_gelu_forward_into(memory.t(), torch.zeros(8), memory)
     x, grad = torch.randn(4, 8), torch.randn(4, 8).bfloat16()
     with pytest.raises(ValueError, match="dx overlaps grad"):
-        ops.bias_gelu_backward_into(grad, x, torch.zeros(8), False, as_floats(grad))
+        ops.bias_gelu_backward_into(grad, x, torch.zeros(8), as_floats(grad), None)
 
 
 def as_floats(x: torch.Tensor) -> torch.Tensor:
@@ -180,7 +184,7 @@ def test_tensors_that_require_grad(op):
         values = filled(op)
         put(values, place, x.clone().requires_grad_())
         name = place[0] if place[1] < 0 else rf"{place[0]}\[{place[1]}\]"
-        with pytest.raises(ValueError, match=rf"sbrrt::{op}: {name} .*torch.no_grad\(\)"):
+        with pytest.raises(ValueError, match=rf"sbrrt::{said(op)}: {name} .*torch.no_grad\(\)"):
             call(op, values)
         with torch.no_grad():
             call(op, values)
@@ -195,7 +199,7 @@ def test_tensors_of_inference_mode(op):
         with torch.inference_mode():
             put(values, place, x.clone())
             call(op, values)
-        with pytest.raises(ValueError, match=f"sbrrt::{op}: .*inference_mode.*clone"):
+        with pytest.raises(ValueError, match=f"sbrrt::{said(op)}: .*inference_mode.*clone"):
             call(op, values)
 
 
@@ -266,9 +270,8 @@ def test_nothing_to_do(backend):
     assert gradient_norm([], backend=backend) == 0
     lists, numbers = update(0)
     adamw_ema_(*lists, **numbers, backend=backend)
-    assert ops.gradient_norm([]) == 0
 
 
 def test_gradients_of_a_kind_without_a_kernel():
     with pytest.raises(ValueError, match="sbrrt::gradient_norm: grads must be dense tensors on"):
-        ops.gradient_norm([torch.eye(3).to_sparse()])
+        ops.gradient_norm_into([torch.eye(3).to_sparse()], torch.zeros(()))

@@ -1,4 +1,4 @@
-"""What the tests of the row-wise, SMART and optimiser kernels in Triton have in common."""
+"""What the tests of the Triton kernels have in common."""
 
 from __future__ import annotations
 
@@ -11,29 +11,19 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sbrrt_fast.kernels.launch import Launch, recording
-from sbrrt_fast.ops._backend import backends
+from tests.ops.backends import INTERPRETED, assert_all_right, fitted
+from tests.ops.cases import OPS
+from tests.ops.cases.base import Op, Sample
+from tests.ops.test_opcheck import native_calls
 from tests.ops.triton_only import DEVICE
 
 F16 = torch.float16
-REPEATS = 1 if backends.INTERPRETED else 250
-interpreted = pytest.mark.skipif(not backends.INTERPRETED, reason="changes an interpreted kernel")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="changes an interpreted kernel")
 
 
 def here(x: object) -> object:
     """Tensors inside lists and tuples, where the kernels run."""
     return tree_map(lambda y: y.to(DEVICE) if isinstance(y, Tensor) else y, x)
-
-
-def on_device(function: Callable, *args, **kwargs) -> object:
-    """The function's results on the CPU, of arguments where the kernels run."""
-    results = function(*here(args), **{name: here(x) for name, x in kwargs.items()})
-    return tree_map(lambda y: y.cpu() if isinstance(y, Tensor) else y, results)
-
-
-def assert_same_bits(compute: Callable[[], list[Tensor]]) -> None:
-    first = compute()
-    for _ in range(REPEATS):
-        assert all(torch.equal(a, b) for a, b in zip(first, compute(), strict=True))
 
 
 @contextmanager
@@ -51,6 +41,26 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setattr(torch, "empty", wrap(torch.empty))
         patch.setattr(torch.Tensor, "new_empty", wrap(torch.Tensor.new_empty))
         yield
+
+
+def triton_calls(op: Op, sample: Sample) -> list[tuple]:
+    """(Triton's op, its arguments where it runs): the calls that C++ gets for a sample."""
+    return [
+        (getattr(torch.ops.sbrrt_triton, overload._opname).default, here(arguments))
+        for overload, arguments in native_calls(op, "cpu", sample)
+    ]
+
+
+def by_name(op: torch._ops.OpOverload, arguments: tuple) -> dict[str, object]:
+    names = [argument.name for argument in op._schema.arguments]
+    return dict(zip(names, arguments, strict=True))
+
+
+def assert_caught(op: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample's numbers are wrong now, fresh memory being NaN."""
+    (_, sample), *_ = fitted(OPS[op].table("triton")[name], "triton")
+    with poisoned(monkeypatch), pytest.raises(AssertionError):
+        assert_all_right(OPS[op], "triton", sample)
 
 
 def assert_compiles_once(*calls: Callable[[], object]) -> None:
@@ -75,7 +85,7 @@ def _compiled_for(launch: Launch) -> tuple:
 
 def _free_arguments(kernel) -> set[str]:
     """Names of the arguments that Triton does not specialise."""
-    if backends.INTERPRETED:
+    if INTERPRETED:
         return set(kernel.kwargs.get("do_not_specialize") or ())
     return {p.name for p in kernel.params if p.do_not_specialize}
 

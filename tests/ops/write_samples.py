@@ -12,24 +12,26 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from sbrrt_fast.ops import written_out  # noqa: F401 - defines mm_into
 from tests.ops.op_checks import BF16, F32
-from tests.ops.op_references import layernorm_forward
+from tests.ops.op_references import embed_forward, layernorm_forward
 
 ops = torch.ops.sbrrt
 
 
-def schema(op: str):
-    return getattr(ops, op).default._schema
+def schema(op: str, library: str = "sbrrt"):
+    return getattr(getattr(torch.ops, library), op).default._schema
 
 
-def written(op: str) -> list[str]:
-    return [a.name for a in schema(op).arguments if a.alias_info and a.alias_info.is_write]
+def written(op: str, library: str = "sbrrt") -> list[str]:
+    arguments = schema(op, library).arguments
+    return [a.name for a in arguments if a.alias_info and a.alias_info.is_write]
 
 
-def writing_ops() -> list[str]:
+def writing_ops(library: str = "sbrrt") -> list[str]:
     """All there are."""
-    names = [n[7:] for n in torch._C._dispatch_get_all_op_names() if n.startswith("sbrrt::")]
-    return sorted(n for n in names if written(n))
+    names = [n.split("::") for n in torch._C._dispatch_get_all_op_names()]
+    return sorted(n for space, n in names if space == library and written(n, library))
 
 
 def sample(op: str, draw: random.Random) -> dict:
@@ -42,7 +44,8 @@ def gelu(draw) -> dict:
     dtype, size = draw.choice([F32, BF16]), (draw.randint(0, 6), draw.choice([1, 3, 8, 16, 19, 32]))
     names = ["x", "grad", "x_tangent", "out", "dx"]
     values = {name: torch.randn(size).to(dtype) for name in names}
-    return values | {"bias": torch.randn(size[1]), "need_weight_grads": draw.random() < 0.5}
+    values |= {"bias": torch.randn(size[1]), "dbias": torch.zeros(size[1])}
+    return values | ({"dbias": None} if draw.random() < 0.5 else {})
 
 
 def layernorm(draw) -> dict:
@@ -58,7 +61,10 @@ def layernorm(draw) -> dict:
     values["low"] = None if draw.random() < 0.5 else torch.zeros(size, dtype=BF16)
     values |= {"eps": 0.1, "p": draw.choice([0.0, 0.1, 0.5]), "site": draw.randrange(2**32)}
     values |= {"rng": torch.tensor([draw.randrange(2**63), 7])}
-    values |= {"offsets": torch.arange(num_rows) * width, "need_weight_grads": draw.random() < 0.5}
+    values |= {"offsets": torch.arange(num_rows) * width}
+    wanted = draw.random() < 0.5
+    for name in ("dbias", "dweight", "dshift"):
+        values[name] = torch.zeros(width) if wanted else None
     names = ["x", "bias", "residual", "weight", "shift", "eps", "p", "rng", "site", "offsets"]
     _, mean, rstd = layernorm_forward(*(values[name] for name in names))
     return values | {"mean": mean.float(), "rstd": rstd.float()}
@@ -81,9 +87,96 @@ def attention(draw) -> dict:
         "rows": torch.arange(len(lengths)),
         "max_positions": max_length + draw.choice([0, 3]),
     }
-    names = ["query", "key", "value", "cu_seqlens", "max_length", "num_heads", "p", "rng", "site"]
-    forward = ops.attention_forward(*(values[n] for n in (*names, "rows", "max_positions")))
-    return values | dict(zip(("out", "logsumexp"), forward, strict=True))
+    values |= {"out": torch.empty(size).to(dtype), "logsumexp": torch.empty(size[0], num_heads)}
+    forward = schema("attention_forward_into").arguments
+    ops.attention_forward_into(*(values[argument.name] for argument in forward))
+    return values
+
+
+def embed(draw) -> dict:
+    num_tokens, width = draw.randint(0, 6), draw.choice([2, 5, 8, 16, 17])
+    dtype, sizes = draw.choice([F32, BF16]), {"word": 5, "position": 7, "type": 2}
+    names = ("ids", "positions", "types")
+    values = {
+        name: torch.tensor([draw.randrange(n) for _ in range(num_tokens)], dtype=torch.int64)
+        for name, n in zip(names, sizes.values(), strict=True)
+    }
+    order = torch.stack([values[name].argsort(stable=True) for name in names])
+    values["order"] = None if draw.random() < 0.5 else order
+    for name, n in sizes.items():
+        values |= {
+            name: torch.randn(n, width).to(dtype),
+            f"d{name}": torch.zeros(n, width).to(dtype),
+        }
+    values |= {"weight": torch.rand(width), "shift": torch.randn(width)}
+    values |= {"dweight": torch.zeros(width), "dshift": torch.zeros(width)}
+    for name in ("dword", "dposition", "dtype", "dweight", "dshift"):
+        if draw.random() < 0.2:
+            values[name] = None
+    values |= {name: torch.randn(num_tokens, width).to(dtype) for name in ("grad", "out")}
+    values |= {"eps": 0.1, "p": draw.choice([0.0, 0.1, 0.5]), "site": draw.randrange(2**32)}
+    values |= {"rng": torch.tensor([draw.randrange(2**63), 7])}
+    values |= {"offsets": torch.arange(num_tokens) * width}
+    names = [*names, *sizes, "weight", "shift", "eps", "p", "rng", "site", "offsets"]
+    _, mean, rstd = embed_forward(*(values[name] for name in names))
+    return values | {"mean": mean.float(), "rstd": rstd.float()}
+
+
+def symmetric_kl(draw) -> dict:
+    size, dtypes = (draw.randint(0, 6), draw.choice([1, 2, 5, 17])), [F32, BF16]
+    logits, delta = (torch.randn(size).to(draw.choice(dtypes)) for _ in range(2))
+    values = {"logits": logits, "delta": delta, "grad": torch.randn(size[0])}
+    values |= {"dlogits": torch.zeros_like(logits), "ddelta": torch.zeros_like(delta)}
+    return values | {"tangent": delta, "out": torch.zeros(size[0])}
+
+
+def fisher(draw) -> dict:
+    values = symmetric_kl(draw)
+    return values | {"out": torch.zeros(values["logits"].shape)}
+
+
+def smart_ascend(draw) -> dict:
+    size, dtypes = (draw.randint(0, 9), draw.choice([1, 2, 5, 17])), [F32, BF16]
+    delta, gradient = (torch.randn(size).to(draw.choice(dtypes)) for _ in range(2))
+    return {
+        "delta": delta, "gradient": gradient, "mask": torch.rand(size[0]) > 0.2,
+        "sequence": torch.arange(size[0]) // 3, "num_sequences": 3,
+        "step_size": draw.choice([1e-3, 0.7, float("inf")]),
+        "normalize_gradient": draw.random() < 0.5,
+        "projection": draw.choice(["ball", "normalize"]), "radius": draw.choice([1e-5, 0.5]),
+        "norm": draw.choice(["inf", "2"]), "level": draw.choice(["token", "sequence"]),
+        "out": torch.zeros_like(delta),
+    }  # fmt: skip
+
+
+def random_numbers(draw) -> dict:
+    """Of dropout_mask_into, philox_bits_into and smart_noise_into, but for their result."""
+    num_rows = draw.randint(0, 6)
+    offsets = torch.tensor([draw.randrange(10**9) for _ in range(num_rows)], dtype=torch.int64)
+    return {"offsets": offsets, "p": draw.choice([0.0, 0.1, 0.5]), "site": draw.randrange(2**32),
+            "rng": torch.tensor([draw.randrange(2**63), 7])}  # fmt: skip
+
+
+def mask(draw) -> dict:
+    values = random_numbers(draw)
+    size = len(values["offsets"]), draw.choice([1, 3, 8, 17])
+    return values | {"out": torch.zeros(size, dtype=draw.choice([F32, BF16]))}
+
+
+def bits(draw) -> dict:
+    values = mask(draw)
+    return values | {"out": values["out"].to(torch.int32)}
+
+
+def noise(draw) -> dict:
+    values = random_numbers(draw)
+    return values | {"out": torch.zeros(len(values["offsets"]), draw.choice([4, 8, 20]))}
+
+
+def norm(draw) -> dict:
+    shapes = [draw.choice([(), (3,), (2, 5), (0, 2)]) for _ in range(draw.choice([1, 2, 9]))]
+    dtype = draw.choice([F32, BF16])
+    return {"grads": [torch.randn(shape).to(dtype) for shape in shapes], "out": torch.zeros(())}
 
 
 def mm(draw) -> dict:
@@ -131,6 +224,14 @@ def numbers() -> dict:
 
 SAMPLES = {
     "bias_gelu": gelu,
+    "dropout_mask_into": mask,
+    "embed": embed,
+    "gradient_norm_into": norm,
+    "philox_bits_into": bits,
+    "smart_ascend_into": smart_ascend,
+    "smart_noise_into": noise,
+    "symmetric_kl_fisher_into": fisher,
+    "symmetric_kl": symmetric_kl,
     "dropout_add_layernorm": layernorm,
     "attention": attention,
     "mm_into": mm,
