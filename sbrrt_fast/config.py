@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import arg
+from typing import Literal
 
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 
@@ -28,7 +26,7 @@ class ModelConfig:
             heads: ``[u, v, |u - v|]`` or ``[u, v]``.
     """
 
-    backbone: Annotated[str, arg(aliases=("--backbone",))] = "minilm"
+    backbone: str = "minilm"
     pooling: Literal["checkpoint", "cls", "cls_token", "mean"] = "checkpoint"
     hidden_dropout: float | None = None
     attention_dropout: float | None = None

@@ -34,9 +34,10 @@ def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast trai
         base = dataclasses.replace(base, rounds=None)
     config, unknown = run_tyro(
         RunConfig,
-        argv,
+        [re.sub("^--backbone(?==|$)", "--model.backbone", token) for token in argv],
         prog,
-        description="Train with --config FILE (YAML) and any of these flags over it.",
+        description="Train with --config FILE (YAML) and any of these flags over it; --backbone "
+        "is --model.backbone.",
         default=base,
         return_unknown_args=True,
     )

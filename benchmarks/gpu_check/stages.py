@@ -19,11 +19,19 @@ from benchmarks.harness.machine import ROOT
 
 GPU_TESTS = ("test_gpu_*.py", "test_triton_*.py")  # run on a GPU where there is one
 NO_TESTS = ("test_gpu_check.py", "test_triton_aot.py", "test_triton_launch_table.py")  # not these
+VALUE_TESTS = tuple(
+    f"tests/ops/test_{name}.py" for name in ("values", "gradients", "tangents", "repeats")
+)  # of every op and backend; here those of CUDA
 STEP_TESTS = ("tests/training/test_graph_step.py", "tests/training/test_graph_replaced.py")
 PYTHON = sys.executable
 PATIENCE = 3.0  # a dry run may take so many times as long
 BENCHES, REPORT_SECONDS = ("round", "ops", "sweep"), 8.0
-DRY_TESTS = {"step": "summary or broken", "tests": "random_numbers or counts_round"}
+DRY_TESTS = {
+    "step": "summary or broken",
+    "values": "bias_gelu-cpu",
+    "tests": "reads_what_has_changed or limits_are_those",
+}
+SELECTED = {"values": "cuda and not cuda_on_cpu"}
 DRY_SECONDS = 30.0  # of a run of the benchmarks
 TOOLS = {"memcheck": 45.0, "racecheck": 40.0, "synccheck": 30.0}  # of compute-sanitizer
 
@@ -60,7 +68,8 @@ def second_call(output: Path, dry_run: bool) -> list[Stage]:
     needs = *gpu, "tokenizers", "weights"
     of_call = [
         Stage("calls", calls(dry_run), 70, gpu, device),
-        Stage("tests", tests("tests", dry_run, *gpu_tests()), 120, (*gpu, *PYTEST)),
+        Stage("values", tests("values", dry_run, *VALUE_TESTS), 45, (*gpu, "extension", *PYTEST)),
+        Stage("tests", tests("tests", dry_run, *gpu_tests()), 90, (*gpu, *PYTEST)),
         Stage("round", bench(output, "machine", "round", "stages"), 110, gpu, device),
         Stage("train", train_command(output, dry_run), 60, needs, device),
         Stage("ops", bench(output, "ops", "evaluate"), 60, gpu, device),
@@ -133,7 +142,8 @@ PYTEST = ("pytest", "xdist", "gpu tests")
 def tests(stage: str, dry_run: bool, *files: str) -> tuple[str, ...]:
     """The command that runs test files in several processes; a test that hangs says where."""
     workers = 2 if dry_run else max(2, min(8, (os.cpu_count() or 2) // 2))
-    selected = ("-k", DRY_TESTS[stage]) if dry_run else ()
+    chosen = (DRY_TESTS if dry_run else SELECTED).get(stage)
+    selected = ("-k", chosen) if chosen else ()
     options = (
         # Others take what waits behind a test that hangs.
         *("-q", "-n", str(workers), "--dist", "worksteal", "-p", "tests.benchmarks.live_log"),

@@ -150,7 +150,7 @@ def test_the_calls_share_the_stages_out_and_each_builds_first():
         "build", "no CUDA", "step", "kernels", "memcheck", "racecheck", "synccheck",
     ]  # fmt: skip
     assert stage_names(2) == [
-        "build", "no CUDA", "calls", "tests", "round", "train", "ops", "sweep",
+        "build", "no CUDA", "calls", "values", "tests", "round", "train", "ops", "sweep",
     ]  # fmt: skip
     assert command.SECONDS[1] <= 240
     assert max(command.SECONDS.values()) < 600
@@ -200,7 +200,7 @@ def test_every_file_that_it_runs_imports_with_the_listed_packages_alone(listed_p
     files = [
         *stages.gpu_tests(),
         *stages.STEP_TESTS,
-        "tests/ops/test_gpu_ops.py",
+        *stages.VALUE_TESTS,
     ]
     options = ("-q", "--collect-only", "-p", "no:cacheprovider", "-p", "tests.benchmarks.live_log")
     told = run_there(listed_python, "-m", "pytest", *options, *files)

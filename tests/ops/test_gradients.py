@@ -121,11 +121,14 @@ def test_nothing_is_recorded_where_no_gradient_is_wanted(op, backend, sample):
 
 @params(FUSED, names=small, where=once_only)
 def test_the_gradients_cannot_be_differentiated(op, backend, sample):
+    """Backwards, and on the way to a leaf that the loss reaches in another way as well."""
     call = Recorded(op, backend, sample)
-    grad = call.case.grad.requires_grad_()
-    (first, *_) = torch.autograd.grad(call.out, call.leaves, grad, create_graph=True)
+    (first, *_) = torch.autograd.grad(call.out, call.leaves, call.case.grad, create_graph=True)
     assert torch.equal(first, computed(op, backend, sample).gradients[0])
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    loss = first.square().sum() + call.out.sum()
+    with pytest.raises(RuntimeError, match="sbrrt's ops cannot be differentiated"):
+        torch.autograd.grad(loss, call.leaves[0], retain_graph=True)
+    with pytest.raises(RuntimeError, match="sbrrt's ops cannot be differentiated"):
         first.square().sum().backward()
 
 
