@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from benchmarks.cases.registry import BENCHMARKS
+from benchmarks.harness.benchmark import Benchmark
 from benchmarks.harness.machine import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -53,3 +56,13 @@ def test_no_files_import_each_other():
         free = [path for path, modules in left.items() if not modules & names.keys()]
         assert free, f"a circle among {sorted(names)}"
         left = {path: modules for path, modules in left.items() if path not in free}
+
+
+def test_every_benchmark_is_registered():
+    registered = [kind for kinds in BENCHMARKS.values() for kind in kinds]
+    known = {base for kind in registered for base in kind.__mro__}
+    for path in (FOLDER / "cases").glob("*.py"):
+        module = import_module(f"benchmarks.cases.{path.stem}")
+        for kind in vars(module).values():
+            if isinstance(kind, type) and issubclass(kind, Benchmark):
+                assert kind in known, f"add {kind.__name__} to benchmarks/cases/registry.py"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sbrrt_fast.errors import BackendError
+from sbrrt_fast.ops._backend.library import HOST_FUNCTIONS
 from tests.ops.backends import DEVICES, marks
 from tests.ops.cases import OPS
 from tests.ops.on_device import equal, moved
@@ -42,17 +43,8 @@ def call(library: str, name: str, values: dict) -> None:
 
 def host_function(name: str):
     """Of a Triton op, for torch runs none where a tensor is on meta."""
-    family = next(family for family in MODULES if name.startswith(family))
-    module = import_module(f"sbrrt_fast.kernels.{MODULES[family]}")
-    return getattr(module, name, None) or getattr(module, name.removeprefix(f"{family}_"))
-
-
-MODULES = {
-    "adamw_ema_rows_": "adamw_rows", "adamw_ema_": "adamw_ema", "attention": "attention",
-    "bias_gelu": "gelu", "dropout_add_layernorm": "layernorm", "dropout_mask": "draws",
-    "embed": "embed", "gradient_norm": "adamw_ema", "philox_bits": "draws",
-    "smart_ascend": "smart_ascend", "smart_noise": "draws", "symmetric_kl": "symmetric_kl",
-}  # fmt: skip
+    module, function = HOST_FUNCTIONS[name]
+    return getattr(import_module(f"sbrrt_fast.kernels.{module}"), function)
 
 
 def placed(values: dict, library: str) -> dict:

@@ -35,7 +35,8 @@ def writing_ops(library: str = "sbrrt") -> list[str]:
 
 
 def sample(op: str, draw: random.Random) -> dict:
-    family = next(name for name in SAMPLES if op.startswith(name))
+    family = next((name for name in SAMPLES if op.startswith(name)), None)
+    assert family, f"no sample of {op}: add one to SAMPLES in tests/ops/write_samples.py"
     values = SAMPLES[family](draw)
     return {a.name: values[a.name] for a in schema(op).arguments}
 

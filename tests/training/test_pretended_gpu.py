@@ -16,6 +16,7 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops._backend import backends
+from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.group import TaskBatch
@@ -123,7 +124,7 @@ def configuration(
 
 FACTORS = (
     ("per_task", "joint"),
-    ("paper", "mtdnn", "adversarial"),
+    tuple(PRESETS),
     ("tangent", "finite"),
     (True, False),
     (True, False),

@@ -9,6 +9,7 @@ import torch
 
 from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from tests.model.models import TASKS, random_model
@@ -29,7 +30,7 @@ def weights(step: SbrrtStep) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("update", ["per_task", "joint"])
-@pytest.mark.parametrize("preset", ["paper", "mtdnn", "adversarial"])
+@pytest.mark.parametrize("preset", list(PRESETS))
 def test_packed_and_padded_rounds_are_the_same(update, preset):
     config = replace(
         SBRRT,

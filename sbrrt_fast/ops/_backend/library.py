@@ -24,6 +24,9 @@ from sbrrt_fast import _extension
 _native = torch.library.Library("sbrrt", "FRAGMENT")
 _triton = torch.library.Library("sbrrt_triton", "FRAGMENT")
 
+HOST_FUNCTIONS: dict[str, tuple[str, str]] = {}
+"""(module, function) of ``sbrrt_fast.kernels`` by op."""
+
 NATIVE_OPS = SimpleNamespace()
 TRITON_OPS = SimpleNamespace()
 """The ops of each library by name, ``NATIVE_OPS.bias_gelu_forward_into(x, bias, out)``."""
@@ -39,8 +42,10 @@ def define(schema: str, host_function: str) -> None:
     name = schema.partition("(")[0]
     _define_native(f"{schema} -> ()")
     _triton.define(f"{schema} -> ()")
+    module, _, function = host_function.partition(".")
+    HOST_FUNCTIONS[name] = module, function
     for key in ("CPU", "CUDA"):
-        _triton.impl(name, _calling(*host_function.split(".")), key)
+        _triton.impl(name, _calling(module, function), key)
     torch.library.register_fake(f"sbrrt_triton::{name}", _write_nothing, lib=_triton)
     if hasattr(torch.ops.sbrrt, name):
         setattr(NATIVE_OPS, name, getattr(torch.ops.sbrrt, name).default)
