@@ -1,4 +1,4 @@
-// The launchers of adamw_ema_ and adamw_ema_rows_, for tests/cuda_on_cpu/test_cuda_adamw.py. Tables of tensors
+// The launchers of adamw_ema_ and adamw_ema_rows_, for tests/cuda_on_cpu/kernels. Tables of tensors
 // come as arrays of device addresses.
 #include "cuda/adamw.h"
 

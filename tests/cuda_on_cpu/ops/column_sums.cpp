@@ -1,4 +1,4 @@
-// column_sums' launcher, for tests/cuda_on_cpu/test_cuda_gelu.py and others.
+// column_sums' launcher, for tests/cuda_on_cpu/kernels.
 #include "cuda/column_sums.h"
 
 #include <cuda_on_cpu/export.h>

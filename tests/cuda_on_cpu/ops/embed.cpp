@@ -1,4 +1,4 @@
-// embed's launchers, for tests/cuda_on_cpu/test_cuda_embed.py.
+// embed's launchers, for tests/cuda_on_cpu/kernels.
 #include "cuda/embed.h"
 
 #include "rows.h"

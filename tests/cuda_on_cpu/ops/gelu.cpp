@@ -1,4 +1,4 @@
-// bias_gelu's launchers, for tests/cuda_on_cpu/test_cuda_gelu.py.
+// bias_gelu's launchers, for tests/cuda_on_cpu/kernels.
 #include "cuda/gelu.h"
 
 #include "rows.h"

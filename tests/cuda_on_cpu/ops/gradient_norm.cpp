@@ -1,4 +1,4 @@
-// gradient_norm's launcher, for tests/cuda_on_cpu/test_cuda_adamw.py.
+// gradient_norm's launcher, for tests/cuda_on_cpu/kernels.
 #include "cuda/adamw.h"
 
 #include "rows.h"

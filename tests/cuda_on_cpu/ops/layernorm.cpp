@@ -1,4 +1,4 @@
-// dropout_add_layernorm's launchers, for tests/cuda_on_cpu/test_cuda_layernorm.py.
+// dropout_add_layernorm's launchers, for tests/cuda_on_cpu/kernels.
 #include "cuda/layernorm.h"
 
 #include "rows.h"

@@ -1,4 +1,4 @@
-// The launchers of dropout_mask, philox_bits and smart_noise, for tests/cuda_on_cpu/test_cuda_philox_ops.py.
+// The launchers of dropout_mask, philox_bits and smart_noise, for tests/cuda_on_cpu/kernels.
 #include "cuda/philox_ops.h"
 
 #include "rows.h"

@@ -1,4 +1,4 @@
-// smart_ascend's launcher, for tests/cuda_on_cpu/test_cuda_smart_ascend.py.
+// smart_ascend's launcher, for tests/cuda_on_cpu/kernels.
 #include "cuda/smart_ascend.h"
 
 #include <cmath>

@@ -1,4 +1,4 @@
-// symmetric_kl's launchers, for tests/cuda_on_cpu/test_cuda_symmetric_kl.py.
+// symmetric_kl's launchers, for tests/cuda_on_cpu/kernels.
 #include "cuda/symmetric_kl.h"
 
 #include "rows.h"
