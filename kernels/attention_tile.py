@@ -104,9 +104,9 @@ def backward_tile_kernel(
     b_mean = tl.sum(b_prob * b_prob_grad, axis=1)
     b_score_grad = (b_prob * (b_prob_grad - b_mean[:, None])).to(b_key.dtype)
     b_dquery = product(b_score_grad, b_key) * HEAD_DIM**-0.5
-    store_rows(p_dquery, dquery_stride, b_dquery, place, o_query, HEAD_DIM)
+    store_rows(p_dquery, dvalue_stride, b_dquery, place, o_query, HEAD_DIM)
     b_dkey = product(tl.trans(b_score_grad), b_query) * HEAD_DIM**-0.5
-    store_rows(p_dkey, dkey_stride, b_dkey, place, o_key, HEAD_DIM)
+    store_rows(p_dkey, dvalue_stride, b_dkey, place, o_key, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])

@@ -120,11 +120,11 @@ def _forward_kernel(
     place = (tl.program_id(0).to(tl.int64), num_rows, width)
     o_row, o, m, _, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
+    tl.store(p_mean + o_row, mean, mask=o_row < num_rows)
+    tl.store(p_rstd + o_row, rstd, mask=o_row < num_rows)
     b_out = b_z * load_float(p_weight, o, o < width) + load_float(p_shift, o, o < width)
     store_rows(p_out, out_stride, o_row, o, m, b_out)
     store_rows(p_low, low_stride, o_row, o, m, b_out)
-    tl.store(p_mean + o_row, mean, mask=o_row < num_rows)
-    tl.store(p_rstd + o_row, rstd, mask=o_row < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "site", "threshold"])
