@@ -6,7 +6,7 @@ the kernels of ``attention_loop``. ``attention_launch`` chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -57,12 +57,17 @@ class Batch:
         """The tensors by name."""
         return {"cu_seqlens": self.cu_seqlens, "rng": self.rng, "rows": self.rows}
 
-    def launch(self, kernel, matrices: list, numbers: list, blocks: Blocks, block: int) -> None:
+    def launch(
+        self, kernel, matrices: list, numbers: list, blocks: Blocks, block: int,
+        results: Sequence[Tensor] = (), **others: int,
+    ) -> None:  # fmt: skip
         """Launches with a program per (sequence, head) and ``block`` rows of the longest sequence.
 
         Args:
             matrices: [num_tokens, hidden], read and written, whose strides the kernel takes.
             numbers: float32 [num_tokens, num_heads], contiguous.
+            results: [num_tokens, hidden], after the matrices, whose strides it does not take.
+            others: constants of this kernel alone.
         """
         grid = self.rows.shape[0] * self.num_heads, triton.cdiv(self.max_length, block)
         batch = self.cu_seqlens.contiguous(), self.rows.contiguous(), self.rng.contiguous()
@@ -74,8 +79,8 @@ class Batch:
             "DROPOUT": self.p > 0,
             "ALIGNED": not self.is_unaligned,
         }
-        arguments = *matrices, *numbers, *batch, *strides, *scalars
-        launch(kernel, grid, *arguments, **constants, **blocks.constants())
+        arguments = *matrices, *results, *numbers, *batch, *strides, *scalars
+        launch(kernel, grid, *arguments, **constants, **others, **blocks.constants())
 
 
 def forward_into(query: Tensor, key: Tensor, value: Tensor, *batch_and_results) -> None:
@@ -128,11 +133,34 @@ def backward_into(
     check_write_set(op, written, {**matrices, "logsumexp": logsumexp, **batch.read()})
     inputs, logsumexp = [grad, query, key, value], logsumexp.contiguous()
     if blocks := batch.blocks("backward", query):
-        kernel, grads = attention_tile.backward_tile_kernel, list(written.values())
-        batch.launch(kernel, inputs + grads, [logsumexp], blocks, blocks.query)
+        _backward_tile(inputs, logsumexp, list(written.values()), batch, blocks)
     else:
         _backward_loop(inputs, out, logsumexp, list(written.values()), batch)
     count_change(written)
+
+
+def _backward_tile(
+    inputs: list, logsumexp: Tensor, grads: list, batch: Batch, blocks: Blocks
+) -> None:
+    """All three gradients at once."""
+    kernel, widths = attention_tile.backward_tile_kernel, _widths(grads)
+    results = (
+        grads
+        if widths
+        else [torch.empty_like(inputs[1], memory_format=torch.contiguous_format) for _ in grads]
+    )
+    batch.launch(kernel, inputs, [logsumexp], blocks, blocks.query, results, WIDTHS=max(widths, 1))
+    if not widths:
+        for grad, result in zip(grads, results, strict=True):
+            grad.copy_(result)
+
+
+def _widths(grads: list) -> int:
+    """How many of their widths the rows of all three are apart; 0 where it is no such number."""
+    num_tokens, hidden = grads[0].shape
+    widths = {divmod(grad.stride(0), hidden) for grad in grads} if num_tokens > 1 else {(1, 0)}
+    number, rest = widths.pop()
+    return 0 if widths or rest else number
 
 
 def _backward_loop(inputs: list, out: Tensor, logsumexp: Tensor, grads: list, batch: Batch) -> None:
@@ -239,4 +267,7 @@ def _launch_all(
     batch = starts, length, num_heads, p, rng, 5, rows, max_positions
     forward_into(*matrices, *batch, out, logsumexp)
     backward_into(out, *matrices, out, logsumexp, *batch, *matrices)
+    if dtype is torch.bfloat16 and length in TILES:
+        grads = [torch.empty_like(out) for _ in matrices]
+        backward_into(out, *matrices, out, logsumexp, *batch, *grads)
     jvp_into(*matrices, *matrices, logsumexp, *batch, out)

@@ -70,20 +70,21 @@ def _probabilities(b_query, b_key, b_logsumexp, m_key, HEAD_DIM: tl.constexpr):
 @triton.jit(do_not_specialize=["site", "threshold"])
 def backward_tile_kernel(
     p_grad, p_query, p_key, p_value,  # [num_tokens, num_heads * HEAD_DIM]; rows strides apart
-    p_dquery, p_dkey, p_dvalue,  # likewise
+    p_dquery, p_dkey, p_dvalue,  # likewise, each a part of rows of WIDTHS such widths
     p_logsumexp,  # float32 [num_tokens, num_heads]
     p_cu_seqlens,  # int32 [num_sequences + 1]
     p_rows,  # int64 [num_sequences]
     p_rng,  # int64 [2]
     grad_stride, query_stride, key_stride, value_stride,
-    dquery_stride, dkey_stride, dvalue_stride,
     num_heads, max_positions, site, threshold, scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
     BLOCK_KEY: tl.constexpr,
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
+    WIDTHS: tl.constexpr,
 ):  # fmt: skip
+    stride = num_heads * HEAD_DIM * WIDTHS  # strides of their own would take registers to a spill
     place = locate(p_cu_seqlens, num_heads)
     o_query, o_key = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_KEY)
     b_grad = load_rows(p_grad, grad_stride, place, o_query, HEAD_DIM)
@@ -100,13 +101,13 @@ def backward_tile_kernel(
         b_dropped = tl.where(m_kept, b_prob * scale, 0.0)
         b_prob_grad = tl.where(m_kept, b_prob_grad * scale, 0.0)
     b_dvalue = product(tl.trans(b_dropped.to(b_grad.dtype)), b_grad)
-    store_rows(p_dvalue, dvalue_stride, b_dvalue, place, o_key, HEAD_DIM)
+    store_rows(p_dvalue, stride, b_dvalue, place, o_key, HEAD_DIM)
     b_mean = tl.sum(b_prob * b_prob_grad, axis=1)
     b_score_grad = (b_prob * (b_prob_grad - b_mean[:, None])).to(b_key.dtype)
     b_dquery = product(b_score_grad, b_key) * HEAD_DIM**-0.5
-    store_rows(p_dquery, dvalue_stride, b_dquery, place, o_query, HEAD_DIM)
+    store_rows(p_dquery, stride, b_dquery, place, o_query, HEAD_DIM)
     b_dkey = product(tl.trans(b_score_grad), b_query) * HEAD_DIM**-0.5
-    store_rows(p_dkey, dvalue_stride, b_dkey, place, o_key, HEAD_DIM)
+    store_rows(p_dkey, stride, b_dkey, place, o_key, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])

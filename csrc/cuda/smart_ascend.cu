@@ -78,10 +78,13 @@ struct Source {
   }
 };
 
+// The larger one; NaN where one of them is, unlike fmax.
+__device__ inline double larger(double a, double b) { return a > b || a != a ? a : b; }
+
 // The group's total of the lanes' sums, or their maximum.
 template <bool kSequence>
 __device__ inline double group_total(double x, bool is_maximum, double* shared) {
-  const auto merged = [&](double a, double b) { return is_maximum ? fmax(a, b) : a + b; };
+  const auto merged = [&](double a, double b) { return is_maximum ? larger(a, b) : a + b; };
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
     x = merged(x, __shfl_xor_sync(kFullMask, x, offset));
@@ -105,7 +108,7 @@ __device__ inline double group_norm(const Group<N, kSequence>& group, const Sour
     double x[N];
     source.load(token, column, x);
 #pragma unroll
-    for (int i = 0; i < N; ++i) size = is_sup ? fmax(size, fabs(x[i])) : fma(x[i], x[i], size);
+    for (int i = 0; i < N; ++i) size = is_sup ? larger(size, fabs(x[i])) : fma(x[i], x[i], size);
   });
   size = group_total<kSequence>(size, is_sup, shared);
   return is_sup ? size : sqrt(size);
@@ -118,12 +121,12 @@ __device__ inline Source<N> source_of(const AscendParams& p, double size) {
   const AscendOptions& options = p.options;
   if (options.is_infinite) return {p, size > 0 ? 1.0 : 0.0, size > 0 ? 0.0 : 1.0};
   if (!options.normalize_gradient) return {p, options.step_size, 1.0};
-  return {p, size > 0 ? options.step_size / size : 0.0, 1.0};
+  return {p, size == 0 ? 0.0 : options.step_size / size, 1.0};
 }
 
 __device__ inline double projected(const AscendOptions& options, double scale, double x) {
   const double radius = options.radius;
-  if (options.is_clamp) return fmin(fmax(x, -radius), radius);
+  if (options.is_clamp) return x < -radius ? -radius : x > radius ? radius : x;
   if (options.is_sign) return x > 0 ? radius : x < 0 ? -radius : 0.0;
   return x * scale;
 }

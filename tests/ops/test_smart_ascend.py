@@ -125,8 +125,9 @@ def test_sequences_in_any_order(backend):
 @pytest.mark.parametrize("level", [0, 1])
 @every_backend
 def test_nan_stays_in_its_group(backend, level):
-    case = AscendCase(ascent(SIZES["prime sizes"], options=(2 + level,), radii=(0.5,)))
-    (clean,) = run(OP, backend, case).value
+    sample = ascent(SIZES["prime sizes"], options=(2 + level,), radii=(0.5,))
+    (clean,) = run(OP, backend, AscendCase(sample)).value
+    case = AscendCase(sample)
     case.inputs[1][0, 3] = float("nan")
     (out,) = run(OP, backend, case).value
     assert out[0].isnan().any()
