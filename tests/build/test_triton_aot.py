@@ -29,8 +29,9 @@ def test_attention_compiles_for_two_chips(dtype, tmp_path):
     match = f"^{dtype} 64 x 64 dropout (forward|backward)"
     told = compiled("--match", match, "--json", str(path)).stdout
     rows = json.loads(path.read_text())
-    assert [row["arch"] for row in rows] == [80, 90, 80, 90]
-    assert "4 launches compiled, 0 with a fault" in told
+    num_calls = 3 if dtype == "bfloat16" else 2  # a backward into parts of one tensor, and apart
+    assert [row["arch"] for row in rows] == [80, 90] * num_calls
+    assert f"{2 * num_calls} launches compiled, 0 with a fault" in told
     for row in rows:
         assert row["spills"] == 0 < row["registers"] <= 255
         assert ("HGMMA" if row["arch"] == 90 else "HMMA") in row["matrix"]
