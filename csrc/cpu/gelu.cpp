@@ -43,7 +43,7 @@ void forward_rows(const GeluInputs& in, const Rows& out, const GeluBuffers& buff
 }
 
 void grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out, float* sums,
-                 const GeluBuffers& buffers, int64_t begin, int64_t end) {
+               const GeluBuffers& buffers, int64_t begin, int64_t end) {
   SBRRT_RETURN_ON_THIS_CPU(gelu_grad, in, grad, out, sums, buffers, begin, end)
 }
 

@@ -114,7 +114,7 @@ inline void gelu_forward(const GeluInputs& in, const Rows& out, const GeluBuffer
 // out = grad * gelu'(x + bias), and its column sums.
 template <typename T, bool kSums>
 inline void gelu_grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out,
-                             float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+                          float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
   const GeluDerivative derivative;
   const float* bias = in.bias;
   for (int64_t row = begin; row < end; ++row) {
@@ -134,7 +134,7 @@ inline void gelu_grad_rows(const GeluInputs& in, const ConstRows& grad, const Ro
 
 // Backward and JVP, of a gradient or a tangent; sums [padded_width(width)] are null or written.
 inline void gelu_grad(const GeluInputs& in, const ConstRows& grad, const Rows& out,
-                        float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+                     float* sums, const GeluBuffers& buffers, int64_t begin, int64_t end) {
   const bool is_direct = is_whole_bfloat16(in.x, in.width) && grad.is_bfloat16;
   const auto run = is_direct ? sums != nullptr ? gelu_grad_rows<at::BFloat16, true>
                                                : gelu_grad_rows<at::BFloat16, false>

@@ -141,7 +141,7 @@ cudaError_t gelu_grad(const GeluGradParams& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     constexpr int N = decltype(vec)::value;
     return launch<gelu_grad_kernel<T, N>>(grid_of(p.num_rows, p.width, N),
-                                            dim3(kWarps * kWarpSize), 0, stream, p);
+                                          dim3(kWarps * kWarpSize), 0, stream, p);
   });
 }
 
