@@ -19,8 +19,8 @@ void run_grad(const char* op, TensorRef grad, TensorRef x, TensorRef bias, Tenso
   const at::Tensor partial = empty_floats({sums ? gelu_row_blocks(x.size(0)) : 0, x.size(1)}, x);
   launch(&gelu_grad,
          GeluGradParams{x.size(0), x.size(1), element_type(x), const_rows(dense),
-                         const_rows(dense_grad), dense_bias.const_data_ptr<float>(), rows(out),
-                         sums ? partial.mutable_data_ptr<float>() : nullptr});
+                        const_rows(dense_grad), dense_bias.const_data_ptr<float>(), rows(out),
+                        sums ? partial.mutable_data_ptr<float>() : nullptr});
   if (sums) write_sums(launch, partial, {&*sums});
 }
 
