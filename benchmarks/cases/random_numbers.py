@@ -6,6 +6,7 @@ distribution, which depend on their order.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -25,14 +26,17 @@ class RandomNumbers(Plain):
     variants = (*BACKENDS, REFERENCE, "eager")
     rtol = atol = 0.0  # from the reference
 
+    @abstractmethod
     def draw(self, offsets: Tensor, width: int, rng: Tensor, backend: str) -> Tensor:
-        raise NotImplementedError
+        """This package's numbers, by a backend."""
 
+    @abstractmethod
     def eager(self, offsets: Tensor, width: int, rng: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Stock torch's numbers."""
 
+    @abstractmethod
     def is_distributed(self, result: Tensor) -> bool:
-        raise NotImplementedError
+        """Whether they are distributed as they should be."""
 
     def cases(self):
         return cases(self.settings, ["fp32"], [FORWARD], ["task", "round"])

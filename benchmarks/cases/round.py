@@ -147,6 +147,8 @@ class Round(Benchmark):
             return
         if compiles == "graphs" or variant in GPU_ONLY:
             raise Absent("needs a GPU")
+        if compiles != "no":
+            raise Absent("a CPU's lengths change every round, past torch's limit of recompilations")
         few = FAST, f"{FAST} joint", peer_of(self.settings)
         if case.model != "minilm" and variant not in few:
             raise Absent(f"{case.model} takes too long on a CPU; see minilm")

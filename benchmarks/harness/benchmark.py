@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -50,7 +51,7 @@ class Cost:
     flops: float = 0.0
 
 
-class Benchmark:
+class Benchmark(ABC):
     """A comparison of variants, case by case.
 
     A subclass says what its cases and variants are and makes calls of them, which it checks first.
@@ -83,12 +84,13 @@ class Benchmark:
             self._last[name] = case, make()
         return self._last[name][1]
 
+    @abstractmethod
     def cases(self) -> Iterator[Case]:
-        raise NotImplementedError
+        """Of the settings, the most telling first."""
 
+    @abstractmethod
     def calls(self, case: Case, variant: str, num_sets: int) -> list[Call]:
         """Checked calls on so many sets of inputs; Absent where it cannot run."""
-        raise NotImplementedError
 
     def cost(self, case: Case) -> Cost:
         return Cost()
@@ -181,16 +183,17 @@ class Differentiable(Benchmark):
 
     dropout = P
 
+    @abstractmethod
     def tensors(self, case: Case) -> list[Tensor]:
-        raise NotImplementedError
+        """Fresh inputs."""
 
+    @abstractmethod
     def ours(self, case: Case, backend: str) -> Variant:
         """This package's, by a backend or by ``reference``, which takes float64 too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def peer(self, case: Case, name: str) -> Variant:
         """Anybody else's. Raises Absent."""
-        raise NotImplementedError
 
     def variant(self, case: Case, name: str) -> Variant:
         return (self.ours if name in (*BACKENDS, REFERENCE) else self.peer)(case, name)
@@ -262,16 +265,17 @@ class Differentiable(Benchmark):
 class Plain(Benchmark):
     """An op without derivatives: a function of fresh ``tensors``, whose result ``check`` sees."""
 
+    @abstractmethod
     def tensors(self, case: Case) -> tuple:
-        raise NotImplementedError
+        """Fresh inputs."""
 
+    @abstractmethod
     def function(self, case: Case, name: str) -> Callable:
         """Of the tensors. Raises Absent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, case: Case, name: str, result: object, tensors: tuple) -> None:
         """Raises WrongResult."""
-        raise NotImplementedError
 
     def calls(self, case: Case, variant: str, num_sets: int) -> list[Call]:
         self.check_device(variant)

@@ -11,6 +11,8 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarpSize;
+// Four blocks at a time leave 64 registers a thread; without a number nvcc keeps to 32 or 40 and spills.
+constexpr int kBlocks = 4;
 
 // The tokens that a warp has of its group, one after the other, and the elements that a lane has of
 // each, N at a time.
@@ -132,7 +134,7 @@ __device__ inline double projected(const AscendOptions& options, double scale, d
 }
 
 template <int N, bool kSequence>
-__global__ void __launch_bounds__(kThreads) smart_ascend_kernel(const AscendParams p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) smart_ascend_kernel(const AscendParams p) {
   SBRRT_SHARED(double, shared, [kWarps]);
   const AscendOptions& options = p.options;
   const Group<N, kSequence> group(p);

@@ -27,7 +27,7 @@ from benchmarks.tune.kernel_table import (
 )
 from sbrrt_fast.config import BregmanConfig, SmartConfig
 from tests.model.models import CONFIG
-from tests.training.test_pretended_gpu import make_round
+from tests.training.test_pretended_step import make_round
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 CUDA = CSRC / "cuda"

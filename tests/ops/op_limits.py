@@ -61,6 +61,16 @@ def attention(device: str) -> Iterator[Call]:
     yield call(32, 1, 8, (F32,) * 3, 2**31)
 
 
+def _widths_and_dtypes(call: Callable[..., Call]) -> Iterator[Call]:
+    """Of (width, two dtypes of matrices, dtype of vectors)."""
+    for width in WIDTHS:
+        yield call(width, F32, F32, F32)
+    for dtypes in itertools.product(DTYPES, DTYPES):
+        yield call(33, *dtypes, F32)
+    for vector in DTYPES:
+        yield call(30, F32, F32, vector)
+
+
 def layernorm(device: str) -> Iterator[Call]:
     def call(width, x, residual, vector) -> Call:
         tensors = [torch.ones(2, width, dtype=d, device=device) for d in (x, residual)]
@@ -68,12 +78,7 @@ def layernorm(device: str) -> Iterator[Call]:
         args = tensors[0], vectors[0], tensors[1], *vectors[1:], 1e-12, *_dropout(device, 2)
         return f"width {width}, {x} and {residual}, {vector}", args, {}
 
-    for width in WIDTHS:
-        yield call(width, F32, F32, F32)
-    for x, residual in itertools.product(DTYPES, DTYPES):
-        yield call(33, x, residual, F32)
-    for vector in DTYPES:
-        yield call(30, F32, F32, vector)
+    yield from _widths_and_dtypes(call)
 
 
 def embed(device: str) -> Iterator[Call]:
@@ -84,12 +89,7 @@ def embed(device: str) -> Iterator[Call]:
         args = *tokens, *tables, *vectors, 1e-12, *_dropout(device, 2)
         return f"width {width}, {word} and {position}, {vector}", args, {}
 
-    for width in WIDTHS:
-        yield call(width, F32, F32, F32)
-    for word, position in itertools.product(DTYPES, DTYPES):
-        yield call(33, word, position, F32)
-    for vector in DTYPES:
-        yield call(30, F32, F32, vector)
+    yield from _widths_and_dtypes(call)
 
 
 def gelu(device: str) -> Iterator[Call]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from tests.ops.op_checks import F32, F64, assert_as_good_as_stock, laid_out
 Sample = tuple  # hashable; what it holds is said beside each op's samples
 
 
-class Case:
+class Case(ABC):
     """The inputs of a sample, and how to compute with them.
 
     Attributes:
@@ -29,13 +30,13 @@ class Case:
     grad: Tensor | None = None
     tangents: dict[int, Tensor] = {}  # noqa: RUF012 - each case that has some sets its own
 
+    @abstractmethod
     def function(self, backend: str) -> Callable:
         """The public function of ``(*inputs, *constants)``; of the case it holds numbers alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stock(self, *inputs: Tensor) -> Tensor | list[Tensor]:
         """The definition in torch's own operations."""
-        raise NotImplementedError
 
     def call(self, *inputs: Tensor, backend: str) -> Tensor | list[Tensor]:
         return self.function(backend)(*inputs, *self.constants)
@@ -48,7 +49,7 @@ class Case:
         for triple in zip(ours, stock, exact, strict=True):
             assert_as_good_as_stock(*triple, approximation)
 
-    def check_value(self, value: list[Tensor], exact: list[Tensor]) -> None:
+    def check_value(self, value: list[Tensor], exact: list[Tensor]) -> None:  # noqa: B027 - none
         """What must hold of the result besides."""
 
 
