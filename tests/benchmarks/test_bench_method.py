@@ -109,6 +109,9 @@ class Scripted(Benchmark):
         super().__init__(QUICK)
         self.clock, self.breaks = clock, {}
 
+    def cases(self):
+        yield CASE
+
     def budget(self, case):
         return Budget(0, min_samples=2, max_samples=2, warm_ups=self.num_warm_ups)
 
