@@ -24,7 +24,7 @@ endif
 test test-long: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test test-long aot cuda-check bench gpu-check gpu-profile lint format info clean
+.PHONY: help env minilm train test test-long aot cuda-check wheel bench gpu-check gpu-profile lint format info clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,10 @@ $(BIN)/python:
 	  { echo "$(PYTHON) is older than Python 3.10; name a newer one: make env PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(BIN)/python setup.py pyproject.toml $(NATIVE)
+$(STAMP): $(BIN)/python setup.py build_backend/sbrrt_build.py pyproject.toml $(NATIVE)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(torch.torch_version.TorchVersion(torch.__version__) < (2, 11))' \
 	  2>/dev/null || { set -x; $(PIP) install -q '$(TORCH)'; }
-	$(PIP) install -q 'setuptools>=77' wheel ninja pybind11
+	$(PIP) install -q 'setuptools>=77' ninja pybind11
 	@echo "compiling the C++ ops; this takes a minute"
 	$(PIP) install -q --no-build-isolation -e '.[dev]'
 	@touch $@
@@ -64,6 +64,10 @@ aot: env  ## compile the Triton kernels for A100 and H100, without a GPU (ARGS='
 
 cuda-check:  ## compile the CUDA kernels without a GPU; registers, spills, instructions of each
 	PYTHON='$(PYTHON)' .ci/cuda-check $(ARGS)
+
+wheel:  ## build, check and try the wheels for the Pythons here (PYTHONS='3.11 3.12' TORCH=...)
+	$(PYTHON) -m tests.build.wheels $(if $(PYTHONS),--python $(PYTHONS)) --torch '$(TORCH)' \
+	  --minilm '$(MINILM)' $(ARGS)
 
 bench: env  ## benchmarks: JSON, report and plots in runs/bench (QUICK=1 under 2 minutes, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
@@ -94,5 +98,5 @@ info: env  ## versions, devices, and which implementation of which op can run
 	$(BIN)/sbrrt-fast info
 
 clean:  ## remove build products (not .venv, not runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks sbrrt_fast/_C*.so $(STAMP)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks sbrrt_fast/_C*.so sbrrt_fast/_C*.json $(STAMP)
 	find sbrrt_fast kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

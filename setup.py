@@ -1,14 +1,17 @@
 """Builds sbrrt_fast._C, the C++ ops and, where it can, the CUDA ones. Everything else is in
 pyproject.toml.
 
-SBRRT_CUDA=0 leaves CUDA out, SBRRT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST names the GPUs.
-SBRRT_COMPILE=0 compiles nothing: an editable install then has the extension that lies there.
+SBRRT_CUDA=0 leaves CUDA out, SBRRT_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST names the GPUs. It is
+compiled for the torch that is installed, whose release and kind are in the wheel's name and, beside
+the extension, in _C.*.json. Builds without the extension do not come here: build_backend/.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,21 +23,24 @@ from pathlib import Path
 
 from setuptools import setup
 
-HOW = (
-    "`pip install torch setuptools wheel ninja pybind11`, then `pip install --no-build-isolation .`"
+HOW = "`pip install torch`, then `pip install .`"
+INSTEAD = (
+    " `python -m build` and uv need --no-isolation and --no-build-isolation to see it;"
+    " SBRRT_EXTENSION=0 builds the package without the C++ ops, which needs no torch."
 )
 try:
     import torch
 except ImportError as error:
     raise SystemExit(
         f"sbrrt_fast: building needs torch >= 2.11 in this Python ({sys.executable}), and importing"
-        f" it failed: {error}. Do {HOW}"
+        f" it failed: {error}. Do {HOW}.{INSTEAD}"
     ) from None
 if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 11):
     raise SystemExit(
         f"sbrrt_fast: building needs torch >= 2.11, and this Python ({sys.executable}) has"
-        f" {torch.__version__}. Do {HOW.replace('install', 'install --upgrade', 1)}"
+        f" {torch.__version__}. Do {HOW.replace('install', 'install --upgrade', 1)}.{INSTEAD}"
     )
+TORCH_BUILD = runpy.run_path("sbrrt_fast/torch_build.py")["torch_build"](torch)
 
 
 def find_nvcc() -> str | None:
@@ -129,7 +135,8 @@ def check_compiler() -> None:
             reason = first_error(result.stderr)
     raise SystemExit(
         f"sbrrt_fast: the C++ compiler `{shlex.join(command)}` cannot be used: {reason}. Install"
-        " g++ >= 11 or clang >= 14 (Debian, Ubuntu: `apt-get install g++`), or name one in CXX."
+        " g++ >= 11 or clang >= 14 (Debian, Ubuntu: `apt-get install g++`), or name one in CXX;"
+        " or build without the C++ ops: SBRRT_EXTENSION=0."
     )
 
 
@@ -142,7 +149,19 @@ def slowest_first(sources: list[str]) -> list[str]:
 
 
 class BuildNative(BuildExtension):
-    """BuildExtension that looks at headers and compiler first, and compiles the slowest first."""
+    """BuildExtension that looks at headers and compiler first, and compiles the slowest first.
+
+    Objects of one torch are never taken for another; what was built says which torch it is for.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = str(Path(self.build_temp, TORCH_BUILD))
+
+    def run(self) -> None:
+        super().run()
+        record = Path(self.get_ext_fullpath("sbrrt_fast._C")).with_suffix(".json")
+        record.write_text(json.dumps({"torch": TORCH_BUILD}) + "\n", encoding="utf-8")
 
     def build_extensions(self) -> None:
         check_headers()
@@ -234,5 +253,10 @@ def extension() -> CppExtension:
     return CUDAExtension("sbrrt_fast._C", sorted(sources), **options)
 
 
-modules = [] if os.environ.get("SBRRT_COMPILE") == "0" else [extension()]
-setup(ext_modules=modules, cmdclass={"build_ext": BuildNative})
+# Of a wheel: a build tag, since the version is that of the sources.
+build_tag = "1_torch" + TORCH_BUILD.replace("+", "_")
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"build_number": build_tag}},
+)

@@ -31,6 +31,10 @@ class BackendError(SbrrtError, RuntimeError):
     """A named implementation that cannot run these inputs; the message gives its reason."""
 
 
+class ExtensionError(SbrrtError, ImportError):
+    """The C++ ops that are installed do not fit the torch that is installed."""
+
+
 class OutputError(SbrrtError):
     """A file or folder that cannot be written, or is somebody else's; it names the reason."""
 

@@ -65,7 +65,7 @@ def build(wants_cuda: bool, compiles: bool) -> tuple[str, dict | None]:
     if is_complete(info := extension_info(), wants_cuda):
         return AS_IT_IS, info
     if extensions() and compiles:
-        install({"SBRRT_COMPILE": "0"})
+        install({"SBRRT_EXTENSION": "0"})
         if is_complete(info := extension_info(), wants_cuda):
             return CARRIED, info
     if compiles:

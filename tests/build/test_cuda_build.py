@@ -16,7 +16,7 @@ TELL = """
 import os, runpy, sys, setuptools, torch
 from torch.utils import cpp_extension
 torch.version.cuda, cpp_extension.CUDA_HOME = {cuda!r}, os.environ["CUDA_HOME"]
-def told(ext_modules, cmdclass):
+def told(ext_modules, cmdclass, options):
     macros = dict(ext_modules[0].define_macros)
     print(macros["SBRRT_NO_CUDA_REASON"], any(s.endswith(".cu") for s in ext_modules[0].sources))
     print(os.environ["TORCH_CUDA_ARCH_LIST"])
@@ -29,7 +29,7 @@ runpy.run_path("setup.py")
 # What the compiler is given for the sources of an extension, one a line.
 TELL_COMPILED = """
 import setuptools, sys, runpy
-def compiled(ext_modules, cmdclass):
+def compiled(ext_modules, cmdclass, options):
     command = cmdclass["build_ext"](setuptools.Distribution())
     command.build_temp = sys.argv[1]
     print(*command.swig_sources({sources!r}, ext_modules[0]), sep="\\n")
