@@ -17,13 +17,24 @@ import pytest
 import torch
 
 from sbrrt_fast._extension import extension, extension_error
+from sbrrt_fast.torch_build import torch_build
 
 assert extension is not None, extension_error
 slow = pytest.mark.slow  # the one compilation takes minutes
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ["csrc", "kernels", "sbrrt_fast", "configs", "tests", "docs", "benchmarks", ".ci"]
+SOURCES = [
+    "build_backend",
+    "csrc",
+    "kernels",
+    "sbrrt_fast",
+    "configs",
+    "tests",
+    "docs",
+    "benchmarks",
+    ".ci",
+]
 FILES = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"]
-IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
+IGNORED = shutil.ignore_patterns("__pycache__", "_C*", "*.egg-info")
 
 
 def run(command: list, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -90,6 +101,7 @@ def test_sdist_has_every_source(checkout, built):
     assert {"csrc/bindings.cpp", "csrc/common/philox.h"} <= native
     wanted = native | python_files(checkout / "sbrrt_fast") | python_files(checkout / "kernels")
     wanted |= {name for name in FILES if (checkout / name).exists()}
+    wanted |= {"build_backend/sbrrt_build.py", "configs/sbrrt.yaml", "sbrrt_fast/py.typed"}
     assert wanted - names == set()
 
 
@@ -118,6 +130,64 @@ def test_wheel_has_every_module_and_nothing_else(checkout, built):
     assert modules == wanted, "list the package in pyproject.toml, [tool.setuptools] packages"
     assert [name for name in names if name.startswith("sbrrt_fast/_C.") and name.endswith(".so")]
     assert {name.split("/")[0] for name in names} == {"sbrrt_fast", "sbrrt_fast-0.1.0.dist-info"}
+    recipes = {f"sbrrt_fast/recipes/{path.name}" for path in checkout.glob("configs/*.yaml")}
+    assert "sbrrt_fast/recipes/sbrrt.yaml" in recipes
+    assert recipes | {"sbrrt_fast/py.typed"} <= names
+
+
+@slow
+def test_the_wheel_s_name_and_record_tell_the_torch(built):
+    here = torch_build(torch)
+    assert built.wheel.name.split("-")[2] == "1_torch" + here.replace("+", "_")
+    with zipfile.ZipFile(built.wheel) as archive:
+        (record,) = (n for n in archive.namelist() if re.fullmatch(r"sbrrt_fast/_C\..*json", n))
+        assert json.loads(archive.read(record)) == {"torch": here}
+
+
+@pytest.fixture(scope="module")
+def pure(checkout, tmp_path_factory) -> Path:
+    """The wheel without the extension, built where no torch can be imported."""
+    folder = tmp_path_factory.mktemp("pure")
+    (folder / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    command = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", folder, "."]
+    variables = {"SBRRT_EXTENSION": "0", "PYTHONPATH": str(folder)}
+    result = run([sys.executable, *command], checkout, **variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_pure_wheel_is_for_any_python_and_has_the_rest(checkout, pure):
+    assert pure.name == "sbrrt_fast-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(pure) as archive:
+        names = set(archive.namelist())
+    modules = {name for name in names if name.endswith(".py")}
+    kernels = {f"sbrrt_fast/{name}" for name in python_files(checkout / "kernels")}
+    assert modules == python_files(checkout / "sbrrt_fast") | kernels
+    assert not [name for name in names if "/_C." in name]
+    assert "sbrrt_fast/recipes/sbrrt.yaml" in names
+
+
+# An editable install would find the checkout's extension.
+USE_PURE = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in getattr(f, "__name__", "")]
+from sbrrt_fast.cli import main
+from sbrrt_fast.recipe_files import recipe_path
+print(recipe_path("sbrrt"))
+sys.exit(main(["info", "--json"]))
+"""
+
+
+def test_the_pure_wheel_says_what_it_lacks(pure, tmp_path):
+    with zipfile.ZipFile(pure) as archive:
+        archive.extractall(tmp_path / "site")
+    result = run([sys.executable, "-c", USE_PURE], tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert result.returncode == 0, result.stderr
+    recipe, _, told = result.stdout.partition("\n")
+    assert Path(recipe) == tmp_path / "site" / "sbrrt_fast" / "recipes" / "sbrrt.yaml"
+    facts = json.loads(told)
+    assert facts["extension"]["reason"].startswith("the C++ ops are not built; run `pip install")
+    assert {reasons["cpu"] for reasons in facts["ops"].values()} == {facts["extension"]["reason"]}
 
 
 USE = """
