@@ -93,6 +93,13 @@ def python_files(folder: Path) -> set[str]:
     return {path.relative_to(folder.parent).as_posix() for path in folder.rglob("*.py")}
 
 
+def modules_of(checkout: Path) -> set[str]:
+    """Every module, where a wheel has it."""
+    kernels = {f"sbrrt_fast/{name}" for name in python_files(checkout / "kernels")}
+    assert "sbrrt_fast/kernels/__init__.py" in kernels
+    return python_files(checkout / "sbrrt_fast") | kernels | {"sbrrt_fast/recipes/__init__.py"}
+
+
 @slow
 def test_sdist_has_every_source(checkout, built):
     with tarfile.open(built.sdist) as archive:
@@ -123,11 +130,9 @@ def test_no_source_is_compiled_for_one_processor(checkout, built):
 def test_wheel_has_every_module_and_nothing_else(checkout, built):
     with zipfile.ZipFile(built.wheel) as archive:
         names = set(archive.namelist())
-    kernels = {f"sbrrt_fast/{name}" for name in python_files(checkout / "kernels")}
-    assert "sbrrt_fast/kernels/__init__.py" in kernels
     modules = {name for name in names if name.endswith(".py")}
-    wanted = python_files(checkout / "sbrrt_fast") | kernels
-    assert modules == wanted, "list the package in pyproject.toml, [tool.setuptools] packages"
+    hint = "list the package in pyproject.toml, [tool.setuptools] packages"
+    assert modules == modules_of(checkout), hint
     assert [name for name in names if name.startswith("sbrrt_fast/_C.") and name.endswith(".so")]
     assert {name.split("/")[0] for name in names} == {"sbrrt_fast", "sbrrt_fast-0.1.0.dist-info"}
     recipes = {f"sbrrt_fast/recipes/{path.name}" for path in checkout.glob("configs/*.yaml")}
@@ -160,9 +165,7 @@ def test_the_pure_wheel_is_for_any_python_and_has_the_rest(checkout, pure):
     assert pure.name == "sbrrt_fast-0.1.0-py3-none-any.whl"
     with zipfile.ZipFile(pure) as archive:
         names = set(archive.namelist())
-    modules = {name for name in names if name.endswith(".py")}
-    kernels = {f"sbrrt_fast/{name}" for name in python_files(checkout / "kernels")}
-    assert modules == python_files(checkout / "sbrrt_fast") | kernels
+    assert {name for name in names if name.endswith(".py")} == modules_of(checkout)
     assert not [name for name in names if "/_C." in name]
     assert "sbrrt_fast/recipes/sbrrt.yaml" in names
 
