@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sbrrt_fast.data.cells import as_class, is_number, label_text
+from sbrrt_fast.data.formats.hub_dataset import DatasetTable
 from sbrrt_fast.data.formats.open_table import open_table
 from sbrrt_fast.data.formats.table import BadRow
+from sbrrt_fast.data.reader import column_problem
 from sbrrt_fast.data.sources import (
     Source,
     check_sources,
@@ -49,7 +51,7 @@ def _complete(
 ) -> TaskConfig:
     if task.labels and task.head == "classes":
         task = replace(task, num_classes=len(task.labels))
-    elif not task.labels and not task.is_regression and "train" in task.files:
+    elif not task.labels and not task.is_regression:
         found = _find_labels(name, task, split_sources(name, task, "train", data_dir))
         if found != task:
             task = found
@@ -75,21 +77,23 @@ def _find_labels(name: str, task: TaskConfig, sources: tuple[Source, ...]) -> Ta
 
     Where the number of classes is known, and the first label is a number, labels are those from 0.
     """
-    counts: Counter[str] = Counter()
+    counts, column = Counter[str](), task.label_column
     for source in sources:
         try:
             with open_table(source, task, "train", name) as table:
-                if task.label_column not in table.columns:
-                    return task  # the reader says what is wrong
-                for _, cells in table.rows([task.label_column]):
-                    _count(counts, cells, task.label_column)
+                if table.columns.count(column) != 1:
+                    raise DataError(column_problem(table, column, f"tasks.{name}.label_column"))
+                if isinstance(table, DatasetTable) and (names := table.class_names(column)):
+                    return _with_labels(name, task, source, names)
+                for _, cells in table.rows([column]):
+                    _count(counts, cells, column)
                     if task.num_labels and len(counts) == 1 and is_number(next(iter(counts))):
                         return task
                     if len(counts) > _MOST_FOUND:
                         raise DataError(_too_many(table.header, task, name))
         except FileNotFoundError:
             raise DataError(missing_file(source, task, name)) from None
-    return _with_labels(name, task, sources[0], counts)
+    return _with_labels(name, task, sources[0], _in_order(counts))
 
 
 def _count(counts: Counter[str], cells: object, column: str) -> None:
@@ -101,15 +105,17 @@ def _count(counts: Counter[str], cells: object, column: str) -> None:
             return
 
 
-def _with_labels(name: str, task: TaskConfig, source: Source, counts: Counter[str]) -> TaskConfig:
-    labels = _in_order(counts)
+def _with_labels(name: str, task: TaskConfig, source: Source, labels: Sequence[str]) -> TaskConfig:
+    if not labels:
+        column = f"{task.label_column}' (tasks.{name}.label_column)"
+        raise DataError(f"{source}: no row has a label in column '{column}")
     expected = task.num_labels or max(len(labels), 2)
     if len(labels) != expected:
         raise DataError(
             f"{source}: {len(labels)} different labels ({_named(labels)}) for task '{name}' with "
             f"{expected} classes; correct them, or list the classes in tasks.{name}.labels"
         )
-    is_counted = labels == [str(number) for number in range(len(labels))]
+    is_counted = list(labels) == [str(number) for number in range(len(labels))]
     num_classes = len(labels) if task.head == "classes" else 0
     return replace(task, labels=() if is_counted else tuple(labels), num_classes=num_classes)
 
@@ -142,5 +148,5 @@ def _too_many(place: str, task: TaskConfig, name: str) -> str:
     )
 
 
-def _named(labels: list[str]) -> str:
+def _named(labels: Sequence[str]) -> str:
     return shown(", ".join(f"'{label}'" for label in labels), 200)

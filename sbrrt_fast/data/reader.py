@@ -106,7 +106,7 @@ class _Columns:
         settings = [id and "id_column", *("text_columns" for _ in columns.texts), "label_column"]
         for column, setting in zip([id, *columns.texts, label], settings, strict=True):
             if column is not None and table.columns.count(column) != 1:
-                raise DataError(_without_column(table, column, f"tasks.{name}.{setting}"))
+                raise DataError(column_problem(table, column, f"tasks.{name}.{setting}"))
         return columns
 
     @property
@@ -114,7 +114,8 @@ class _Columns:
         return [c for c in (self.id, *self.texts, self.label) if c is not None]
 
 
-def _without_column(table: Table, column: str, setting: str) -> str:
+def column_problem(table: Table, column: str, setting: str) -> str:
+    """What to say of a column that the setting names and the table has not, or has twice."""
     problem = "two columns" if column in table.columns else "no column"
     named = shown(", ".join(f"'{shown(title, 40)}'" for title in table.columns if title), 400)
     hint = table.hint()

@@ -13,6 +13,14 @@ from sbrrt_fast.errors import DataError
 
 MAX_LINE = 4_000_000  # characters; a row with more is not of a table of sentences
 _CHUNK = 1 << 20
+_MAGIC = {  # how other files start
+    b"PAR1": "a Parquet file; give it the ending .parquet, or set the task's format to 'parquet'",
+    b"PK\x03\x04": "a spreadsheet or a zip file; save the table as CSV",
+    b"\x1f\x8b": "a gzip file; give it the ending .gz",
+    b"BZh": "a bzip2 file; give it the ending .bz2",
+    b"\xfd7zXZ\x00": "an xz file; give it the ending .xz",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file; give it the ending .zst",
+}
 
 
 def check_text_file(path: Path) -> None:
@@ -23,6 +31,10 @@ def check_text_file(path: Path) -> None:
         DataError: it is no regular file, cannot be read or decompressed, is empty, is not UTF-8 or
             holds a NUL; the last three name the line.
     """
+    with open_bytes(path) as file:
+        start = file.read(8)
+        if what := next((what for magic, what in _MAGIC.items() if start.startswith(magic)), None):
+            raise DataError(f"{path}:1: this is no text file, but {what}")
     with open_bytes(path) as file:
         problem = _first_problem(file)
     if problem is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import stat
@@ -11,22 +12,54 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sbrrt_fast.data.formats.optional import import_optional
 from sbrrt_fast.errors import DataError
 
 
-def _open_zstandard(file: BinaryIO) -> BinaryIO:
-    zstandard = import_optional("zstandard", "zst", "a .zst file")
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
+class ZstandardFile(io.RawIOBase):
+    """Reads a .zst file. The library's own reader takes a file that was cut off for a whole one.
+
+    Raises:
+        EOFError: a frame is not complete.
+    """
+
+    def __init__(self, file: BinaryIO):
+        zstandard = import_optional("zstandard", "zst", "a .zst file")
+        self._file, self._decompressor = file, zstandard.ZstdDecompressor()
+        self._frame: Any = None  # the one that is being read
+        self._content, self._compressed = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            self._compressed = self._compressed or self._file.read(_ZSTANDARD_CHUNK)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._decompress()
+        count = min(len(buffer), len(self._content))
+        buffer[:count], self._content = self._content[:count], self._content[count:]
+        return count
+
+    def _decompress(self) -> None:
+        self._frame = self._frame or self._decompressor.decompressobj()
+        self._content = self._frame.decompress(self._compressed)
+        self._compressed = self._frame.unused_data
+        if self._frame.eof:
+            self._frame = None
 
 
+_ZSTANDARD_CHUNK = 1024  # bytes, of which at most 32 MiB come
 _OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _open_zstandard,
+    ".zst": lambda file: io.BufferedReader(ZstandardFile(file)),
 }
 
 

@@ -90,19 +90,17 @@ class DelimitedTable:
         return f"{self.path}:{number}"
 
     def hint(self) -> str:
+        if self._first_line.lstrip().startswith("{"):
+            return f"is this a file of JSON lines? set tasks.{self.task_name}.format to 'jsonl'"
         if self.separator in self._first_line:
             return ""
         for other, name in {",": "comma-separated", "\t": "tab-separated"}.items():
             if other in self._first_line:
-                return self._question(f"a {name} file", _FORMATS[other])
-        if self._first_line.lstrip().startswith("{"):
-            return self._question("a file of JSON lines", "jsonl")
+                question = f"is this a {name} file? set tasks.{self.task_name}.format to"
+                return f"{self._missing()}; {question} '{_FORMATS[other]}'"
         if ";" in self._first_line:
             return f"{self._missing()}; if it is separated by ';', save it with commas"
         return ""
-
-    def _question(self, what: str, format: str) -> str:
-        return f"{self._missing()}; is this {what}? set tasks.{self.task_name}.format to '{format}'"
 
     def _missing(self) -> str:
         return f"no {'tab' if self.separator == chr(9) else 'comma'} in the header"
