@@ -21,6 +21,7 @@ Separator = Literal["\t", ","]
 NAMES: dict[str, str] = {"\t": "tab-separated", ",": "comma-separated"}
 _FORMATS = {"\t": "tsv", ",": "csv"}
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
+_MOST_SEEN = 64  # different values of a column that may be one of labels
 _csv_is_in_use = threading.Lock()  # its field limit is one for the whole process
 
 
@@ -127,7 +128,7 @@ class DelimitedTable:
         Only a row that runs over several lines can hide others, so that is where it raises
         DataError: an unclosed quote makes ``csv`` take whole rows for one field.
         """
-        num_fields = None
+        num_fields, swallowed = None, _SwallowedRows(self.separator)
         while True:
             line = self._reader.line_num + 1
             try:
@@ -140,8 +141,10 @@ class DelimitedTable:
             if is_one_line and _is_blank(fields):
                 continue
             num_fields = num_fields or _count(fields)
-            if not is_one_line and _has_swallowed_rows(fields, num_fields, self.separator):
+            if not is_one_line and swallowed.are_in(fields, num_fields):
                 raise DataError(self._swallowed(line))
+            if isinstance(fields, list):
+                swallowed.note(fields)
             yield line, fields
 
     def _swallowed(self, line: int) -> str:
@@ -208,29 +211,49 @@ def _count(fields: list[str] | BadRow) -> int:
     return len(fields) if isinstance(fields, list) else 0
 
 
-def _has_swallowed_rows(fields: list[str] | BadRow, num_fields: int, separator: Separator) -> bool:
-    """Whether a row over several lines holds other rows: its separators are those of whole rows."""
-    if isinstance(fields, BadRow) or len(fields) != num_fields:
-        return True
-    for column, field in enumerate(fields):
-        lines = _LINE_BREAK.split(field)
-        counts = [line.count(separator) for line in lines]
-        between = [num_fields - 1] * (len(counts) - 2)
-        if (
-            len(counts) > 1
-            and counts == [num_fields - 1 - column, *between, column]
-            and (separator == "\t" or _are_rows(lines, fields, column))
-        ):
-            return True
-    return False
+class _SwallowedRows:
+    """Looks for rows inside a field that runs over several lines.
 
-
-def _are_rows(lines: list[str], fields: list[str], column: int) -> bool:
-    """Whether the lines of a field with commas are rows, and not text that has commas.
-
-    In text a space follows a comma, and what ends a row, such as a label, is a word.
+    An unclosed quote makes ``csv`` take whole rows for one field. Its separators are then those of
+    whole rows. Text has commas too, so with these a column must also have values that it had
+    before: labels are few.
     """
-    if re.search(r",(\s|$)", "\n".join(lines), re.MULTILINE):
+
+    def __init__(self, separator: Separator):
+        self.separator = separator
+        self._seen: list[set[str] | None] = []  # by column; None where they are many
+
+    def note(self, fields: list[str]) -> None:
+        """Remembers the values of a row."""
+        if self.separator == "\t":
+            return
+        self._seen = self._seen or [set() for _ in fields]
+        for column, (seen, field) in enumerate(zip(self._seen, fields, strict=False)):
+            if seen is not None:
+                seen.add(field)
+                if len(seen) > _MOST_SEEN:
+                    self._seen[column] = None
+
+    def are_in(self, fields: list[str] | BadRow, num_fields: int) -> bool:
+        """Whether a row over several lines holds other rows."""
+        if isinstance(fields, BadRow) or len(fields) != num_fields:
+            return True
+        return any(self._are_in_field(fields, column) for column in range(num_fields))
+
+    def _are_in_field(self, fields: list[str], column: int) -> bool:
+        lines = _LINE_BREAK.split(fields[column])
+        if len(lines) == 1:
+            return False
+        parts = [line.split(self.separator) for line in lines]
+        rows = [[*fields[:column], *parts[0]], *parts[1:-1], [*parts[-1], *fields[column + 1 :]]]
+        if any(len(row) != len(fields) for row in rows):
+            return False
+        return self.separator == "\t" or self._have_known_values(rows, fields, column)
+
+    def _have_known_values(self, rows: list[list[str]], fields: list[str], column: int) -> bool:
+        for i, field in enumerate(fields):
+            known = (self._seen[i] if i < len(self._seen) else None) or set()
+            own = set() if i == column else {field}
+            if all(row[i] in known or row[i] in own for row in rows):
+                return True
         return False
-    ends = [line.rpartition(",")[2] for line in lines[:-1]]
-    return " " in fields[-1] or column == len(fields) - 1 or not any(" " in end for end in ends)
