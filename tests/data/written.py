@@ -9,6 +9,9 @@ import json
 import lzma
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from sbrrt_fast.data.task import TaskConfig
 
@@ -28,13 +31,16 @@ ROWS = [
 COMPRESSED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
+def optional(module: str) -> ModuleType:
+    """A library that some formats need; skips the test where it is absent."""
+    return pytest.importorskip(module, reason=f"{module} is not installed; `make env` installs it")
+
+
 def write_table(path: Path, rows: Sequence[Sequence], columns: Sequence[str] = COLUMNS) -> Path:
     """Writes rows as the path's ending says, compressed where it has a second one."""
     compress = COMPRESSED.get(path.suffix)
     if path.suffix == ".zst":
-        import zstandard
-
-        compress = zstandard.compress
+        compress = optional("zstandard").compress
     plain = path.with_suffix("") if compress else path
     _WRITERS[plain.suffix](plain, rows, columns)
     if compress:
@@ -59,9 +65,7 @@ def _json_lines(path: Path, rows: Sequence[Sequence], columns: Sequence[str]) ->
 
 
 def _parquet(path: Path, rows: Sequence[Sequence], columns: Sequence[str]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow, parquet = optional("pyarrow"), optional("pyarrow.parquet")
     arrays = [pyarrow.array(column) for column in zip(*rows, strict=True)]
     parquet.write_table(pyarrow.table(arrays, names=list(columns)), path)
 
