@@ -44,24 +44,31 @@ def read_text(cell: Any, column: str) -> str:
 def read_id(cell: Any, column: str) -> str:
     """A row's id: a text without control characters, or a whole number."""
     is_number = isinstance(cell, int) and not isinstance(cell, bool)
-    text = read_text(str(cell) if is_number else cell, column)
-    is_odd = not text.isprintable()  # a quick look first
-    if is_odd and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
-        raise BadRow(
-            f"{shown(column)} '{shown(text)}' holds a line break or another control character"
-        )
-    return text
+    return _on_one_line(read_text(str(cell) if is_number else cell, column), column)
 
 
 def label_text(cell: Any, column: str) -> str:
-    """A label as it would stand in a text file: ``true``, ``3``, ``entailment``."""
+    """A label as it would stand in a text file: ``true``, ``3``, ``entailment``.
+
+    BadRow where there is none, or it holds a control character.
+    """
     if isinstance(cell, bool):
         cell = "true" if cell else "false"
     elif isinstance(cell, float) and cell != cell:
         cell = None  # how a missing number is stored
     elif isinstance(cell, int | float):
         cell = repr(cell)
-    return read_text(cell, column)
+    return _on_one_line(read_text(cell, column), column)
+
+
+def _on_one_line(text: str, column: str) -> str:
+    """The text, or BadRow where it is not on one line."""
+    is_odd = not text.isprintable()  # a quick look first
+    if is_odd and any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in text):
+        raise BadRow(
+            f"{shown(column)} '{shown(text)}' holds a line break or another control character"
+        )
+    return text
 
 
 def is_number(text: str) -> bool:

@@ -24,7 +24,8 @@ from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.errors import DataError
 from sbrrt_fast.messages import shown
 
-_MOST_FOUND = 1000  # labels; a column with more is hardly one of classes
+# What a column of classes hardly has more of: labels, and characters in all of them.
+_MOST_FOUND, _MOST_CHARACTERS = 1000, 50_000
 
 
 def complete_tasks(
@@ -109,6 +110,12 @@ def _with_labels(name: str, task: TaskConfig, source: Source, labels: Sequence[s
     if not labels:
         column = f"{task.label_column}' (tasks.{name}.label_column)"
         raise DataError(f"{source}: no row has a label in column '{column}")
+    if sum(map(len, labels)) > _MOST_CHARACTERS:
+        longest = shown(max(labels, key=len), 40)
+        raise DataError(
+            f"{source}: labels as long as '{longest}'; is column '{task.label_column}' the one of "
+            f"the labels (tasks.{name}.label_column)?"
+        )
     expected = task.num_labels or max(len(labels), 2)
     if len(labels) != expected:
         raise DataError(

@@ -121,7 +121,7 @@ def describe_data(tasks: Mapping[str, TaskConfig], data_dir: str | Path | None) 
     """Where the rows come from, for headings; empty for the built-in sample."""
     if uses_sample(tasks, data_dir):
         return ""
-    places = [] if data_dir is None else [str(data_dir)]
+    places = [] if data_dir is None else [str(expanded(data_dir))]
     for name, task in tasks.items():
         if task.dataset:
             config = f" ({task.dataset_config})" if task.dataset_config else ""

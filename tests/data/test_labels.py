@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sbrrt_fast.cli import main
+from sbrrt_fast.config_cli import parse_run_config
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.labels import complete_tasks
 from sbrrt_fast.data.reader import read_split
@@ -16,8 +19,9 @@ from sbrrt_fast.data.splits import read_examples
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.model.io import load_model
+from sbrrt_fast.training.trainer import Trainer
 from tests.data.written import ENTAILMENT, LABELS, write_table
-from tests.helpers import sample_words, tiny_backbone
+from tests.helpers import kill_in_round, sample_words, tiny_backbone
 
 ONE = TaskConfig({"train": "rows.csv"}, ("text",), "label", "classes")
 
@@ -101,6 +105,19 @@ def test_labels_of_the_record_are_taken_as_they_are(tmp_path):
 def test_columns_that_hold_no_classes(tmp_path):
     with pytest.raises(DataError, match=r"more than 1,000 different labels in column 'label'; is"):
         complete(tmp_path, ONE, [f"{i}.5" for i in range(1002)])
+    with pytest.raises(
+        DataError, match=r"labels as long as 'x{40}… \(60,000 characters\)'; is col"
+    ):
+        complete(tmp_path, ONE, ["a", "x" * 60_000])
+    with pytest.raises(
+        DataError, match=r"rows\.csv:3: label 'a\\nb' holds a line break or another"
+    ):
+        read_split(
+            write_table(tmp_path / "rows.csv", [("a", "a"), ("b", "a\nb")], ("text", "label")),
+            replace(ONE, labels=("a", "b")),
+            "train",
+            "mine",
+        )
     with pytest.raises(DataError, match=r"1 different labels \('a'\) for task 'mine' with 2 class"):
         complete(tmp_path, ONE, ["a", "a"])
     with pytest.raises(DataError, match=r"no row has a label in column 'label' \(tasks\.mine\.la"):
@@ -193,10 +210,17 @@ def flags(folder: Path, run: Path) -> list[str]:
             "--round.batch-size", "4", "--log.no-tensorboard"]  # fmt: skip
 
 
-def test_a_run_keeps_what_it_found(folder, capsys):
-    run = folder / "run"
-    assert main(["train", *flags(folder, run)]) == 0
-    out = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def trained(folder) -> tuple[Path, str]:
+    """A run's folder, and what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["train", *flags(folder, folder / "run")]) == 0
+    return folder / "run", printed.getvalue()
+
+
+def test_a_run_keeps_what_it_found(trained):
+    run, out = trained
     assert "nli: 3 classes, 'contradiction', 'entailment', 'neutral', as found in the train" in out
     assert "nli: class weights " in out
 
@@ -215,14 +239,27 @@ def test_a_run_keeps_what_it_found(folder, capsys):
     assert len((run / "predictions" / "nli-dev.csv").read_text().splitlines()) == 6
 
 
-def test_the_same_recipe_again_is_the_same_run(folder, capsys):
+def test_the_same_recipe_again_is_the_same_run(folder, trained, capsys):
     """What was found is in config.yaml."""
-    first = folder / "run"
+    first, _ = trained
     again = folder / "again"
     same = [*flags(folder, again)[:1], str(first / "config.yaml"), *flags(folder, again)[2:]]
     assert main(["train", *same]) == 0
     assert "as found in" not in capsys.readouterr().out
     heads = [(run / "best" / "heads.safetensors").read_bytes() for run in (first, again)]
+    assert heads[0] == heads[1]
+
+
+def test_a_run_is_resumed_by_its_recipe_which_leaves_the_classes_open(folder, trained):
+    arguments = [*flags(folder, folder / "killed"), "--log.state-every", "1"]
+    config = parse_run_config(arguments, "sbrrt-fast train")
+    assert config.tasks["nli"].labels == ()
+    kill_in_round(Trainer(config), 1)
+    metrics = Trainer(replace(config, resume=True)).run()
+    assert metrics["rounds"] == 2
+    heads = [
+        (folder / run / "best" / "heads.safetensors").read_bytes() for run in ("run", "killed")
+    ]
     assert heads[0] == heads[1]
 
 
