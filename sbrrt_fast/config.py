@@ -161,7 +161,8 @@ class RunConfig:
 
     Attributes:
         recipe: name of the recipe, for tables and messages.
-        data_dir: folder of the task files; the built-in sample when None.
+        data_dir: folder of relative task files; when None, built-in tasks read the built-in sample,
+            and others need absolute paths.
         output: folder of the run.
         rounds: number of rounds; takes precedence over ``epochs``.
         epochs: number of epochs (see ``round.epoch_task``).

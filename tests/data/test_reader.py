@@ -96,7 +96,7 @@ BAD_ROWS = [
     ("1\tx\u2028y\ttext\t2", "id 'x\\u2028y' holds a line break"),
     ("1\tx\x85y\ttext\t2", "id 'x\\x85y' holds a line break"),
     ("1\tx\ttext\tneutral", "sentiment 'neutral' is not a number; labels are numbers from 0 to 4"),
-    ("1\tx\ttext\ta\x1bb", "sentiment 'a\\x1bb' is not a number"),
+    ("1\tx\ttext\ta\x1bb", "sentiment 'a\\x1bb' holds a line break or another control char"),
     ("1\tx\ttext\t" + "9" * 5000, f"sentiment {'9' * 80}… (5,000 characters) is outside 0 to 4"),
     ("1\tx\ttext\t1e999", "sentiment 1e999 is outside 0 to 4"),
     ("1\tx\t" + "y" * 1_000_001 + "\t2", "a field has more than 1,000,000 characters; shorten it"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sbrrt_fast.data.batch import TokenBatch
-from sbrrt_fast.data.task import BUILTIN_TASKS
+from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
@@ -37,9 +37,13 @@ TINY = {
 TASKS = {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
 
 
-def random_model(dtype: torch.dtype = torch.float32, pooling: str = "mean") -> MultiTaskModel:
+def random_model(
+    dtype: torch.dtype = torch.float32,
+    pooling: str = "mean",
+    tasks: dict[str, TaskConfig] = TASKS,
+) -> MultiTaskModel:
     """A model with weights large enough for its outputs to differ between inputs."""
-    model = MultiTaskModel(MiniBert(CONFIG, pooling), TASKS)
+    model = MultiTaskModel(MiniBert(CONFIG, pooling), tasks)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "LayerNorm" not in name:

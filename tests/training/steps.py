@@ -49,6 +49,15 @@ CONFIGS = {
     "no SMART": replace(SBRRT, smart=SmartConfig()),
     "neither": PLAIN,
     "weighted": replace(SBRRT, tasks=TASKS | {"sts": replace(TASKS["sts"], weight=0.25)}),
+    "weighted classes": replace(
+        SBRRT,
+        tasks=TASKS
+        | {
+            "sst": replace(TASKS["sst"], class_weights=(3.0, 1.0, 0.5, 2.0, 0.25)),
+            "para": replace(TASKS["para"], class_weights=(0.5, 2.0), label_smoothing=0.2),
+        },
+    ),
+    "smoothed": replace(JOINT, tasks=TASKS | {"sst": replace(TASKS["sst"], label_smoothing=0.1)}),
     "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
 }
 
@@ -71,8 +80,7 @@ def build(
     kind, config=SBRRT, dtype=torch.float32, pooling="mean", frozen=False, device="cpu"
 ) -> SbrrtStep:
     torch.manual_seed(0)
-    model = random_model(dtype, pooling).to(device)
-    model.tasks = dict(config.tasks)
+    model = random_model(dtype, pooling, config.tasks).to(device)
     if frozen:
         model.freeze_encoder()
     return step_over(kind, model, config)
