@@ -18,7 +18,7 @@ def test_accuracy_counts_equal_classes():
 @pytest.mark.parametrize("metric", sorted(METRICS))
 def test_shapes_must_agree(metric):
     with pytest.raises(AssertionError, match="shapes differ"):
-        METRICS[metric](torch.zeros(5), torch.zeros(5, 1))
+        METRICS[metric](torch.zeros(5, 2) if metric == "auc" else torch.zeros(5), torch.zeros(5, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -14,7 +14,7 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.scores.metrics import METRICS, UNDEFINED, overall, why_undefined
+from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.step.sbrrt_step import autocast
 
 _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from another backbone"
@@ -110,21 +110,22 @@ def _check_finite(task: TokenizedTask, values: Tensor) -> None:
 def evaluate(
     model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
 ) -> dict[str, dict[str, float | str | None] | float | None]:
-    """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
+    """Each task's scores and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
 
-    A score that is undefined is None with its reason beside it, ``{"pearson": None, "undefined":
-    "all labels are 3"}``; the overall score is None then, unless it does not count the task.
-
-    Keyword arguments are those of ``predict``, as are the errors.
+    Keyword arguments are those of ``predict``, as are the errors; see ``scores_of``.
     """
-    scores: dict = {}
+    return scores_of(score_tasks(model, tasks, **kwargs))
+
+
+def score_tasks(
+    model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
+) -> dict[str, ScoredTask]:
+    """What the model says of labelled tasks, by name; arguments and errors as of ``predict``."""
+    scored = {}
     for name, task in tasks.items():
-        predictions = predict(model, task, **kwargs)
-        metric, labels = task.config.metric_name, task.labels[: len(predictions)]
-        scores[name] = {metric: METRICS[metric](predictions, labels)}
-        if scores[name][metric] is None:
-            scores[name][UNDEFINED] = why_undefined(predictions, labels)
-    return scores | {"overall": overall(scores)}
+        outputs = predict_outputs(model, task, **kwargs)
+        scored[name] = ScoredTask(task, outputs, predictions_of(model, task, outputs))
+    return scored
 
 
 def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:

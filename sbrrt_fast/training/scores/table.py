@@ -33,7 +33,8 @@ def undefined_notes(scores: dict) -> list[str]:
     return [
         f"{name}/{metric} is undefined: {reason}{so}"
         for name, reason in reasons.items()
-        for metric in _metrics(tasks[name])
+        for metric, score in _metrics(tasks[name]).items()
+        if score is None
     ]
 
 
