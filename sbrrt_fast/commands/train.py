@@ -50,7 +50,7 @@ def _summary(config: RunConfig, metrics: dict) -> str:
     sample = "" if config.data_dir else " (built-in sample)"
     lines = [
         f"dev scores of the best model, round {metrics['best_round']}{sample}",
-        score_table(metrics["dev"]),
+        score_table(metrics["dev"], intervals=metrics.get("intervals")),
         exposure_note(config),
         f"{metrics['rounds']} rounds, {metrics['rounds_per_second']:.2f} rounds/s, "
         f"{metrics['precision']}; model and logs in {config.output}",

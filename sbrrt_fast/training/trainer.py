@@ -59,6 +59,7 @@ from sbrrt_fast.training.run_folder import (
     start_run,
 )
 from sbrrt_fast.training.scores.evaluate import score_tasks
+from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries, is_better
 from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
@@ -286,6 +287,7 @@ class Trainer:
         write_run_rows(config.output, self.best_scored.values())
         return {
             "dev": dev,
+            "intervals": intervals_of(self.best_scored),
             "rounds": self.num_rounds,
             "rounds_per_second": self.num_rounds / max(self.progress.seconds, 1e-9),
             "backend": config.backend,

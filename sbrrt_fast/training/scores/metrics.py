@@ -47,8 +47,11 @@ def mcc(predictions: Tensor, labels: Tensor) -> float:
     It is 0 where all labels or all predictions are the same class.
     """
     _check_shapes(predictions, labels)
+    matthews_corrcoef = library("mcc").matthews_corrcoef
+    if any(bool((x == x[0]).all()) for x in (predictions, labels)):
+        return 0.0
     y, predicted = labels.long().numpy(), predictions.long().numpy()
-    return float(library("mcc").matthews_corrcoef(y, predicted))
+    return float(matthews_corrcoef(y, predicted))
 
 
 def auc(logits: Tensor, labels: Tensor) -> float | None:
