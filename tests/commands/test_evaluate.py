@@ -164,7 +164,15 @@ def test_rows_go_with_the_run_they_are_of(tmp_path):
     assert names == ["dev-sst.jsonl", "mine.txt"]
 
 
-def test_a_resumed_run_leaves_the_same_rows(tmp_path):
+@pytest.mark.parametrize("best_round", [2, 5])
+def test_a_resumed_run_leaves_the_same_rows(best_round, tmp_path, monkeypatch):
+    original = Trainer._scores
+
+    def scores(self, model, limit):
+        is_best = self.progress.cursor.round == best_round
+        return original(self, model, limit) | {"overall": 0.9 if is_best else 0.1}
+
+    monkeypatch.setattr(Trainer, "_scores", scores)
     flags = ("--rounds", "5", "--log.evaluate-every", "1", "--log.state-every", "4")
     whole = train_tiny(tmp_path, *flags)
     config = replace(load_config(whole / "config.yaml"), output=tmp_path / "cut")
@@ -172,8 +180,10 @@ def test_a_resumed_run_leaves_the_same_rows(tmp_path):
     assert not (tmp_path / "cut" / "evaluation").exists()
     metrics = Trainer(replace(config, resume=True), log=lambda line: None).run()
     expected = json.loads((whole / "metrics.json").read_text())
-    assert metrics["intervals"] == expected["intervals"] and metrics["dev"] == expected["dev"]
+    assert metrics["best_round"] == expected["best_round"] == best_round
+    assert metrics["intervals"] == expected["intervals"]
     for name in TASKS:
+        assert metrics["dev"][name] == expected["dev"][name]
         assert rows_of(whole / "evaluation", name) == rows_of(tmp_path / "cut/evaluation", name)
 
 
