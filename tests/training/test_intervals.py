@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_intervals_hold_the_true_score_as_often_as_they_say():
         low, high = interval(intervals._mean_of(is_right), 200)
         num_held += low <= 0.7 <= high
     assert 0.90 <= num_held / 200 <= 0.99  # 0.95, give or take 3.2 standard errors
+
+
+def test_an_area_of_many_classes_has_no_interval():
+    config = replace(TASKS["classes"], num_classes=21, metrics=("auc",))
+    labels = torch.arange(21 * 10) % 21
+    one = scored(config, torch.randn(210, 21), labels)
+    assert one.scores()["auc"] > 0
+    found = intervals_of({"task": one})["task"]
+    assert found["auc"] is None and len(found["accuracy"]) == 2
 
 
 def test_some_scores_have_no_interval():

@@ -20,6 +20,7 @@ NUM_RESAMPLES, LEVEL = 1000, 0.95
 _SEED = 0
 _VALUES_AT_ONCE = 1 << 20  # bounds memory
 _LEAST_DEFINED = 0.95  # share of resamples in which a metric must exist
+_MOST_AREAS = 20  # classes; each has an area of its own to resample
 
 # Row numbers [num_resamples, num_rows] to the metric's values [num_resamples], float64, NaN where
 # it does not exist.
@@ -27,14 +28,20 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 def intervals_of(scored: Mapping[str, ScoredTask]) -> dict[str, dict[str, list[float] | None]]:
-    """``{"sst": {"accuracy": [low, high], …}, …}`` of the tasks' metrics; see ``interval``."""
+    """``{"sst": {"accuracy": [low, high], …}, …}`` of the tasks' metrics; see ``interval``.
+
+    None also for ``auc`` of more than 20 classes, which would take long.
+    """
     return {
-        name: {
-            metric: interval(_STATISTICS[metric](one), one.num_examples)
-            for metric in one.config.metric_names
-        }
+        name: {metric: _interval_of(metric, one) for metric in one.config.metric_names}
         for name, one in scored.items()
     }
+
+
+def _interval_of(metric: Metric, scored: ScoredTask) -> list[float] | None:
+    if metric == "auc" and scored.config.num_labels > _MOST_AREAS:
+        return None
+    return interval(_STATISTICS[metric](scored), scored.num_examples)
 
 
 def interval(statistic: Statistic, num_rows: int) -> list[float] | None:

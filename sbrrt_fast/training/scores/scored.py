@@ -77,9 +77,9 @@ class ScoredTask:
 
     @property
     def order_of_errors(self) -> Tensor:
-        """Rows that are wrong, by falling loss: int64. Every row counts where values are predicted.
+        """Numbers of the rows that are wrong, by falling loss, int64; equal ones as in the file.
 
-        Rows of equal loss stay in the file's order.
+        Where values are predicted, a row is right that is met exactly.
         """
         is_wrong = self.predictions.double() != self.labels.double()
         rows = is_wrong.nonzero().squeeze(1)
