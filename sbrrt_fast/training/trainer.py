@@ -83,8 +83,8 @@ class Trainer:
 
     def __init__(self, config: RunConfig, log: Callable[[str], object] = print):
         validate(config)
-        require(config.backend)
         check_libraries(config.tasks)
+        require(config.backend)
         self.config, self.log = config, log
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
