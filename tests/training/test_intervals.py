@@ -106,4 +106,5 @@ def test_some_scores_have_no_interval():
     assert interval(intervals._STATISTICS["auc"](one), 30) is None  # a class has one row
     assert interval(intervals._STATISTICS["accuracy"](one), 30) is not None
     assert interval(intervals._mean_of(np.ones(1)), 1) is None
-    assert interval(intervals._mean_of(np.ones(2)), 2) == [1.0, 1.0]
+    assert interval(intervals._mean_of(np.ones(50)), 50) is None  # no row is wrong
+    assert interval(intervals._mean_of(np.arange(2.0)), 2) == [0.0, 1.0]

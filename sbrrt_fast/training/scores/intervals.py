@@ -48,14 +48,14 @@ def interval(statistic: Statistic, num_rows: int) -> list[float] | None:
     """[low, high] of a metric.
 
     Returns:
-        None for fewer than two rows, and where more than 5% of the resamples have no value, as
-        when a class has one row.
+        None for fewer than two rows, where more than 5% of the resamples have no value, as when a
+        class has one row, and where all have the same, as when no row is wrong.
     """
     if num_rows < 2:
         return None
     values = np.concatenate([statistic(rows) for rows in _resamples(num_rows)])
     defined = values[np.isfinite(values)]
-    if len(defined) < _LEAST_DEFINED * NUM_RESAMPLES:
+    if len(defined) < _LEAST_DEFINED * NUM_RESAMPLES or np.ptp(defined) == 0:
         return None
     return np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
