@@ -265,8 +265,9 @@ class Trainer:
         if is_better(scores["overall"], best and best["overall"]):
             self._save(BEST)
             self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
-            self.best_scored = self.scored
         self.progress.evaluation_is_due = False
+        if self.progress.best["round"] == done:
+            self.best_scored = self.scored
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
         with self.stop.stoppable():
