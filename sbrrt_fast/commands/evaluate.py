@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,52 +12,139 @@ from tyro.conf import arg
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.data.task import Split
-from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.data.task import Metric, Split, TaskConfig, metrics_of
+from sbrrt_fast.errors import ConfigError, DataError, OutputError
 from sbrrt_fast.files import make_folder, write_json
-from sbrrt_fast.messages import printable
-from sbrrt_fast.training.scores.evaluate import evaluate
+from sbrrt_fast.messages import printable, shown
+from sbrrt_fast.training.run_folder import BEST
+from sbrrt_fast.training.scores.confusion import confusion_record, confusion_text
+from sbrrt_fast.training.scores.evaluate import score_tasks
+from sbrrt_fast.training.scores.intervals import intervals_of
+from sbrrt_fast.training.scores.metrics import check_libraries
+from sbrrt_fast.training.scores.rows import FOLDER, write_errors, write_run_rows
+from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.scores.table import exposure_note, score_table
 
 
 @dataclass(frozen=True)
 class EvaluateArguments(RunArguments):
-    """Score a trained run on a split of each of its tasks and print a table.
+    """Score a trained run on a split of each of its tasks; print a table and confusion matrices.
+
+    Every row of the best model, with its prediction, probabilities and loss, goes to
+    RUN/evaluation, a file of JSON lines per task.
 
     Attributes:
-        split: which files to score; test files have no labels.
+        split: which files to score; tasks whose test file has no labels are passed over.
+        metrics: further metrics than those of the run, each for the tasks whose heads it fits.
         output: also write the scores to this JSON file.
+        errors: also write the rows that are wrong to this folder, the worst first.
+        rows: write RUN/evaluation.
     """
 
     split: Split = "dev"
+    metrics: tuple[Metric, ...] = ()
     output: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: writes nothing)")
     ] = None
+    errors: Annotated[
+        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: writes nothing)")
+    ] = None
+    rows: bool = True
+
+    @property
+    def writes_rows(self) -> bool:
+        """Whether RUN/evaluation is written: it is of the best model."""
+        return self.rows and self.model == BEST
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(EvaluateArguments, argv, "sbrrt-fast evaluate")
-    if arguments.split == "test":
-        raise ConfigError(
-            "--split test: test files have no labels to score; use --split dev or train, or write "
-            "predictions with `sbrrt-fast predict`"
-        )
     run = open_run(arguments)
+    _check_metrics(arguments.metrics, run.config.tasks)
+    tasks, unlabelled = _load(run, arguments)
+    _make_folders(arguments)
+    scored = score_tasks(run.model, tasks, **run.options)
+    scores, intervals = scores_of(scored), intervals_of(scored)
+    print(_heading(arguments, run))
+    print(score_table(scores, {name: t.num_examples for name, t in tasks.items()}, intervals))
+    for text in filter(None, map(confusion_text, scored.values())):
+        print(f"\n{text}")
+    if arguments.output is not None:
+        record = _record(arguments, run, {arguments.split: scores, "intervals": intervals}, scored)
+        write_json(arguments.output, record)
+    _write_rows(arguments, scored)
+    for line in _notes(run, tasks, unlabelled):
+        print(line)
+    return 0
+
+
+def _check_metrics(metrics: Sequence[Metric], tasks: dict[str, TaskConfig]) -> None:
+    """ConfigError where a metric of ``--metrics`` fits no task."""
+    for metric in metrics:
+        if not any(metric in metrics_of(task.head) for task in tasks.values()):
+            heads = ", ".join(f"{name}: {task.head}" for name, task in tasks.items())
+            raise ConfigError(f"--metrics: '{metric}' fits the head of no task ({shown(heads)})")
+
+
+def _load(
+    run: TrainedRun, arguments: EvaluateArguments
+) -> tuple[dict[str, TokenizedTask], list[str]]:
+    """The labelled tasks of a split with the metrics asked for; the names of the others.
+
+    Raises:
+        DataError: no task has labels there.
+    """
     tasks = run.load(arguments.split)
+    labelled = {
+        name: replace(task, config=_with_metrics(task.config, arguments.metrics))
+        for name, task in tasks.items()
+        if task.labels is not None
+    }
+    if not labelled:
+        raise DataError(
+            f"--split {arguments.split}: {run.data} has no labels to score there; use --split dev "
+            "or train, or write predictions with `sbrrt-fast predict`"
+        )
+    check_libraries({name: task.config for name, task in labelled.items()})
+    return labelled, [name for name in tasks if name not in labelled]
+
+
+def _with_metrics(task: TaskConfig, metrics: Sequence[Metric]) -> TaskConfig:
+    return replace(
+        task, metrics=(*task.metrics, *(m for m in metrics if m in metrics_of(task.head)))
+    )
+
+
+def _make_folders(arguments: EvaluateArguments) -> None:
+    """Sees to it that results can be written before they are computed."""
     if arguments.output is not None:
         make_folder(arguments.output.parent)
-    scores = evaluate(run.model, tasks, **run.options)
-    num_examples = {name: task.num_examples for name, task in tasks.items()}
-    print(_heading(arguments, run))
-    print(score_table(scores, num_examples))
+    if arguments.errors is not None:
+        make_folder(arguments.errors)
+    if arguments.writes_rows:
+        try:
+            make_folder(arguments.run / FOLDER)
+        except OutputError as error:
+            raise OutputError(f"{error}; --no-rows leaves that folder alone") from None
+
+
+def _write_rows(arguments: EvaluateArguments, scored: dict[str, ScoredTask]) -> None:
+    """Writes the files of rows, and says where they are."""
+    if arguments.writes_rows:
+        write_run_rows(arguments.run, scored.values())
+        print(f"\nrows: {printable(arguments.run / FOLDER)}")
+    if arguments.errors is not None:
+        for path in write_errors(arguments.errors, scored.values()):
+            print(f"errors: {printable(path)}")
+
+
+def _notes(run: TrainedRun, tasks: dict[str, TokenizedTask], unlabelled: list[str]) -> list[str]:
+    """What must be said beside the scores."""
+    lines = [f"{name} is not scored: its rows have no labels" for name in unlabelled]
     for name, task in tasks.items():
         if task.report.num_skipped:
-            print(f"{name} is scored without some rows: {task.report.message()}")
-    if note := exposure_note(run.config):
-        print(note)
-    if arguments.output is not None:
-        write_json(arguments.output, _record(arguments, run, scores, tasks))
-    return 0
+            lines.append(f"{name} is scored without some rows: {task.report.message()}")
+    return [*lines, *filter(None, [exposure_note(run.config)])]
 
 
 def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:
@@ -68,11 +155,13 @@ def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:
 
 
 def _record(
-    arguments: EvaluateArguments, run: TrainedRun, scores: dict, tasks: dict[str, TokenizedTask]
+    arguments: EvaluateArguments, run: TrainedRun, scores: dict, scored: dict[str, ScoredTask]
 ) -> dict:
     """The JSON of ``--output``; the scores are under the split's name as in ``metrics.json``."""
+    tasks = {name: one.task for name, one in scored.items()}
     return {
-        arguments.split: scores,
+        **scores,
+        "confusion": confusion_record(scored),
         "num_examples": {name: task.num_examples for name, task in tasks.items()},
         "num_skipped": {name: task.report.num_skipped for name, task in tasks.items()},
         "run": str(arguments.run),

@@ -52,7 +52,7 @@ def _summary(config: RunConfig, metrics: dict) -> str:
     sample = " (built-in sample)" if uses_sample(config.tasks, config.data_dir) else ""
     lines = [
         f"dev scores of the best model, round {metrics['best_round']}{sample}",
-        score_table(metrics["dev"]),
+        score_table(metrics["dev"], intervals=metrics.get("intervals")),
         exposure_note(config),
         f"{metrics['rounds']} rounds, {metrics['rounds_per_second']:.2f} rounds/s, "
         f"{metrics['precision']}; model and logs in {config.output}",

@@ -42,6 +42,7 @@ class TokenizedTask:
         special: [num_tokens] bool, true at the [CLS] and [SEP] the tokenizer added.
         starts: [num_sequences + 1] int64 offsets into ``tokens``.
         num_truncated: sequences that were longer than ``max_length``.
+        texts: one or two texts of each example, whole; None where nobody needs them.
         report: how the file was read; None where the examples came from elsewhere.
     """
 
@@ -55,6 +56,7 @@ class TokenizedTask:
     special: Tensor
     starts: Tensor
     num_truncated: int
+    texts: list[tuple[str, ...]] | None = None
     report: ReadReport | None = None
 
     @classmethod
@@ -94,6 +96,7 @@ class TokenizedTask:
             special=torch.from_numpy(np.concatenate(special)),
             starts=torch.from_numpy(starts),
             num_truncated=sum(num_truncated),
+            texts=[example.texts for example in examples],
         )
 
     @property

@@ -13,6 +13,7 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, float32, is_float32, problems
 
+Metric = Literal["accuracy", "f1", "mcc", "auc", "pearson", "spearman", "mse"]
 Split = Literal["train", "dev", "test"]
 SPLITS = get_args(Split)
 OVERALL = "overall"  # where scores have their mean
@@ -51,7 +52,10 @@ class TaskConfig:
             classes with n_c each: its mean over the training rows is 1.
         label_smoothing: e below 1; the target of an example is ``1 - e + e / k`` for its class and
             ``e / k`` for each other of the k classes.
-        metric: ``accuracy`` or ``pearson``; follows from the head when ``auto``.
+        metric: the main one, by which the best model is chosen: ``accuracy``, ``f1`` (macro),
+            ``mcc`` (Matthews) or ``auc`` of classes, ``pearson``, ``spearman`` or ``mse`` of
+            values; follows from the head when ``auto``.
+        metrics: further ones.
         weight: factor on all of this task's loss terms.
         format: ``tsv``, ``csv``, ``jsonl`` or ``parquet``; by the files' endings when ``auto``.
             ``dataset`` follows from the field of that name.
@@ -79,7 +83,8 @@ class TaskConfig:
     loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse"] = "auto"
     class_weights: tuple[float, ...] | Literal["balanced"] | None = None
     label_smoothing: float = 0.0
-    metric: Literal["auto", "accuracy", "pearson"] = "auto"
+    metric: Literal["auto"] | Metric = "auto"
+    metrics: tuple[Metric, ...] = ()
     weight: float = 1.0
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "dataset"] = "auto"
     dataset: str = ""
@@ -115,6 +120,11 @@ class TaskConfig:
     @property
     def metric_name(self) -> str:
         return _METRIC_OF_HEAD[self.head] if self.metric == "auto" else self.metric
+
+    @property
+    def metric_names(self) -> tuple[Metric, ...]:
+        """The main metric, then the further ones."""
+        return tuple(dict.fromkeys((self.metric_name, *self.metrics)))
 
     @property
     def num_labels(self) -> int:
@@ -165,10 +175,10 @@ class TaskConfig:
             )
         if self.loss_name not in _LOSSES_OF_HEAD[self.head]:
             yield f"loss: '{self.loss}' does not fit head '{self.head}'; use 'auto'"
-        if self.metric_name == "pearson" and not self.is_regression:
-            yield f"metric: 'pearson' needs a cosine or regression head, not '{self.head}'"
-        if self.metric_name == "accuracy" and self.is_regression:
-            yield f"metric: 'accuracy' needs a classes or binary head, not '{self.head}'"
+        if self.metric_name not in metrics_of(self.head):
+            yield f"metric: {_unfit(self.metric_name, self.head)}"
+        if unfit := [name for name in self.metrics if name not in metrics_of(self.head)]:
+            yield f"metrics: {_unfit(unfit[0], self.head)}"
         yield from problems(self._rules())
         yield from label_problems(self)
         yield from file_problems(self)
@@ -185,6 +195,16 @@ class TaskConfig:
             yield "label_range", labels, are_held, f"two numbers {FLOAT32}"
             differ = float32(low) < float32(high)
             yield "label_range", labels, differ, "two numbers that are still different as float32"
+
+
+def metrics_of(head: str) -> tuple[Metric, ...]:
+    """The metrics that fit a head."""
+    return _METRICS_OF_VALUES if head in ("cosine", "regression") else _METRICS_OF_CLASSES
+
+
+def _unfit(metric: str, head: str) -> str:
+    heads = "cosine or regression" if metric in _METRICS_OF_VALUES else "classes or binary"
+    return f"'{metric}' needs a {heads} head, not '{head}'"
 
 
 def check_task_name(name: str) -> None:
@@ -220,7 +240,9 @@ _LOSS_OF_HEAD = {
     "regression": "mse",
 }
 _LOSSES_OF_HEAD = {head: (loss,) for head, loss in _LOSS_OF_HEAD.items()}
-_METRIC_OF_HEAD = {
+_METRICS_OF_CLASSES: tuple[Metric, ...] = ("accuracy", "f1", "mcc", "auc")
+_METRICS_OF_VALUES: tuple[Metric, ...] = ("pearson", "spearman", "mse")
+_METRIC_OF_HEAD: dict[str, Metric] = {
     "classes": "accuracy",
     "binary": "accuracy",
     "cosine": "pearson",

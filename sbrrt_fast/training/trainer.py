@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 
 from tqdm import tqdm
@@ -59,8 +59,11 @@ from sbrrt_fast.training.run_folder import (
     open_output,
     start_run,
 )
-from sbrrt_fast.training.scores.evaluate import evaluate
-from sbrrt_fast.training.scores.metrics import is_better
+from sbrrt_fast.training.scores.evaluate import score_tasks
+from sbrrt_fast.training.scores.intervals import intervals_of
+from sbrrt_fast.training.scores.metrics import check_libraries, is_better
+from sbrrt_fast.training.scores.rows import write_run_rows
+from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice, longest_sequence
@@ -81,13 +84,15 @@ class Trainer:
 
     def __init__(self, config: RunConfig, log: Callable[[str], object] = print):
         validate(config)
+        check_libraries(config.tasks)
         require(config.backend)
         self.config = config = complete_config(config, log)
         self.log = log
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings
-        self.train_tasks = load_splits(config, self.tokenizer, "train", max_positions, log)
+        train = load_splits(config, self.tokenizer, "train", max_positions, log)
+        self.train_tasks = {name: replace(task, texts=None) for name, task in train.items()}
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
         fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
@@ -113,6 +118,8 @@ class Trainer:
         if self.profile:
             self.step.clock = self.profile.clock
         self.progress = Progress(self.order.start())
+        self.scored: dict[str, ScoredTask] = {}  # by the last evaluation
+        self.best_scored: dict[str, ScoredTask] = {}  # by the best one; empty once it was resumed
         self.stop = StopSignals()
 
     def run(self) -> dict:
@@ -261,10 +268,12 @@ class Trainer:
             self._save(BEST)
             self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
         self.progress.evaluation_is_due = False
+        if self.progress.best["round"] == done:
+            self.best_scored = self.scored
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
         with self.stop.stoppable():
-            return evaluate(
+            self.scored = score_tasks(
                 model,
                 self.dev_tasks,
                 precision=self.config.precision,
@@ -272,12 +281,16 @@ class Trainer:
                 limit=limit,
                 progress=True,
             )
+        return scores_of(self.scored)
 
     def _final_metrics(self) -> dict:
-        """Scores of the best model on all dev rows, and the run's settings."""
+        """Scores of the best model on all dev rows, which are written, and the run's settings."""
         best, config = self.progress.best, self.config
+        dev = self._best_scores()
+        write_run_rows(config.output, self.best_scored.values())
         return {
-            "dev": best["scores"] if config.log.dev_rows is None else self._best_scores(),
+            "dev": dev,
+            "intervals": intervals_of(self.best_scored),
             "rounds": self.num_rounds,
             "rounds_per_second": self.num_rounds / max(self.progress.seconds, 1e-9),
             "backend": config.backend,
@@ -293,10 +306,14 @@ class Trainer:
         }
 
     def _best_scores(self) -> dict:
-        """The best model's on all dev rows."""
+        """The best model's on all dev rows; it is evaluated unless that was just done."""
+        if self.config.log.dev_rows is None and self.best_scored:
+            return self.progress.best["scores"]
         model, _ = load_model(self.config.output / BEST)
         model.encoder.set_backend(self.config.backend)
-        return self._scores(model.to(self.device), None)
+        scores = self._scores(model.to(self.device), None)
+        self.best_scored = self.scored
+        return scores
 
     def _save(self, name: str) -> None:
         with checksummed_directory(self.config.output / name) as folder:

@@ -172,11 +172,6 @@ def test_evaluate_needs_a_file_for_every_task(run, tmp_path, capsys):
     assert str(data / "sts-dev.csv") in message
 
 
-def test_the_test_split_cannot_be_scored(run, capsys):
-    message = refused(["evaluate", str(run), "--split", "test"], capsys)
-    assert "test files have no labels to score" in message
-
-
 @pytest.mark.parametrize("kind", RUNS)
 def test_evaluate_repeats_the_dev_scores_of_the_run_exactly(kind, runs, tmp_path, capsys):
     expected = json.loads((runs[kind] / "metrics.json").read_text())
@@ -185,10 +180,13 @@ def test_evaluate_repeats_the_dev_scores_of_the_run_exactly(kind, runs, tmp_path
     assert [found[key] for key in ("precision", "layout")] == kind.split()[::-1]
     assert found["num_examples"] == {"sst": 24, "para": 24, "sts": 24}
     lines = capsys.readouterr().out.splitlines()
+    assert found["intervals"] == expected["intervals"]
     dev = expected["dev"]
     assert f"best model of {runs[kind]}" in lines[0]
-    assert lines[2].split() == ["sst", "accuracy", f"{dev['sst']['accuracy']:.4f}", "24"]
-    assert lines[4].split() == ["sts", "pearson", f"{dev['sts']['pearson']:.4f}", "24"]
+    for line, name, metric in ((2, "sst", "accuracy"), (4, "sts", "pearson")):
+        low, high = expected["intervals"][name][metric]
+        cells = [name, metric, f"{dev[name][metric]:.4f}", f"{low:.4f}", "to", f"{high:.4f}", "24"]
+        assert lines[line].split() == cells
     assert lines[5].split() == ["overall", f"{dev['overall']:.4f}"]
 
 
@@ -203,9 +201,11 @@ def test_evaluate_says_which_rows_are_not_scored(run, tmp_path, capsys):
     assert "first: quora-dev.csv:11: 3 fields" in last
 
 
-def test_evaluate_writes_nothing_unless_asked(run):
+@pytest.mark.parametrize("flags", [("--no-rows",), ("--model", "last")])
+def test_evaluate_writes_the_best_model_s_rows_alone(flags, run):
+    shutil.rmtree(run / "evaluation")
     before = contents(run.parent)
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), *flags]) == 0
     assert contents(run.parent) == before
 
 

@@ -14,14 +14,13 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.scores.metrics import METRICS, UNDEFINED, overall, why_undefined
+from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.step.sbrrt_step import autocast
 
 _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from another backbone"
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
 
 
-@torch.no_grad()
 def predict(
     model: MultiTaskModel,
     task: TokenizedTask,
@@ -33,12 +32,47 @@ def predict(
 ) -> Tensor:
     """Predictions for the first ``limit`` examples (all if None), in order, without dropout.
 
+    Returns:
+        float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
+
+    Raises:
+        WeightsError: see ``predict_outputs``; or a prediction is too large for float32.
+    """
+    outputs = predict_outputs(
+        model, task, precision=precision, packed=packed, limit=limit, progress=progress
+    )
+    return predictions_of(model, task, outputs)
+
+
+def predictions_of(model: MultiTaskModel, task: TokenizedTask, outputs: Tensor) -> Tensor:
+    """Predictions from the outputs of ``predict_outputs``, as ``predict`` returns them."""
+    device = next(model.parameters()).device
+    predictions = model.predictions(task.name, outputs.to(device)).cpu()
+    _check_finite(task, predictions)
+    return predictions
+
+
+@torch.no_grad()
+def predict_outputs(
+    model: MultiTaskModel,
+    task: TokenizedTask,
+    *,
+    precision: str = "fp32",
+    packed: bool = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The head's outputs for the first ``limit`` examples (all if None), in order, no dropout.
+
     Args:
         precision: ``fp32``, or ``bf16`` matrix products; a CPU that has no instructions for those
             takes float32 ones, which are several times quicker there.
+        packed: whether padding is left out of the computation.
+        progress: whether a bar is shown.
 
     Returns:
-        float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
+        float32 on the CPU: logits [num_examples, num_classes] of ``classes``, one logit
+        [num_examples] of ``binary``, values in training units [num_examples] of the others.
 
     Raises:
         WeightsError: a weight is not finite, or the model's outputs are not.
@@ -46,29 +80,28 @@ def predict(
     check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     device = next(model.parameters()).device
     num_examples = min(limit or task.num_examples, task.num_examples)
-    predictions = torch.empty(num_examples)
     bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
     if _extension.emulates_bf16(device):
         precision = "fp32"
+    order, parts = [], []
     with bar, autocast(device, precision):
         for examples in _batches(task, num_examples):
             tokens = assemble(task, examples).to(device)
             outputs = model(task.name, tokens if packed else tokens.padded())
-            # Class numbers are always finite: where an output is not, neither is the prediction.
-            is_finite = torch.isfinite(outputs).reshape(len(examples), -1).all(dim=1)
-            values = model.predictions(task.name, outputs)
-            predictions[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
+            order.append(examples)
+            parts.append(outputs.to("cpu", torch.float32))
             bar.update(len(examples))
-    _check_predictions(task, predictions)
-    return predictions
+    outputs = torch.cat(parts)[torch.cat(order).argsort()]
+    _check_finite(task, outputs)
+    return outputs
 
 
-def _check_predictions(task: TokenizedTask, predictions: Tensor) -> None:
-    is_bad = ~torch.isfinite(predictions)
+def _check_finite(task: TokenizedTask, values: Tensor) -> None:
+    is_bad = ~torch.isfinite(values).reshape(len(values), -1).all(dim=1)
     if num_bad := int(is_bad.sum()):
         first = task.ids[int(is_bad.nonzero()[0])]
         raise WeightsError(
-            f"task '{task.name}' {task.split}: {num_bad:,} of {len(predictions):,} outputs are nan "
+            f"task '{task.name}' {task.split}: {num_bad:,} of {len(values):,} outputs are nan "
             f"or infinite (first: id {first}), although all weights are finite; they are too large "
             f"to compute with: {_TRAIN_AGAIN}"
         )
@@ -77,21 +110,22 @@ def _check_predictions(task: TokenizedTask, predictions: Tensor) -> None:
 def evaluate(
     model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
 ) -> dict[str, dict[str, float | str | None] | float | None]:
-    """Each task's score and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
+    """Each task's scores and the overall one: ``{"sst": {"accuracy": …}, …, "overall": …}``.
 
-    A score that is undefined is None with its reason beside it, ``{"pearson": None, "undefined":
-    "all labels are 3"}``; the overall score is None then, unless it does not count the task.
-
-    Keyword arguments are those of ``predict``, as are the errors.
+    Keyword arguments are those of ``predict``, as are the errors; see ``scores_of``.
     """
-    scores: dict = {}
+    return scores_of(score_tasks(model, tasks, **kwargs))
+
+
+def score_tasks(
+    model: MultiTaskModel, tasks: dict[str, TokenizedTask], **kwargs
+) -> dict[str, ScoredTask]:
+    """What the model says of labelled tasks, by name; arguments and errors as of ``predict``."""
+    scored = {}
     for name, task in tasks.items():
-        predictions = predict(model, task, **kwargs)
-        metric, labels = task.config.metric_name, task.labels[: len(predictions)]
-        scores[name] = {metric: METRICS[metric](predictions, labels)}
-        if scores[name][metric] is None:
-            scores[name][UNDEFINED] = why_undefined(predictions, labels)
-    return scores | {"overall": overall(scores)}
+        outputs = predict_outputs(model, task, **kwargs)
+        scored[name] = ScoredTask(task, outputs, predictions_of(model, task, outputs))
+    return scored
 
 
 def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:

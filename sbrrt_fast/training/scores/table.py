@@ -7,6 +7,7 @@ import math
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.sources import uses_sample
 from sbrrt_fast.data.task import OVERALL
+from sbrrt_fast.training.scores.intervals import LEVEL
 from sbrrt_fast.training.scores.metrics import UNDEFINED
 
 
@@ -34,25 +35,39 @@ def undefined_notes(scores: dict) -> list[str]:
     return [
         f"{name}/{metric} is undefined: {reason}{so}"
         for name, reason in reasons.items()
-        for metric in _metrics(tasks[name])
+        for metric, score in _metrics(tasks[name]).items()
+        if score is None
     ]
 
 
-def score_table(scores: dict, num_examples: dict[str, int] | None = None) -> str:
-    """A row per task and metric and one for the overall score, with the number of rows if given.
+def score_table(
+    scores: dict, num_examples: dict[str, int] | None = None, intervals: dict | None = None
+) -> str:
+    """A row per task and metric and one for the overall score.
 
     A score that is undefined is a dash, with a line that says why below the table.
+
+    Args:
+        num_examples: number of rows by task, for a column of its own.
+        intervals: those of ``intervals_of``, likewise.
     """
-    rows = [("task", "metric", "score", "rows" if num_examples else "")]
+    heading = f"{LEVEL:.0%} interval" if intervals else ""
+    rows = [("task", "metric", "score", heading, "rows" if num_examples else "")]
     for name, value in scores.items():
         count = f"{num_examples[name]:,}" if num_examples and isinstance(value, dict) else ""
-        rows += [(name, m, _number(score), count) for m, score in _metrics(value).items()]
+        for metric, score in _metrics(value).items():
+            between = _range((intervals or {}).get(name, {}).get(metric))
+            rows.append((name, metric, _number(score), between, count))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}".rstrip()
-        for a, b, c, d in rows
-    ]
+    lines = []
+    for a, b, *numbers in rows:
+        cells = [f"{x:>{w}}" for x, w in zip(numbers, wide[2:], strict=True) if w]
+        lines.append("  ".join([f"  {a:<{wide[0]}}  {b:<{wide[1]}}", *cells]).rstrip())
     return "\n".join(lines + undefined_notes(scores))
+
+
+def _range(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _metrics(value: dict | float | None) -> dict[str, float | None]:
