@@ -83,7 +83,7 @@ def lines(run: Path) -> list[dict]:
 
 def same_run(a: Path, b: Path) -> bool:
     for name in ("best", "last"):
-        for file in ("encoder/model.safetensors", "heads.safetensors"):
+        for file in ("model.safetensors", "heads.safetensors"):
             x, y = (load_file(run / name / file) for run in (a, b))
             if x.keys() != y.keys() or not all(x[key].equal(y[key]) for key in x):
                 return False
