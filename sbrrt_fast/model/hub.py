@@ -72,14 +72,22 @@ def save_encoder(
 def write_encoder(
     model: nn.Module, folder: Path, tokenizer: Any, max_length: int | None = None
 ) -> None:
-    """``save_encoder`` into an empty folder.
+    """``save_encoder`` into an empty folder; for ``max_length`` see ``write_description``."""
+    write_tensors(model.state_dict(), folder / WEIGHTS, {"format": "pt"})
+    write_description(model, folder, tokenizer, max_length)
+
+
+def write_description(
+    model: nn.Module, folder: Path, tokenizer: Any, max_length: int | None = None
+) -> None:
+    """All of an encoder's folder but its weights: shape, tokenizer, and what follows the encoder.
 
     Args:
+        tokenizer: see ``save_encoder``.
         max_length: tokens after which sentence-transformers cuts a text; as many as the encoder has
             positions if None, and never more.
     """
     _write_config(model, folder)
-    write_tensors(model.state_dict(), folder / WEIGHTS, {"format": "pt"})
     _write_modules(model, folder)
     _write_sentence_settings(model, folder, max_length)
     _write_tokenizer(model, folder, tokenizer)

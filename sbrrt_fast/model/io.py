@@ -51,8 +51,13 @@ def save_model(
     """
     write_encoder(model.encoder, directory, tokenizer, max_length)
     write_tensors(model.heads.state_dict(), directory / HEADS)
+    write_tasks(model, directory)
     if card:
         write_text(directory / CARD, card)
+
+
+def write_tasks(model: MultiTaskModel, directory: Path) -> None:
+    """Writes ``tasks.json``: the record of each task, and how pairs become features."""
     tasks = {name: asdict(task) for name, task in model.tasks.items()}
     write_json(directory / TASKS, {"pair_features": model.pair_features, "tasks": tasks})
 

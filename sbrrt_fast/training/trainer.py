@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from sbrrt_fast.checksums import (
     check_directory,
-    checksummed_directory,
     readable_directory,
     remove_directory,
 )
@@ -20,7 +19,7 @@ from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, sav
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
-from sbrrt_fast.model.io import load_model, save_model
+from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
@@ -32,6 +31,7 @@ from sbrrt_fast.training.build import (
     pick_device,
 )
 from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
+from sbrrt_fast.training.cards.model_card import DevScores
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.cost.profile import RunProfile
 from sbrrt_fast.training.due import DueRounds
@@ -39,6 +39,7 @@ from sbrrt_fast.training.finite import check_interval, check_loaded, check_train
 from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
 from sbrrt_fast.training.means import IntervalMeans
+from sbrrt_fast.training.model_saver import ModelSaver
 from sbrrt_fast.training.progress import (
     Progress,
     check_same_inputs,
@@ -98,6 +99,8 @@ class Trainer:
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
         fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
+        splits = {"train": self.train_tasks, "dev": self.dev_tasks}
+        self.saver = ModelSaver(config, self.model, self.tokenizer, splits)
         sizes = {name: task.num_examples for name, task in self.train_tasks.items()}
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
         self.num_rounds = config.rounds or config.epochs * order.rounds_per_epoch
@@ -264,10 +267,11 @@ class Trainer:
         scores = self._scores(self.model, self.config.log.dev_rows)
         self.log(f"round {done}: dev {format_scores(scores)}")
         logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
-        self._save(LAST)
+        dev = DevScores(scores, done, self.config.log.dev_rows)
+        self.saver.save(LAST, dev)
         best = self.progress.best
         if is_better(scores["overall"], best and best["overall"]):
-            self._save(BEST)
+            self.saver.save(BEST, dev)
             self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
         self.progress.evaluation_is_due = False
         self.callbacks.on_evaluate(done, scores)
@@ -306,11 +310,9 @@ class Trainer:
         """The best model's on all dev rows."""
         model, _ = load_model(self.config.output / BEST)
         model.encoder.set_backend(self.config.backend)
-        return self._scores(model.to(self.device), None)
-
-    def _save(self, name: str) -> None:
-        with checksummed_directory(self.config.output / name) as folder:
-            save_model(self.model, folder, self.tokenizer)
+        scores = self._scores(model.to(self.device), None)
+        self.saver.update_card(BEST, DevScores(scores, self.progress.best["round"]))
+        return scores
 
     def _save_state(self, logger: RunLogger) -> None:
         logger.sync()  # a state never knows of more rounds than the log
@@ -325,8 +327,7 @@ class Trainer:
     @cached_property
     def _inputs(self) -> dict[str, int]:
         """Checksums of what no round changes."""
-        splits = {"train": self.train_tasks, "dev": self.dev_tasks}
-        return input_checksums(self.model, splits)
+        return input_checksums(self.model, self.saver.splits)
 
     def _resume(self) -> RunConfig:
         """Takes over the saved state, changing nothing on disk; returns the run's settings."""
