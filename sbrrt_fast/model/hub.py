@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sbrrt_fast.data.tokenizer import SENTENCE, load_tokenizer
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import atomic_directory, make_folder, write_json, write_text
+from sbrrt_fast.json_file import as_json, read_json
 from sbrrt_fast.model.backbone import ONLY_SUPPORTED, TOKENIZER_FILES
 from sbrrt_fast.model.modules import (
     DENSE_FOLDER,
@@ -91,6 +92,21 @@ def write_description(
     _write_modules(model, folder)
     _write_sentence_settings(model, folder, max_length)
     _write_tokenizer(model, folder, tokenizer)
+
+
+def read_max_length(folder: Path) -> int | None:
+    """The ``max_length`` that ``write_description`` was given; None where no file says it.
+
+    Raises:
+        WeightsError: the file is malformed.
+    """
+    path = folder / SENTENCE
+    longest = read_json(path).get("max_seq_length") if path.is_file() else None
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise WeightsError(
+            f"{path}: max_seq_length must be a whole number of at least 1, got {as_json(longest)}"
+        )
+    return longest
 
 
 def read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict[str, Tensor]:

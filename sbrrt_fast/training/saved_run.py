@@ -9,11 +9,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from sbrrt_fast.checksums import readable_directory
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import ModelConfig, RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.messages import shown
-from sbrrt_fast.model.io import TASKS, load_model
+from sbrrt_fast.model.hub import read_max_length
+from sbrrt_fast.model.io import TASKS, encoder_folder, load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import pick_device
 from sbrrt_fast.training.finite import check_loaded
@@ -55,8 +56,14 @@ def read_saved(
     if not os.path.isfile(path / TASKS):
         return read_model(path / which, read_settings(path), device, precision)
     run = path.resolve().parent
-    config = read_settings(run) if os.path.isfile(run / CONFIG) else RunConfig()
+    config = read_settings(run) if os.path.isfile(run / CONFIG) else _settings_of(path)
     return read_model(path, config, device, precision)
+
+
+def _settings_of(folder: Path) -> RunConfig:
+    """Settings for a model whose run is not at hand."""
+    longest = read_max_length(encoder_folder(folder))
+    return RunConfig() if longest is None else RunConfig(model=ModelConfig(max_length=longest))
 
 
 def read_settings(run: Path) -> RunConfig:

@@ -48,7 +48,8 @@ class DevScores:
     """An evaluation of the model that is saved.
 
     Attributes:
-        scores: see ``evaluate``. round: after how many rounds of training the model was.
+        scores: see ``evaluate``; without tasks where the model was not scored.
+        round: rounds of training after which the model was.
         num_rows: dev rows of each task that were scored, the first ones; all if None.
     """
 
@@ -116,7 +117,7 @@ def _hub_name(backbone: str) -> str | None:
 def _results(tasks: Mapping[str, TaskConfig], scores: Mapping[str, Any]) -> Iterator[EvalResult]:
     for name, task in tasks.items():
         kind = "sentence-similarity" if task.head == "cosine" else "text-classification"
-        for metric, score in _metrics(scores[name]).items():
+        for metric, score in _metrics(scores.get(name)).items():
             if score is not None:
                 yield EvalResult(
                     task_type=kind,
@@ -141,10 +142,14 @@ def _summary(config: RunConfig, model: MultiTaskModel) -> str:
 
 
 def _scores(config: RunConfig, tasks: Mapping[str, TokenizedTask], dev: DevScores) -> str:
+    if not any(name in dev.scores for name in tasks):
+        return f"The model after round {dev.round:,}, which was not scored."
     rows = []
     for name, task in tasks.items():
         count = min(dev.num_rows or task.num_examples, task.num_examples)
-        rows += [(name, m, _number(x), f"{count:,}") for m, x in _metrics(dev.scores[name]).items()]
+        rows += [
+            (name, m, _number(x), f"{count:,}") for m, x in _metrics(dev.scores.get(name)).items()
+        ]
     rows.append((OVERALL, "", _number(dev.scores[OVERALL]), ""))
     notes = [exposure_note(config)] if config.data_dir is not None else [SAMPLE_WARNING]
     if dev.num_rows is not None:
@@ -220,8 +225,9 @@ def _names(files: str | tuple[str, ...]) -> str:
     return _cell(names if isinstance(names, str) else ", ".join(names))
 
 
-def _metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    return {metric: score for metric, score in scores.items() if metric != UNDEFINED}
+def _metrics(scores: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """A task's metrics; none where it was not scored."""
+    return {metric: score for metric, score in (scores or {}).items() if metric != UNDEFINED}
 
 
 def _number(score: float | None) -> str:
