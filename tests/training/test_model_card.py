@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,22 @@ def test_a_model_of_the_built_in_sample_says_so(tmp_path, monkeypatch):
     assert card_of(tmp_path / "run").text.count(SAMPLE_WARNING) == 2  # above, and at the scores
 
 
+def test_absolute_files_are_named_and_are_no_sample(trained):
+    data = trained.parent / "data"
+    files = {f"tasks.sst.files.{s}": str(data / f"ids-sst-{s}.csv") for s in ("train", "dev")}
+    config = load_config(trained / "config.yaml", files)
+    trainer = Trainer(config, log=lambda line: None)
+    unscored = DevScores({"overall": None}, 1)
+    sst = {"sst": replace(config.tasks["sst"], files={s: str(data / s) for s in ("train", "dev")})}
+    for tasks, folder in ((config.tasks, config.data_dir), (sst, None)):
+        here = replace(config, tasks=tasks, data_dir=folder)
+        text = model_card(here, trainer.model, trainer.saver.splits, unscored)
+        assert str(trained.parent) not in text and SAMPLE_WARNING not in text
+    assert "| sst | dev | ids-sst-dev.csv | 24 |" in text
+    of_sample = replace(config, tasks={"para": config.tasks["para"]}, data_dir=None)
+    assert SAMPLE_WARNING in model_card(of_sample, trainer.model, trainer.saver.splits, unscored)
+
+
 def test_undefined_scores_and_models_without_scores(trained):
     config = load_config(trained / "config.yaml")
     trainer = Trainer(config, log=lambda line: None)
@@ -116,9 +133,7 @@ def test_text_in_a_card_cannot_break_its_tables(trained, tmp_path):
     config = load_config(trained / "config.yaml", {"tasks.sst.files.test": "a|b`c.csv"})
     trainer = Trainer(config, log=lambda line: None)
     labels = ("bad | worse", "`good`", "c", "d", "e")
-    trainer.model.tasks["sst"] = type(config.tasks["sst"])(
-        **{**vars(config.tasks["sst"]), "labels": labels}
-    )
+    trainer.model.tasks["sst"] = replace(config.tasks["sst"], labels=labels)
     text = model_card(config, trainer.model, trainer.saver.splits, DevScores({"overall": None}, 1))
     row = next(line for line in text.splitlines() if line.startswith("| sst | a text"))
     assert row == r"| sst | a text | classes | bad \| worse, 'good', c, d, e |"

@@ -17,7 +17,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import CALL_FIELDS, MINILM, config_to_dict
 from sbrrt_fast.config_yaml import to_yaml
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.data.task import OVERALL, TaskConfig
+from sbrrt_fast.data.task import BUILTIN_TASKS, OVERALL, TaskConfig
 from sbrrt_fast.messages import printable
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.cards.usage import usage
@@ -82,7 +82,7 @@ def model_card(
         f"---\n{metadata.to_yaml()}\n---",
         f"# {config.recipe}: {', '.join(model.tasks)}",
         _summary(config, model),
-        *([SAMPLE_WARNING] if config.data_dir is None else []),
+        *([SAMPLE_WARNING] if _uses_sample(config) else []),
         "## Tasks\n\n" + tasks_table(model.tasks),
         "## Scores\n\n" + _scores(config, splits["dev"], dev),
         "## Data\n\n" + _data(splits),
@@ -151,7 +151,7 @@ def _scores(config: RunConfig, tasks: Mapping[str, TokenizedTask], dev: DevScore
             (name, m, _number(x), f"{count:,}") for m, x in _metrics(dev.scores.get(name)).items()
         ]
     rows.append((OVERALL, "", _number(dev.scores[OVERALL]), ""))
-    notes = [exposure_note(config)] if config.data_dir is not None else [SAMPLE_WARNING]
+    notes = [SAMPLE_WARNING if _uses_sample(config) else exposure_note(config)]
     if dev.num_rows is not None:
         notes.append(f"Scored on the first {dev.num_rows:,} rows of each task.")
     notes += [*undefined_notes(dict(dev.scores)), f"The model after round {dev.round:,}, on dev."]
@@ -165,7 +165,7 @@ def _data(splits: Mapping[str, Mapping[str, TokenizedTask]]) -> str:
         for split, tasks in splits.items():
             task = tasks[name]
             skipped = task.report.num_skipped if task.report else 0
-            files = _names(task.config.files.get(split, ""))
+            files = _source(task.config, split)
             counts = (task.num_examples, skipped, task.num_truncated)
             rows.append((name, split, files, *(f"{count:,}" for count in counts)))
             if skipped:
@@ -203,7 +203,11 @@ def _with_names(config: RunConfig) -> RunConfig:
     if _hub_name(backbone) is None:
         backbone = Path(backbone).name
     tasks = {
-        name: replace(task, files={s: _base_names(f) for s, f in task.files.items()})
+        name: replace(
+            task,
+            files={split: _base_names(files) for split, files in task.files.items()},
+            dataset=_dataset_name(task) if task.dataset else "",
+        )
         for name, task in config.tasks.items()
     }
     return replace(config, model=replace(config.model, backbone=backbone), tasks=tasks)
@@ -220,9 +224,32 @@ def _base_names(files: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return tuple(map(_base_names, files))
 
 
-def _names(files: str | tuple[str, ...]) -> str:
-    names = _base_names(files)
-    return _cell(names if isinstance(names, str) else ", ".join(names))
+def _source(task: TaskConfig, split: str) -> str:
+    """Names of a split's files, or of its dataset and the part of it."""
+    names = _base_names(task.files.get(split, ""))
+    text = names if isinstance(names, str) else ", ".join(names)
+    if task.dataset:
+        text = " ".join(filter(None, (_dataset_name(task), task.dataset_config, text)))
+    return _cell(text)
+
+
+def _dataset_name(task: TaskConfig) -> str:
+    """A hub's name, or the last part of a folder's."""
+    folder = Path(task.dataset).expanduser()
+    return folder.name if folder.is_absolute() or folder.is_dir() else task.dataset
+
+
+def _uses_sample(config: RunConfig) -> bool:
+    """Whether every row is the built-in sample's."""
+    made_up = {file for task in BUILTIN_TASKS.values() for file in task.files.values()}
+    return config.data_dir is None and all(
+        not task.dataset and made_up.issuperset(_all_files(task)) for task in config.tasks.values()
+    )
+
+
+def _all_files(task: TaskConfig) -> Iterator[str]:
+    for files in task.files.values():
+        yield from (files,) if isinstance(files, str) else files
 
 
 def _metrics(scores: Mapping[str, Any] | None) -> dict[str, float | None]:
