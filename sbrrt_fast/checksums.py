@@ -21,7 +21,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sbrrt_fast.errors import OutputError, WeightsError
-from sbrrt_fast.files import refuse_link, replacing_directory, write_json, writing
+from sbrrt_fast.files import (
+    refuse_link,
+    replacing_directory,
+    write_json,
+    write_text,
+    writing,
+)
 
 CHECKSUMS = "checksums.json"
 _FORMAT = 1
@@ -76,6 +82,27 @@ def check_directory(directory: Path) -> None:
             raise damaged(path, f"it has {size} bytes instead of {expected['bytes']}")
         if _crc32_of(path) != expected["crc32"]:
             raise damaged(path, "its checksum is wrong")
+
+
+def replace_text(directory: Path, name: str, text: str) -> None:
+    """Replaces one file of a folder that ``checksummed_directory`` filled, or adds it.
+
+    The folder is replaced as a whole: every other file is the same one, under a second name until
+    the old folder is gone, or a copy where the file system has no hard links.
+
+    Raises:
+        WeightsError: the folder's list is missing or damaged. OutputError: as in
+            ``checksummed_directory``.
+    """
+    names = [other for other in _read_checksums(directory / CHECKSUMS) if other != name]
+    with checksummed_directory(directory) as new:
+        for other in names:
+            (new / other).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(directory / other, new / other)
+            except OSError:
+                shutil.copyfile(directory / other, new / other)
+        write_text(new / name, text)
 
 
 def remove_directory(directory: Path) -> None:

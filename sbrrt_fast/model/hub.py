@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from torch import Tensor, nn
 
-from sbrrt_fast.data.tokenizer import load_tokenizer
+from sbrrt_fast.data.tokenizer import SENTENCE, load_tokenizer
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import atomic_directory, make_folder, write_json, write_text
+from sbrrt_fast.json_file import as_json, read_json
 from sbrrt_fast.model.backbone import ONLY_SUPPORTED, TOKENIZER_FILES
 from sbrrt_fast.model.modules import (
     DENSE_FOLDER,
@@ -29,10 +29,15 @@ from sbrrt_fast.model.tensors import (
     encoder_name,
     readable,
     weight_files,
+    write_tensors,
 )
 
 _POOLER = "pooler.dense."
-_WRITTEN = {"config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, *TOKENIZER_FILES}
+_SIMILARITY = "config_sentence_transformers.json"
+_WRITTEN = {
+    *("config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, SENTENCE, _SIMILARITY),
+    *TOKENIZER_FILES,
+}
 _SPECIAL_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")
 }
@@ -65,12 +70,43 @@ def save_encoder(
         write_encoder(model, folder, tokenizer)
 
 
-def write_encoder(model: nn.Module, folder: Path, tokenizer: Any) -> None:
-    """``save_encoder`` into an empty folder."""
+def write_encoder(
+    model: nn.Module, folder: Path, tokenizer: Any, max_length: int | None = None
+) -> None:
+    """``save_encoder`` into an empty folder; for ``max_length`` see ``write_description``."""
+    write_tensors(model.state_dict(), folder / WEIGHTS, {"format": "pt"})
+    write_description(model, folder, tokenizer, max_length)
+
+
+def write_description(
+    model: nn.Module, folder: Path, tokenizer: Any, max_length: int | None = None
+) -> None:
+    """All of an encoder's folder but its weights: shape, tokenizer, and what follows the encoder.
+
+    Args:
+        tokenizer: see ``save_encoder``.
+        max_length: tokens after which sentence-transformers cuts a text; as many as the encoder has
+            positions if None, and never more.
+    """
     _write_config(model, folder)
-    _write_weights(model.state_dict(), folder)
     _write_modules(model, folder)
+    _write_sentence_settings(model, folder, max_length)
     _write_tokenizer(model, folder, tokenizer)
+
+
+def read_max_length(folder: Path) -> int | None:
+    """The ``max_length`` that ``write_description`` was given; None where no file says it.
+
+    Raises:
+        WeightsError: the file is malformed.
+    """
+    path = folder / SENTENCE
+    longest = read_json(path).get("max_seq_length") if path.is_file() else None
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise WeightsError(
+            f"{path}: max_seq_length must be a whole number of at least 1, got {as_json(longest)}"
+        )
+    return longest
 
 
 def read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -147,13 +183,6 @@ def _write_config(model: nn.Module, folder: Path) -> None:
     write_json(folder / "config.json", config)
 
 
-def _write_weights(tensors: dict[str, Tensor], folder: Path) -> None:
-    path = folder / WEIGHTS
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o666 & folder.stat().st_mode)  # save_file lets nobody but the owner read it
-
-
 def _write_modules(model: nn.Module, folder: Path) -> None:
     """sentence-transformers' list of modules, their settings, and the pooler's weights."""
     pooling, width = model.pooling, model.config.hidden_size
@@ -172,12 +201,21 @@ def _write_modules(model: nn.Module, folder: Path) -> None:
         (folder / DENSE_FOLDER).mkdir()
         write_json(folder / DENSE_FOLDER / "config.json", settings)
         weights = {f"linear.{k}": v for k, v in model.pooler.dense.state_dict().items()}
-        _write_weights(weights, folder / DENSE_FOLDER)
+        write_tensors(weights, folder / DENSE_FOLDER / WEIGHTS, {"format": "pt"})
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(paths.items())
     ]
     write_json(folder / MODULES, modules)
+
+
+def _write_sentence_settings(model: nn.Module, folder: Path, max_length: int | None) -> None:
+    """How sentence-transformers cuts texts and compares vectors."""
+    positions = model.config.max_position_embeddings
+    longest = positions if max_length is None else min(max_length, positions)
+    write_json(folder / SENTENCE, {"max_seq_length": longest, "do_lower_case": False})
+    settings = {"similarity_fn_name": "cosine", "prompts": {}, "default_prompt_name": None}
+    write_json(folder / _SIMILARITY, settings)
 
 
 def _write_tokenizer(model: nn.Module, folder: Path, tokenizer: Any) -> None:

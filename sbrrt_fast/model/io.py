@@ -1,4 +1,8 @@
-"""A trained model's folder: ``encoder/`` (Hugging Face), ``heads.safetensors``, ``tasks.json``."""
+"""A trained model's folder: that of its encoder, with heads, tasks and a model card in it.
+
+transformers and sentence-transformers load the folder as it is. Runs of earlier versions have the
+encoder in ``encoder/``, which is read as well.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from pathlib import Path
 from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -16,26 +19,45 @@ from sbrrt_fast.config import PairFeatures
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.files import write_json
+from sbrrt_fast.files import write_json, write_text
 from sbrrt_fast.json_file import as_json, kind_of, read_json
 from sbrrt_fast.messages import shown
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.hub import write_encoder
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.model.tensors import TensorReader, shapes_only
+from sbrrt_fast.model.tensors import TensorReader, shapes_only, write_tensors
 
-ENCODER, HEADS, TASKS = "encoder", "heads.safetensors", "tasks.json"
+HEADS, TASKS, CARD = "heads.safetensors", "tasks.json", "README.md"
+
+_EARLIER_ENCODER = "encoder"
 
 _UNITS = (".units.mean", ".units.scale")
 
 
-def save_model(model: MultiTaskModel, directory: Path, tokenizer: Tokenizer) -> None:
-    """Writes the model's files into an empty folder (see ``checksums.checksummed_directory``)."""
-    (directory / ENCODER).mkdir()
-    write_encoder(model.encoder, directory / ENCODER, tokenizer)
-    heads = {name: p.detach().cpu().contiguous() for name, p in model.heads.state_dict().items()}
-    save_file(heads, directory / HEADS)
+def save_model(
+    model: MultiTaskModel,
+    directory: Path,
+    tokenizer: Tokenizer,
+    *,
+    max_length: int | None = None,
+    card: str = "",
+) -> None:
+    """Writes the model's files into an empty folder (see ``checksums.checksummed_directory``).
+
+    Args:
+        max_length: tokens after which sentence-transformers cuts a text, see ``write_encoder``.
+        card: the text of ``README.md``; none is written if empty.
+    """
+    write_encoder(model.encoder, directory, tokenizer, max_length)
+    write_tensors(model.heads.state_dict(), directory / HEADS)
+    write_tasks(model, directory)
+    if card:
+        write_text(directory / CARD, card)
+
+
+def write_tasks(model: MultiTaskModel, directory: Path) -> None:
+    """Writes ``tasks.json``: the record of each task, and how pairs become features."""
     tasks = {name: asdict(task) for name, task in model.tasks.items()}
     write_json(directory / TASKS, {"pair_features": model.pair_features, "tasks": tasks})
 
@@ -47,9 +69,10 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
         WeightsError: a file is missing, damaged or does not fit the others.
     """
     tasks, pair_features = _read_tasks(directory / TASKS)
-    encoder = MiniBert.from_folder(directory / ENCODER)
-    tokenizer = load_tokenizer(directory / ENCODER)
-    check_fit(tokenizer, encoder.config, tasks, directory / ENCODER)
+    folder = encoder_folder(directory)
+    encoder = MiniBert.from_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    check_fit(tokenizer, encoder.config, tasks, folder)
     with shapes_only():
         heads = MultiTaskModel(encoder, tasks, pair_features).heads
     shapes = {name: list(tensor.shape) for name, tensor in heads.state_dict().items()}
@@ -57,6 +80,13 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
     model = MultiTaskModel(encoder, tasks, pair_features)
     model.heads.load_state_dict(tensors)
     return model, tokenizer
+
+
+def encoder_folder(directory: Path) -> Path:
+    """Where the encoder and tokenizer of a trained model are: its folder, or ``encoder/`` in it."""
+    earlier = Path(directory) / _EARLIER_ENCODER
+    is_earlier = earlier.is_dir() and not (Path(directory) / "config.json").is_file()
+    return earlier if is_earlier else Path(directory)
 
 
 def _read_heads(path: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:

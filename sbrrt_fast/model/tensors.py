@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -117,6 +118,20 @@ class TensorReader:
         else:  # a copy is aligned and does not depend on the file
             tensor = file.get_tensor(stored)
             self.tensors[name] = tensor.to(self.dtype or tensor.dtype, copy=True)
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file, of the mode that the umask gives.
+
+    Args:
+        tensors: of any dtypes, shapes and strides, on any device.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, metadata)
+    path.chmod(mode & 0o777)  # save_file lets nobody but the owner read its file
 
 
 def first_of(problems: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sbrrt_fast.checksums import (
@@ -20,6 +20,7 @@ from sbrrt_fast.checksums import (
 )
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import write_json
+from sbrrt_fast.model.tensors import write_tensors
 
 TENSORS, META = "state.safetensors", "state.json"
 _FORMAT = 2
@@ -38,7 +39,7 @@ def save_state(directory: Path, *, tensors: Mapping[str, Tensor], meta: dict[str
         OutputError: it cannot be written; the state that was there before is unchanged.
     """
     with checksummed_directory(directory) as new:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, new / TENSORS)
+        write_tensors(tensors, new / TENSORS)
         write_json(new / META, {"format": _FORMAT, "meta": meta})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 
@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from sbrrt_fast.checksums import (
     check_directory,
-    checksummed_directory,
     readable_directory,
     remove_directory,
 )
@@ -20,7 +19,7 @@ from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, sav
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
-from sbrrt_fast.model.io import load_model, save_model
+from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
@@ -32,6 +31,8 @@ from sbrrt_fast.training.build import (
     load_splits,
     pick_device,
 )
+from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
+from sbrrt_fast.training.cards.model_card import DevScores
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.cost.profile import RunProfile
 from sbrrt_fast.training.due import DueRounds
@@ -39,6 +40,7 @@ from sbrrt_fast.training.finite import check_interval, check_loaded, check_train
 from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
 from sbrrt_fast.training.means import IntervalMeans
+from sbrrt_fast.training.model_saver import ModelSaver
 from sbrrt_fast.training.progress import (
     Progress,
     check_same_inputs,
@@ -49,6 +51,7 @@ from sbrrt_fast.training.progress import (
     restore_tensors,
     state_tensors,
 )
+from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.run_folder import (
     BEST,
@@ -77,15 +80,22 @@ class Trainer:
     Args:
         config: the run.
         log: where lines for the user go.
+        callbacks: what follows the run, besides those of ``config.report_to``.
 
     Raises:
         SbrrtError: anything in the configuration, data or weights that cannot be used.
     """
 
-    def __init__(self, config: RunConfig, log: Callable[[str], object] = print):
+    def __init__(
+        self,
+        config: RunConfig,
+        log: Callable[[str], object] = print,
+        callbacks: Sequence[Callback] = (),
+    ):
         validate(config)
         check_libraries(config.tasks)
         require(config.backend)
+        self.callbacks = CallbackList(callbacks, reporters(config.report_to))
         self.config = config = complete_config(config, log)
         self.log = log
         self.device = pick_device(config.device)
@@ -96,6 +106,8 @@ class Trainer:
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
         fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
+        splits = {"train": self.train_tasks, "dev": self.dev_tasks}
+        self.saver = ModelSaver(config, self.model, self.tokenizer, splits)
         sizes = {name: task.num_examples for name, task in self.train_tasks.items()}
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
         self.num_rounds = config.rounds or config.epochs * order.rounds_per_epoch
@@ -134,12 +146,14 @@ class Trainer:
         with open_output(output, resume=resume, overwrite=self.config.overwrite):
             started = self._resume() if resume else self.config
             check_space(output, num_bytes_saved(self.model, self.teacher))
-            start_run(output, resume=resume)
+            run_id = start_run(output, resume=resume)
             save_recipe(started, output / CONFIG)
-            resume_round = self.progress.cursor.round if resume else None
-            with RunLogger(output, self.config.log, resume_round) as logger:
-                metrics = self._train_or_stop(logger)
-            remove_directory(output / STATE)
+            done = self.progress.cursor.round
+            with self.callbacks.following(RunInfo(run_id, self.config, self.num_rounds, done)):
+                with RunLogger(output, self.config.log, done if resume else None) as logger:
+                    metrics = self._train_or_stop(logger)
+                remove_directory(output / STATE)
+                self.callbacks.on_end(metrics)
         return metrics
 
     def _train_or_stop(self, logger: RunLogger) -> dict:
@@ -238,7 +252,7 @@ class Trainer:
         values["num_rounds"] = interval.num_rounds
         values["rounds_per_second"] = interval.num_rounds / interval.seconds
         values[SKIPPED] = num_skipped = self._take_skipped()
-        logger.log(progress.cursor.round, values)
+        self.callbacks.on_log(progress.cursor.round, logger.log(progress.cursor.round, values))
         if self.config.on_nonfinite == "stop":
             check_interval(interval, num_skipped, progress.cursor.round, self.model.state_dict())
         totals = {k.split("/")[0]: v for k, v in values.items() if k.endswith("/total")}
@@ -262,14 +276,16 @@ class Trainer:
         scores = self._scores(self.model, self.config.log.dev_rows)
         self.log(f"round {done}: dev {format_scores(scores)}")
         logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
-        self._save(LAST)
+        dev = DevScores(scores, done, self.config.log.dev_rows)
+        self.saver.save(LAST, dev)
         best = self.progress.best
         if is_better(scores["overall"], best and best["overall"]):
-            self._save(BEST)
+            self.saver.save(BEST, dev)
             self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
         self.progress.evaluation_is_due = False
         if self.progress.best["round"] == done:
             self.best_scored = self.scored
+        self.callbacks.on_evaluate(done, scores)
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
         with self.stop.stoppable():
@@ -313,11 +329,8 @@ class Trainer:
         model.encoder.set_backend(self.config.backend)
         scores = self._scores(model.to(self.device), None)
         self.best_scored = self.scored
+        self.saver.update_card(BEST, DevScores(scores, self.progress.best["round"]))
         return scores
-
-    def _save(self, name: str) -> None:
-        with checksummed_directory(self.config.output / name) as folder:
-            save_model(self.model, folder, self.tokenizer)
 
     def _save_state(self, logger: RunLogger) -> None:
         logger.sync()  # a state never knows of more rounds than the log
@@ -332,8 +345,7 @@ class Trainer:
     @cached_property
     def _inputs(self) -> dict[str, int]:
         """Checksums of what no round changes."""
-        splits = {"train": self.train_tasks, "dev": self.dev_tasks}
-        return input_checksums(self.model, splits)
+        return input_checksums(self.model, self.saver.splits)
 
     def _resume(self) -> RunConfig:
         """Takes over the saved state, changing nothing on disk; returns the run's settings."""

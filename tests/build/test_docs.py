@@ -17,6 +17,7 @@ from sbrrt_fast.cli import COMMANDS
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.compare import CompareOptions
 from sbrrt_fast.commands.evaluate import EvaluateArguments
+from sbrrt_fast.commands.export import ExportArguments
 from sbrrt_fast.commands.info import InfoArguments
 from sbrrt_fast.commands.predict import PredictArguments
 from sbrrt_fast.commands.reproduce import ReproduceOptions
@@ -29,7 +30,12 @@ from tests.helpers import tiny_backbone
 
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 PAGES = [*GUIDES, *sorted(ROOT.glob("docs/**/*.md"))]
-ARGUMENTS = {"evaluate": EvaluateArguments, "predict": PredictArguments, "info": InfoArguments}
+ARGUMENTS = {
+    "evaluate": EvaluateArguments,
+    "export": ExportArguments,
+    "predict": PredictArguments,
+    "info": InfoArguments,
+}
 OPTIONS = {"train": None, "reproduce": ReproduceOptions, "compare": CompareOptions}
 TO_FILL_IN = {"S": "0"}  # the reader's own number; other words in capitals are names of files
 

@@ -115,7 +115,7 @@ def test_rows_are_their_variants(tables, row, preset, weight):
 def test_pretraining_leaves_the_encoder_as_it_was(tables, shared):
     start = load_file(Path(shared[1]) / "model.safetensors")
     for row, is_same in (("cfimdb-pretrain", True), ("cfimdb-finetune", False)):
-        path = tables / "table1" / row / "seed0" / "last" / "encoder" / "model.safetensors"
+        path = tables / "table1" / row / "seed0" / "last" / "model.safetensors"
         found = load_file(path)
         name = "encoder.layer.0.output.dense.weight"
         assert found[name].equal(start[name]) is is_same
@@ -204,7 +204,7 @@ def test_an_interrupted_row_goes_on(
     assert "was interrupted" in capsys.readouterr().out
     assert rounds == list(range(first, 4))
     runs = [uninterrupted, tmp_path / "table2" / "sbrrt" / "seed0"]
-    weights = [load_file(run / "last" / "encoder" / "model.safetensors") for run in runs]
+    weights = [load_file(run / "last" / "model.safetensors") for run in runs]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
     assert metrics_of(runs[0])["means"] == metrics_of(runs[1])["means"]
 

@@ -96,7 +96,7 @@ def check_models(tmp_path: Path, seeds: range) -> Counter:
         for name, tensor in model.heads.state_dict().items():
             if not torch.equal(tensor.view(torch.int32), heads[name].view(torch.int32)):
                 return f"{name} is not as stored"
-        return differs(model.encoder, folders[-1] / "encoder")
+        return differs(model.encoder, folders[-1])
 
     return answers(original, tmp_path, seeds, load, same)
 

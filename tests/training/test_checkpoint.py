@@ -143,7 +143,7 @@ def test_optimizer_state_of_another_model_is_refused(change, message):
 
 
 STEPS_OF_A_WRITER = (
-    (checkpoint, "save_file"),
+    (checkpoint, "write_tensors"),
     (os, "fsync"),
     (shutil, "rmtree"),
     (Path, "mkdir"),

@@ -114,7 +114,7 @@ def test_a_run_that_trains_nothing_says_so(place, tmp_path, capsys):
     assert "6 of 6 updates were left out" in told
     assert "no update of the rounds 1 to 6 was made; nothing was trained from there" in told
     before = load_file(place / "backbone" / "model.safetensors")
-    after = load_file(tmp_path / "run" / "last" / "encoder" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "last" / "model.safetensors")
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -153,7 +153,7 @@ def test_a_run_that_skips_is_resumed_as_the_same_run(place, tmp_path, backend):
     assert saved["optimizer.encoder.embeddings.LayerNorm.bias.step"] == 8  # of 12 in four rounds
     resumed = trainer("cut", resume=True).run()
     assert resumed["skipped_updates"] == whole["skipped_updates"] == 6
-    for name in ("encoder/model.safetensors", "heads.safetensors"):
+    for name in ("model.safetensors", "heads.safetensors"):
         paths = [tmp_path / run / "last" / name for run in ("whole", "cut")]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
@@ -228,7 +228,7 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
     tensors, meta = load_state(tmp_path / "run" / "state")
     assert meta["cursor"]["round"] == 2
     assert not nonfinite_names(tensors)
-    for name in ("last/heads", "best/heads", "last/encoder/model"):
+    for name in ("last/heads", "best/heads", "last/model"):
         assert not nonfinite_names(load_file(tmp_path / "run" / f"{name}.safetensors"))
 
 

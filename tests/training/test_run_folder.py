@@ -208,13 +208,13 @@ def test_a_full_disk_is_one_line_and_the_state_before_it_can_be_used(
     assert train(run, *flags, "--output", str(whole)) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        at_round(patch, 4, lambda: patch.setattr(f"{where}.save_file", no_room))
+        at_round(patch, 4, lambda: patch.setattr(f"{where}.write_tensors", no_room))
         assert train(run, *flags, "--output", str(full)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert "cannot be written (No space left on device)" in message and str(full) in message
     assert not any("tmp" in name for name in files(full))
     assert main(["train", "--output", str(full), "--resume"]) == 0
-    weights = "last/encoder/model.safetensors"
+    weights = "last/model.safetensors"
     assert (full / weights).read_bytes() == (whole / weights).read_bytes()
 
 
@@ -248,7 +248,7 @@ def test_the_configuration_of_a_run_is_a_recipe(run, tmp_path, monkeypatch):
     before = files(run)
     assert main(["train", "--config", str(run / "config.yaml"), "--output", "again"]) == 0
     assert files(run) == before
-    weights = "last/encoder/model.safetensors"
+    weights = "last/model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (run / weights).read_bytes()
 
 

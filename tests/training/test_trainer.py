@@ -50,7 +50,7 @@ def run(config: RunConfig, output: Path) -> dict:
 
 
 def weights_of(output: Path, model: str = "last") -> dict[str, torch.Tensor]:
-    encoder = load_file(output / model / "encoder" / "model.safetensors")
+    encoder = load_file(output / model / "model.safetensors")
     return encoder | load_file(output / model / "heads.safetensors")
 
 
@@ -175,7 +175,7 @@ def test_pretrain_leaves_the_encoder_as_it_was(base, tmp_path):
     config = replace(config, round=RoundConfig(batch_size=4))
     run(config, tmp_path / "run")
     start = load_file(Path(base.model.backbone) / "model.safetensors")
-    end = load_file(tmp_path / "run" / "last" / "encoder" / "model.safetensors")
+    end = load_file(tmp_path / "run" / "last" / "model.safetensors")
     assert same(start, end)
 
 
@@ -225,7 +225,7 @@ def test_a_frozen_encoder_under_a_head_without_weights_is_refused(base):
 
 def test_truncated_model_files_are_refused(base, tmp_path):
     run(base, tmp_path / "run")
-    for name in ("heads.safetensors", "encoder/model.safetensors"):
+    for name in ("heads.safetensors", "model.safetensors"):
         path = tmp_path / "run" / "best" / name
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])

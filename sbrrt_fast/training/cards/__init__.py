@@ -1,0 +1,1 @@
+"""The texts beside a saved model: what it is, how good it is, and how it is loaded."""
