@@ -98,6 +98,19 @@ def class_logits(task: TaskConfig, outputs: Tensor) -> Tensor:
     return bernoulli_logits(outputs) if task.head == "binary" else outputs
 
 
+def probabilities(task: TaskConfig, outputs: Tensor) -> Tensor | None:
+    """Probabilities of the classes, float32 [num_examples, num_classes]; None for other heads.
+
+    A binary head has two classes: 0 and 1, whose probability is the logit's sigmoid.
+
+    Args:
+        outputs: the head's.
+    """
+    if task.is_regression:
+        return None
+    return class_logits(task, outputs.double()).softmax(dim=-1).to(torch.float32)
+
+
 def predictions(task: TaskConfig, outputs: Tensor) -> Tensor:
     """What is scored and written, float32: class numbers, or values in the units of outputs."""
     if task.head == "classes":

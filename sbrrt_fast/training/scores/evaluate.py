@@ -21,7 +21,6 @@ _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from anothe
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
 
 
-@torch.no_grad()
 def predict(
     model: MultiTaskModel,
     task: TokenizedTask,
@@ -33,12 +32,47 @@ def predict(
 ) -> Tensor:
     """Predictions for the first ``limit`` examples (all if None), in order, without dropout.
 
+    Returns:
+        float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
+
+    Raises:
+        WeightsError: see ``predict_outputs``; or a prediction is too large for float32.
+    """
+    outputs = predict_outputs(
+        model, task, precision=precision, packed=packed, limit=limit, progress=progress
+    )
+    return predictions_of(model, task, outputs)
+
+
+def predictions_of(model: MultiTaskModel, task: TokenizedTask, outputs: Tensor) -> Tensor:
+    """Predictions from the outputs of ``predict_outputs``, as ``predict`` returns them."""
+    device = next(model.parameters()).device
+    predictions = model.predictions(task.name, outputs.to(device)).cpu()
+    _check_finite(task, predictions)
+    return predictions
+
+
+@torch.no_grad()
+def predict_outputs(
+    model: MultiTaskModel,
+    task: TokenizedTask,
+    *,
+    precision: str = "fp32",
+    packed: bool = True,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The head's outputs for the first ``limit`` examples (all if None), in order, no dropout.
+
     Args:
         precision: ``fp32``, or ``bf16`` matrix products; a CPU that has no instructions for those
             takes float32 ones, which are several times quicker there.
+        packed: whether padding is left out of the computation.
+        progress: whether a bar is shown.
 
     Returns:
-        float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
+        float32 on the CPU: logits [num_examples, num_classes] of ``classes``, one logit
+        [num_examples] of ``binary``, values in training units [num_examples] of the others.
 
     Raises:
         WeightsError: a weight is not finite, or the model's outputs are not.
@@ -46,29 +80,28 @@ def predict(
     check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     device = next(model.parameters()).device
     num_examples = min(limit or task.num_examples, task.num_examples)
-    predictions = torch.empty(num_examples)
     bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
     if _extension.emulates_bf16(device):
         precision = "fp32"
+    order, parts = [], []
     with bar, autocast(device, precision):
         for examples in _batches(task, num_examples):
             tokens = assemble(task, examples).to(device)
             outputs = model(task.name, tokens if packed else tokens.padded())
-            # Class numbers are always finite: where an output is not, neither is the prediction.
-            is_finite = torch.isfinite(outputs).reshape(len(examples), -1).all(dim=1)
-            values = model.predictions(task.name, outputs)
-            predictions[examples] = values.masked_fill(~is_finite, torch.nan).cpu()
+            order.append(examples)
+            parts.append(outputs.to("cpu", torch.float32))
             bar.update(len(examples))
-    _check_predictions(task, predictions)
-    return predictions
+    outputs = torch.cat(parts)[torch.cat(order).argsort()]
+    _check_finite(task, outputs)
+    return outputs
 
 
-def _check_predictions(task: TokenizedTask, predictions: Tensor) -> None:
-    is_bad = ~torch.isfinite(predictions)
+def _check_finite(task: TokenizedTask, values: Tensor) -> None:
+    is_bad = ~torch.isfinite(values).reshape(len(values), -1).all(dim=1)
     if num_bad := int(is_bad.sum()):
         first = task.ids[int(is_bad.nonzero()[0])]
         raise WeightsError(
-            f"task '{task.name}' {task.split}: {num_bad:,} of {len(predictions):,} outputs are nan "
+            f"task '{task.name}' {task.split}: {num_bad:,} of {len(values):,} outputs are nan "
             f"or infinite (first: id {first}), although all weights are finite; they are too large "
             f"to compute with: {_TRAIN_AGAIN}"
         )
