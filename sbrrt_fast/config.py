@@ -159,6 +159,9 @@ class LogConfig:
 class RunConfig:
     """One training run; ``configs/*.yaml`` hold the recipes.
 
+    A configuration checks itself, with the types and ranges of a YAML file's values. A text may
+    stand for a path, and a list for a tuple.
+
     Attributes:
         recipe: name of the recipe, for tables and messages.
         data_dir: folder of the task files; the built-in sample when None.
@@ -178,7 +181,12 @@ class RunConfig:
             norm was not finite; ``skip`` leaves out the updates whose gradients' norm was not, and
             counts them. Weights that are not finite are never saved.
         graphs: on a GPU, capture the step's work as CUDA graphs and replay them.
+        report_to: further places that a run is logged to: ``wandb``, or ``module:Class`` for a
+            ``Callback`` of your own (``sbrrt_fast.training.callbacks``).
         tasks: the tasks, in round order.
+
+    Raises:
+        ConfigError: naming the dotted key of the first value that cannot be used.
     """
 
     recipe: str = "custom"
@@ -197,6 +205,7 @@ class RunConfig:
     profile: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     graphs: bool = True
+    report_to: tuple[str, ...] = ()
     tasks: dict[str, TaskConfig] = field(
         default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
     )
@@ -206,3 +215,11 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        from sbrrt_fast.config_io import typed_fields
+        from sbrrt_fast.config_rules import validate
+
+        for name, value in typed_fields(self).items():
+            object.__setattr__(self, name, value)
+        validate(self)

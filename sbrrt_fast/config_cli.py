@@ -15,7 +15,6 @@ import tyro
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import did_you_mean, known_keys, load_config
-from sbrrt_fast.config_rules import validate
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 
@@ -32,19 +31,25 @@ def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast trai
     """
     if _is_given("--epochs", argv) and not _is_given("--rounds", argv):
         base = dataclasses.replace(base, rounds=None)
-    config, unknown = run_tyro(
-        RunConfig,
+    flags, unknown = run_tyro(
+        _RunFlags,
         [re.sub("^--backbone(?==|$)", "--model.backbone", token) for token in argv],
         prog,
         description="Train with --config FILE (YAML) and any of these flags over it; --backbone "
         "is --model.backbone.",
-        default=base,
+        default=_RunFlags(**vars(base)),
         return_unknown_args=True,
     )
     if unknown:
         _raise_unknown(unknown, base)
-    validate(config)
-    return config
+    return RunConfig(**vars(flags))
+
+
+class _RunFlags(RunConfig):
+    """What tyro fills: it checks nothing, so that mistakes are told in our words."""
+
+    def __post_init__(self) -> None:
+        pass
 
 
 def parse_run_config(argv: Sequence[str], prog: str) -> RunConfig:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_rules import validate
+from sbrrt_fast.config_rules import check_texts
 from sbrrt_fast.config_yaml import read_yaml, to_yaml
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig, check_task_name
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import write_text
 from sbrrt_fast.messages import shown
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 MINILM = "minilm"  # the backbone of that name, which is no folder
 _ALIAS = "backbone"  # of model.backbone
@@ -38,9 +41,7 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
     if path is not None:
         data = read_yaml(Path(path))
         config = config_from_dict({} if data is None else data, str(path))
-    if overrides:
-        config = _with(config, overrides, "overrides")
-    return _validated(config, path)
+    return config_with(config, overrides, "overrides") if overrides else config
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -101,11 +102,22 @@ def config_from_dict(data: Mapping[str, Any], source: str = "configuration") -> 
         if not isinstance(data, Mapping):
             raise ConfigError(f"expected keys and values, got {_repr(data)}")
         data = _without_alias(data)
-        if "tasks" in data:
-            data["tasks"] = _complete_tasks(data["tasks"])
-        return _typed(_checked(data, RunConfig, ""))
+        _check_keys(data, RunConfig, "")
+        return RunConfig(**data)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def typed_fields(config: RunConfig) -> dict[str, Any]:
+    """A configuration's values in their fields' types, which they may lack where they come in.
+
+    Raises:
+        ConfigError: see ``config_from_dict``.
+    """
+    if importlib.util.find_spec("pydantic") is None:  # on the machines of benchmarks.gpu_check
+        return {}
+    tasks = _complete_tasks(config.tasks)
+    return _typed(_checked(vars(config) | {"tasks": tasks}, RunConfig, ""))
 
 
 def config_with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
@@ -114,15 +126,17 @@ def config_with(config: RunConfig, values: Mapping[str, Any], source: str) -> Ru
     Raises:
         ConfigError: starting with ``source``, for a key or value that cannot be used.
     """
-    return _validated(_with(config, values, source), source)
-
-
-def _validated(config: RunConfig, source: object) -> RunConfig:
-    try:
-        validate(config)
-    except ConfigError as error:
-        raise error if source is None else ConfigError(f"{source}: {error}") from None
-    return config
+    data = config_to_dict(config)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section: Any = data
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                key = shown(key)
+                raise ConfigError(f"{source}: '{key}' is not a field; '{name}' has none")
+        section[last] = _plain(value)
+    return config_from_dict(data, source)
 
 
 # Dicts to dataclasses
@@ -150,6 +164,8 @@ def _complete_tasks(tasks: Any) -> dict[str, Any]:
 
 def _complete_task(name: str, fields: Any) -> Any:
     check_task_name(name)
+    if isinstance(fields, TaskConfig):
+        return fields
     if name not in BUILTIN_TASKS:
         if not fields:
             hint = did_you_mean(name, BUILTIN_TASKS)
@@ -167,22 +183,27 @@ def _complete_task(name: str, fields: Any) -> Any:
     return {**record, **fields}
 
 
-def _checked(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
-    """A copy of ``data`` after checking that every key is a field of the dataclass ``cls``."""
+def _check_keys(data: Mapping[str, Any], cls: type, prefix: str) -> None:
+    """Raises ConfigError for the first key that is no field of the dataclass ``cls``."""
     hints = get_type_hints(cls)
-    checked = {}
-    for key, value in data.items():
+    for key in data:
         if key not in hints:
             hint = did_you_mean(key, hints) or did_you_mean(key, known_keys(RunConfig()))
             raise ConfigError(f"unknown key '{prefix}{shown(key)}'{hint}")
-        checked[key] = _checked_value(value, hints[key], f"{prefix}{key}.")
-    return checked
+
+
+def _checked(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
+    """A copy of ``data`` after checking that every key is a field of the dataclass ``cls``."""
+    _check_keys(data, cls, prefix)
+    hints = get_type_hints(cls)
+    return {key: _checked_value(x, hints[key], f"{prefix}{key}.") for key, x in data.items()}
 
 
 def _checked_value(value: Any, hint: Any, prefix: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if value is None:  # a section whose lines are all commented out
             return {}
+        value = vars(value) if isinstance(value, hint) else value
         return _checked(value, hint, prefix) if isinstance(value, Mapping) else value
     if hint == dict[str, TaskConfig]:
         return {
@@ -195,11 +216,23 @@ def _checked_value(value: Any, hint: Any, prefix: str) -> Any:
     return str(value) if is_choice else value
 
 
-def _typed(data: dict[str, Any]) -> RunConfig:
+@functools.cache
+def _field_types() -> TypeAdapter:
+    """Of a class that has the fields of ``RunConfig`` and does not check itself."""
+    from pydantic import TypeAdapter
+
+    hints = get_type_hints(RunConfig)
+    return TypeAdapter(dataclasses.make_dataclass("Fields", hints.items()))
+
+
+def _typed(data: dict[str, Any]) -> dict[str, Any]:
+    """The values of all fields of ``RunConfig`` in their types."""
+    from pydantic import ValidationError
+
     # JSON mode: lists may fill tuples and strings paths, but nothing else is converted.
     try:
         text = json.dumps(data, default=str)
-        return TypeAdapter(RunConfig).validate_json(text, strict=True)
+        return vars(_field_types().validate_json(text, strict=True))
     except ValidationError as error:
         first = error.errors()[0]
     except (ValueError, RecursionError):  # from Python: a value inside itself, an endless number
@@ -208,6 +241,7 @@ def _typed(data: dict[str, Any]) -> RunConfig:
     if first["type"] == "missing":
         raise ConfigError(f"'{key}' is missing; add it") from None
     if first["type"] == "json_invalid":
+        check_texts(data)
         raise ConfigError("a text holds half of a surrogate pair (such as '\\ud800'); remove it")
     expected = first["msg"].replace("Input should be", "must be")
     advice = _TYPE_ADVICE.get(first["type"], "")
@@ -220,20 +254,6 @@ _TYPE_ADVICE = {
     "float_type": "; write a number such as 3e-5 or .inf",
     "string_type": "; put it in quotes",
 }
-
-
-def _with(config: RunConfig, values: Mapping[str, Any], source: str) -> RunConfig:
-    data = config_to_dict(config)
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        section: Any = data
-        for name in sections:
-            section = section.setdefault(name, {})
-            if not isinstance(section, dict):
-                key = shown(key)
-                raise ConfigError(f"{source}: '{key}' is not a field; '{name}' has none")
-        section[last] = _plain(value)
-    return config_from_dict(data, source)
 
 
 def _repr(value: Any) -> str:

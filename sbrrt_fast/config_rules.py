@@ -17,6 +17,7 @@ from sbrrt_fast.ranges import FLOAT32, Rule, check, fraction_rules, is_float32
 from sbrrt_fast.smart.presets import resolve
 
 _LONGEST = 4096  # of a text, like Linux's longest path
+_REPORTER = re.compile(r"wandb|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 # Numbers that the step multiplies or divides by in float32, besides those of ``smart``.
@@ -38,11 +39,16 @@ def validate(config: RunConfig) -> None:
     check_task_names(config.tasks)
     for name, task in config.tasks.items():
         task.validate(name)
-    for key, text in _texts(config):
-        if problem := _problem_of(key, text):
-            raise ConfigError(f"{key}: {problem}, got {shown(repr(text))}")
+    check_texts(config)
     check(_rules(config))
     resolve(config.smart)
+
+
+def check_texts(values: Any) -> None:
+    """Raises ConfigError for the first text in a configuration or its dicts that cannot be one."""
+    for key, text in _texts(values):
+        if problem := _problem_of(key, text):
+            raise ConfigError(f"{key}: {problem}, got {shown(repr(text))}")
 
 
 def _rules(c: RunConfig) -> Iterator[Rule]:
@@ -63,6 +69,10 @@ def _rules(c: RunConfig) -> Iterator[Rule]:
         section, name = key.split(".")
         value = getattr(getattr(c, section), name)
         yield key, value, value is None or is_float32(value), FLOAT32
+    are_names = all(map(_REPORTER.fullmatch, c.report_to))
+    yield "report_to", c.report_to, are_names, "'wandb' or 'module:Class', one or several"
+    are_different = len(set(c.report_to)) == len(c.report_to)
+    yield "report_to", c.report_to, are_different, "names that are each given once"
     yield "round.batch_size", c.round.batch_size, c.round.batch_size >= 1, at_least_one
     task, expected = c.round.epoch_task, f"in {shown(list(c.tasks), 200)}"
     yield "round.epoch_task", task, task is None or task in c.tasks, expected
@@ -89,7 +99,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         value = vars(value)
     if isinstance(value, str | Path):
         yield key, str(value)
-    elif isinstance(value, Mapping | tuple):
+    elif isinstance(value, Mapping | tuple | list):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, inner in items:
             yield from _texts(inner, f"{key}.{name}" if key else str(name))

@@ -10,16 +10,13 @@ from typing import Annotated, Literal
 from tokenizers import Tokenizer
 from tyro.conf import Positional, arg
 
-from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
-from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.model.io import load_model
+from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.training.build import load_splits, pick_device
-from sbrrt_fast.training.finite import check_loaded
+from sbrrt_fast.training.build import load_splits
+from sbrrt_fast.training.saved_run import read_model, read_settings
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 
 _OWN = "(default: as the run was trained)"
@@ -98,22 +95,13 @@ def open_run(arguments: RunArguments) -> TrainedRun:
         ConfigError: its configuration cannot be used, or there is no folder of task files.
         BackendError: there is no such device.
     """
-    path = arguments.run / "config.yaml"
-    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
-        raise WeightsError(
-            f"{arguments.run}: is not the folder of a run, it has no config.yaml; give the "
-            "--output of `sbrrt-fast train`"
-        )
-    config = load_config(path)
-    device = pick_device(arguments.device)
+    config = read_settings(arguments.run)
     data_dir = arguments.data_dir or config.data_dir
     if data_dir is not None and not os.path.isdir(data_dir):
         raise ConfigError(
             f"{data_dir}: there is no such folder; name that of the task files with --data-dir"
         )
-    folder = readable_directory(arguments.run / arguments.model)
-    model, tokenizer = load_model(folder)
-    check_loaded(model.state_dict(), folder, "restore the folder from a copy or train again")
-    precision = arguments.precision or config.precision
-    config = replace(config, data_dir=data_dir, precision=precision, tasks=model.tasks)
-    return TrainedRun(config, model.to(device), tokenizer)
+    config = replace(config, data_dir=data_dir)
+    folder = arguments.run / arguments.model
+    saved = read_model(folder, config, arguments.device, arguments.precision)
+    return TrainedRun(saved.config, saved.model, saved.tokenizer)

@@ -25,7 +25,7 @@ from sbrrt_fast.training.round_robin import Cursor
 # logs.
 MAY_DIFFER = {
     *CALL_FIELDS,
-    *("data_dir", "model.backbone", "device", "graphs", "profile"),
+    *("data_dir", "model.backbone", "device", "graphs", "profile", "report_to"),
     *("log.every", "log.gain", "log.tensorboard", "log.state_every"),
 }
 _MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -93,14 +94,21 @@ def open_output(output: Path, *, resume: bool = False, overwrite: bool = False) 
         yield
 
 
-def start_run(output: Path, *, resume: bool = False) -> None:
-    """Makes a folder this process's run; a new run removes an old one's files first."""
+def start_run(output: Path, *, resume: bool = False) -> str:
+    """Makes a folder this process's run; a new run removes an old one's files first.
+
+    Returns:
+        the run's id, 16 hexadecimal digits; it stays where the run is resumed.
+    """
     with writing(output):
         if not resume:
             _remove_run(output)
     record = _read_record(output) or {"format": _FORMAT, "predictions": []}
+    if not resume or "id" not in record:
+        record["id"] = secrets.token_hex(8)
     record["process"] = {"pid": os.getpid(), "host": socket.gethostname()}
     _write_record(output, record)
+    return str(record["id"])
 
 
 def note_predictions(output: Path, path: Path) -> None:

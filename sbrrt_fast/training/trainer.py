@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 
@@ -31,6 +31,7 @@ from sbrrt_fast.training.build import (
     load_splits,
     pick_device,
 )
+from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.cost.profile import RunProfile
 from sbrrt_fast.training.due import DueRounds
@@ -48,6 +49,7 @@ from sbrrt_fast.training.progress import (
     restore_tensors,
     state_tensors,
 )
+from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.run_folder import (
     BEST,
@@ -73,14 +75,21 @@ class Trainer:
     Args:
         config: the run.
         log: where lines for the user go.
+        callbacks: what follows the run, besides those of ``config.report_to``.
 
     Raises:
         SbrrtError: anything in the configuration, data or weights that cannot be used.
     """
 
-    def __init__(self, config: RunConfig, log: Callable[[str], object] = print):
+    def __init__(
+        self,
+        config: RunConfig,
+        log: Callable[[str], object] = print,
+        callbacks: Sequence[Callback] = (),
+    ):
         validate(config)
         require(config.backend)
+        self.callbacks = CallbackList(callbacks, reporters(config.report_to))
         self.config, self.log = config, log
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
@@ -125,12 +134,14 @@ class Trainer:
         with open_output(output, resume=resume, overwrite=self.config.overwrite):
             started = self._resume() if resume else self.config
             check_space(output, num_bytes_saved(self.model, self.teacher))
-            start_run(output, resume=resume)
+            run_id = start_run(output, resume=resume)
             save_recipe(started, output / CONFIG)
-            resume_round = self.progress.cursor.round if resume else None
-            with RunLogger(output, self.config.log, resume_round) as logger:
-                metrics = self._train_or_stop(logger)
-            remove_directory(output / STATE)
+            done = self.progress.cursor.round
+            with self.callbacks.following(RunInfo(run_id, self.config, self.num_rounds, done)):
+                with RunLogger(output, self.config.log, done if resume else None) as logger:
+                    metrics = self._train_or_stop(logger)
+                remove_directory(output / STATE)
+                self.callbacks.on_end(metrics)
         return metrics
 
     def _train_or_stop(self, logger: RunLogger) -> dict:
@@ -229,7 +240,7 @@ class Trainer:
         values["num_rounds"] = interval.num_rounds
         values["rounds_per_second"] = interval.num_rounds / interval.seconds
         values[SKIPPED] = num_skipped = self._take_skipped()
-        logger.log(progress.cursor.round, values)
+        self.callbacks.on_log(progress.cursor.round, logger.log(progress.cursor.round, values))
         if self.config.on_nonfinite == "stop":
             check_interval(interval, num_skipped, progress.cursor.round, self.model.state_dict())
         totals = {k.split("/")[0]: v for k, v in values.items() if k.endswith("/total")}
@@ -259,6 +270,7 @@ class Trainer:
             self._save(BEST)
             self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
         self.progress.evaluation_is_due = False
+        self.callbacks.on_evaluate(done, scores)
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
         with self.stop.stoppable():
