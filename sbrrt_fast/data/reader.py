@@ -156,7 +156,7 @@ class _Columns:
         return cls(
             task=task,
             header=header,
-            id=position(task.id_column, "id_column"),
+            id=position(task.id_column or "id", "id_column"),
             texts=tuple(position(column, "text_columns") for column in task.text_columns),
             label=None if split == "test" else position(task.label_column, "label_column"),
         )

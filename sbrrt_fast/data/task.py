@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from sbrrt_fast.data.task_rules import file_problems, label_problems
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, float32, is_float32, problems
@@ -24,42 +25,69 @@ class TaskConfig:
     """One sentence or sentence-pair task.
 
     Attributes:
-        files: file name per split (``train``, ``dev``, ``test``), relative to the data directory.
+        files: per split (``train``, ``dev``, ``test``) a path or several, absolute, below ``~`` or
+            relative to the data directory; ``*`` stands for any characters in a name. ``dev`` may
+            also be a share of the training rows, ``10%``, or a fold of them, ``2/5``. With
+            ``dataset``, names of its splits, such as ``validation`` or ``train[:1000]``.
         text_columns: one column (``encoding="single"``) or two (``"siamese"``, ``"cross"``).
-        label_column: column of the label; absent from ``test`` files.
-        id_column: column of the unique row id.
+        label_column: column of the label; ``test`` files may do without.
+        id_column: column of the unique row id; where it is None, ``id`` if there is such a column,
+            else rows are numbered from 1.
         encoding: ``single`` sentence; ``siamese`` encodes both sentences as two sequences;
             ``cross`` encodes ``[CLS] a [SEP] b [SEP]`` as one.
         head: ``classes`` (softmax over ``num_classes``), ``binary`` (one logit), ``cosine``
             (``label_range[1] * cos(u, v)``, siamese only) or ``regression`` (one value). The last
             two are trained in units in which a label's own unit does not matter.
-        num_classes: number of classes; only for ``head="classes"``.
+        num_classes: number of classes; only for ``head="classes"``. 0 until it is found in the
+            training rows.
+        labels: the classes as they stand in the files, in order; two for ``binary``, (negative,
+            positive). Empty where they are the numbers from 0, or until they are found in the
+            training rows.
         label_range: lowest and highest label; only for ``cosine`` and ``regression``.
         loss: ``cross_entropy``, ``binary_cross_entropy`` or ``mse``; follows from the head
             when ``auto``.
+        class_weights: factor on the loss of an example by its class, in the classes' order; None is
+            1 for all. ``balanced`` is replaced by ``n / (k * n_c)``, of n training rows and k
+            classes with n_c each: its mean over the training rows is 1.
+        label_smoothing: e below 1; the target of an example is ``1 - e + e / k`` for its class and
+            ``e / k`` for each other of the k classes.
         metric: ``accuracy`` or ``pearson``; follows from the head when ``auto``.
         weight: factor on all of this task's loss terms.
+        format: ``tsv``, ``csv``, ``jsonl`` or ``parquet``; by the files' endings when ``auto``.
+            ``dataset`` follows from the field of that name.
+        dataset: a folder or a name on the Hugging Face hub, read by the ``datasets`` library.
+        dataset_config: its configuration, such as ``rte`` of ``glue``.
         quoting: ``csv`` (fields may be quoted, ``""`` inside ``"..."``) or ``none`` (a quote is a
             character like any other, as in GLUE's files).
         on_bad_row: ``error`` stops at the first row that cannot be used; ``skip`` leaves such rows
             out and prints how many.
+        max_rows: read this many usable rows of a split, the first ones; all when None.
+        split_seed: seeds which training rows a share or a fold takes.
         prediction_file: name of the prediction file, with ``{split}``; none is written if empty.
         prediction_header: first line of the prediction file.
     """
 
-    files: dict[str, str]
+    files: dict[str, str | tuple[str, ...]]
     text_columns: tuple[str, ...]
     label_column: str
     head: Literal["classes", "binary", "cosine", "regression"]
-    id_column: str = "id"
+    id_column: str | None = None
     encoding: Literal["single", "siamese", "cross"] = "single"
     num_classes: int = 0
+    labels: tuple[str, ...] = ()
     label_range: tuple[float, float] = (0.0, 1.0)
     loss: Literal["auto", "cross_entropy", "binary_cross_entropy", "mse"] = "auto"
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    label_smoothing: float = 0.0
     metric: Literal["auto", "accuracy", "pearson"] = "auto"
     weight: float = 1.0
+    format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "dataset"] = "auto"
+    dataset: str = ""
+    dataset_config: str = ""
     quoting: Literal["csv", "none"] = "csv"
     on_bad_row: Literal["error", "skip"] = "error"
+    max_rows: int | None = None
+    split_seed: int = 0
     prediction_file: str = ""
     prediction_header: str = ""
 
@@ -88,6 +116,23 @@ class TaskConfig:
     def metric_name(self) -> str:
         return _METRIC_OF_HEAD[self.head] if self.metric == "auto" else self.metric
 
+    @property
+    def num_labels(self) -> int:
+        """Number of classes a label may be: ``num_classes``, 2 for ``binary``, 0 for values."""
+        return {"classes": self.num_classes, "binary": 2}.get(self.head, 0)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to be found in the training rows before a model is built."""
+        is_known = self.head != "classes" or self.num_classes > 0
+        return is_known and self.class_weights != "balanced"
+
+    def label_name(self, label: float) -> str | float:
+        """A label or prediction as in the files: the class's name, its number, or the value."""
+        if self.is_regression:
+            return label
+        return self.labels[int(label)] if self.labels else int(label)
+
     def validate(self, name: str) -> None:
         """Raises ConfigError naming ``tasks.<name>.<field>`` when fields do not fit together."""
         check_task_name(name)
@@ -105,7 +150,8 @@ class TaskConfig:
                 "encoding: head 'cosine' compares two sentences; "
                 f"use 'siamese', not '{self.encoding}'"
             )
-        if (self.head == "classes") != (self.num_classes >= 2):
+        is_for_classes = self.head == "classes" or self.num_classes == 0
+        if not is_for_classes or self.num_classes == 1 or self.num_classes < 0:
             yield (
                 f"num_classes: head '{self.head}' got {self.num_classes}; "
                 "only 'classes' takes it, >= 2"
@@ -124,6 +170,8 @@ class TaskConfig:
         if self.metric_name == "accuracy" and self.is_regression:
             yield f"metric: 'accuracy' needs a classes or binary head, not '{self.head}'"
         yield from problems(self._rules())
+        yield from label_problems(self)
+        yield from file_problems(self)
 
     def _rules(self) -> Iterator[Rule]:
         yield "files", self.files, set(self.files) <= set(SPLITS), f"files of {SPLITS}"
@@ -180,7 +228,7 @@ _METRIC_OF_HEAD = {
 }
 
 
-def _course_files(train: str, dev: str, test: str) -> dict[str, str]:
+def _course_files(train: str, dev: str, test: str) -> dict[str, str | tuple[str, ...]]:
     return {"train": train, "dev": dev, "test": test}
 
 
@@ -189,6 +237,7 @@ BUILTIN_TASKS: dict[str, TaskConfig] = {
         files=_course_files("ids-sst-train.csv", "ids-sst-dev.csv", "ids-sst-test-student.csv"),
         text_columns=("sentence",),
         label_column="sentiment",
+        id_column="id",
         head="classes",
         num_classes=5,
         prediction_file="sst-{split}-output.csv",
@@ -198,6 +247,7 @@ BUILTIN_TASKS: dict[str, TaskConfig] = {
         files=_course_files("quora-train.csv", "quora-dev.csv", "quora-test-student.csv"),
         text_columns=("sentence1", "sentence2"),
         label_column="is_duplicate",
+        id_column="id",
         head="binary",
         encoding="siamese",
         on_bad_row="skip",  # quora-dev.csv has two rows without a label
@@ -208,6 +258,7 @@ BUILTIN_TASKS: dict[str, TaskConfig] = {
         files=_course_files("sts-train.csv", "sts-dev.csv", "sts-test-student.csv"),
         text_columns=("sentence1", "sentence2"),
         label_column="similarity",
+        id_column="id",
         head="cosine",
         encoding="siamese",
         label_range=(0.0, 5.0),
@@ -220,6 +271,7 @@ BUILTIN_TASKS: dict[str, TaskConfig] = {
         ),
         text_columns=("sentence",),
         label_column="sentiment",
+        id_column="id",
         head="classes",
         num_classes=2,
         prediction_file="cfimdb-{split}-output.csv",
