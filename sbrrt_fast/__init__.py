@@ -10,27 +10,90 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sbrrt_fast.config import RunConfig
+    from sbrrt_fast.api import Prediction, Predictions, TaskModel, TrainResult, load, train
+    from sbrrt_fast.config import (
+        BregmanConfig,
+        LogConfig,
+        ModelConfig,
+        OptimizerConfig,
+        RoundConfig,
+        RunConfig,
+        SmartConfig,
+    )
+    from sbrrt_fast.config_io import load_config
     from sbrrt_fast.data.task import TaskConfig
+    from sbrrt_fast.errors import Interrupted, SbrrtError
     from sbrrt_fast.model.bert import MiniBert
     from sbrrt_fast.smart.regularizer import SmartRegularizer
+    from sbrrt_fast.training.callbacks import Callback, RunInfo
 
-__all__ = ["MiniBert", "RunConfig", "SmartRegularizer", "TaskConfig"]
+    __version__: str
 
-_HOME = {
-    "MiniBert": "sbrrt_fast.model.bert",
-    "RunConfig": "sbrrt_fast.config",
-    "SmartRegularizer": "sbrrt_fast.smart.regularizer",
-    "TaskConfig": "sbrrt_fast.data.task",
+__all__ = [
+    "BregmanConfig",
+    "Callback",
+    "Interrupted",
+    "LogConfig",
+    "MiniBert",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Prediction",
+    "Predictions",
+    "RoundConfig",
+    "RunConfig",
+    "RunInfo",
+    "SbrrtError",
+    "SmartConfig",
+    "SmartRegularizer",
+    "TaskConfig",
+    "TaskModel",
+    "TrainResult",
+    "load",
+    "load_config",
+    "train",
+]
+
+_HOMES = {
+    "sbrrt_fast.api": (
+        "Prediction",
+        "Predictions",
+        "TaskModel",
+        "TrainResult",
+        "load",
+        "train",
+    ),
+    "sbrrt_fast.config": (
+        "BregmanConfig",
+        "LogConfig",
+        "ModelConfig",
+        "OptimizerConfig",
+        "RoundConfig",
+        "RunConfig",
+        "SmartConfig",
+    ),
+    "sbrrt_fast.config_io": ("load_config",),
+    "sbrrt_fast.data.task": ("TaskConfig",),
+    "sbrrt_fast.errors": (
+        "Interrupted",
+        "SbrrtError",
+    ),
+    "sbrrt_fast.model.bert": ("MiniBert",),
+    "sbrrt_fast.smart.regularizer": ("SmartRegularizer",),
+    "sbrrt_fast.training.callbacks": (
+        "Callback",
+        "RunInfo",
+    ),
 }
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
+if not TYPE_CHECKING:  # a type checker is to see a name that is not there
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return version("sbrrt_fast")
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'sbrrt_fast' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return version("sbrrt_fast")
+        if name in _HOME:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        raise AttributeError(f"module 'sbrrt_fast' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -32,8 +32,8 @@ class RunInfo:
 class Callback:
     """Follows a run; a subclass overrides the hooks it needs.
 
-    Hooks are called between two rounds, in the process and thread that train. What they are given
-    is theirs to keep. An exception in a hook ends the run, which can be resumed from its last state.
+    Hooks are called between two rounds, in the process and thread that train, with objects that are
+    theirs to keep. An exception in a hook ends the run; it can be resumed from its last state.
     """
 
     def on_start(self, run: RunInfo) -> None:

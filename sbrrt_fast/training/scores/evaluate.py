@@ -85,7 +85,7 @@ def predict_outputs(
         precision = "fp32"
     order, parts = [], []
     with bar, autocast(device, precision):
-        for examples in _batches(task, num_examples):
+        for examples in length_batches(task, num_examples):
             tokens = assemble(task, examples).to(device)
             outputs = model(task.name, tokens if packed else tokens.padded())
             order.append(examples)
@@ -127,7 +127,7 @@ def evaluate(
     return scores | {"overall": overall(scores)}
 
 
-def _batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:
+def length_batches(task: TokenizedTask, num_examples: int) -> Iterator[Tensor]:
     """Examples of similar length together, at most TOKENS_PER_BATCH padded tokens a batch."""
     each = task.config.sequences_per_example
     lengths = task.lengths.view(-1, each).amax(dim=1)[:num_examples]
