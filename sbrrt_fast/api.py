@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import Device, Precision, RunConfig
 from sbrrt_fast.config_io import did_you_mean
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Example, TaskConfig
@@ -23,15 +23,12 @@ from sbrrt_fast.messages import shown
 from sbrrt_fast.model.heads import probabilities
 from sbrrt_fast.training.callbacks import Callback
 from sbrrt_fast.training.run_folder import check_output
-from sbrrt_fast.training.saved_run import SavedModel, read_saved
+from sbrrt_fast.training.saved_run import SavedModel, Which, read_saved
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
 from sbrrt_fast.training.scores.vectors import sentence_vectors
 from sbrrt_fast.training.trainer import Trainer
 
 Label = str | int | float
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
-Which = Literal["best", "last"]
 
 _SINGLE = TaskConfig(files={}, text_columns=("text",), label_column="label", head="regression")
 
@@ -136,7 +133,7 @@ class Predictions:
     def labels(self) -> list[Label]:
         """The predicted labels: names of classes, their numbers, or the values as floats."""
         if self.probabilities is None:
-            return self.values.tolist()
+            return [float(value) for value in self.values]
         return [self.classes[number] for number in self.values.astype(np.int64)]
 
     def __len__(self) -> int:
@@ -176,7 +173,8 @@ class TaskModel:
     @property
     def max_length(self) -> int:
         """Tokens of the longest sequence, with [CLS] and [SEP]; longer ones are cut."""
-        return min(self._config.model.max_length, self._model.config.max_position_embeddings)
+        num_positions: int = self._model.config.max_position_embeddings
+        return min(self._config.model.max_length, num_positions)
 
     def classes(self, task: str) -> tuple[Label, ...]:
         """The labels of a task in the order of its probabilities; empty where it has values.
