@@ -215,14 +215,28 @@ def test_the_limit_and_layout_are_those_of_the_run(trained, tmp_path):
 
 
 def test_a_folder_without_a_model_is_one_line(trained, tmp_path):
-    with pytest.raises(WeightsError, match="is not the folder of a run, it has no config.yaml"):
+    with pytest.raises(WeightsError, match=r"is not the folder of a run, it has no config.yaml"):
         load(tmp_path / "none")
     with pytest.raises(ConfigError, match="which: must be 'best' or 'last', got 'first'"):
         load(trained, which="first")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line(trained):
     with pytest.raises(SbrrtError, match="'cuda' is not available"):
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
         load(trained, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_predicts_as_the_cpu(trained):
+    texts = texts_of(30)
+    ours, theirs = (load(trained, device=device) for device in ("auto", "cpu"))
+    assert (ours.device.type, theirs.device.type) == ("cuda", "cpu")
+    np.testing.assert_allclose(
+        ours.predict("sst", texts).probabilities,
+        theirs.predict("sst", texts).probabilities,
+        atol=1e-4,
+    )
 
 
 def test_outputs_that_are_not_finite_are_an_error(trained, tmp_path):
