@@ -26,6 +26,7 @@ from sbrrt_fast.training.run_folder import check_output
 from sbrrt_fast.training.saved_run import SavedModel, Which, read_saved
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
 from sbrrt_fast.training.scores.vectors import sentence_vectors
+from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 from sbrrt_fast.training.trainer import Trainer
 
 Label = str | int | float
@@ -39,6 +40,7 @@ def load(
     device: Device = "auto",
     precision: Precision | None = None,
     which: Which = "best",
+    log: Callable[[str], object] | None = None,
 ) -> TaskModel:
     """A trained model, ready to predict.
 
@@ -47,13 +49,15 @@ def load(
         device: ``auto`` takes a GPU if there is one.
         precision: of the matrix products; as the run was trained if None.
         which: of a run's folder, the best model by dev score or the latest one.
+        log: hears, once each, which ops take less than their first choice, and why.
 
     Raises:
         WeightsError: the folder is not that of a run or model, or its model cannot be used.
         ConfigError: the run's configuration cannot be used.
         BackendError: there is no such device.
     """
-    return TaskModel(read_saved(Path(path), which=which, device=device, precision=precision))
+    folder = Path(path).expanduser()
+    return TaskModel(read_saved(folder, which=which, device=device, precision=precision), log)
 
 
 def train(
@@ -156,7 +160,8 @@ class TaskModel:
         tasks: records by name.
     """
 
-    def __init__(self, saved: SavedModel):
+    def __init__(self, saved: SavedModel, log: Callable[[str], object] | None = None):
+        self._log, self._logged = log, set[str]()
         self._model, self._tokenizer, self._config = saved.model, saved.tokenizer, saved.config
         self.tasks: Mapping[str, TaskConfig] = dict(saved.model.tasks)
 
@@ -235,7 +240,15 @@ class TaskModel:
         return self.tasks[name]
 
     def _rows(self, name: str, task: TaskConfig, examples: list[Example]) -> TokenizedTask:
-        return TokenizedTask.build(name, task, "test", examples, self._tokenizer, self.max_length)
+        rows = TokenizedTask.build(name, task, "test", examples, self._tokenizer, self.max_length)
+        if self._log is not None:
+            log_evaluation_choice(self._model, [rows], self._log_once, **self._options)
+        return rows
+
+    def _log_once(self, line: str) -> None:
+        if self._log is not None and line not in self._logged:
+            self._logged.add(line)
+            self._log(line)
 
     @property
     def _options(self) -> dict[str, Any]:
