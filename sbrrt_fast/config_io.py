@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_rules import check_texts
 from sbrrt_fast.config_yaml import read_yaml, to_yaml
+from sbrrt_fast.data.sources import portable_task
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig, check_task_name
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import write_text
@@ -60,13 +61,14 @@ def save_recipe(config: RunConfig, path: Path) -> None:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """The configuration with absolute folders of data and backbone."""
+    """The configuration with absolute folders of data, datasets and backbone."""
     backbone = config.model.backbone
     if backbone != MINILM and Path(backbone).expanduser().is_dir():
         backbone = str(Path(backbone).expanduser().resolve())
     model = dataclasses.replace(config.model, backbone=backbone)
-    data_dir = config.data_dir and config.data_dir.resolve()
-    return dataclasses.replace(config, model=model, data_dir=data_dir)
+    tasks = {name: portable_task(task) for name, task in config.tasks.items()}
+    data_dir = config.data_dir and config.data_dir.expanduser().resolve()
+    return dataclasses.replace(config, model=model, data_dir=data_dir, tasks=tasks)
 
 
 def config_leaves(config: RunConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from tyro.conf import arg
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
 from sbrrt_fast.data.reader import ReadReport
-from sbrrt_fast.data.store import split_path
+from sbrrt_fast.data.sources import missing_files
 from sbrrt_fast.data.task import Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, write_text
@@ -154,8 +153,9 @@ def prediction_files(
 def format_predictions(task: TaskConfig, ids: Sequence[str], values: Tensor) -> str:
     """The text of a prediction file: the task's header, then ``ID , VALUE `` per row.
 
-    As in the course's own files, classes are whole numbers and binary values ``0.0`` and ``1.0``;
-    others are the shortest decimals that give back the float32.
+    As in the course's own files, classes are whole numbers and binary values ``0.0`` and ``1.0``,
+    unless classes have names (``task.labels``); other values are the shortest decimals that give
+    back the float32.
 
     Args:
         ids: row ids in the order of the file.
@@ -164,7 +164,7 @@ def format_predictions(task: TaskConfig, ids: Sequence[str], values: Tensor) -> 
     if task.head == "classes":
         values = values.to(torch.int64)
     header = [f"{task.prediction_header}\n"] if task.prediction_header else []
-    texts = map(str, values.numpy())
+    texts = [str(task.label_name(v) if task.labels else v) for v in values.numpy()]
     rows = [f"{id} , {text} \n" for id, text in zip(ids, texts, strict=True)]
     return "".join(header + rows)
 
@@ -175,8 +175,8 @@ def _why_passed_over(run: TrainedRun, name: str, split: Split) -> str | None:
         return f"it has no prediction file (tasks.{name}.prediction_file)"
     if split not in task.files:
         return f"it has no {split} file (tasks.{name}.files.{split})"
-    path = split_path(name, task, split, run.config.data_dir)
-    return None if os.path.exists(path) else f"{path} is not there"
+    missing = missing_files(name, task, split, run.config.data_dir)
+    return f"{missing[0]} is not there" if missing else None
 
 
 def _write(run: TrainedRun, name: str, split: Split, path: Path) -> ReadReport:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_cli import flag_value, parse_cli, parse_run_config, split_config_flag
 from sbrrt_fast.config_io import load_config
+from sbrrt_fast.data.sources import describe_data, uses_sample
 from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
 from sbrrt_fast.training.scores.table import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer
@@ -41,13 +42,14 @@ def _resumed_config(argv: Sequence[str]) -> RunConfig:
 
 
 def _heading(config: RunConfig) -> str:
-    data = config.data_dir or "the built-in sample (made up; its scores are no results)"
+    data = describe_data(config.tasks, config.data_dir)
+    data = data or "the built-in sample (made up; its scores are no results)"
     return f"{config.recipe}: {', '.join(config.tasks)} from {data}, seed {config.seed}"
 
 
 def _summary(config: RunConfig, metrics: dict) -> str:
     """Dev scores of the best model, and where it is."""
-    sample = "" if config.data_dir else " (built-in sample)"
+    sample = " (built-in sample)" if uses_sample(config.tasks, config.data_dir) else ""
     lines = [
         f"dev scores of the best model, round {metrics['best_round']}{sample}",
         score_table(metrics["dev"]),

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tyro.conf import Positional, arg
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.sources import describe_data, expanded
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
@@ -62,7 +63,8 @@ class TrainedRun:
     @property
     def data(self) -> str:
         """Where the rows come from, for headings."""
-        return str(self.config.data_dir or "the built-in sample (made up; no results)")
+        data = describe_data(self.config.tasks, self.config.data_dir)
+        return data or "the built-in sample (made up; no results)"
 
     @property
     def options(self) -> dict:
@@ -97,6 +99,7 @@ def open_run(arguments: RunArguments) -> TrainedRun:
     """
     config = read_settings(arguments.run)
     data_dir = arguments.data_dir or config.data_dir
+    data_dir = data_dir and expanded(data_dir)
     if data_dir is not None and not os.path.isdir(data_dir):
         raise ConfigError(
             f"{data_dir}: there is no such folder; name that of the task files with --data-dir"

@@ -14,10 +14,10 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from sbrrt_fast.data.reader import ReadReport, read_split
-from sbrrt_fast.data.sample import sample_dir
+from sbrrt_fast.data.reader import ReadReport
+from sbrrt_fast.data.splits import read_examples
 from sbrrt_fast.data.task import Example, Split, TaskConfig
-from sbrrt_fast.errors import ConfigError, DataError
+from sbrrt_fast.errors import ConfigError
 
 MAX_LENGTH = "model.max_length"  # the setting
 _TEXTS_PER_CALL = 4096  # bounds the memory of Encoding objects
@@ -35,7 +35,8 @@ class TokenizedTask:
         config: its record.
         split: ``train``, ``dev`` or ``test``.
         ids: row id of each example.
-        labels: [num_examples] float32, whole numbers for classes; None in a test split.
+        labels: [num_examples] float32, whole numbers for classes; None in a test
+            split without labels.
         tokens: [num_tokens] int32 ids, with [CLS] and [SEP].
         token_types: [num_tokens] int8, 1 in the second sentence of a cross pair.
         special: [num_tokens] bool, true at the [CLS] and [SEP] the tokenizer added.
@@ -149,35 +150,26 @@ def load_task(
     log: Callable[[str], object] = print,
     limit_name: str = MAX_LENGTH,
 ) -> TokenizedTask:
-    """Read and tokenise one split; ``log`` hears of skipped rows and of truncation.
+    """Read and tokenise one split; ``log`` hears of skipped rows, labels that are not
+    there, and truncation.
 
     Args:
         data_dir: folder of the task files; the built-in sample when None.
         limit_name: what set ``max_length``, for messages.
 
     Raises:
-        DataError: see ``read_split``; also when the task names no file for this split.
+        DataError: see ``splits.read_examples``.
         ConfigError: ``max_length`` is too small.
     """
-    path = split_path(name, task_config, split, data_dir)
-    examples, report = read_split(path, task_config, split, name)
+    examples, report = read_examples(name, task_config, split, data_dir)
     if report.num_skipped:
         log(report.message())
+    if report.note:
+        log(report.note)
     task = TokenizedTask.build(name, task_config, split, examples, tokenizer, max_length)
     if task.num_truncated:
         log(task.message(limit_name))
     return replace(task, report=report)
-
-
-def split_path(
-    name: str, task_config: TaskConfig, split: Split, data_dir: str | Path | None
-) -> Path:
-    """Where a split's file should be; raises DataError if the task names no file for it."""
-    if split not in task_config.files:
-        raise DataError(
-            f"task '{name}' has no {split} split; name its file in tasks.{name}.files.{split}"
-        )
-    return Path(data_dir or sample_dir()) / task_config.files[split]
 
 
 def _inputs(examples: Sequence[Example], config: TaskConfig) -> list[str] | list[tuple[str, ...]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import os
-import stat
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from sbrrt_fast.data.formats.compression import open_bytes
 from sbrrt_fast.errors import DataError
 
 MAX_LINE = 4_000_000  # characters; a row with more is not of a table of sentences
@@ -20,30 +20,24 @@ def check_text_file(path: Path) -> None:
 
     Raises:
         FileNotFoundError: it is not there.
-        DataError: it is no regular file, cannot be read, is empty, is not UTF-8 or holds a NUL;
-            the last three name the line.
+        DataError: it is no regular file, cannot be read or decompressed, is empty, is not UTF-8 or
+            holds a NUL; the last three name the line.
     """
-    with open_regular(path) as file:
+    with open_bytes(path) as file:
         problem = _first_problem(file)
-        if problem is not None:
-            offset, text = problem
+    if problem is not None:
+        offset, text = problem
+        with open_bytes(path) as file:
             raise DataError(f"{path}:{_line_at(file, offset)}: {text}")
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """The file opened for reading bytes; raises like ``check_text_file``."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise DataError(f"{path}: cannot be read (not a regular file); name a text file")
-        return path.open("rb")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+def open_text(file: BinaryIO) -> TextIO:
+    """The text of a checked file, to be closed; lines keep the line breaks that end them."""
+    return io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
 
 
 def read_lines(path: Path, file: TextIO) -> Iterator[str]:
-    """The lines of a file opened with ``newline=""``, with the line breaks that end them.
+    """The lines of a text opened with ``newline=""``, with the line breaks that end them.
 
     Raises:
         DataError: a line has more than 4,000,000 characters.
@@ -54,7 +48,7 @@ def read_lines(path: Path, file: TextIO) -> Iterator[str]:
         if len(line) > MAX_LINE:
             raise DataError(
                 f"{path}:{number}: a line of more than {MAX_LINE:,} characters; is this a file of "
-                "tab-separated rows?"
+                "rows with texts?"
             )
         yield line
 
@@ -80,8 +74,7 @@ def _first_problem(file: BinaryIO) -> tuple[int, str] | None:
 
 
 def _line_at(file: BinaryIO, offset: int) -> int:
-    """Number of the line that holds the byte at ``offset``."""
-    file.seek(0)
+    """Number of the line that holds the byte at ``offset``, of a file at its start."""
     line, after_return = 1, False
     while offset > 0 and (chunk := file.read(min(_CHUNK, offset))):
         offset -= len(chunk)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sbrrt_fast.data.sources import uses_sample
 from sbrrt_fast.experiments.tables import Row, Run, Table
 from sbrrt_fast.training.scores.metrics import main_metric
 from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
@@ -129,7 +130,8 @@ class Report:
 
     @property
     def is_sample(self) -> bool:
-        return any(run.config.data_dir is None for row in self.rows for run in row.runs)
+        configs = [run.config for row in self.rows for run in row.runs]
+        return any(uses_sample(config.tasks, config.data_dir) for config in configs)
 
     @property
     def notes(self) -> list[str]:

@@ -32,6 +32,7 @@ class LinearHead(nn.Module):
     Attributes:
         units: of ``regression``, else None; the range of labels until they are fitted to the
             training labels.
+        class_weights: of the task's record, float32 [num_classes], else None.
     """
 
     def __init__(self, task: TaskConfig, hidden_size: int, pair_kind: str):
@@ -45,6 +46,8 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         self.is_vector = task.head == "classes"
         self.units: LabelUnits | None = None
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", _class_weights(task), persistent=False)
         if task.head == "regression":
             low, high = task.label_range
             self.units = LabelUnits(low / 2 + high / 2, high / 2 - low / 2, persistent=True)
@@ -59,6 +62,8 @@ class LinearHead(nn.Module):
 
 class CosineHead(nn.Module):
     """cos(u, v) times the highest label, in training units; it has no parameters."""
+
+    class_weights = None
 
     def __init__(self, task: TaskConfig):
         super().__init__()
@@ -76,21 +81,42 @@ def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> nn.Module:
     return LinearHead(task, hidden_size, pair_kind)
 
 
-def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of a batch.
+def task_loss(
+    task: TaskConfig, outputs: Tensor, labels: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
+    """Mean loss of a batch: of each example's, times the weight of its class.
 
     Args:
         outputs: the head's.
         labels: float [num_examples], whole numbers for classes, values in training units.
+        class_weights: [num_classes] factors on examples, on the device of ``outputs``; 1 if None.
 
     Returns:
         a scalar.
     """
+    reduction = "mean" if class_weights is None else "none"
     if task.loss_name == "cross_entropy":
-        return F.cross_entropy(outputs, labels.to(torch.int64))
-    if task.loss_name == "binary_cross_entropy":
-        return F.binary_cross_entropy_with_logits(outputs, labels.to(outputs.dtype))
-    return F.mse_loss(outputs, labels.to(outputs.dtype))
+        targets, smoothing = labels.to(torch.int64), task.label_smoothing
+        loss = F.cross_entropy(outputs, targets, reduction=reduction, label_smoothing=smoothing)
+    elif task.loss_name == "binary_cross_entropy":
+        targets = _smoothed(labels.to(outputs.dtype), task.label_smoothing)
+        loss = F.binary_cross_entropy_with_logits(outputs, targets, reduction=reduction)
+    else:
+        return F.mse_loss(outputs, labels.to(outputs.dtype))
+    if class_weights is None:
+        return loss
+    return (class_weights.to(loss.dtype)[labels.to(torch.int64)] * loss).mean()
+
+
+def _smoothed(labels: Tensor, smoothing: float) -> Tensor:
+    """Labels 0 and 1 moved towards a half (arXiv 1512.00567, section 7)."""
+    return labels * (1 - smoothing) + smoothing / 2 if smoothing else labels
+
+
+def _class_weights(task: TaskConfig) -> Tensor | None:
+    assert task.class_weights != "balanced", "data.labels.complete_tasks comes first"
+    weights = task.class_weights
+    return None if weights is None else torch.tensor(weights, dtype=torch.float32)
 
 
 def class_logits(task: TaskConfig, outputs: Tensor) -> Tensor:

@@ -93,6 +93,8 @@ def _task(path: Path, name: str, stored: object) -> TaskConfig:
     try:
         task = TypeAdapter(TaskConfig).validate_json(json.dumps(stored), strict=True)
         task.validate(name)
+        if not task.is_complete:
+            raise ConfigError(f"tasks.{name}: num_classes or class_weights are not known")
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join([where, *map(str, first["loc"])])

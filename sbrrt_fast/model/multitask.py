@@ -98,7 +98,7 @@ class MultiTaskModel(nn.Module):
         """
         units = self.label_units(task)
         labels = labels if units is None else units.standardize(labels)
-        return task_loss(self.tasks[task], outputs, labels)
+        return task_loss(self.tasks[task], outputs, labels, self.heads[task].class_weights)
 
     def predictions(self, task: str, outputs: Tensor) -> Tensor:
         """What is scored and written, float32 [num_examples]: class numbers, values as labels are.

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 from sbrrt_fast._extension import emulates_bf16
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.labels import complete_tasks
+from sbrrt_fast.data.sources import check_sources
 from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
@@ -43,6 +45,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def complete_config(config: RunConfig, log: Log = print) -> RunConfig:
+    """The configuration with the classes and class weights that its records leave to the training
+    rows, which a model needs before it is built; see ``data.labels.complete_tasks``."""
+    return replace(config, tasks=complete_tasks(config.tasks, config.data_dir, log))
+
+
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
     """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
 
@@ -69,7 +77,13 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
 def load_splits(
     config: RunConfig, tokenizer: Tokenizer, split: Split, max_positions: int, log: Log = print
 ) -> dict[str, TokenizedTask]:
-    """One split of every task that names a file for it, tokenised."""
+    """One split of every task, tokenised.
+
+    Raises:
+        ConfigError: it is not plain which rows are meant, or texts cannot be as short.
+        DataError: a task names no file for the split, or its file cannot be read.
+    """
+    check_sources(config.tasks, config.data_dir)
     max_length, limit_name = config.model.max_length, MAX_LENGTH
     if max_positions < max_length:
         max_length, limit_name = max_positions, f"the backbone's {max_positions} positions"

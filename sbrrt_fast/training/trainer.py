@@ -27,6 +27,7 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import (
     build_model,
     build_step,
+    complete_config,
     fit_label_units,
     load_splits,
     pick_device,
@@ -90,7 +91,8 @@ class Trainer:
         validate(config)
         require(config.backend)
         self.callbacks = CallbackList(callbacks, reporters(config.report_to))
-        self.config, self.log = config, log
+        self.config = config = complete_config(config, log)
+        self.log = log
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings

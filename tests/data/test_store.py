@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertTokenizerFast
 
 from sbrrt_fast.config import ModelConfig, RunConfig
-from sbrrt_fast.data.store import TokenizedTask, load_task, split_path
+from sbrrt_fast.data.sources import split_sources
+from sbrrt_fast.data.store import TokenizedTask, load_task
 from sbrrt_fast.data.task import BUILTIN_TASKS, Example
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, DataError, WeightsError
@@ -286,6 +287,6 @@ def test_the_limit_that_cut_texts_is_named(tmp_path, tokenizer, max_length, limi
 
 def test_a_split_without_a_file_is_a_clear_error(tmp_path):
     config = dataclasses.replace(SST, files={"train": "a.csv"})
-    assert split_path("mine", config, "train", tmp_path) == tmp_path / "a.csv"
+    assert split_sources("mine", config, "train", tmp_path) == (tmp_path / "a.csv",)
     with pytest.raises(DataError, match=r"task 'mine' has no dev split.*tasks\.mine\.files\.dev"):
-        split_path("mine", config, "dev", tmp_path)
+        split_sources("mine", config, "dev", tmp_path)

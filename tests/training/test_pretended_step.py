@@ -44,6 +44,11 @@ TASKS = {
     f"{head}-{encoding}": task(head, encoding)
     for head, encoding in itertools.product(HEADS, ENCODINGS)
     if head != "cosine" or encoding == "siamese"
+} | {
+    "classes-weighted": task(
+        "classes", "single", class_weights=(0.5, 2.0, 1.0, 3.0), label_smoothing=0.1
+    ),
+    "binary-weighted": task("binary", "cross", class_weights=(0.5, 2.0), label_smoothing=0.1),
 }
 FEW = {
     "one": task("classes", "single"),
@@ -211,8 +216,8 @@ def planted_clip(norm, max_norm):
     return torch.ones_like(norm) if norm.item() >= 0 else norm
 
 
-def planted_loss(task, outputs, labels):
-    return task_loss(task, outputs, labels) * torch.tensor(2.0)
+def planted_loss(task, outputs, labels, class_weights):
+    return task_loss(task, outputs, labels, class_weights) * torch.tensor(2.0)
 
 
 def planted_norm(delta, mask):

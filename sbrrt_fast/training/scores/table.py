@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.sources import uses_sample
 from sbrrt_fast.data.task import OVERALL
 from sbrrt_fast.training.scores.metrics import UNDEFINED
 
@@ -68,7 +69,8 @@ def _number(score: float | None) -> str:
 def exposure_note(config: RunConfig) -> str:
     """A caution on a Quora score from MiniLM, or an empty string."""
     is_minilm = "minilm" in config.model.backbone.lower()
-    if not (is_minilm and "para" in config.tasks and config.data_dir is not None):
+    is_sample = uses_sample(config.tasks, config.data_dir)
+    if not is_minilm or "para" not in config.tasks or is_sample:
         return ""
     return (
         "all-MiniLM-L6-v2 saw Quora's duplicate pairs in its own training: this para score does "

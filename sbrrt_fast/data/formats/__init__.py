@@ -1,0 +1,1 @@
+"""How task files store rows: delimited text, JSON lines, Parquet, datasets."""
