@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sbrrt_fast.api import Label, Prediction, TaskModel, load
-from sbrrt_fast.data.inputs import STDIN, Inputs, open_inputs
+from sbrrt_fast.data.inputs import STDIN, STDIN_NAME, Inputs, open_inputs
 from sbrrt_fast.data.task import Example
 from sbrrt_fast.data.texts import Text
 from sbrrt_fast.errors import ConfigError, DataError
@@ -55,7 +55,8 @@ def predict_texts(arguments: PredictArguments) -> int:
         write = _writer(inputs.format, file, classes)
         num_sequences, num_truncated = _predict(model, name, inputs, write)
         if inputs.num_rows == inputs.num_skipped:
-            raise DataError(f"{arguments.input}: there is no row to predict")
+            name = STDIN_NAME if arguments.input == STDIN else arguments.input
+            raise DataError(f"{name}: there is no row to predict")
     if num_truncated:
         _say(
             f"cut {num_truncated:,} of {num_sequences:,} sequences to {model.max_length} tokens "

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from sbrrt_fast.data.cells import read_id, read_text
+from sbrrt_fast.data.cells import is_visible, read_id, read_text
 from sbrrt_fast.data.formats.compression import ending, open_bytes
 from sbrrt_fast.data.formats.open_table import open_table
 from sbrrt_fast.data.formats.table import BadRow, Table
@@ -24,7 +24,7 @@ from sbrrt_fast.messages import shown
 InputFormat = Literal["text", "tsv", "csv", "jsonl"]
 
 STDIN = Path("-")
-_STDIN_NAME = "standard input"
+STDIN_NAME = "standard input"
 _TABLES = (".tsv", ".tab", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 
 
@@ -73,7 +73,7 @@ def open_inputs(
     try:
         if _is_text(path, format):
             with _lines(path) as lines:
-                yield _TextInputs(lines, _STDIN_NAME if path == STDIN else str(path), task)
+                yield _TextInputs(lines, STDIN_NAME if path == STDIN else str(path), task)
             return
         with _on_disk(path, format) as file:
             record = replace(task, format=format or "auto", dataset="")
@@ -97,18 +97,17 @@ class _TextInputs(Inputs):
             try:
                 texts = self._texts(line.rstrip("\r\n"))
             except BadRow as reason:
-                raise DataError(
-                    f"{self._source}:{self.num_rows}: {reason}; in raw text every line is a row: "
-                    "correct or remove it"
-                ) from None
+                raise DataError(f"{self._source}:{self.num_rows}: {reason}") from None
             yield Example(str(self.num_rows), texts)
 
     def _texts(self, line: str) -> tuple[str, ...]:
         columns, parts = self._task.text_columns, line.split("\t")
+        if not is_visible(line):
+            raise BadRow("the line is empty; in raw text every line is a row: remove it")
         if len(parts) != len(columns):
             expected = "two texts with a tab between them" if len(columns) == 2 else "one text"
-            advice = "; a table with a header is read with --format tsv" if "\t" in line else ""
-            raise BadRow(f"{len(parts)} fields between tabs, where a line has {expected}{advice}")
+            advice = "a table with a header is read with --format tsv or csv"
+            raise BadRow(f"{len(parts)} texts between tabs instead of {expected}; {advice}")
         return tuple(read_text(part, column) for part, column in zip(parts, columns, strict=True))
 
 
@@ -191,14 +190,14 @@ def _stdin_lines() -> Iterator[str]:
     text = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
     number = 0
     try:
-        for line in read_lines(Path(_STDIN_NAME), text):
+        for line in read_lines(Path(STDIN_NAME), text):
             number += 1
             if "\0" in line:
-                raise DataError(f"{_STDIN_NAME}:{number}: a NUL byte; is this really text?")
+                raise DataError(f"{STDIN_NAME}:{number}: a NUL byte; is this really text?")
             yield line
     except UnicodeDecodeError:
         raise DataError(
-            f"{_STDIN_NAME}: not UTF-8, somewhere after line {number:,}; convert it to UTF-8"
+            f"{STDIN_NAME}: not UTF-8 in line {number + 1:,} or soon after; convert it to UTF-8"
         ) from None
     finally:
         text.detach()
@@ -217,4 +216,4 @@ def _on_disk(path: Path, format: InputFormat | None) -> Iterator[Path]:
         try:
             yield copy
         except DataError as error:
-            raise DataError(str(error).replace(str(copy), _STDIN_NAME)) from None
+            raise DataError(str(error).replace(str(copy), STDIN_NAME)) from None

@@ -138,14 +138,18 @@ def test_no_text_has_no_prediction(model, name):
     ("name", "texts", "message"),
     [
         ("sst", "a film", "texts: 'a film' is one text; give a list or another iterable"),
-        ("sst", ["a", " \t"], "texts, row 2: a text is empty; leave the row out, got ' \\t'"),
+        (
+            "sst",
+            ["a", " \t"],
+            "texts, row 2: a text has no visible character; leave the row out",
+        ),
         ("sst", [("a", "b")], "row 1: the task takes one text a row, got ('a', 'b') ('sst')"),
         ("sst", [3], "row 1: the task takes one text a row, of type str, got 3"),
         ("sst", ["\ud800"], "half of a surrogate pair"),
         ("para", ["ab"], "row 1: the task takes a pair of texts a row, got 'ab' ('para')"),
         ("para", ("a", "b"), "row 1: the task takes a pair of texts a row, got 'a'"),
         ("para", [("a", None)], "a pair of texts a row, of type str, got ('a', None)"),
-        ("para", [("a", "")], "row 1: a text is empty"),
+        ("para", [("a", "")], "row 1: a text has no visible"),
     ],
 )
 def test_what_is_no_text_is_named_by_its_row(model, name, texts, message):
