@@ -78,7 +78,7 @@ def open_inputs(
         with _on_disk(path, format) as file:
             record = replace(task, format=format or "auto", dataset="")
             with open_table(file, record, "test", name) as table:
-                yield _TableInputs(table, task, skips_bad_rows)
+                yield _TableInputs(table, task, skips_bad_rows, ending(file) == ".csv")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check --input") from None
 
@@ -114,9 +114,11 @@ class _TextInputs(Inputs):
 class _TableInputs(Inputs):
     """The rows of a table."""
 
-    def __init__(self, table: Table, task: TaskConfig, skips_bad_rows: bool):
+    def __init__(self, table: Table, task: TaskConfig, skips_bad_rows: bool, is_csv: bool):
         self._table, self._task, self._skips = table, task, skips_bad_rows
         self.format = _FORMATS.get(table.read_as, "parquet")
+        if len(table.columns) == 1 and is_csv:  # no separator says which it is
+            self.format = "csv"
         ids = [c for c in (task.id_column, "id") if c and table.columns.count(c) == 1]
         self._id = ids[0] if ids else None
         for column in task.text_columns:
@@ -182,8 +184,8 @@ def _lines(path: Path) -> Iterator[Iterator[str]]:
         yield _stdin_lines()
         return
     check_text_file(path)
-    with open_bytes(path) as file:
-        yield read_lines(path, open_text(file))
+    with open_bytes(path) as file, open_text(file) as text:
+        yield read_lines(path, text)
 
 
 def _stdin_lines() -> Iterator[str]:

@@ -58,8 +58,8 @@ def _problem_of(parts: tuple[object, ...], task: TaskConfig) -> str | None:
     for part in parts:
         if not isinstance(part, str):
             return f"the task takes {expected} a row, of type str"
-        if not is_visible(part):
-            return "a text has no visible character; leave the row out"
         if any("\ud800" <= c <= "\udfff" for c in part):
             return "a text holds half of a surrogate pair, which is no character; remove it"
+        if not is_visible(part):
+            return "a text has no visible character; leave the row out"
     return None

@@ -129,13 +129,14 @@ def test_rows_without_ids_are_numbered_and_files_may_be_compressed(predict, tmp_
     assert [line.partition(",")[0] for line in printed.splitlines()] == ["id", "1", "2"]
 
 
-def test_predictions_are_those_of_the_task_s_own_file(predict, trained, tmp_path):
+def test_predictions_are_those_of_the_task_s_own_file(predict, trained, tmp_path, capsys):
     """``--input`` with the dev file, against the file in the course's format."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    assert main(["predict", str(run), "--split", "dev"]) == 0
+    assert main(["predict", str(run), "--split", "dev", "--model", "last"]) == 0
     course = (run / "predictions" / "sts-dev-output.csv").read_text().splitlines()[1:]
     path = trained.parent / "data" / "sts-dev.csv"
-    _, printed, _ = predict("--input", path, "--task", "sts")
+    capsys.readouterr()
+    _, printed, _ = predict("--input", path, "--task", "sts", "--model", "last")
     rows = [line.split("\t") for line in printed.splitlines()[1:]]
     assert [f"{id} , {value} " for id, value in rows] == course
 
