@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import Device, Precision, RunConfig
 from sbrrt_fast.config_io import did_you_mean
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Example, TaskConfig
@@ -23,15 +23,13 @@ from sbrrt_fast.messages import shown
 from sbrrt_fast.model.heads import probabilities
 from sbrrt_fast.training.callbacks import Callback
 from sbrrt_fast.training.run_folder import check_output
-from sbrrt_fast.training.saved_run import SavedModel, read_saved
+from sbrrt_fast.training.saved_run import SavedModel, Which, read_saved
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
 from sbrrt_fast.training.scores.vectors import sentence_vectors
+from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 from sbrrt_fast.training.trainer import Trainer
 
 Label = str | int | float
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
-Which = Literal["best", "last"]
 
 _SINGLE = TaskConfig(files={}, text_columns=("text",), label_column="label", head="regression")
 
@@ -42,6 +40,7 @@ def load(
     device: Device = "auto",
     precision: Precision | None = None,
     which: Which = "best",
+    log: Callable[[str], object] | None = None,
 ) -> TaskModel:
     """A trained model, ready to predict.
 
@@ -50,13 +49,15 @@ def load(
         device: ``auto`` takes a GPU if there is one.
         precision: of the matrix products; as the run was trained if None.
         which: of a run's folder, the best model by dev score or the latest one.
+        log: hears, once each, which ops take less than their first choice, and why.
 
     Raises:
         WeightsError: the folder is not that of a run or model, or its model cannot be used.
         ConfigError: the run's configuration cannot be used.
         BackendError: there is no such device.
     """
-    return TaskModel(read_saved(Path(path), which=which, device=device, precision=precision))
+    folder = Path(path).expanduser()
+    return TaskModel(read_saved(folder, which=which, device=device, precision=precision), log)
 
 
 def train(
@@ -136,7 +137,7 @@ class Predictions:
     def labels(self) -> list[Label]:
         """The predicted labels: names of classes, their numbers, or the values as floats."""
         if self.probabilities is None:
-            return self.values.tolist()
+            return [float(value) for value in self.values]
         return [self.classes[number] for number in self.values.astype(np.int64)]
 
     def __len__(self) -> int:
@@ -159,7 +160,8 @@ class TaskModel:
         tasks: records by name.
     """
 
-    def __init__(self, saved: SavedModel):
+    def __init__(self, saved: SavedModel, log: Callable[[str], object] | None = None):
+        self._log, self._logged = log, set[str]()
         self._model, self._tokenizer, self._config = saved.model, saved.tokenizer, saved.config
         self.tasks: Mapping[str, TaskConfig] = dict(saved.model.tasks)
 
@@ -176,7 +178,8 @@ class TaskModel:
     @property
     def max_length(self) -> int:
         """Tokens of the longest sequence, with [CLS] and [SEP]; longer ones are cut."""
-        return min(self._config.model.max_length, self._model.config.max_position_embeddings)
+        num_positions: int = self._model.config.max_position_embeddings
+        return min(self._config.model.max_length, num_positions)
 
     def classes(self, task: str) -> tuple[Label, ...]:
         """The labels of a task in the order of its probabilities; empty where it has values.
@@ -237,7 +240,15 @@ class TaskModel:
         return self.tasks[name]
 
     def _rows(self, name: str, task: TaskConfig, examples: list[Example]) -> TokenizedTask:
-        return TokenizedTask.build(name, task, "test", examples, self._tokenizer, self.max_length)
+        rows = TokenizedTask.build(name, task, "test", examples, self._tokenizer, self.max_length)
+        if self._log is not None:
+            log_evaluation_choice(self._model, [rows], self._log_once, **self._options)
+        return rows
+
+    def _log_once(self, line: str) -> None:
+        if self._log is not None and line not in self._logged:
+            self._logged.add(line)
+            self._log(line)
 
     @property
     def _options(self) -> dict[str, Any]:

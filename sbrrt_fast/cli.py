@@ -15,7 +15,10 @@ from sbrrt_fast.messages import shown
 COMMANDS = {
     "train": ("sbrrt_fast.commands.train", "train a model: --config FILE and any field as a flag"),
     "evaluate": ("sbrrt_fast.commands.evaluate", "score a trained run on a split"),
-    "predict": ("sbrrt_fast.commands.predict", "write a run's predictions in the course's format"),
+    "predict": (
+        "sbrrt_fast.commands.predict",
+        "write a run's predictions for task files or texts",
+    ),
     "export": ("sbrrt_fast.commands.export", "write a run's model as ONNX"),
     "reproduce": ("sbrrt_fast.commands.reproduce", "run every row of the paper's table 1 or 2"),
     "compare": ("sbrrt_fast.commands.compare", "train two variants of a run side by side"),

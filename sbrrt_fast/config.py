@@ -8,6 +8,8 @@ from typing import Literal
 
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 
+Precision = Literal["fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
 PairFeatures = Literal["concat_difference", "concat"]
 
 
@@ -199,8 +201,8 @@ class RunConfig:
     mode: Literal["finetune", "pretrain"] = "finetune"
     backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
     layout: Literal["packed", "padded"] = "packed"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "fp32"
+    device: Device = "auto"
     resume: bool = False
     overwrite: bool = False
     profile: bool = False

@@ -83,7 +83,8 @@ def known_keys(config: RunConfig) -> list[str]:
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested dicts, lists and plain values."""
-    return _plain(dataclasses.asdict(config))
+    data: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return data
 
 
 def config_from_dict(data: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -202,7 +203,7 @@ def _checked(data: Mapping[str, Any], cls: type, prefix: str) -> dict[str, Any]:
 
 
 def _checked_value(value: Any, hint: Any, prefix: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if value is None:  # a section whose lines are all commented out
             return {}
         value = vars(value) if isinstance(value, hint) else value
@@ -219,7 +220,7 @@ def _checked_value(value: Any, hint: Any, prefix: str) -> Any:
 
 
 @functools.cache
-def _field_types() -> TypeAdapter:
+def _field_types() -> TypeAdapter[Any]:
     """Of a class that has the fields of ``RunConfig`` and does not check itself."""
     from pydantic import TypeAdapter
 
@@ -234,7 +235,7 @@ def _typed(data: dict[str, Any]) -> dict[str, Any]:
     # JSON mode: lists may fill tuples and strings paths, but nothing else is converted.
     try:
         text = json.dumps(data, default=str)
-        return vars(_field_types().validate_json(text, strict=True))
+        return dict(vars(_field_types().validate_json(text, strict=True)))
     except ValidationError as error:
         first = error.errors()[0]
     except (ValueError, RecursionError):  # from Python: a value inside itself, an endless number

@@ -1,14 +1,16 @@
-"""``sbrrt-fast predict``: a run's predictions in the format of the CS 224N course."""
+"""``sbrrt-fast predict``: for task files in the format of the CS 224N course, or for texts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+from tyro.conf import arg
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
@@ -26,17 +28,62 @@ FOLDER = "predictions"
 
 @dataclass(frozen=True)
 class PredictArguments(RunArguments):
-    """Write a trained run's predictions to RUN/predictions, a file per task and split.
+    """Write a trained run's predictions.
+
+    Without --input they go to RUN/predictions, a file per task and split. With it they are those of
+    one task for the input's rows, in the input's format: of raw text a line per row (two texts of a
+    pair have a tab between them), of tables an id and a prediction per row.
 
     Attributes:
         split: which files to predict; those that are not there are passed over.
+        input: a file of texts, CSV, TSV or JSON lines, or - for standard input.
+        task: the task to predict with; may be left out where the model has one.
+        output: where predictions for --input go; - is standard output.
+        format: of the input; by the file's ending, text for standard input, if not given.
+        probabilities: also write the probability of each class.
+        skip_bad_rows: leave out rows of a table that cannot be used, and count them.
     """
 
     split: tuple[Split, ...] = ("dev", "test")
+    input: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: the task files)")
+    ] = None
+    task: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    output: Annotated[Path, arg(metavar="FILE")] = Path("-")
+    format: Annotated[
+        Literal["text", "tsv", "csv", "jsonl"] | None,
+        arg(metavar="{text,tsv,csv,jsonl}", help_behavior_hint=""),
+    ] = None
+    probabilities: bool = False
+    skip_bad_rows: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(PredictArguments, argv, "sbrrt-fast predict")
+    _check_together(arguments)
+    if arguments.input is not None:
+        from sbrrt_fast.commands.predict_texts import predict_texts
+
+        return predict_texts(arguments)
+    return _predict_files(arguments)
+
+
+def _check_together(arguments: PredictArguments) -> None:
+    """Raises ConfigError where flags are given that do nothing together."""
+    is_given = {f.name: getattr(arguments, f.name) != f.default for f in fields(arguments)}
+    if arguments.input is None:
+        names, reason = _OF_TEXTS, "goes with --input FILE"
+    else:
+        names, reason = ("split", "data_dir"), "names task files; leave it out with --input"
+    for name in names:
+        if is_given[name]:
+            raise ConfigError(f"--{name.replace('_', '-')}: {reason}")
+
+
+_OF_TEXTS = ("task", "output", "format", "probabilities", "skip_bad_rows")
+
+
+def _predict_files(arguments: PredictArguments) -> int:
     if not arguments.split:
         raise ConfigError("--split: name at least one of train, dev and test")
     run = open_run(arguments)

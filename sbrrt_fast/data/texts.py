@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
+from sbrrt_fast.data.cells import is_visible
 from sbrrt_fast.data.task import Example, TaskConfig
 from sbrrt_fast.errors import DataError
 from sbrrt_fast.messages import shown
@@ -19,8 +20,8 @@ def text_examples(texts: Iterable[Text], task: TaskConfig, name: str) -> Iterato
     """An example of task ``name`` for each text, or pair of texts, with its number from 1 as id.
 
     Raises:
-        DataError: naming the first row that is no text or no pair, as the task needs it, or has
-            nothing but space in it.
+        DataError: naming the first row that is no text or no pair, as the task needs it, or has no
+            visible character.
     """
     if isinstance(texts, str):
         raise DataError(f"texts: '{shown(texts, 40)}' is one text; give a list or another iterable")
@@ -57,8 +58,8 @@ def _problem_of(parts: tuple[object, ...], task: TaskConfig) -> str | None:
     for part in parts:
         if not isinstance(part, str):
             return f"the task takes {expected} a row, of type str"
-        if not part.strip():
-            return "a text is empty; leave the row out"
         if any("\ud800" <= c <= "\udfff" for c in part):
             return "a text holds half of a surrogate pair, which is no character; remove it"
+        if not is_visible(part):
+            return "a text has no visible character; leave the row out"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,8 @@ class Wandb(Callback):
     """
 
     def __init__(self) -> None:
-        self._wandb, self._run = _import_wandb(), None
+        self._wandb = _import_wandb()
+        self._run: Any = None
 
     def on_start(self, run: RunInfo) -> None:
         self._run = self._wandb.init(
@@ -70,15 +72,13 @@ def _flat(prefix: str, scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _import_wandb() -> ModuleType:
-    try:
+    with contextlib.suppress(ImportError):
         wandb = importlib.import_module(WANDB)
-    except ImportError:
-        wandb = None
-    if not hasattr(wandb, "init"):  # a folder that wandb left here can be imported as well
-        raise ConfigError(
-            "report_to: wandb is not installed; `pip install wandb`, or leave it out of report_to"
-        )
-    return wandb
+        if hasattr(wandb, "init"):  # a folder that wandb left here can be imported as well
+            return wandb
+    raise ConfigError(
+        "report_to: wandb is not installed; `pip install wandb`, or leave it out of report_to"
+    )
 
 
 def _reporter(name: str) -> Callback:

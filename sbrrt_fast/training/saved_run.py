@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 
 from sbrrt_fast.checksums import readable_directory
-from sbrrt_fast.config import ModelConfig, RunConfig
+from sbrrt_fast.config import Device, ModelConfig, Precision, RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.messages import shown
@@ -19,6 +20,8 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import pick_device
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.run_folder import BEST, CONFIG, LAST
+
+Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,11 @@ class SavedModel:
 
 
 def read_saved(
-    path: Path, *, which: str = BEST, device: str = "auto", precision: str | None = None
+    path: Path,
+    *,
+    which: Which = "best",
+    device: Device = "auto",
+    precision: Precision | None = None,
 ) -> SavedModel:
     """The model of a run's folder, or one of its model folders (``best``, ``last``, or a copy).
 
@@ -81,7 +88,7 @@ def read_settings(run: Path) -> RunConfig:
 
 
 def read_model(
-    folder: Path, config: RunConfig, device: str = "auto", precision: str | None = None
+    folder: Path, config: RunConfig, device: Device = "auto", precision: Precision | None = None
 ) -> SavedModel:
     """The model in a folder, to be used with a run's settings; see ``read_saved``."""
     chosen = pick_device(device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sbrrt_fast.config import OptimizerConfig, RunConfig, SmartConfig
-from sbrrt_fast.config_io import config_from_dict, load_config, save_config
+from sbrrt_fast.config_io import config_from_dict, config_to_dict, load_config, save_config
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError
 from tests.helpers import config_file
@@ -214,3 +214,57 @@ def test_dicts_are_checked_with_the_name_of_their_source():
     assert config_from_dict({"seed": 5}) == dataclasses.replace(RunConfig(), seed=5)
     with pytest.raises(ConfigError, match=r"^table 1: unknown key 'sed'; did you mean 'seed'\?"):
         config_from_dict({"sed": 5}, "table 1")
+
+
+# From Python
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epochs": 0}, "epochs: must be at least 1, got 0"),
+        ({"epochs": "3"}, "epochs: must be a valid integer, got '3'; write digits alone"),
+        ({"precision": "fp16"}, "precision: must be 'fp32' or 'bf16', got 'fp16'"),
+        ({"smart": SmartConfig(weight=-1)}, "smart.weight: must be at least 0, got -1"),
+        ({"smart": SmartConfig(weight="x")}, "smart.weight: must be a valid number, got 'x'"),
+        ({"smart": OptimizerConfig()}, 'smart: must be an object, got "OptimizerConfig('),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.0))}, "optimizer.betas: must be at least 0"),
+        ({"model": {"backbon": "x"}}, "unknown key 'model.backbon'; did you mean 'backbone'?"),
+        ({"tasks": {}}, "tasks: must be at least one task"),
+        ({"tasks": ["sst", "parra"]}, "'parra' is not a built-in task; did you mean 'para'?"),
+        ({"tasks": {"a.b": BUILTIN_TASKS["sst"]}}, "tasks: 'a.b' is no task name"),
+        (
+            {"tasks": {"x": dataclasses.replace(BUILTIN_TASKS["sst"], weight=-1.0)}},
+            "tasks.x.weight: must be at least 0",
+        ),
+        ({"round": None, "recipe": "a\nb"}, "recipe: must have no control characters"),
+    ],
+)
+def test_a_configuration_made_in_python_checks_itself(fields, message):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(**fields)
+    assert message in str(caught.value)
+    with pytest.raises(ConfigError):
+        dataclasses.replace(RunConfig(), **fields)
+
+
+def test_python_s_texts_and_lists_become_paths_and_tuples():
+    config = RunConfig(
+        data_dir="some/where",
+        output="runs/x",
+        report_to=["wandb"],
+        optimizer=OptimizerConfig(betas=[0.8, 0.9]),
+        smart=SmartConfig(norm=2),
+        tasks={"sst": dataclasses.replace(BUILTIN_TASKS["sst"], text_columns=["sentence"])},
+    )
+    assert (config.data_dir, config.output) == (Path("some/where"), Path("runs/x"))
+    assert config.optimizer == OptimizerConfig(betas=(0.8, 0.9))
+    assert config.report_to == ("wandb",) and config.smart.norm == "2"
+    assert config.tasks == {"sst": BUILTIN_TASKS["sst"]}
+    assert config == config_from_dict({**config_to_dict(config)})
+
+
+def test_a_record_from_python_is_taken_as_it_is():
+    """Its files are not completed by those of the built-in task of that name."""
+    task = dataclasses.replace(BUILTIN_TASKS["sst"], files={"train": "a.tsv", "dev": "b.tsv"})
+    assert RunConfig(tasks={"sst": task}).tasks == {"sst": task}

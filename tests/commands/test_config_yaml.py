@@ -218,7 +218,7 @@ def test_any_text_is_saved_so_that_both_versions_read_it_back(text):
         ("recipe: 010", "recipe: must be a valid string, got 10; put it in quotes"),
         ('recipe: "a\\0b"', "recipe: must have no control characters"),
         ('data_dir: "C:\\temp"', "data_dir: must have no control characters"),
-        ('recipe: "\\ud800"', "half of a surrogate pair"),
+        ('recipe: "\\ud800"', "recipe: must be UTF-8, got"),
         (f"recipe: {'x' * 5000}", "recipe: must have at most 4,096 characters"),
         (f"tasks: {{sst: {{text_columns: [{'x' * 4000}, b]}}}}", "xxx… (4,009 characters)"),
         (f"mode: {'x' * 5000}", "xxx… (5,002 characters)"),
