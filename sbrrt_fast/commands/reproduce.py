@@ -20,13 +20,13 @@ from sbrrt_fast.experiments.tables import (
     check_run,
     check_same_settings,
     complete_run,
-    default_configs,
     pick_rows,
     read_run,
     row_config,
     run_folder,
 )
 from sbrrt_fast.files import make_folder, write_json, write_text
+from sbrrt_fast.recipe_files import recipes_folder
 from sbrrt_fast.training.logging import FINAL
 
 PROG = "sbrrt-fast reproduce"
@@ -48,7 +48,7 @@ class ReproduceOptions:
         rows: rows to train and show; all if not given.
         output: folder of the runs and the table.
         backbone: minilm, a folder or a hub id, instead of the recipes' own.
-        configs: folder of the recipes; configs/ in the source checkout if not given.
+        configs: folder of the recipes; the package's own if not given.
         report_only: train nothing, show the finished runs of any seed.
     """
 
@@ -59,7 +59,7 @@ class ReproduceOptions:
     rows: tuple[str, ...] = ()
     output: Path = Path("runs/reproduce")
     backbone: str | None = None
-    configs: Path = field(default_factory=default_configs)
+    configs: Path = field(default_factory=recipes_folder)
     report_only: bool = False
 
 

@@ -103,11 +103,6 @@ def pick_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
     return tuple(row for row in table.rows if not names or row.name in names)
 
 
-def default_configs() -> Path:
-    """``configs/`` of the source checkout this package is imported from."""
-    return Path(__file__).resolve().parents[2] / "configs"
-
-
 def row_config(row: Row, configs: Path, flags: Sequence[str], prog: str) -> RunConfig:
     """The configuration of a row's runs; ``seed`` and ``output`` are still to be set.
 
@@ -122,7 +117,7 @@ def row_config(row: Row, configs: Path, flags: Sequence[str], prog: str) -> RunC
     if not path.is_file():
         raise ConfigError(
             f"{path}: there is no such recipe for row '{row.name}'; name the folder of the "
-            "recipes with --configs DIR (configs/ in the source checkout)"
+            "recipes with --configs DIR, or leave --configs out for the package's own"
         )
     config = parse_cli(flags, load_config(path, row.overrides), prog)
     for name in ("seed", "resume", "overwrite"):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from sbrrt_fast.cli import main
 from sbrrt_fast.experiments.report import Report, RowResult, Spread
-from sbrrt_fast.experiments.tables import TABLES, default_configs, pick_rows, read_run
+from sbrrt_fast.experiments.tables import TABLES, pick_rows, read_run
+from sbrrt_fast.recipe_files import recipes_folder
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from tests.helpers import small_sample, tiny_backbone
 
@@ -259,7 +260,7 @@ def test_report_only_does_not_mix_settings(shared, tmp_path, capsys):
 def test_a_failing_run_is_reported_and_the_others_go_on(shared, tmp_path, capsys):
     configs = tmp_path / "configs"
     configs.mkdir()
-    for path in default_configs().glob("sst-*.yaml"):
+    for path in recipes_folder().glob("sst-*.yaml"):
         text = path.read_text(encoding="utf-8")
         text = text.replace("1.0e-3", "1.0e+30") if path.stem == "sst-pretrain" else text
         (configs / path.name).write_text(text, encoding="utf-8")
