@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from tokenizers import Tokenizer
 from tyro.conf import Positional, arg
 
-from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.store import TokenizedTask
@@ -20,6 +19,7 @@ from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits, pick_device
 from sbrrt_fast.training.finite import check_loaded
+from sbrrt_fast.training.kept_models import model_folder
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 
 _OWN = "(default: as the run was trained)"
@@ -32,14 +32,15 @@ class RunArguments:
     Attributes:
         run: folder of the run, the --output of its training.
         data_dir: folder of the task files.
-        model: which of the run's models: best on dev, or last.
+        model: which of the run's models: best on dev, last, or one kept beside them, such as
+            round-40.
         precision: bf16 has bf16 matrix products with fp32 weights.
         device: auto takes a GPU if there is one.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_OWN)] = None
-    model: Literal["best", "last"] = "best"
+    model: Annotated[str, arg(metavar="{best,last,round-N}")] = "best"
     precision: Annotated[
         Literal["fp32", "bf16"] | None, arg(metavar="{fp32,bf16}", help_behavior_hint=_OWN)
     ] = None
@@ -95,7 +96,8 @@ def open_run(arguments: RunArguments) -> TrainedRun:
 
     Raises:
         WeightsError: the folder is not that of a run, or its model cannot be used.
-        ConfigError: its configuration cannot be used, or there is no folder of task files.
+        ConfigError: its configuration cannot be used, it has no model of that name, or there is
+            no folder of task files.
         BackendError: there is no such device.
     """
     path = arguments.run / "config.yaml"
@@ -111,7 +113,7 @@ def open_run(arguments: RunArguments) -> TrainedRun:
         raise ConfigError(
             f"{data_dir}: there is no such folder; name that of the task files with --data-dir"
         )
-    folder = readable_directory(arguments.run / arguments.model)
+    folder = model_folder(arguments.run, arguments.model)
     model, tokenizer = load_model(folder)
     check_loaded(model.state_dict(), folder, "restore the folder from a copy or train again")
     precision = arguments.precision or config.precision

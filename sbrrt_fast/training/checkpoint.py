@@ -22,7 +22,7 @@ from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import write_json
 
 TENSORS, META = "state.safetensors", "state.json"
-_FORMAT = 2
+_FORMAT = 3
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 

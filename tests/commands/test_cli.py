@@ -111,7 +111,10 @@ def test_every_command_has_help(command, capsys):
     [
         ("train", ("--config FILE", "--optimizer.learning-rate FLOAT")),
         ("evaluate", ("RUN", "--data-dir DIR", "--split {train,dev,test}", "--output FILE")),
-        ("predict", ("RUN", "--data-dir DIR", "--model {best,last}", "(default: dev test)")),
+        (
+            "predict",
+            ("RUN", "--data-dir DIR", "--model {best,last,round-N}", "(default: dev test)"),
+        ),
         ("info", ("--json",)),
     ],
 )
