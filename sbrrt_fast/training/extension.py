@@ -9,12 +9,12 @@ on with the schedules of the longer run from there, which ``extended`` in ``conf
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.smart.bregman import beta_at
@@ -114,14 +114,15 @@ def differing_schedules(
         return []
     each = 1 if config.round.update == "joint" else len(config.tasks)
     steps = range(1, done * each + 1)
+
+    def differs(schedule: Callable, settings: OptimizerConfig | BregmanConfig) -> bool:
+        pairs = ((schedule(s, n * each, settings) for n in (first, last)) for s in steps)
+        return any(a != b for a, b in pairs)
+
     reasons = []
-    rates = [
-        (learning_rate_factor(s, n * each, config.optimizer) for s in steps) for n in (first, last)
-    ]
-    if any(a != b for a, b in zip(*rates, strict=True)):
+    if differs(learning_rate_factor, config.optimizer):
         reasons.append("learning rates (optimizer.decay, optimizer.warmup)")
-    momenta = [(beta_at(s, n * each, config.bregman) for s in steps) for n in (first, last)]
-    if config.bregman.weight > 0 and any(a != b for a, b in zip(*momenta, strict=True)):
+    if config.bregman.weight > 0 and differs(beta_at, config.bregman):
         reasons.append("the teacher's momentum (bregman.schedule)")
     num_epochs = [-(-n // rounds_per_epoch) for n in (first, last)]
     if config.round.schedule == "annealed" and num_epochs[0] != num_epochs[1]:
