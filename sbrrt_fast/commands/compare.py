@@ -27,13 +27,14 @@ PROG = "sbrrt-fast compare"
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Train two variants of a run on the same rounds and report how far they drift apart.
+    """Compare two finished runs, or two variants of a run that are trained side by side.
 
-    `sbrrt-fast compare RUN RUN [--output FILE]` puts two finished runs side by side instead: their
-    settings that differ, their scores, curves and loss terms.
+    `sbrrt-fast compare RUN RUN [--output FILE]` shows two finished runs' settings that differ,
+    scores, curves and loss terms.
 
-    --config FILE and every flag of `sbrrt-fast train` set what both variants share, such as
-    --epochs for the length of the runs. No run folder is written.
+    Without runs, two variants are trained on the same rounds to see how far they drift apart.
+    --config and every flag of `sbrrt-fast train` set what both share, such as --epochs for the
+    length of the runs. No run folder is written.
 
     Attributes:
         a: fields of the first variant, as in layout=padded or smart.weight=0,seed=1.

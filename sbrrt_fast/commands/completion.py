@@ -51,7 +51,7 @@ def script(shell: str) -> str:
     """The script of a shell: tyro's, which also completes file names where no flag is asked for."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        tyro.cli(_commands(), args=["--tyro-print-completion", shell], prog=PROG)
+        tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
     return text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip() + _ADDED[shell]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -53,6 +54,7 @@ def cases(program: str) -> list:
 def words_of(command: str) -> list[str]:
     """The arguments after the program."""
     words = [w for w in shlex.split(command) if not re.match(r"[A-Z_]+=", w)]
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words))
     return [TO_FILL_IN.get(word, word) for word in words[1:] if word != "..."]
 
 

@@ -145,7 +145,7 @@ def told(capsys, *argv: str) -> str:
 
 
 def flags_in(text: str) -> set[str]:
-    return set(re.findall(r"^ +(--[\w.-]+)", text, re.M))
+    return set(re.findall(r"^ +(--\w[\w.-]*)", text, re.M))
 
 
 @pytest.fixture
@@ -183,7 +183,8 @@ def test_every_flag_is_in_its_group_and_in_all(capsys):
 def test_help_shows_the_values_of_the_configuration(capsys):
     assert "off. (default: 1.0)" in told(capsys, "--config", "sbrrt", "--help=smart")
     assert "off. (default: 0.0)" in told(capsys, "--help", "smart")
-    assert told(capsys, "--resume", "--help", "early-stopping").count("--early-stopping.") == 2
+    found = flags_in(told(capsys, "--resume", "--help", "early-stopping"))
+    assert found == {"--early-stopping.patience", "--early-stopping.min-delta"}
 
 
 def test_an_unknown_group_is_one_line(capsys):
