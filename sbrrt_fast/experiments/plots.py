@@ -74,9 +74,10 @@ def _draw_losses(axes, difference: Difference) -> None:
         _draw(axes, values, name, color=colors[task], linestyle=styles[term])
 
 
-def _draw(axes, values: list[float], name: str, **style) -> None:
+def _draw(axes, values: list[float | None], name: str, **style) -> None:
     points = [value if value else float("nan") for value in values]
-    name += "" if any(values) else " (identical)"
+    if not any(values):
+        name += " (none in common)" if None in values else " (identical)"
     axes.plot(range(1, len(points) + 1), points, marker=".", label=name, **style)
 
 

@@ -341,7 +341,11 @@ def test_a_hundred_kills_give_the_run_never_killed(place, tmp_path):
     while num_kills < 100:
         run, in_save = tmp_path / f"run{num_runs}", num_in_saves < 30
         arguments = [*inputs(place), "--output", str(run), *flags]
-        while num_kills < 100 and kill_once(arguments, run, rng, in_save):
+        while (
+            num_kills < 100
+            and not (run / "metrics.json").exists()  # killed after its end
+            and kill_once(arguments, run, rng, in_save)
+        ):
             num_kills += 1
             num_in_saves += in_save
             in_save = num_in_saves < 30 and rng.random() < 0.5
