@@ -19,6 +19,7 @@ from sbrrt_fast import cli
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_help import described
+from sbrrt_fast.recipe_files import recipe_names
 
 PROG = "sbrrt-fast"
 SHELLS = ("bash", "zsh", "fish")
@@ -48,11 +49,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def script(shell: str) -> str:
-    """The script of a shell: tyro's, which also completes file names where no flag is asked for."""
+    """The script of a shell: tyro's, which also completes recipes and file names."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
-    return text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip() + _ADDED[shell]
+    own = text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip()
+    return own + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
 
 
 def _commands() -> type:
@@ -79,7 +81,9 @@ def _own_dataclass(module: ModuleType) -> type | None:
     kinds = [
         value
         for name, value in vars(module).items()
-        if name.endswith(("Arguments", "Options")) and value.__module__ == module.__name__
+        if name.endswith(("Arguments", "Options"))
+        and dataclasses.is_dataclass(value)
+        and value.__module__ == module.__name__  # not one that it only uses
     ]
     return kinds[0] if kinds else None
 
@@ -111,22 +115,25 @@ def _choice(name: str, words: tuple[str, ...]) -> type:
     return dataclasses.make_dataclass(name, [("word", Union[kinds])])  # noqa: UP007
 
 
-# The last lines of tyro's script that are replaced, and what stands in their place.
+# The last lines of tyro's script that are replaced, and what stands in their place: recipes after
+# --config, and file names where there is nothing to complete.
 _CALL = {"zsh": f'typeset -A opt_args\n{_FUNCTION} "$@"'}
 _ADDED = {
     "bash": f"""
 
-# Where there is nothing to complete, bash completes file names.
 _sbrrt_fast_or_files() {{
   {_FUNCTION} "$@"
   if [[ ${{#COMPREPLY[@]}} -eq 1 && -z "${{COMPREPLY[0]}}" ]]; then COMPREPLY=(); fi
+  if [[ "${{COMP_WORDS[COMP_CWORD-1]}}" == --config ]]; then
+    COMPREPLY+=($(compgen -W "RECIPES" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+  fi
 }}
 complete -o default -o filenames -F _sbrrt_fast_or_files sbrrt-fast""",
     "zsh": f"""
 
-# Where there is nothing to complete, zsh completes file names.
 _sbrrt_fast_or_files() {{
   typeset -A opt_args
+  if [[ "$words[CURRENT-1]" == --config ]]; then compadd -- RECIPES; fi
   {_FUNCTION} "$@" || _files
 }}
 if [[ "$funcstack[1]" == _sbrrt-fast ]]; then
@@ -136,7 +143,8 @@ else
 fi""",
     "fish": """
 
-# File names, where neither a flag nor the command is being typed.
 complete --command sbrrt-fast --force-files --condition \\
-  'test (count (commandline -opc)) -gt 1; and not string match -q -- "-*" (commandline -ct)'""",
+  'test (count (commandline -opc)) -gt 1; and not string match -q -- "-*" (commandline -ct)'
+complete --command sbrrt-fast --arguments "RECIPES" --condition \\
+  'test (commandline -opc)[-1] = --config'""",
 }

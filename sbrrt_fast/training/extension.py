@@ -106,6 +106,14 @@ def extended_config(
     return replace(now, extended=(*now.extended, done)) if reasons else now
 
 
+def extension_line(config: RunConfig, done: int, num_rounds: int) -> str:
+    """For the user: what the rounds after ``done`` are."""
+    how = "as in a run of that length from its start"
+    if config.extended[-1:] == (done,):
+        how = "with the schedules that a run of that length has there (extend: stretched)"
+    return f"extended after round {done} to {num_rounds} rounds, {how}"
+
+
 def differing_schedules(
     config: RunConfig, done: int, first: int, last: int, rounds_per_epoch: int
 ) -> list[str]:

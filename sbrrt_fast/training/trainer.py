@@ -31,7 +31,7 @@ from sbrrt_fast.training.checkpoint import save_state
 from sbrrt_fast.training.cost.profile import RunProfile
 from sbrrt_fast.training.due import DueRounds
 from sbrrt_fast.training.evaluated import save_evaluated
-from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more
+from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more, extension_line
 from sbrrt_fast.training.finite import check_interval, check_trained
 from sbrrt_fast.training.kept_models import max_models
 from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
@@ -334,6 +334,7 @@ class Trainer:
             return saved.config
         self.is_extension = True
         self.config = saved.extended(self.config, self.rounds_per_epoch, self.progress.waiting)
+        self.log(extension_line(self.config, cursor.round, self.num_rounds))
         is_due = self.due.is_evaluated(cursor.round)
         self.progress.evaluation_is_due = self.progress.is_unscored and is_due
         return saved.recorded(self.config)

@@ -21,6 +21,7 @@ FISH = "source {script}; complete -C '{line}'"
 ZSH = """
 compdef() {{ : }}
 _files() {{ print FILES }}
+compadd() {{ shift; print -l -- ${{(M)@:#$words[CURRENT]*}} }}
 _describe() {{ print -l -- "${{(@)${{(P)2}}%%:*}}"; (( ${{#${{(P)2}}[1]%%:*}} > 0 )) }}
 source {script}
 words=({words}); CURRENT=${{#words}}
@@ -74,6 +75,12 @@ def test_each_shell_completes_commands_flags_and_choices(scripts, shell, line, o
 def test_all_commands_are_offered(scripts):
     found = completed(scripts, "bash", "sbrrt-fast ")
     assert {*COMMANDS, "help"} <= set(found)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_recipes_are_offered_beside_files(scripts, shell):
+    found = completed(scripts, shell, "sbrrt-fast train --config sbrrt-p")
+    assert "sbrrt-paper" in found and "sst-finetune" not in found
 
 
 def test_files_are_left_to_the_shell(scripts):

@@ -75,8 +75,10 @@ def settings(run: Path) -> RunConfig:
     return load_config(run / "config.yaml")
 
 
-def test_an_extended_run_is_the_longer_one_bit_for_bit(place, run):
+def test_an_extended_run_is_the_longer_one_bit_for_bit(place, run, capsys):
     assert main(resume(run, "--rounds", "14")) == 0
+    line = "extended after round 10 to 14 rounds, as in a run of that length from its start"
+    assert line in capsys.readouterr().out
     assert same_run(run, place / "whole") and same_state(run, place / "whole")
     assert kept(run) == kept(place / "whole")
     assert settings(run) == settings(place / "whole")
@@ -144,6 +146,7 @@ def test_other_schedules_are_refused_with_what_to_do(linear, capsys):
 
 def test_stretched_schedules_are_those_of_the_longer_run_from_there(place, linear, capsys):
     assert main(resume(linear, "--rounds", "14", "--extend", "stretched")) == 0
+    assert "with the schedules that a run of that length has there" in capsys.readouterr().out
     rates = {r["round"]: r["learning_rate/encoder"] for r in read_log(linear) if "num_rounds" in r}
     longer = (14 * 3 - 36) / (14 * 3 - 4)  # the 36th of 42 steps, 4 of which warm up
     assert rates[12] == pytest.approx(1e-4 * longer + 1e-4 / (14 * 3 - 4))
