@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -21,19 +22,26 @@ COMMANDS = {
     ),
     "export": ("sbrrt_fast.commands.export", "write a run's model as ONNX"),
     "reproduce": ("sbrrt_fast.commands.reproduce", "run every row of the paper's table 1 or 2"),
-    "compare": ("sbrrt_fast.commands.compare", "train two variants of a run side by side"),
+    "compare": ("sbrrt_fast.commands.compare", "two finished runs, or two variants side by side"),
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
+    "completion": ("sbrrt_fast.commands.completion", "print a script that completes for a shell"),
 }
+HELP = "help"  # [COMMAND], the same as COMMAND --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for input that cannot be used)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == [HELP]:
+        argv = [*argv[1:2], "--help", *argv[2:]]
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"sbrrt-fast {_version()}")
+        return 0
     if argv[0] not in COMMANDS:
-        print(f"sbrrt-fast: unknown command '{shown(argv[0])}'\n{_usage()}", file=sys.stderr)
+        print(_unknown(argv[0]), file=sys.stderr)
         return 2
     share_the_machine()
     threading.excepthook = _thread_failed
@@ -88,12 +96,26 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def _usage() -> str:
-    rows = [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    return (
-        "usage: sbrrt-fast COMMAND [options]\n\n"
-        + "\n".join(rows)
-        + ("\n\nsbrrt-fast COMMAND --help lists a command's options")
-    )
+    wide = max(map(len, (*COMMANDS, HELP)))
+    texts = {name: text for name, (_, text) in COMMANDS.items()}
+    texts[HELP] = "list a command's options, as COMMAND --help does"
+    rows = [f"  {name:<{wide}}  {text}" for name, text in texts.items()]
+    lines = ["usage: sbrrt-fast COMMAND [options]", "", *rows, ""]
+    lines += ["sbrrt-fast help COMMAND lists a command's options; --version tells the version"]
+    return "\n".join(lines)
+
+
+def _unknown(word: str) -> str:
+    kind = "flag" if word.startswith("-") else "command"
+    close = difflib.get_close_matches(word, [*COMMANDS, HELP, "--help", "--version"], n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "`sbrrt-fast help` lists the commands"
+    return f"sbrrt-fast: unknown {kind} '{shown(word)}'; {hint}"
+
+
+def _version() -> str:
+    from importlib.metadata import version  # only here: importing it takes time
+
+    return version("sbrrt_fast")
 
 
 if __name__ == "__main__":

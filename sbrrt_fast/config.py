@@ -147,6 +147,9 @@ class LogConfig:
             The final evaluation always uses all rows.
         state_every: rounds between two saved states for ``--resume`` (weights, optimiser, teacher,
             cursor); never when 0.
+        keep_state: keep the state of a run that has ended, from which it can be extended.
+        keep_best: how many of the best evaluated models to keep, the best included.
+        keep_last: how many of the latest evaluated models to keep, the last included.
     """
 
     every: int = 20
@@ -155,6 +158,23 @@ class LogConfig:
     evaluate_every: int | None = None
     dev_rows: int | None = None
     state_every: int = 250
+    keep_state: bool = True
+    keep_best: int = 1
+    keep_last: int = 1
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """When a run ends before its last round.
+
+    Attributes:
+        patience: end after this many evaluations in a row without a better overall dev score;
+            never when None.
+        min_delta: a score is better if it is higher than the best one by more than this.
+    """
+
+    patience: int | None = None
+    min_delta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -179,6 +199,13 @@ class RunConfig:
         device: ``auto`` takes a GPU if there is one.
         resume: continue the run in ``output`` from its last state.
         overwrite: replace a run that ``output`` holds already.
+        skip_final_evaluation: do not score all dev rows at the end. With ``log.dev_rows`` the last
+            model is still scored on those; without, it is saved unscored.
+        extend: how ``resume`` takes a finished run on to more rounds: ``exact`` refuses what would
+            not be the longer run from its start; ``stretched`` goes on with the learning rates
+            that the longer run has from there.
+        extended: rounds after which the run was extended with stretched schedules; training
+            writes it.
         profile: print at the end where a round's time and memory went, against the floor.
         on_nonfinite: ``stop`` ends the run at the next logging step after a loss or the gradients'
             norm was not finite; ``skip`` leaves out the updates whose gradients' norm was not, and
@@ -205,6 +232,9 @@ class RunConfig:
     device: Device = "auto"
     resume: bool = False
     overwrite: bool = False
+    skip_final_evaluation: bool = False
+    extend: Literal["exact", "stretched"] = "exact"
+    extended: tuple[int, ...] = ()
     profile: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     graphs: bool = True
@@ -218,6 +248,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
     def __post_init__(self) -> None:
         from sbrrt_fast.config_io import typed_fields

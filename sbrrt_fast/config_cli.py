@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 import tyro
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_help import help_topic, print_help
 from sbrrt_fast.config_io import did_you_mean, known_keys, load_config
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
+from sbrrt_fast.recipe_files import recipe_path
 
 
 def parse_cli(argv: Sequence[str], base: RunConfig, prog: str = "sbrrt-fast train") -> RunConfig:
@@ -53,17 +55,27 @@ class _RunFlags(RunConfig):
 
 
 def parse_run_config(argv: Sequence[str], prog: str) -> RunConfig:
-    """The configuration of a command line: ``--config FILE`` first, then flags over it.
+    """The configuration of a command line: ``--config`` first, then flags over it.
+
+    ``--help`` and ``--help GROUP`` print flags with the values of ``--config`` and exit.
 
     Raises:
         ConfigError: see ``load_config`` and ``parse_cli``.
     """
     path, flags = split_config_flag(argv)
-    return parse_cli(flags, load_config(path), prog)
+    base = load_config(path)
+    if (topic := help_topic(flags)) is not None:
+        print_help(topic, base, prog)
+        raise SystemExit(0)
+    return parse_cli(flags, base, prog)
 
 
 def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The file of ``--config FILE`` or ``--config=FILE``, and the other arguments."""
+    """The file of ``--config FILE``, ``--config=FILE`` or ``--config RECIPE``; other arguments.
+
+    Raises:
+        ConfigError: it is given twice or without a value, or there is no such recipe.
+    """
     paths, rest, remaining = [], [], iter(argv)
     for argument in remaining:
         if argument == "--config":
@@ -73,8 +85,30 @@ def split_config_flag(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
         else:
             rest.append(argument)
     if len(paths) > 1 or "" in paths:
-        raise ConfigError("--config: give one YAML file, such as --config configs/sbrrt.yaml")
-    return (Path(paths[0]) if paths else None), rest
+        raise ConfigError(
+            "--config: give one YAML file or recipe, such as --config mine.yaml or --config sbrrt"
+        )
+    return (config_path(paths[0]) if paths else None), rest
+
+
+def config_path(text: str) -> Path:
+    """The file that ``--config`` names: a path, or a recipe that comes with the package.
+
+    A word without folder and ending is a recipe, unless a file of that name is there.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(text)
+    if path.suffix or text != path.name:
+        return path
+    if path.is_file():
+        print(f"--config: {path} is the file here, not a recipe of that name")
+        return path
+    try:
+        return recipe_path(text)
+    except ConfigError as error:
+        raise ConfigError(f"--config: {error}; a file needs an ending, such as .yaml") from None
 
 
 def run_tyro(cls: type, argv: Sequence[str], prog: str, **options: Any) -> Any:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 MINILM = "minilm"  # the backbone of that name, which is no folder
 _ALIAS = "backbone"  # of model.backbone
-CALL_FIELDS = ("output", "resume", "overwrite")  # of one call of a command, not of the run
+# Of one call of a command, not of the run.
+CALL_FIELDS = ("output", "resume", "overwrite", "extend")
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -53,8 +54,8 @@ def save_config(config: RunConfig, path: Path) -> None:
 def save_recipe(config: RunConfig, path: Path) -> None:
     """Writes the settings that define a run, as YAML, atomically.
 
-    That is every field but those of one call (``output``, ``resume``, ``overwrite``), with
-    absolute folders: the file trains the same run from anywhere, into any folder.
+    That is every field but those of one call (``CALL_FIELDS``), with absolute folders: the file
+    trains the same run from anywhere, into any folder.
     """
     data = config_to_dict(portable(config))
     write_text(path, to_yaml({k: v for k, v in data.items() if k not in CALL_FIELDS}))

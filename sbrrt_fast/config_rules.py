@@ -77,9 +77,14 @@ def _rules(c: RunConfig) -> Iterator[Rule]:
     task, expected = c.round.epoch_task, f"in {shown(list(c.tasks), 200)}"
     yield "round.epoch_task", task, task is None or task in c.tasks, expected
     yield "log.every", c.log.every, c.log.every >= 1, at_least_one
-    for name in ("evaluate_every", "dev_rows"):
+    for name in ("evaluate_every", "dev_rows", "keep_best", "keep_last"):
         count = getattr(c.log, name)
         yield f"log.{name}", count, count is None or count >= 1, at_least_one
+    patience, min_delta = c.early_stopping.patience, c.early_stopping.min_delta
+    is_fine = patience is None or patience >= 1
+    yield "early_stopping.patience", patience, is_fine, at_least_one
+    yield "early_stopping.min_delta", min_delta, 0 <= min_delta < math.inf, "at least 0"
+    yield "extended", c.extended, all(n >= 1 for n in c.extended), at_least_one
 
 
 def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:

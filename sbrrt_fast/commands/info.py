@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.info import collect
+from sbrrt_fast.messages import columns
 from sbrrt_fast.ops._backend.dispatch import BACKENDS
 
 _GIB = 1 << 30
@@ -48,19 +49,8 @@ def _indented(lines: list[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of equal length with their cells one under another."""
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, wide, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
 def _versions(versions: dict) -> list[str]:
-    return _columns(
-        [(name, v["version"] or f"none: {v['reason']}") for name, v in versions.items()]
-    )
+    return columns([(name, v["version"] or f"none: {v['reason']}") for name, v in versions.items()])
 
 
 def _devices(devices: dict) -> list[str]:
@@ -72,7 +62,7 @@ def _devices(devices: dict) -> list[str]:
         rows.append((f"GPU {index}", f"{gpu['name']}, {memory}, capability {gpu['capability']}"))
     if not devices["gpus"]:
         rows.append(("GPU", f"none: {devices['gpu_reason']}"))
-    return _columns(rows)
+    return columns(rows)
 
 
 def _extension(extension: dict) -> list[str]:
@@ -83,14 +73,14 @@ def _extension(extension: dict) -> list[str]:
     rows += [("for torch", build["torch"]), ("threads", build["threads"])]
     rows.append(("CPU code", build["cpu_capability"]))
     rows.append(("CUDA", build["cuda"] or f"none: {build['cuda_reason']}"))
-    return _columns(rows)
+    return columns(rows)
 
 
 def _ops(ops: dict) -> list[str]:
     rows = [("op", *BACKENDS)]
     for op, reasons in ops.items():
         rows.append((op, *("no" if reasons[name] else "yes" for name in BACKENDS)))
-    return _columns(rows)
+    return columns(rows)
 
 
 def _reasons(ops: dict) -> list[str]:
@@ -104,4 +94,4 @@ def _reasons(ops: dict) -> list[str]:
         for reason, names in held.items():
             which = f"all {len(ops)} ops" if len(names) == len(ops) else ", ".join(names)
             rows.append((backend, f"{reason} ({which})"))
-    return _columns(rows) if rows else []
+    return columns(rows) if rows else []

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_cli import flag_value, parse_cli, parse_run_config, split_config_flag
+from sbrrt_fast.config_help import help_topic
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.sources import describe_data, uses_sample
+from sbrrt_fast.training.extension import check_fresh, check_has_more
 from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
 from sbrrt_fast.training.scores.table import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer
@@ -18,9 +20,12 @@ PROG = "sbrrt-fast train"
 
 
 def main(argv: Sequence[str]) -> int:
-    is_resumed = "--resume" in argv
+    is_resumed = "--resume" in argv and help_topic(argv) is None
     config = _resumed_config(argv) if is_resumed else parse_run_config(argv, PROG)
     check_output(config.output, resume=config.resume, overwrite=config.overwrite)
+    check_fresh(config)
+    if config.resume:
+        check_has_more(config.output, config)
     print(_heading(config))
     print(_summary(config, Trainer(config).run()))
     return 0
@@ -49,12 +54,23 @@ def _heading(config: RunConfig) -> str:
 
 def _summary(config: RunConfig, metrics: dict) -> str:
     """Dev scores of the best model, and where it is."""
-    sample = " (built-in sample)" if uses_sample(config.tasks, config.data_dir) else ""
     lines = [
-        f"dev scores of the best model, round {metrics['best_round']}{sample}",
-        score_table(metrics["dev"], intervals=metrics.get("intervals")),
-        exposure_note(config),
+        *_score_lines(config, metrics),
         f"{metrics['rounds']} rounds, {metrics['rounds_per_second']:.2f} rounds/s, "
         f"{metrics['precision']}; model and logs in {config.output}",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _score_lines(config: RunConfig, metrics: dict) -> list[str]:
+    done, is_sample = metrics["best_round"], uses_sample(config.tasks, config.data_dir)
+    if len(metrics["dev"]) == 1:  # overall alone, and that of no evaluation
+        command = f"sbrrt-fast evaluate {config.output}"
+        return [f"no model was scored; `{command}` scores that of round {done}"]
+    rows = ""
+    if config.skip_final_evaluation and config.log.dev_rows is not None:
+        rows = f", on {config.log.dev_rows:,} dev rows of each task at most"
+    sample = " (built-in sample)" if is_sample else ""
+    heading = f"dev scores of the best model, round {done}{rows}{sample}"
+    table = score_table(metrics["dev"], intervals=metrics.get("intervals"))
+    return [heading, table, exposure_note(config)]

@@ -17,6 +17,7 @@ from sbrrt_fast.data.task import Split
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits
+from sbrrt_fast.training.kept_models import model_folder
 from sbrrt_fast.training.saved_run import read_model, read_settings
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 
@@ -30,14 +31,15 @@ class RunArguments:
     Attributes:
         run: folder of the run, the --output of its training.
         data_dir: folder of the task files.
-        model: which of the run's models: best on dev, or last.
+        model: which of the run's models: best on dev, last, or one kept beside them, such as
+            round-40.
         precision: bf16 has bf16 matrix products with fp32 weights.
         device: auto takes a GPU if there is one.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint=_OWN)] = None
-    model: Literal["best", "last"] = "best"
+    model: Annotated[str, arg(metavar="{best,last,round-N}")] = "best"
     precision: Annotated[
         Literal["fp32", "bf16"] | None, arg(metavar="{fp32,bf16}", help_behavior_hint=_OWN)
     ] = None
@@ -94,7 +96,8 @@ def open_run(arguments: RunArguments) -> TrainedRun:
 
     Raises:
         WeightsError: the folder is not that of a run, or its model cannot be used.
-        ConfigError: its configuration cannot be used, or there is no folder of task files.
+        ConfigError: its configuration cannot be used, it has no model of that name, or there is
+            no folder of task files.
         BackendError: there is no such device.
     """
     config = read_settings(arguments.run)
@@ -105,6 +108,6 @@ def open_run(arguments: RunArguments) -> TrainedRun:
             f"{data_dir}: there is no such folder; name that of the task files with --data-dir"
         )
     config = replace(config, data_dir=data_dir)
-    folder = arguments.run / arguments.model
+    folder = model_folder(arguments.run, arguments.model)
     saved = read_model(folder, config, arguments.device, arguments.precision)
     return TrainedRun(saved.config, saved.model, saved.tokenizer)

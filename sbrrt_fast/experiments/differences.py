@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from sbrrt_fast.messages import columns
+
 GRADIENT_BOUND = 1e-4  # of each tensor's norm, in the first round
 LOSS_BOUND = 1e-4  # relative, in the first LOSS_ROUNDS rounds
 LOSS_ROUNDS = 10
@@ -43,7 +45,8 @@ class RoundDifference:
 
     Attributes:
         losses: |a - b| / max(|a|, |b|) by loss term, such as ``sst/smart``.
-        weights: ||a - b|| / ||a|| over all trained weights, after the round.
+        weights: ||a - b|| / ||a|| over all trained weights that both have, after the round; None
+            where they have none in common.
         worst_tensor: the tensor with the largest ||a - b|| / ||a||, among those whose gradient
             does not vanish.
         worst: that ratio.
@@ -51,7 +54,7 @@ class RoundDifference:
     """
 
     losses: dict[str, float]
-    weights: float
+    weights: float | None
     worst_tensor: str
     worst: float
     vanishing: float
@@ -84,6 +87,7 @@ class Comparison:
         losses: each round's loss terms of both, ``[{"a": {...}, "b": {...}}, ...]``.
         difference: b from a.
         yardstick: a with initial weights one ulp up, from a; None if it was not asked for.
+        unlike: a line for everything that one has and the other has not, and is not compared.
     """
 
     recipe: str
@@ -92,12 +96,13 @@ class Comparison:
     losses: list[dict[str, dict[str, float]]]
     difference: Difference
     yardstick: Difference | None = None
+    unlike: tuple[str, ...] = ()
 
     def weight_factors(self) -> list[float]:
         """Per round, the weights' difference over the yardstick's."""
         assert self.yardstick is not None, "train_in_lockstep(..., yardstick=True) measures it"
         pairs = zip(self.difference.rounds, self.yardstick.rounds, strict=True)
-        return [ours.weights / max(own.weights, _TINY) for ours, own in pairs]
+        return [(ours.weights or 0.0) / max(own.weights or 0.0, _TINY) for ours, own in pairs]
 
     def loss_factors(self) -> list[float]:
         """Per round, the worst loss term's difference over the yardstick's worst."""
@@ -134,7 +139,7 @@ class Comparison:
                 a yardstick see ``loss_bounds``.
             factor: bound on the final weights' difference as a factor of the yardstick's.
         """
-        problems = []
+        problems = list(self.unlike)
         for task, difference in self.difference.gradients.items():
             name, worst = difference.worst
             if not worst <= gradient:
@@ -164,7 +169,11 @@ class Comparison:
 
     def text(self) -> str:
         """Tables for the terminal."""
-        parts = [_heading(self), _gradient_table(self.difference), _round_table(self)]
+        parts = [_heading(self)]
+        if self.unlike:
+            parts += ["\n".join(["unlike:", *(f"  {line}" for line in self.unlike)])]
+        parts += [_mean_table(self)] if self.unlike else []
+        parts += [_gradient_table(self.difference), _round_table(self)]
         return "\n\n".join([*parts, _verdict(self)])
 
 
@@ -176,10 +185,23 @@ def _heading(c: Comparison) -> str:
     return f"{c.recipe}, seed {c.seed}, {count} rounds: a = {c.labels[0]}, b = {c.labels[1]}"
 
 
+def _mean_table(c: Comparison) -> str:
+    """Each loss term's mean over all rounds in which it is."""
+    rows = [("loss term", "a", "b")]
+    for name in dict.fromkeys(name for here in c.losses for side in "ab" for name in here[side]):
+        values = [[here[side][name] for here in c.losses if name in here[side]] for side in "ab"]
+        rows.append((name, *(f"{statistics.fmean(v):.4g}" if v else "—" for v in values)))
+    lines = (f"  {line}" for line in columns(rows))
+    return "\n".join([f"means of {len(c.losses)} rounds", *lines])
+
+
 def _gradient_table(difference: Difference) -> str:
     lines = ["gradients of the first round, difference relative to each tensor's norm"]
     for task, gradients in difference.gradients.items():
         name, worst = gradients.worst
+        if not gradients.relative:
+            lines.append(f"  {task:<8} no tensor in common")
+            continue
         median = statistics.median(gradients.relative.values())
         lines.append(
             f"  {task:<8} worst {worst:.1e} ({name}), median {median:.1e}, "
@@ -207,7 +229,8 @@ def _round_table(c: Comparison) -> str:
 def _round_line(c: Comparison, i: int) -> str:
     ours = c.difference.rounds[i]
     name, worst = ours.worst_loss
-    line = f"{i + 1:>5}  {worst:7.1e}  {name:<16} {ours.weights:7.1e}  "
+    weights = "—" if ours.weights is None else f"{ours.weights:.1e}"
+    line = f"{i + 1:>5}  {worst:7.1e}  {name:<16} {weights:>7}  "
     if c.yardstick is not None:
         line += f"{c.loss_factors()[i]:13.2g} {c.weight_factors()[i]:7.2g}  "
     return line + f"{ours.worst:.1e} {ours.worst_tensor}"

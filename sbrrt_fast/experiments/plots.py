@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sbrrt_fast.experiments.differences import Comparison, Difference
+from sbrrt_fast.experiments.finished import FinishedComparison
 from sbrrt_fast.experiments.report import Report
 from sbrrt_fast.files import replacing
 
@@ -42,6 +43,26 @@ def comparison_figure(comparison: Comparison) -> Figure:
     return figure
 
 
+def finished_figure(comparison: FinishedComparison) -> Figure:
+    """Dev scores and training losses of two runs over rounds, a panel each."""
+    panels = [(f"dev {name}", pair) for name, pair in comparison.curves.items()]
+    panels += list(comparison.losses.items())
+    num_columns = min(4, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure = Figure(figsize=(4 * num_columns, 3 * num_rows), layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for panel, (title, pair) in zip(axes, panels, strict=False):
+        for label, points in zip("ab", pair, strict=True):
+            panel.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=label)
+        panel.set(title=title, xlabel="round")
+        panel.legend(fontsize="small")
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    a, b = comparison.names
+    figure.suptitle(f"a = {a}, b = {b}")
+    return figure
+
+
 def _draw_losses(axes, difference: Difference) -> None:
     """A colour per task and a line style per term."""
     names = list(difference.rounds[0].losses)
@@ -53,9 +74,10 @@ def _draw_losses(axes, difference: Difference) -> None:
         _draw(axes, values, name, color=colors[task], linestyle=styles[term])
 
 
-def _draw(axes, values: list[float], name: str, **style) -> None:
-    points = [value if value > 0 else float("nan") for value in values]
-    name += "" if any(value > 0 for value in values) else " (identical)"
+def _draw(axes, values: list[float | None], name: str, **style) -> None:
+    points = [value if value else float("nan") for value in values]
+    if not any(values):
+        name += " (none in common)" if None in values else " (identical)"
     axes.plot(range(1, len(points) + 1), points, marker=".", label=name, **style)
 
 

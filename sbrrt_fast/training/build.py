@@ -26,6 +26,8 @@ from sbrrt_fast.training.step.graph_step import GraphStep
 from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
+    log_evaluation_choice,
+    longest_sequence,
     step_calls,
     written_out_why_not,
 )
@@ -136,6 +138,30 @@ def build_step(
         for line in choice_lines(calls, config.backend, device, known=reason):
             log(line)
     return (FastStep if reason is None else SbrrtStep)(*arguments)
+
+
+def log_dev_choice(
+    model: MultiTaskModel,
+    train_tasks: Mapping[str, TokenizedTask],
+    dev_tasks: Mapping[str, TokenizedTask],
+    config: RunConfig,
+    log: Log,
+) -> None:
+    """Says which op takes what in evaluations, where dev texts are longer than those to train on.
+
+    Raises:
+        BackendError: the named backend cannot run an op on them.
+    """
+    dev = dev_tasks.values()
+    if longest_sequence(dev) > longest_sequence(train_tasks.values()):
+        log_evaluation_choice(
+            model,
+            dev,
+            lambda line: log(f"evaluation: {line}"),
+            backend=config.backend,
+            precision=config.precision,
+            packed=config.layout == "packed",
+        )
 
 
 def _check_heads_train(model: MultiTaskModel) -> None:

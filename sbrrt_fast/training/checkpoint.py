@@ -23,7 +23,7 @@ from sbrrt_fast.files import write_json
 from sbrrt_fast.model.tensors import write_tensors
 
 TENSORS, META = "state.safetensors", "state.json"
-_FORMAT = 2
+_FORMAT = 3
 _SLOTS = ("exp_avg", "exp_avg_sq", "step")
 
 

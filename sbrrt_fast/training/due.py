@@ -1,4 +1,4 @@
-"""After which rounds a run logs, evaluates and saves its state."""
+"""After which rounds a run logs, evaluates and saves its state, and what it does at its end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class DueRounds:
     log: LogConfig
     rounds_per_epoch: int
     num_rounds: int
+    skip_final_evaluation: bool = False
 
     def is_evaluated(self, done: int) -> bool:
         every = self.log.evaluate_every or self.rounds_per_epoch
@@ -26,3 +27,18 @@ class DueRounds:
     def is_logged(self, done: int) -> bool:
         """Also wherever a model or a state is saved, so that no mean runs across it."""
         return done % self.log.every == 0 or self.is_evaluated(done) or self.is_saved(done)
+
+    def is_unscored(self, done: int) -> bool:
+        """Whether the evaluation that is due is the final one, on all dev rows, and left out."""
+        is_left_out = self.skip_final_evaluation and self.log.dev_rows is None
+        return is_left_out and done == self.num_rounds
+
+    @property
+    def is_best_rescored(self) -> bool:
+        """Whether the best model is scored on all dev rows at the end."""
+        return self.log.dev_rows is not None and not self.skip_final_evaluation
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the state stays when the run has ended."""
+        return self.log.keep_state and self.log.state_every > 0

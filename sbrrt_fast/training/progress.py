@@ -18,6 +18,8 @@ from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from sbrrt_fast.training.early_stopping import Waiting
+from sbrrt_fast.training.kept_models import Evaluation
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.round_robin import Cursor
 
@@ -27,6 +29,7 @@ MAY_DIFFER = {
     *CALL_FIELDS,
     *("data_dir", "model.backbone", "device", "graphs", "profile", "report_to"),
     *("log.every", "log.gain", "log.tensorboard", "log.state_every"),
+    *("log.keep_state", "log.keep_best", "log.keep_last", "skip_final_evaluation", "extended"),
 }
 _MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."
 
@@ -42,6 +45,9 @@ class Progress:
         interval: loss terms since the last logged line.
         num_skipped: updates skipped since the last logged line, as far as they were counted.
         evaluation_is_due: the rounds done are to be evaluated before the next one.
+        evaluations: every evaluation so far.
+        waiting: what early stopping knows of them.
+        is_unscored: the final evaluation, of the rounds done, was left out.
     """
 
     cursor: Cursor
@@ -50,6 +56,14 @@ class Progress:
     interval: IntervalMeans = field(default_factory=IntervalMeans)
     num_skipped: int = 0
     evaluation_is_due: bool = False
+    evaluations: list[Evaluation] = field(default_factory=list)
+    waiting: Waiting = field(default_factory=Waiting)
+    is_unscored: bool = False
+
+    def evaluated(self, score: float | None) -> None:
+        """Notes the overall dev score after the rounds done; None where there is none."""
+        done = self.cursor.round
+        self.evaluations = [e for e in self.evaluations if e[0] != done] + [(done, score)]
 
     def to_meta(self) -> dict[str, Any]:
         """As JSON values; the interval's sums are tensors, see ``state_tensors``."""
@@ -60,6 +74,9 @@ class Progress:
             "interval": self.interval.to_meta(),
             "num_skipped": self.num_skipped,
             "evaluation_is_due": self.evaluation_is_due,
+            "evaluations": self.evaluations,
+            "waiting": self.waiting.to_meta(),
+            "is_unscored": self.is_unscored,
         }
 
 
@@ -77,13 +94,17 @@ def state_tensors(
     return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
 
 
-def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None) -> int:
-    """The most that a run saves: both models, a state, and the one that is being replaced."""
+def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None, num_kept: int = 0) -> int:
+    """The most that a run saves: both models, a state, and the one that is being replaced.
+
+    Args:
+        num_kept: further models, see ``kept_models.max_models``.
+    """
     parameters = list(model.parameters())
     model_bytes = sum(p.nbytes for p in parameters)
     trained = sum(p.nbytes for p in parameters if p.requires_grad)
     state = trained * (3 if teacher is None else 4)
-    return 2 * model_bytes + state + max(model_bytes, state)
+    return (2 + num_kept) * model_bytes + state + max(model_bytes, state)
 
 
 @torch.no_grad()
@@ -118,16 +139,26 @@ def restore_progress(
         interval=IntervalMeans.restored(sums, meta["interval"]),
         num_skipped=meta["num_skipped"],
         evaluation_is_due=meta["evaluation_is_due"],
+        evaluations=[(done, score) for done, score in meta["evaluations"]],
+        waiting=Waiting.restored(meta["waiting"]),
+        is_unscored=meta["is_unscored"],
     )
 
 
-def check_same_run(started: RunConfig, now: RunConfig, where: str) -> None:
-    """SbrrtError naming every setting in which a resumed run differs from the one it continues."""
+def check_same_run(
+    started: RunConfig, now: RunConfig, where: str, may_grow: Iterable[str] = ()
+) -> None:
+    """SbrrtError naming every setting in which a resumed run differs from the one it continues.
+
+    Args:
+        may_grow: settings that may differ besides those that always may.
+    """
+    may_differ = MAY_DIFFER.union(may_grow)
     first, other = config_leaves(portable(started)), config_leaves(portable(now))
     differences = [
         f"{key} {first.get(key)!r}, not {other.get(key)!r}"
         for key in sorted(first.keys() | other.keys())
-        if first.get(key) != other.get(key) and key not in MAY_DIFFER
+        if first.get(key) != other.get(key) and key not in may_differ
     ]
     if differences:
         raise SbrrtError(

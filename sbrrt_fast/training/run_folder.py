@@ -3,8 +3,8 @@
 ``run.json`` makes a folder a run's, and says which process started it last. A lock on ``.lock``
 keeps a second process away; the system gives it back when its process ends, however it ends. What
 is removed on ``--overwrite`` are the files that runs write: by name at the top, by their list of
-checksums in ``best``, ``last`` and ``state``, by their ending in ``tensorboard``, and predictions
-that ``run.json`` names. Anything else in the folder stays.
+checksums in ``best``, ``last``, ``state`` and below ``models``, by their ending in ``tensorboard``,
+and predictions that ``run.json`` names. Anything else in the folder stays.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import filelock
 from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
 from sbrrt_fast.files import make_folder, remove_file, write_json, writing
+from sbrrt_fast.training.kept_models import MODELS, remove_models
 from sbrrt_fast.training.logging import EVENT_SUFFIX, EVENTS, FINAL, LINES
 
 RUN, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
@@ -46,7 +47,7 @@ def check_output(output: Path, *, resume: bool = False, overwrite: bool = False)
 
     Raises:
         OutputError: it is no folder, or holds other things than a run.
-        SbrrtError: it holds a run already, or on ``resume`` a finished one.
+        SbrrtError: it holds a run already.
         WeightsError: on ``resume`` there is no run.
     """
     if output.exists() and not output.is_dir():
@@ -58,8 +59,6 @@ def check_output(output: Path, *, resume: bool = False, overwrite: bool = False)
                 "without --resume"
             )
         _check_empty(output)
-    elif resume and is_finished(output):
-        raise SbrrtError(f"{output}: this run is finished; there is nothing to resume")
     elif not (resume or overwrite):
         raise SbrrtError(
             f"{output}: holds a run already; choose another --output, or pass --resume to "
@@ -69,7 +68,7 @@ def check_output(output: Path, *, resume: bool = False, overwrite: bool = False)
 
 def check_space(output: Path, num_bytes: int) -> None:
     """OutputError where the disk has no room for ``num_bytes`` once an old run's files are gone."""
-    folders = (output / name for name in (BEST, LAST, STATE))
+    folders = (output / name for name in (BEST, LAST, STATE, MODELS))
     held = sum(p.stat().st_size for f in folders for p in f.rglob("*") if p.is_file())
     if (free := shutil.disk_usage(output).free) + held < num_bytes:
         raise OutputError(
@@ -97,11 +96,15 @@ def open_output(output: Path, *, resume: bool = False, overwrite: bool = False) 
 def start_run(output: Path, *, resume: bool = False) -> str:
     """Makes a folder this process's run; a new run removes an old one's files first.
 
+    A finished run that is resumed, to be extended, is not finished any more.
+
     Returns:
         the run's id, 16 hexadecimal digits; it stays where the run is resumed.
     """
     with writing(output):
-        if not resume:
+        if resume:
+            remove_file(output / FINAL)
+        else:
             _remove_run(output)
     record = _read_record(output) or {"format": _FORMAT, "predictions": []}
     if not resume or "id" not in record:
@@ -160,6 +163,7 @@ def _remove_run(output: Path) -> None:
         remove_file(output / name)
     for name in (STATE, BEST, LAST):
         remove_directory(output / name)
+    remove_models(output)
     for path in (output / EVENTS).glob(f"*{EVENT_SUFFIX}"):
         path.unlink()
     for name in {EVENTS, *(str(PurePosixPath(n).parent) for n in record.get("predictions", ()))}:

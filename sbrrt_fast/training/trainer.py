@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from tqdm import tqdm
 
-from sbrrt_fast.checksums import (
-    check_directory,
-    readable_directory,
-    remove_directory,
-)
+from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.config import RunConfig, SmartConfig
-from sbrrt_fast.config_io import config_from_dict, config_to_dict, portable, save_recipe
+from sbrrt_fast.config_io import config_to_dict, portable, save_recipe
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
@@ -29,22 +25,24 @@ from sbrrt_fast.training.build import (
     complete_config,
     fit_label_units,
     load_splits,
+    log_dev_choice,
     pick_device,
 )
 from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
 from sbrrt_fast.training.cards.model_card import DevScores
-from sbrrt_fast.training.checkpoint import load_state, save_state
+from sbrrt_fast.training.checkpoint import save_state
 from sbrrt_fast.training.cost.profile import RunProfile
 from sbrrt_fast.training.due import DueRounds
-from sbrrt_fast.training.finite import check_interval, check_loaded, check_trained
+from sbrrt_fast.training.evaluated import save_evaluated
+from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more, extension_line
+from sbrrt_fast.training.finite import check_interval, check_trained
+from sbrrt_fast.training.kept_models import max_models
 from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.model_saver import ModelSaver
 from sbrrt_fast.training.progress import (
     Progress,
-    check_same_inputs,
-    check_same_run,
     input_checksums,
     num_bytes_saved,
     restore_progress,
@@ -52,11 +50,11 @@ from sbrrt_fast.training.progress import (
     state_tensors,
 )
 from sbrrt_fast.training.report_to import reporters
+from sbrrt_fast.training.resuming import SavedState
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.run_folder import (
     BEST,
     CONFIG,
-    LAST,
     STATE,
     check_space,
     open_output,
@@ -64,12 +62,12 @@ from sbrrt_fast.training.run_folder import (
 )
 from sbrrt_fast.training.scores.evaluate import score_tasks
 from sbrrt_fast.training.scores.intervals import intervals_of
-from sbrrt_fast.training.scores.metrics import check_libraries, is_better
+from sbrrt_fast.training.scores.metrics import check_libraries
 from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.op_choice import log_evaluation_choice, longest_sequence
+from sbrrt_fast.training.step.op_choice import longest_sequence
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
@@ -80,7 +78,6 @@ class Trainer:
     Args:
         config: the run.
         log: where lines for the user go.
-        callbacks: what follows the run, besides those of ``config.report_to``.
 
     Raises:
         SbrrtError: anything in the configuration, data or weights that cannot be used.
@@ -93,6 +90,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ):
         validate(config)
+        check_fresh(config)
         check_libraries(config.tasks)
         require(config.backend)
         self.callbacks = CallbackList(callbacks, reporters(config.report_to))
@@ -106,13 +104,14 @@ class Trainer:
         self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
         fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
-        splits = {"train": self.train_tasks, "dev": self.dev_tasks}
-        self.saver = ModelSaver(config, self.model, self.tokenizer, splits)
+        self.splits = {"train": self.train_tasks, "dev": self.dev_tasks}
         sizes = {name: task.num_examples for name, task in self.train_tasks.items()}
         order = RoundRobin(sizes, config.round, config.seed, config.rounds or 0)
         self.num_rounds = config.rounds or config.epochs * order.rounds_per_epoch
         self.rounds_per_epoch = order.rounds_per_epoch
-        self.due = DueRounds(config.log, self.rounds_per_epoch, self.num_rounds)
+        self.due = DueRounds(
+            config.log, self.rounds_per_epoch, self.num_rounds, config.skip_final_evaluation
+        )
         self.order = RoundRobin(sizes, config.round, config.seed, self.num_rounds)
         self.teacher = Teacher(self.model, config.bregman) if config.bregman.weight > 0 else None
         self.optimizer = build_optimizer(self.model.named_parameters(), config.optimizer)
@@ -125,11 +124,12 @@ class Trainer:
             log,
             longest_sequence(self.train_tasks.values()),
         )
-        self._check_evaluation()
+        log_dev_choice(self.model, self.train_tasks, self.dev_tasks, config, log)
         self.profile = RunProfile(self.device) if config.profile else None
         if self.profile:
             self.step.clock = self.profile.clock
         self.progress = Progress(self.order.start())
+        self.is_extension = False
         self.scored: dict[str, ScoredTask] = {}  # by the last evaluation
         self.best_scored: dict[str, ScoredTask] = {}  # by the best one; empty once it was resumed
         self.stop = StopSignals()
@@ -145,14 +145,18 @@ class Trainer:
         output, resume = self.config.output, self.config.resume
         with open_output(output, resume=resume, overwrite=self.config.overwrite):
             started = self._resume() if resume else self.config
-            check_space(output, num_bytes_saved(self.model, self.teacher))
+            num_kept = max_models(self.config.log)
+            check_space(output, num_bytes_saved(self.model, self.teacher, num_kept))
             run_id = start_run(output, resume=resume)
             save_recipe(started, output / CONFIG)
             done = self.progress.cursor.round
             with self.callbacks.following(RunInfo(run_id, self.config, self.num_rounds, done)):
                 with RunLogger(output, self.config.log, done if resume else None) as logger:
+                    if self.is_extension:
+                        self._save_state(logger)  # from here on the run is the longer one
                     metrics = self._train_or_stop(logger)
-                remove_directory(output / STATE)
+                if not self.due.keeps_state:
+                    remove_directory(output / STATE)
                 self.callbacks.on_end(metrics)
         return metrics
 
@@ -166,12 +170,14 @@ class Trainer:
             except Stopped as stopped:
                 self._save_state(logger)
                 raise Interrupted(self._resume_message(stopped), stopped.status) from None
+            if self.due.keeps_state:
+                self._save_state(logger, is_finished=True)
             logger.write_final(metrics)
         return metrics
 
     def _summary(self) -> list[str]:
         """Lines for the end of the run: on its step, skipped updates and the profile."""
-        lines = [*self.step.summary(), *self._skipped().lines(self.num_rounds)]
+        lines = [*self.step.summary(), *self._skipped().lines(self.progress.cursor.round)]
         if self.profile:
             lines += self.profile.lines(self.model, self.config, self.step.memory())
         return lines
@@ -183,31 +189,24 @@ class Trainer:
             f"`sbrrt-fast train --output {self.config.output} --resume`"
         )
 
-    def _check_evaluation(self) -> None:
-        """Dev texts may be longer than those that the step was built for."""
-        config, dev = self.config, self.dev_tasks.values()
-        if longest_sequence(dev) > longest_sequence(self.train_tasks.values()):
-            log_evaluation_choice(
-                self.model,
-                dev,
-                lambda line: self.log(f"evaluation: {line}"),
-                backend=config.backend,
-                precision=config.precision,
-                packed=config.layout == "packed",
-            )
-
     def _train(self, logger: RunLogger) -> None:
         done = self.progress.cursor.round
         bar = tqdm(total=self.num_rounds, initial=done, desc=self.config.recipe)
         with bar:
             self._evaluate_if_due(logger)
-            while self.progress.cursor.round < self.num_rounds:
+            while not self._is_over():
                 self.stop.check()
                 self._round()
                 bar.update()
                 if self.due.is_logged(self.progress.cursor.round):
                     self._log_interval(logger, bar)
                 self._evaluate_and_save(logger)
+        if (done := self.progress.cursor.round) < self.num_rounds:
+            self.log(self.progress.waiting.line(self.config.early_stopping, done))
+
+    def _is_over(self) -> bool:
+        is_stopped = self.progress.waiting.is_over(self.config.early_stopping)
+        return is_stopped or self.progress.cursor.round >= self.num_rounds
 
     def _evaluate_and_save(self, logger: RunLogger) -> None:
         """Evaluates and saves the state where a round is due for it."""
@@ -273,19 +272,26 @@ class Trainer:
             return
         done = self.progress.cursor.round
         check_trained(self.model.state_dict(), done)
-        scores = self._scores(self.model, self.config.log.dev_rows)
-        self.log(f"round {done}: dev {format_scores(scores)}")
-        logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
+        self.progress.is_unscored = self.due.is_unscored(done)
+        scores = {"overall": None} if self.progress.is_unscored else self._dev_scores(done, logger)
         dev = DevScores(scores, done, self.config.log.dev_rows)
-        self.saver.save(LAST, dev)
-        best = self.progress.best
-        if is_better(scores["overall"], best and best["overall"]):
-            self.saver.save(BEST, dev)
-            self.progress.best = {"overall": scores["overall"], "round": done, "scores": scores}
+        save = partial(self._saver.save, dev=dev)
+        save_evaluated(save, self.config.output, self.progress, scores, self.config.log)
         self.progress.evaluation_is_due = False
+        if self.progress.is_unscored:
+            return
         if self.progress.best["round"] == done:
             self.best_scored = self.scored
         self.callbacks.on_evaluate(done, scores)
+
+    def _dev_scores(self, done: int, logger: RunLogger) -> dict:
+        """The model's after ``done`` rounds, told and logged."""
+        scores = self._scores(self.model, self.config.log.dev_rows)
+        self.log(f"round {done}: dev {format_scores(scores)}")
+        logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
+        min_delta = self.config.early_stopping.min_delta
+        self.progress.waiting = self.progress.waiting.after(scores["overall"], done, min_delta)
+        return scores
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
         with self.stop.stoppable():
@@ -301,14 +307,16 @@ class Trainer:
 
     def _final_metrics(self) -> dict:
         """Scores of the best model on all dev rows, which are written, and the run's settings."""
-        best, config = self.progress.best, self.config
+        best, config, done = self.progress.best, self.config, self.progress.cursor.round
         dev = self._best_scores()
-        write_run_rows(config.output, self.best_scored.values())
+        scored = {} if self._is_sampled else self.best_scored
+        write_run_rows(config.output, scored.values())
         return {
             "dev": dev,
-            "intervals": intervals_of(self.best_scored),
-            "rounds": self.num_rounds,
-            "rounds_per_second": self.num_rounds / max(self.progress.seconds, 1e-9),
+            "intervals": intervals_of(scored),
+            "rounds": done,
+            "rounds_per_second": done / max(self.progress.seconds, 1e-9),
+            "stopped_early": done < self.num_rounds,
             "backend": config.backend,
             "precision": config.precision,
             "seed": config.seed,
@@ -321,18 +329,28 @@ class Trainer:
             SKIPPED: self._skipped().num_skipped,
         }
 
+    @property
+    def _is_sampled(self) -> bool:
+        """Whether the best model's scores are those of some dev rows alone."""
+        return self.config.skip_final_evaluation and self.config.log.dev_rows is not None
+
     def _best_scores(self) -> dict:
-        """The best model's on all dev rows; it is evaluated unless that was just done."""
-        if self.config.log.dev_rows is None and self.best_scored:
+        """The best model's, on all dev rows unless the final evaluation is left out."""
+        is_done = self.best_scored and not self.due.is_best_rescored
+        if is_done or self.config.skip_final_evaluation:
             return self.progress.best["scores"]
         model, _ = load_model(self.config.output / BEST)
         model.encoder.set_backend(self.config.backend)
         scores = self._scores(model.to(self.device), None)
         self.best_scored = self.scored
-        self.saver.update_card(BEST, DevScores(scores, self.progress.best["round"]))
+        self._saver.update_card(BEST, DevScores(scores, self.progress.best["round"]))
         return scores
 
-    def _save_state(self, logger: RunLogger) -> None:
+    @property
+    def _saver(self) -> ModelSaver:
+        return ModelSaver(self.config, self.model, self.tokenizer, self.splits)
+
+    def _save_state(self, logger: RunLogger, is_finished: bool = False) -> None:
         logger.sync()  # a state never knows of more rounds than the log
         self.step.update.settle()
         self.progress.num_skipped = self._take_skipped()
@@ -340,28 +358,31 @@ class Trainer:
         check_trained(tensors, self.progress.cursor.round)
         meta = self.progress.to_meta()
         meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs}
+        meta[FINISHED] = is_finished
         save_state(self.config.output / STATE, tensors=tensors, meta=meta)
 
     @cached_property
     def _inputs(self) -> dict[str, int]:
         """Checksums of what no round changes."""
-        return input_checksums(self.model, self.saver.splits)
+        return input_checksums(self.model, self.splits)
 
     def _resume(self) -> RunConfig:
         """Takes over the saved state, changing nothing on disk; returns the run's settings."""
-        output = self.config.output
-        tensors, meta = load_state(output / STATE)
-        check_loaded(tensors, output / STATE, "it cannot be resumed: train anew")
-        started = config_from_dict(meta["config"], str(output / STATE))
-        check_same_run(started, self.config, str(output))
-        check_same_inputs(meta["inputs"], self._inputs, str(output))
-        if meta["best"] is not None:
-            for name in (BEST, LAST):
-                check_directory(readable_directory(output / name))
-        restore_tensors(tensors, self.model, self.optimizer, self.teacher)
-        cursor = self.order.cursor(meta["cursor"])
-        self.progress = restore_progress(tensors, meta, cursor, self.device)
-        return started
+        check_has_more(self.config.output, self.config)
+        saved = SavedState.read(self.config.output)
+        self.config = replace(self.config, extended=saved.config.extended)
+        saved.check(self.config, self._inputs)
+        restore_tensors(saved.tensors, self.model, self.optimizer, self.teacher)
+        cursor = self.order.cursor(saved.meta["cursor"])
+        self.progress = restore_progress(saved.tensors, saved.meta, cursor, self.device)
+        if not saved.is_extended_by(self.config):
+            return saved.config
+        self.is_extension = True
+        self.config = saved.extended(self.config, self.rounds_per_epoch, self.progress.waiting)
+        self.log(extension_line(self.config, cursor.round, self.num_rounds))
+        is_due = self.due.is_evaluated(cursor.round)
+        self.progress.evaluation_is_due = self.progress.is_unscored and is_due
+        return saved.recorded(self.config)
 
 
 def _settings(smart: SmartConfig) -> dict | None:

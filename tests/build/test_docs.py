@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 import tyro
 
-from sbrrt_fast.cli import COMMANDS
+from sbrrt_fast.cli import COMMANDS, HELP
 from sbrrt_fast.commands.arguments import parse_arguments
-from sbrrt_fast.commands.compare import CompareOptions
+from sbrrt_fast.commands.compare import CompareOptions, FinishedRuns
+from sbrrt_fast.commands.completion import CompletionArguments
 from sbrrt_fast.commands.evaluate import EvaluateArguments
 from sbrrt_fast.commands.export import ExportArguments
 from sbrrt_fast.commands.info import InfoArguments
@@ -23,6 +25,7 @@ from sbrrt_fast.commands.predict import PredictArguments
 from sbrrt_fast.commands.reproduce import ReproduceOptions
 from sbrrt_fast.commands.train import load_config, parse_cli, split_config_flag
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_help import ALL, groups, help_topic
 from sbrrt_fast.config_io import config_from_dict
 from sbrrt_fast.config_yaml import parse_yaml
 from tests.build.markdown import ROOT, all_commands, blocks_of
@@ -35,6 +38,7 @@ ARGUMENTS = {
     "export": ExportArguments,
     "predict": PredictArguments,
     "info": InfoArguments,
+    "completion": CompletionArguments,
 }
 OPTIONS = {"train": None, "reproduce": ReproduceOptions, "compare": CompareOptions}
 TO_FILL_IN = {"S": "0"}  # the reader's own number; other words in capitals are names of files
@@ -52,11 +56,15 @@ def cases(program: str) -> list:
 def words_of(command: str) -> list[str]:
     """The arguments after the program."""
     words = [w for w in shlex.split(command) if not re.match(r"[A-Z_]+=", w)]
+    words = list(itertools.takewhile(lambda word: word not in ("|", ">"), words))
     return [TO_FILL_IN.get(word, word) for word in words[1:] if word != "..."]
 
 
 def parse_run(command: str, flags: list[str]) -> None:
     """Parses what train, reproduce or compare are given; configurations of the project are read."""
+    if command == "compare" and not flags[0].startswith("-"):
+        parse_arguments(FinishedRuns, flags, command)
+        return
     if OPTIONS[command]:
         _, flags = tyro.cli(
             OPTIONS[command],
@@ -65,14 +73,20 @@ def parse_run(command: str, flags: list[str]) -> None:
             return_unknown_args=True,
         )
     path, flags = split_config_flag(flags)
-    is_recipe = path is not None and path.parts[0] == "configs"
-    parse_cli(flags, load_config(ROOT / path) if is_recipe else RunConfig())
+    is_recipe = path is not None and (ROOT / path).parent == ROOT / "configs"
+    base = load_config(ROOT / path) if is_recipe else RunConfig()
+    if (topic := help_topic(flags)) is None:
+        parse_cli(flags, base)
+    else:
+        assert topic in ("", "GROUP", ALL, *groups(base))
 
 
 @pytest.mark.parametrize("command", cases("sbrrt-fast"))
 def test_the_command_parses(command):
     name, *flags = words_of(command) or ["train"]
-    assert name in COMMANDS
+    if name == HELP:
+        name, flags = flags[0] if flags else "COMMAND", []
+    assert name in (*COMMANDS, "COMMAND", "--version")
     if not flags:
         return  # it is only named
     if name in ARGUMENTS:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def always_answer(model: Path, label: int) -> None:
     save_file(heads, model / "heads.safetensors")
 
 
-@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])
 def test_without_a_command_the_commands_are_listed(argv, capsys):
     assert main(argv) == 0
     text = capsys.readouterr().out
@@ -94,8 +95,45 @@ def test_without_a_command_the_commands_are_listed(argv, capsys):
 def test_an_unknown_command_has_status_2(capsys):
     assert main(["evalute"]) == 2
     output = capsys.readouterr()
-    assert output.err.startswith("sbrrt-fast: unknown command 'evalute'\n")
+    assert output.err == "sbrrt-fast: unknown command 'evalute'; did you mean 'evaluate'?\n"
     assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("--versoin", "unknown flag '--versoin'; did you mean '--version'?"),
+        ("xyzzy", "unknown command 'xyzzy'; `sbrrt-fast help` lists the commands"),
+        ("a\x1bb", "unknown command 'a\\x1bb'"),
+    ],
+)
+@pytest.mark.parametrize("before", [[], ["help"]])
+def test_an_unknown_word_is_one_line(word, hint, before, capsys):
+    assert main([*before, word]) == 2
+    output = capsys.readouterr()
+    assert hint in output.err and output.err.count("\n") == 1 and output.out == ""
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_is_that_of_the_package(flag, capsys):
+    assert main([flag]) == 0
+    assert capsys.readouterr().out == f"sbrrt-fast {metadata.version('sbrrt_fast')}\n"
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "sbrrt_fast", "--version"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout == f"sbrrt-fast {metadata.version('sbrrt_fast')}\n"
+    command[-1] = "evalute"
+    assert subprocess.run(command, capture_output=True).returncode == 2
+
+
+def test_help_of_a_command_is_its_help(capsys):
+    texts = []
+    for argv in (["help", "evaluate"], ["evaluate", "--help"]):
+        assert status(argv) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("usage: sbrrt-fast evaluate ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -111,7 +149,10 @@ def test_every_command_has_help(command, capsys):
     [
         ("train", ("--config FILE", "--optimizer.learning-rate FLOAT")),
         ("evaluate", ("RUN", "--data-dir DIR", "--split {train,dev,test}", "--output FILE")),
-        ("predict", ("RUN", "--data-dir DIR", "--model {best,last}", "(default: dev test)")),
+        (
+            "predict",
+            ("RUN", "--data-dir DIR", "--model {best,last,round-N}", "(default: dev test)"),
+        ),
         ("info", ("--json",)),
     ],
 )

@@ -162,16 +162,72 @@ def test_a_variant_against_itself_is_bit_identical(base):
         assert difference.weights == difference.worst == difference.vanishing == 0.0
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("model.pair_features=concat", "different weights.*heads.para.classifier.weight"),
-        ("mode=pretrain,tasks=[sst]", "different tasks"),
-    ],
-)
-def test_variants_that_do_not_compare_are_refused(base, change, message):
-    with pytest.raises(ConfigError, match=message):
-        against(base, change)
+def test_other_tasks_are_compared_in_the_tasks_of_both(base):
+    found = against(base, "tasks=[sst]")
+    assert found.unlike[:2] == (
+        "tasks in a alone: para, sts",
+        "each variant takes the rounds of its own tasks",
+    )
+    assert set(found.difference.gradients) == {"sst"}
+    assert found.difference.gradients["sst"].worst[1] < 1e-4  # the same rows and weights
+    terms = {f"sst/{term}" for term in ("loss", "smart", "bregman", "total")}
+    assert all(set(r.losses) == terms for r in found.difference.rounds)
+    assert found.difference.rounds[0].losses["sst/loss"] < 1e-6
+    assert found.difference.rounds[0].weights > 1e-4
+    assert set(found.losses[0]["a"]) > terms == set(found.losses[0]["b"])
+    assert found.problems()[0] == "tasks in a alone: para, sts"
+    text = found.text()
+    assert "unlike:" in text and "sts/loss" in text and "same run up to" not in text
+
+
+def test_a_task_of_a_run_of_several_has_the_rows_of_a_run_alone(base):
+    """Else the losses of unlike variants would be of other rows."""
+    a, b = (Trainer(with_overrides(base, change, ""), quiet) for change in ("", "tasks=[sts]"))
+    first, second = (dict(run.order.next_round(run.order.start())[0])["sts"] for run in (a, b))
+    assert list(first) == list(second)
+
+
+def test_another_encoder_is_compared_in_what_has_its_shape(base, tmp_path):
+    wide = tiny_backbone(tmp_path / "wide", hidden_size=64)
+    found = against(base, f"model.backbone={wide}")
+    (line,) = found.unlike
+    assert "41 in a, 41 in b, of which 2 have one name and shape" in line
+    assert set(found.difference.gradients["sst"].relative) == {"heads.sst.classifier.bias"}
+    assert not found.difference.gradients["sts"].relative  # a cosine head has no weights
+    assert "no tensor in common" in found.text()
+    means = [sum(r[side]["sst/loss"] for r in found.losses) / 2 for side in "ab"]
+    assert all(f"{mean:.4g}" in found.text() for mean in means)
+
+
+def test_variants_without_a_weight_in_common_have_no_distance(base, tmp_path):
+    wide = tiny_backbone(tmp_path / "wide", hidden_size=64)
+    found = against(with_overrides(base, "tasks=[sts]", ""), f"model.backbone={wide}")
+    assert all(r.weights is None for r in found.difference.rounds)
+    assert "—" in found.text()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_loss_terms_of_one_side_are_named(base):
+    found = against(base, "smart.weight=0,bregman.weight=0")
+    terms = [f"{task}/{term}" for task in TASKS for term in ("smart", "bregman")]
+    assert found.unlike == (f"loss terms in a alone: {', '.join(sorted(terms))}",)
+    assert set(found.difference.rounds[0].losses).isdisjoint(terms)
+
+
+def test_other_heads_and_modes_are_compared_in_the_rest(base):
+    found = against(base, "mode=pretrain,tasks=[sst]")
+    assert any("trained tensors: " in line for line in found.unlike)
+    assert set(found.difference.gradients["sst"].relative) == {
+        "heads.sst.classifier.weight",
+        "heads.sst.classifier.bias",
+    }
+
+
+def test_variants_without_a_task_in_common_are_refused(base):
+    with pytest.raises(ConfigError, match="share no task: one has sst, the other sts"):
+        train_in_lockstep(
+            *(with_overrides(base, f"tasks=[{name}]", "") for name in ("sst", "sts")), 1, log=quiet
+        )
 
 
 def test_more_rounds_than_the_run_has_are_refused(base):

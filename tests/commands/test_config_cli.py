@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from sbrrt_fast.cli import main
-from sbrrt_fast.config import SmartConfig
+from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_cli import parse_cli, parse_run_config
-from sbrrt_fast.config_io import load_config
+from sbrrt_fast.config_help import groups
+from sbrrt_fast.config_io import config_leaves, load_config
+from sbrrt_fast.recipe_files import recipe_path
 from tests.helpers import config_file
 
 
@@ -103,10 +106,89 @@ def test_each_mistake_in_flags_is_one_line_and_status_2(
     assert not set("│─╭╰") & set(output.err)
 
 
-def test_help_names_flags_their_defaults_and_config(capsys):
+def test_a_recipe_is_taken_by_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = parse_run_config(["--config", "sbrrt", "--seed", "5"], "p")
+    assert config == load_config(recipe_path("sbrrt"), {"seed": 5})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_of_a_recipe_s_name_wins_and_it_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("sbrrt").write_text("seed: 77\n")
+    assert parse_run_config(["--config", "sbrrt"], "p").seed == 77
+    assert (
+        capsys.readouterr().out == "--config: sbrrt is the file here, not a recipe of that name\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["./sbrrt", "configs/sbrrt", "sbrrt.yml"])
+def test_a_path_is_no_recipe_s_name(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", text]) == 2
+    assert "cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_is_one_line(capsys):
+    assert main(["train", "--config", "sbrt"]) == 2
+    error = capsys.readouterr().err
+    assert "--config: there is no recipe 'sbrt'; did you mean 'sbrrt'?" in error
+    assert error.count("\n") == 1
+
+
+def told(capsys, *argv: str) -> str:
+    """What ``train`` with these arguments prints before it exits with status 0."""
     with pytest.raises(SystemExit) as stopped:
-        parse_run_config(["--help"], "sbrrt-fast train")
+        main(["train", *argv])
     assert not stopped.value.code
-    text = capsys.readouterr().out
-    assert "--config FILE" in text and "--backbone" in text
+    return capsys.readouterr().out
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"^ +(--\w[\w.-]*)", text, re.M))
+
+
+@pytest.fixture
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.usefixtures("_wide")
+def test_help_shows_the_common_flags_and_names_the_groups(capsys):
+    text = told(capsys, "--help")
+    assert "--config FILE|RECIPE" in text and "--backbone" in text
     assert "--optimizer.learning-rate FLOAT" in text and "(default: 0.0001)" in text
+    assert len(text.splitlines()) <= 60 and "``" not in text
+    assert "--smart.sigma" not in text and "--tasks" not in text
+    for group in ("run", "tasks", "model", "smart", "early_stopping", "all"):
+        assert f"\n  {group} " in text
+
+
+@pytest.mark.usefixtures("_wide")
+def test_every_flag_is_in_its_group_and_in_all(capsys):
+    first, *others = RunConfig().tasks
+    every = {
+        "--" + key.replace("_", "-")
+        for key in config_leaves(RunConfig())
+        if not key.startswith(tuple(f"tasks.{name}." for name in others))
+    }
+    in_all = flags_in(told(capsys, "--help", "all"))
+    assert every - in_all == set()
+    in_groups = [flags_in(told(capsys, "--help", group)) for group in groups(RunConfig())]
+    assert set().union(*in_groups) == in_all
+    assert f"--tasks.{first}.weight" in in_all
+
+
+@pytest.mark.usefixtures("_wide")
+def test_help_shows_the_values_of_the_configuration(capsys):
+    assert "off. (default: 1.0)" in told(capsys, "--config", "sbrrt", "--help=smart")
+    assert "off. (default: 0.0)" in told(capsys, "--help", "smart")
+    found = flags_in(told(capsys, "--resume", "--help", "early-stopping"))
+    assert found == {"--early-stopping.patience", "--early-stopping.min-delta"}
+
+
+def test_an_unknown_group_is_one_line(capsys):
+    assert main(["train", "--help", "smrt"]) == 2
+    error = capsys.readouterr().err
+    assert "--help: there is no group of flags 'smrt'; did you mean 'smart'?" in error
+    assert error.count("\n") == 1

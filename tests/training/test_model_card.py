@@ -105,11 +105,11 @@ def test_absolute_files_are_named_and_are_no_sample(trained):
     sst = {"sst": replace(config.tasks["sst"], files={s: str(data / s) for s in ("train", "dev")})}
     for tasks, folder in ((config.tasks, config.data_dir), (sst, None)):
         here = replace(config, tasks=tasks, data_dir=folder)
-        text = model_card(here, trainer.model, trainer.saver.splits, unscored)
+        text = model_card(here, trainer.model, trainer.splits, unscored)
         assert str(trained.parent) not in text and SAMPLE_WARNING not in text
     assert "| sst | dev | ids-sst-dev.csv | 24 |" in text
     of_sample = replace(config, tasks={"para": config.tasks["para"]}, data_dir=None)
-    assert SAMPLE_WARNING in model_card(of_sample, trainer.model, trainer.saver.splits, unscored)
+    assert SAMPLE_WARNING in model_card(of_sample, trainer.model, trainer.splits, unscored)
 
 
 def test_undefined_scores_and_models_without_scores(trained):
@@ -121,10 +121,10 @@ def test_undefined_scores_and_models_without_scores(trained):
         "sts": {"pearson": None, "undefined": "all labels are 3"},
         "overall": None,
     }
-    text = model_card(config, trainer.model, trainer.saver.splits, DevScores(scores, 8))
+    text = model_card(config, trainer.model, trainer.splits, DevScores(scores, 8))
     assert "| sts | pearson | — | 24 |" in text and "| overall |  | — |  |" in text
     assert "sts/pearson is undefined: all labels are 3" in text
-    text = model_card(config, trainer.model, trainer.saver.splits, DevScores({"overall": None}, 8))
+    text = model_card(config, trainer.model, trainer.splits, DevScores({"overall": None}, 8))
     assert "The model after round 8, which was not scored." in text
     assert "model-index" not in text
 
@@ -134,7 +134,7 @@ def test_text_in_a_card_cannot_break_its_tables(trained, tmp_path):
     trainer = Trainer(config, log=lambda line: None)
     labels = ("bad | worse", "`good`", "c", "d", "e")
     trainer.model.tasks["sst"] = replace(config.tasks["sst"], labels=labels)
-    text = model_card(config, trainer.model, trainer.saver.splits, DevScores({"overall": None}, 1))
+    text = model_card(config, trainer.model, trainer.splits, DevScores({"overall": None}, 1))
     row = next(line for line in text.splitlines() if line.startswith("| sst | a text"))
     assert row == r"| sst | a text | classes | bad \| worse, 'good', c, d, e |"
 

@@ -80,7 +80,7 @@ def test_overwriting_removes_what_runs_wrote_and_nothing_else(run):
     new = files(run)
     for name in OWN:
         assert new[name] == old[name]
-    assert not any(name.startswith(("state", "best.old", "predictions")) for name in new)
+    assert not any(name.startswith(("state.old", "best.old", "predictions")) for name in new)
     assert not any("tmp" in name for name in new)
     assert [n for n in new if n.startswith("tensorboard")] == [EVENTS]
     assert new["last/heads.safetensors"] != old["last/heads.safetensors"]

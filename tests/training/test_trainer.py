@@ -24,6 +24,7 @@ from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import BackendError, ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.ops._backend import backends
+from sbrrt_fast.training.checkpoint import load_state
 from sbrrt_fast.training.scores.evaluate import evaluate, predict
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import kill_in_round, read_log, small_sample, tiny_backbone
@@ -90,7 +91,7 @@ def test_a_killed_run_resumes_as_the_same_run(base, tmp_path, monkeypatch, sched
         assert same(weights_of(tmp_path / "cut", model), weights_of(tmp_path / "whole", model))
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     assert resumed["means"] == whole["means"]
-    assert not (tmp_path / "cut" / "state").exists()
+    assert load_state(tmp_path / "cut" / "state")[1]["finished"]
 
 
 def test_what_a_run_leaves(base, tmp_path):
