@@ -32,8 +32,9 @@ from sbrrt_fast.training.build import (
     pick_device,
 )
 from sbrrt_fast.training.checkpoint import load_state, save_state
-from sbrrt_fast.training.cost.profile import RunProfile
+from sbrrt_fast.training.cost.profile import Profile, RunProfile
 from sbrrt_fast.training.due import DueRounds
+from sbrrt_fast.training.environment import run_environment
 from sbrrt_fast.training.finite import check_interval, check_loaded, check_trained
 from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
@@ -149,9 +150,13 @@ class Trainer:
     def _summary(self) -> list[str]:
         """Lines for the end of the run: on its step, skipped updates and the profile."""
         lines = [*self.step.summary(), *self._skipped().lines(self.num_rounds)]
-        if self.profile:
-            lines += self.profile.lines(self.model, self.config, self.step.memory())
-        return lines
+        return lines + (self._profile.lines() if self._profile else [])
+
+    @cached_property
+    def _profile(self) -> Profile | None:
+        """Where the rounds went, once they are done; None without ``--profile``."""
+        profile = self.profile
+        return profile and profile.measure(self.model, self.config, self.step.memory())
 
     def _resume_message(self, stopped: Stopped) -> str:
         return (
@@ -261,7 +266,7 @@ class Trainer:
         self.progress.evaluation_is_due = False
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
-        with self.stop.stoppable():
+        with self.stop.stoppable(), self.progress.evaluating():
             return evaluate(
                 model,
                 self.dev_tasks,
@@ -285,9 +290,12 @@ class Trainer:
             "layout": config.layout,
             "best_round": best["round"],
             "train_seconds": self.progress.seconds,
+            "evaluation_seconds": self.progress.evaluation_seconds,
             "smart": _settings(self.step.smart),
             "means": run_means(config.output / LINES),
             SKIPPED: self._skipped().num_skipped,
+            "environment": run_environment(self.device),
+            "profile": self._profile and self._profile.to_dict(),
         }
 
     def _best_scores(self) -> dict:
