@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": ("sbrrt_fast.commands.predict", "write a run's predictions in the course's format"),
     "reproduce": ("sbrrt_fast.commands.reproduce", "run every row of the paper's table 1 or 2"),
     "compare": ("sbrrt_fast.commands.compare", "train two variants of a run side by side"),
+    "report": ("sbrrt_fast.commands.report", "one HTML page about one run or several"),
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
 }
 
