@@ -1,4 +1,7 @@
-"""A headless Chromium that opens pages and tells what they did, over its DevTools protocol."""
+"""A headless Chromium that opens pages and tells what they did, over its DevTools protocol.
+
+``python -m tests.experiments.chromium PAGE WIDTH PICTURE`` takes a picture of a page.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import os
 import select
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +141,17 @@ def browser(profile: Path) -> Iterator[Page]:
         process.wait(timeout=30)
         os.close(from_browser[0])
         os.close(to_browser[1])
+
+
+def main(file: str, width: str, picture: str) -> None:
+    """A PNG of a whole page in a window of a width."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        browser(Path(profile)) as page,
+    ):
+        page.open(Path(file), int(width))
+        page.screenshot(Path(picture))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -35,6 +35,7 @@ from sbrrt_fast.experiments.run_report.texts import with_interval
 MOST_POINTS = 240  # of a line
 MOST_DOTS = 1500  # of a scatter; above, squares are shaded by how many fall into them
 _CELLS = 40  # along an axis
+_ROW = 34  # of a whisker
 
 
 def line_chart(
@@ -214,7 +215,7 @@ def whisker_chart(
     """
     if not values:
         return None
-    height = BOTTOM + 26 * len(values) + 4
+    height = BOTTOM + _ROW * len(values) + 4
     shown = [x for _, _, value, interval in values for x in (value, *(interval or ()))]
     xs = fit_scale([*shown, *([0.0] if has_zero else [])], 12, WIDTH - RIGHT, pad=0.08)
     return WhiskerChart(
@@ -238,4 +239,4 @@ def _whisker(
 ) -> Whisker:
     low, high = (xs(interval[0]), xs(interval[1])) if interval else (None, None)
     title = f"{label}: {with_interval(value, interval)}"
-    return Whisker(label, color, 26 * row + 20, xs(value), low, high, title)
+    return Whisker(label, color, _ROW * row + 24, xs(value), low, high, title)

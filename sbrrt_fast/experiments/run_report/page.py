@@ -27,6 +27,7 @@ from sbrrt_fast.experiments.run_report.scores import ScoreSection
 from sbrrt_fast.experiments.run_report.settings import settings_section
 from sbrrt_fast.experiments.run_report.tasks import task_sections
 from sbrrt_fast.experiments.run_report.texts import decimal, percent
+from sbrrt_fast.messages import printable
 from sbrrt_fast.training.scores.table import exposure_note
 
 _PACKAGE = "sbrrt_fast.experiments.run_report"
@@ -57,6 +58,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
         loader=jinja2.PackageLoader(_PACKAGE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -68,6 +70,11 @@ def render_page(runs: Sequence[RunRecord]) -> str:
         "percent": percent,
     }
     return environment.get_template("page.html").render(_values(runs))
+
+
+def _visible(value: Any) -> Any:
+    """Texts without control characters, which no page may have."""
+    return printable(value) if type(value) is str else value
 
 
 def _values(runs: Sequence[RunRecord]) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def read_records(folders: Sequence[Path]) -> list[RunRecord]:
         WeightsError: a folder is not that of a run.
         SbrrtError: a log or a metrics.json cannot be read.
     """
+    if not folders:
+        raise ConfigError("name the folder of a run, the --output of `sbrrt-fast train`")
     if len(folders) > MOST_RUNS:
         raise ConfigError(f"{len(folders)} runs: a page shows at most {MOST_RUNS}; name fewer")
     names = run_names(folders)

@@ -88,7 +88,8 @@ def _linear_ticks(low: float, high: float, num_ticks: int) -> tuple[float, ...]:
     from matplotlib.ticker import MaxNLocator  # slow to import
 
     steps = MaxNLocator(num_ticks, steps=[1, 2, 5, 10]).tick_values(low, high)
-    return tuple(float(f"{tick:.10g}") for tick in steps if low <= tick <= high)
+    ticks = tuple(float(f"{tick:.10g}") for tick in steps if low <= tick <= high)
+    return ticks or ((low + high) / 2,)  # beyond what the locator resolves
 
 
 def tick_text(value: float, as_power: bool = False) -> str:

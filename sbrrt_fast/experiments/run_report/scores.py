@@ -137,6 +137,11 @@ class ScoreSection:
             if task in run.config.tasks
         ]
 
+    @property
+    def runs_without_rows(self) -> list[RunRecord]:
+        """Runs whose dev rows are missing for a task."""
+        return [r for r in self.runs if any((name, "dev") not in r.rows for name in r.config.tasks)]
+
     @cached_property
     def difference_chart(self) -> Chart | None:
         values = [
@@ -189,7 +194,7 @@ def _difference(task: str, first: RunRecord, run: RunRecord) -> DifferenceRow:
     rows = [r.rows.get((task, "dev")) for r in (first, run)]
     for record, found in zip((first, run), rows, strict=True):
         if not found:
-            return _without(row, f"no rows of {record.name}; write them with `sbrrt-fast evaluate`")
+            return _without(row, f"no rows of {record.name}")
     difference = paired_difference(config, *rows)
     if difference is None:
         return _without(row, "the runs have too few rows in common")
