@@ -19,6 +19,7 @@ from sbrrt_fast.commands.compare import CompareOptions
 from sbrrt_fast.commands.evaluate import EvaluateArguments
 from sbrrt_fast.commands.info import InfoArguments
 from sbrrt_fast.commands.predict import PredictArguments
+from sbrrt_fast.commands.report import ReportArguments
 from sbrrt_fast.commands.reproduce import ReproduceOptions
 from sbrrt_fast.commands.train import load_config, parse_cli, split_config_flag
 from sbrrt_fast.config import RunConfig
@@ -29,7 +30,12 @@ from tests.helpers import tiny_backbone
 
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
 PAGES = [*GUIDES, *sorted(ROOT.glob("docs/**/*.md"))]
-ARGUMENTS = {"evaluate": EvaluateArguments, "predict": PredictArguments, "info": InfoArguments}
+ARGUMENTS = {
+    "evaluate": EvaluateArguments,
+    "predict": PredictArguments,
+    "report": ReportArguments,
+    "info": InfoArguments,
+}
 OPTIONS = {"train": None, "reproduce": ReproduceOptions, "compare": CompareOptions}
 TO_FILL_IN = {"S": "0"}  # the reader's own number; other words in capitals are names of files
 

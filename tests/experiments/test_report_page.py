@@ -168,6 +168,13 @@ def test_intervals_of_metrics_json_come_first(tmp_path):
     assert "0.125 to 0.875" in text_of(section(page, "scores"))
 
 
+def test_a_metric_without_an_interval_has_none(tmp_path):
+    page = report_on(made_up_run(tmp_path / "run", intervals={"sst": {"accuracy": None}}))
+    rows = [text_of(row) for row in section(page, "scores").find(".//tbody")]
+    assert rows[0] == "sst accuracy 0.512"
+    assert " to " in rows[1]
+
+
 def test_every_metric_of_a_task_is_shown(tmp_path):
     dev = {"sst": {"accuracy": 0.5, "f1": 0.25, "mcc": -0.125}, "overall": 0.5}
     tasks = {"sst": BUILTIN_TASKS["sst"]}
@@ -192,7 +199,12 @@ def test_learning_curves_of_every_task_and_term(page):
     assert len(titles) == 4 + 4 * 3
     first = section(page, "curves").find(".//svg[@role='img']/desc")
     assert text_of(first) == "run: from 0.5 at round 10 to 0.8 at round 40."
-    assert len(titles_of(section(page, "adversary"))) == 2 * 3
+    adversary = section(page, "adversary")
+    assert [text_of(h) for h in adversary.findall("h3")] == [
+        "Size of the perturbation",
+        "Gain over a random direction",
+    ]
+    assert titles_of(adversary) == [*TASKS, *TASKS]
 
 
 def test_the_curves_are_those_of_the_log(page):
@@ -327,8 +339,9 @@ def test_a_run_that_has_just_begun(tmp_path):
 def test_runs_are_compared_with_paired_intervals(comparison):
     part = section(comparison, "comparison")
     rows = [[text_of(cell) for cell in row] for row in part.find(".//tbody")]
-    assert [row[:2] for row in rows] == [[n, s] for n in TASKS for s in ("seed-1", "seed-2")]
-    for _, _, difference, interval in rows:
+    expected = [[n, METRICS[n], s] for n in TASKS for s in ("seed-1", "seed-2")]
+    assert [row[:3] for row in rows] == expected
+    for *_, difference, interval in rows:
         value, low, high = (
             float(text.replace(MINUS, "-")) for text in (difference, *interval.split()[:3:2])
         )
@@ -336,7 +349,7 @@ def test_runs_are_compared_with_paired_intervals(comparison):
         assert interval.endswith("includes 0" if low <= 0 <= high else "excludes 0")
     first, other = ([r["label"] == r["prediction"] for r in class_rows(5, seed=s)] for s in (0, 1))
     expected = (sum(other) - sum(first)) / 80
-    assert float(rows[0][2].replace(MINUS, "-")) == pytest.approx(expected, abs=6e-4)
+    assert float(rows[0][3].replace(MINUS, "-")) == pytest.approx(expected, abs=6e-4)
 
 
 def test_runs_that_differ_in_their_seed_alone_have_a_mean(comparison):
@@ -413,6 +426,8 @@ def test_what_cannot_be_used_is_one_line(tmp_path, capsys):
     [
         ("metrics.json", "[]", "is not what training wrote"),
         ("metrics.json", "{", "is not what training wrote"),
+        ("metrics.json", "{}", "is not what training wrote (dev: Field required)"),
+        ("metrics.json", '{"dev": {}, "rounds": "x"}', "is not what training wrote (rounds: "),
         ("metrics.jsonl", "{}\n", "metrics.jsonl:1: is not a line that training wrote"),
         ("metrics.jsonl", '{"round": 1}\n{\n', "metrics.jsonl:2: "),
         ("config.yaml", "nonsense: 1\n", "unknown key 'nonsense'"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sbrrt_fast.experiments.run_report.charts import line_chart
+from sbrrt_fast.experiments.run_report.curves import curve_chart
 from sbrrt_fast.experiments.run_report.records import RunRecord
-from sbrrt_fast.experiments.run_report.shapes import Chart, Curve
+from sbrrt_fast.experiments.run_report.saved_metrics import SavedMetrics, SavedProfile
+from sbrrt_fast.experiments.run_report.shapes import Chart
 from sbrrt_fast.experiments.run_report.texts import duration, milliseconds
 from sbrrt_fast.training.cost.profile import STAGES
-from sbrrt_fast.training.logging import SKIPPED
 
 _NAMES = {"report": "logged gain"}
 
@@ -48,46 +48,33 @@ class RunTime:
 
 def run_time(run: RunRecord) -> RunTime:
     """What ``metrics.json`` says of a run's time."""
-    metrics = run.metrics
-    seconds = {
-        "training": metrics.get("train_seconds"),
-        "evaluations": metrics.get("evaluation_seconds"),
-    }
-    known = {name: value for name, value in seconds.items() if value is not None}
-    total = sum(known.values())
-    profile = metrics.get("profile") or {}
-    stages = _stages(profile)
-    speed = metrics.get("rounds_per_second")
+    metrics = run.metrics or SavedMetrics(dev={})
+    profile = metrics.profile or SavedProfile()
+    parts = {"training": metrics.train_seconds, "evaluations": metrics.evaluation_seconds}
+    seconds = {name: value for name, value in parts.items() if value is not None}
+    speed, total = metrics.rounds_per_second, sum(seconds.values())
     return RunTime(
         run,
         "—" if speed is None else f"{speed:.2f}",
-        duration(total) if known else "—",
-        [Share(name, duration(s), s / max(total, 1e-9)) for name, s in known.items()],
-        stages,
-        milliseconds(sum(profile.get("seconds", {}).values())),
-        milliseconds(sum(profile.get("floor_seconds", {}).values())),
-        _memory(profile),
-        int(metrics.get(SKIPPED) or 0),
+        duration(total),
+        [Share(name, duration(s), s / max(total, 1e-9)) for name, s in seconds.items()],
+        _stages(profile),
+        milliseconds(sum(profile.seconds.values())),
+        milliseconds(sum(profile.floor_seconds.values())),
+        ", ".join(f"{n} {b / 2**20:,.0f} MiB" for n, b in profile.memory_bytes.items()),
+        metrics.skipped_updates,
     )
 
 
 def speed_chart(runs: Sequence[RunRecord]) -> Chart | None:
     """Rounds per second over the run."""
-    curves = [
-        Curve(
-            run.name,
-            run.number,
-            [(r["round"], r["rounds_per_second"]) for r in run.log if "rounds_per_second" in r],
-        )
-        for run in runs
-    ]
-    return line_chart("rounds per second", [c for c in curves if c.points])
+    return curve_chart(runs, "rounds_per_second", "rounds per second")
 
 
-def _stages(profile: dict) -> list[Share]:
-    seconds, floors = profile.get("seconds", {}), profile.get("floor_seconds", {})
-    seconds = {name: median for name, median in seconds.items() if median > 0}
-    total = max(sum(seconds.values()), 1e-12)
+def _stages(profile: SavedProfile) -> list[Share]:
+    """Stages that most rounds have, in the order of a round."""
+    seconds = {name: median for name, median in profile.seconds.items() if median > 0}
+    total, floors = sum(seconds.values()), profile.floor_seconds
     names = [*(s for s in STAGES if s in seconds), *(s for s in seconds if s not in STAGES)]
     return [
         Share(
@@ -98,8 +85,3 @@ def _stages(profile: dict) -> list[Share]:
         )
         for name in names
     ]
-
-
-def _memory(profile: dict) -> str:
-    held = profile.get("memory_bytes", {})
-    return ", ".join(f"{name} {count / 2**20:,.0f} MiB" for name, count in held.items())

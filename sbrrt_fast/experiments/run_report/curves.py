@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sbrrt_fast.data.task import OVERALL
@@ -14,15 +14,10 @@ from sbrrt_fast.experiments.run_report.shapes import Chart, Curve
 
 @dataclass(frozen=True)
 class ChartGroup:
-    """Pictures that belong together.
-
-    Attributes:
-        note: what they show; one sentence or two.
-    """
+    """Pictures that belong together."""
 
     title: str
     charts: list[Chart]
-    note: str = ""
 
 
 # Terms of metrics.jsonl: name, title, whether the axis is logarithmic (None: where it is needed).
@@ -33,8 +28,8 @@ LOSS_TERMS = (
     ("total", "total", False),
 )
 ADVERSARY_TERMS = (
-    ("perturbation", "size of the perturbation", None),
-    ("gain", "gain over a random direction", None),
+    ("perturbation", "Size of the perturbation"),
+    ("gain", "Gain over a random direction"),
 )
 
 
@@ -51,34 +46,39 @@ def score_curves(runs: Sequence[RunRecord]) -> ChartGroup:
         keys[f"dev/{name}/{metric}"] = f"{name}: {metric}"
     if len(keys) > 1:
         keys[f"dev/{OVERALL}"] = f"{OVERALL} score"
-    charts = (_chart(runs, key, title, False) for key, title in keys.items())
-    return ChartGroup(
-        "Dev scores",
-        [chart for chart in charts if chart],
-        "The ring marks the model that was kept, the best by the overall score.",
-    )
+    return _group("Dev scores", [curve_chart(runs, key, title) for key, title in keys.items()])
 
 
 def loss_curves(runs: Sequence[RunRecord]) -> list[ChartGroup]:
     """A group per task with a picture per loss term."""
-    return list(_term_groups(runs, LOSS_TERMS))
+    groups = [
+        _group(
+            f"Loss terms of {task}",
+            [curve_chart(runs, f"{task}/{t}", title, is_log) for t, title, is_log in LOSS_TERMS],
+        )
+        for task in tasks_of(runs)
+    ]
+    return [group for group in groups if group.charts]
 
 
 def adversary_curves(runs: Sequence[RunRecord]) -> list[ChartGroup]:
-    """A group per task with the size of the perturbation and what it gained."""
-    return list(_term_groups(runs, ADVERSARY_TERMS))
+    """The size of the perturbation and what it gained: a group each, with a picture per task."""
+    groups = [
+        _group(title, [curve_chart(runs, f"{n}/{term}", n, None) for n in tasks_of(runs)])
+        for term, title in ADVERSARY_TERMS
+    ]
+    return [group for group in groups if group.charts]
 
 
-def _term_groups(runs: Sequence[RunRecord], terms: Sequence) -> Iterator[ChartGroup]:
-    for task in tasks_of(runs):
-        charts = [_chart(runs, f"{task}/{t}", title, is_log) for t, title, is_log in terms]
-        if any(charts):
-            yield ChartGroup(task, [chart for chart in charts if chart])
+def _group(title: str, charts: Sequence[Chart | None]) -> ChartGroup:
+    return ChartGroup(title, [chart for chart in charts if chart])
 
 
-def _chart(runs: Sequence[RunRecord], key: str, title: str, is_log: bool | None) -> Chart | None:
-    curves = [curve for run in runs if (curve := _curve(run, key)).points]
-    return line_chart(title, curves, is_log=is_log)
+def curve_chart(
+    runs: Sequence[RunRecord], key: str, title: str, is_log: bool | None = False
+) -> Chart | None:
+    """A value of the log over rounds; None where no run has it. ``is_log``: see ``line_chart``."""
+    return line_chart(title, [_curve(run, key) for run in runs], is_log=is_log)
 
 
 def _curve(run: RunRecord, key: str) -> Curve:

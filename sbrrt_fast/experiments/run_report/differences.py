@@ -51,7 +51,7 @@ def paired_difference(
     """
     by_id = {row.id: row for row in other}
     pairs = [(a, by_id[a.id]) for a in first if a.id in by_id and by_id[a.id].label == a.label]
-    if len(pairs) < 2 or not _is_computed(task):
+    if len(pairs) < 2 or not is_computed(task):
         return None
     metric = METRICS[task.metric_name]
     classes = _class_numbers(task, [row for pair in pairs for row in pair])
@@ -70,7 +70,7 @@ def paired_difference(
 
 def score_interval(task: TaskConfig, rows: Sequence[EvaluatedRow]) -> Interval | None:
     """95% of the task's main metric, by a bootstrap over rows; None where it cannot be had."""
-    if len(rows) < 2 or not _is_computed(task):
+    if len(rows) < 2 or not is_computed(task):
         return None
     metric, classes = METRICS[task.metric_name], _class_numbers(task, rows)
     labels, predictions = (
@@ -79,7 +79,7 @@ def score_interval(task: TaskConfig, rows: Sequence[EvaluatedRow]) -> Interval |
     return _bootstrap(lambda rows: metric(predictions[rows], labels[rows]), len(labels))
 
 
-def _is_computed(task: TaskConfig) -> bool:
+def is_computed(task: TaskConfig) -> bool:
     """Whether the metric needs labels and predictions alone."""
     return task.metric_name in METRICS and task.metric_name not in _NEEDS_PROBABILITIES
 

@@ -23,7 +23,7 @@ from sbrrt_fast.experiments.run_report.curves import (
     tasks_of,
 )
 from sbrrt_fast.experiments.run_report.records import RunRecord
-from sbrrt_fast.experiments.run_report.scores import ScoreSection
+from sbrrt_fast.experiments.run_report.scores import ScoreSection, metric_text
 from sbrrt_fast.experiments.run_report.settings import settings_section
 from sbrrt_fast.experiments.run_report.tasks import task_sections
 from sbrrt_fast.experiments.run_report.texts import decimal, percent
@@ -67,6 +67,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
         "next_id": lambda: f"picture-{next(ids)}",
         "quote": lambda path: shlex.quote(str(path)),
         "decimal": decimal,
+        "metric_text": metric_text,
         "percent": percent,
     }
     return environment.get_template("page.html").render(_values(runs))
@@ -74,7 +75,7 @@ def render_page(runs: Sequence[RunRecord]) -> str:
 
 def _visible(value: Any) -> Any:
     """Texts without control characters, which no page may have."""
-    return printable(value) if type(value) is str else value
+    return value if isinstance(value, Markup | int | float) else printable(value)
 
 
 def _values(runs: Sequence[RunRecord]) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _summary(run: RunRecord) -> RunSummary:
         Path(backbone).name if Path(backbone).is_absolute() else backbone,
         "built-in sample" if data is None else data.name,
         run.config.seed,
-        f"{run.metrics.get('rounds', run.rounds):,}",
+        f"{run.rounds:,}",
         "—" if best is None else f"{best:,}",
         "—" if not isinstance(overall, int | float) else decimal(overall),
     )

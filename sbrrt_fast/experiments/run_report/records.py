@@ -14,6 +14,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.experiments.run_report.rows import EvaluatedRow, evaluation_files, read_rows
+from sbrrt_fast.experiments.run_report.saved_metrics import SavedMetrics, read_metrics
 from sbrrt_fast.training.logging import FINAL, LINES
 from sbrrt_fast.training.run_folder import CONFIG
 
@@ -28,7 +29,7 @@ class RunRecord:
         name: what the page calls it; no two runs of a page have the same.
         number: its place on the page, from 0.
         log: the lines of ``metrics.jsonl``.
-        metrics: the contents of ``metrics.json``; empty while the run is not finished.
+        metrics: of ``metrics.json``; None while the run is not finished.
     """
 
     folder: Path
@@ -36,25 +37,27 @@ class RunRecord:
     number: int
     config: RunConfig
     log: list[dict[str, Any]]
-    metrics: dict[str, Any]
+    metrics: SavedMetrics | None
 
     @property
     def is_finished(self) -> bool:
-        return bool(self.metrics)
+        return self.metrics is not None
 
     @property
     def rounds(self) -> int:
         """Rounds done, as far as they were logged."""
+        if self.metrics and self.metrics.rounds is not None:
+            return self.metrics.rounds
         return max((int(line["round"]) for line in self.log), default=0)
 
     @property
     def scores(self) -> dict[str, Any]:
         """Dev scores of the best model, or of the last evaluation while there is no best one."""
-        return self.metrics.get("dev") or _last_scores(self.log)
+        return self.metrics.dev if self.metrics else _last_scores(self.log)
 
     @property
     def best_round(self) -> int | None:
-        return self.metrics.get("best_round")
+        return self.metrics.best_round if self.metrics else None
 
     @cached_property
     def rows(self) -> dict[tuple[str, str], list[EvaluatedRow]]:
@@ -106,7 +109,7 @@ def _read_record(folder: Path, name: str, number: int) -> RunRecord:
             "`sbrrt-fast train`"
         )
     config = load_config(folder / CONFIG)
-    return RunRecord(folder, name, number, config, _read_log(folder), _read_metrics(folder))
+    return RunRecord(folder, name, number, config, _read_log(folder), read_metrics(folder / FINAL))
 
 
 def _read_log(folder: Path) -> list[dict[str, Any]]:
@@ -124,17 +127,6 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
             ) from None
         records.append(record)
     return records
-
-
-def _read_metrics(folder: Path) -> dict[str, Any]:
-    path = folder / FINAL
-    try:
-        metrics = json.loads(_text(path) or "{}")
-    except (ValueError, RecursionError):
-        metrics = None
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("dev", {}), dict):
-        raise SbrrtError(f"{path}: is not what training wrote; mend it, or train the run again")
-    return metrics
 
 
 def _text(path: Path) -> str:

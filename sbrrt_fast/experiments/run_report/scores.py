@@ -15,6 +15,7 @@ from sbrrt_fast.experiments.run_report.curves import tasks_of
 from sbrrt_fast.experiments.run_report.differences import (
     Interval,
     PairedDifference,
+    is_computed,
     paired_difference,
     score_interval,
 )
@@ -22,6 +23,13 @@ from sbrrt_fast.experiments.run_report.records import RunRecord
 from sbrrt_fast.experiments.run_report.shapes import Chart
 from sbrrt_fast.experiments.run_report.texts import decimal
 from sbrrt_fast.training.scores.metrics import UNDEFINED
+
+_LESS_IS_BETTER = ("mse",)
+
+
+def metric_text(metric: str) -> str:
+    """A metric's name, with a word on those of which less is better."""
+    return f"{metric} (less is better)" if metric in _LESS_IS_BETTER else metric
 
 
 @dataclass(frozen=True)
@@ -178,10 +186,9 @@ def _score(run: RunRecord, task: str, metric: str, is_main: bool) -> Score:
 
 def _interval(run: RunRecord, task: str, metric: str, is_main: bool) -> Interval | None:
     """The run's own interval; without one that of the rows it was scored on."""
-    saved = (run.metrics.get("intervals") or {}).get(task) or {}
-    if isinstance(saved, dict) and isinstance(saved.get(metric), list):
-        low, high = (_known(bound) for bound in saved[metric])
-        return None if low is None or high is None else (low, high)
+    saved = run.metrics.intervals.get(task, {}) if run.metrics else {}
+    if metric in saved:
+        return saved[metric]  # None where the metric has none
     rows = run.rows.get((task, "dev"))
     return score_interval(run.config.tasks[task], rows) if is_main and rows else None
 
@@ -195,9 +202,11 @@ def _difference(task: str, first: RunRecord, run: RunRecord) -> DifferenceRow:
     for record, found in zip((first, run), rows, strict=True):
         if not found:
             return _without(row, f"no rows of {record.name}")
+    if not is_computed(config):
+        return _without(row, f"{config.metric_name} is not compared row by row")
     difference = paired_difference(config, *rows)
     if difference is None:
-        return _without(row, "the runs have too few rows in common")
+        return _without(row, "too few rows in common, or an undefined score")
     return DifferenceRow(task, config.metric_name, run, difference)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import CALL_FIELDS, config_leaves
 from sbrrt_fast.experiments.run_report.records import RunRecord
+from sbrrt_fast.experiments.run_report.saved_metrics import SavedMetrics
 from sbrrt_fast.messages import shown
 
 _ABSENT = "—"
@@ -59,11 +60,13 @@ def _leaves(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in leaves.items() if key not in CALL_FIELDS}
 
 
-def _environment(metrics: dict[str, Any]) -> dict[str, Any]:
+def _environment(metrics: SavedMetrics | None) -> dict[str, Any]:
     """Flat: a version per package, then what the machine is."""
-    environment = dict(metrics.get("environment") or {})
-    versions = environment.pop("versions", {})
-    return {**versions, **{name: value for name, value in environment.items() if value is not None}}
+    if metrics is None or metrics.environment is None:
+        return {}
+    machine = asdict(metrics.environment)
+    versions = machine.pop("versions")
+    return versions | {name: value for name, value in machine.items() if value is not None}
 
 
 def _rows(tables: Iterable[dict[str, Any]]) -> list[SettingRow]:
