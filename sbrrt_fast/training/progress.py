@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -42,6 +44,7 @@ class Progress:
         cursor: rounds done and batches taken.
         best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
         seconds: of training, without evaluations.
+        evaluation_seconds: of evaluations.
         interval: loss terms since the last logged line.
         num_skipped: updates skipped since the last logged line, as far as they were counted.
         evaluation_is_due: the rounds done are to be evaluated before the next one.
@@ -53,6 +56,7 @@ class Progress:
     cursor: Cursor
     best: dict[str, Any] | None = None
     seconds: float = 0.0
+    evaluation_seconds: float = 0.0
     interval: IntervalMeans = field(default_factory=IntervalMeans)
     num_skipped: int = 0
     evaluation_is_due: bool = False
@@ -65,12 +69,20 @@ class Progress:
         done = self.cursor.round
         self.evaluations = [e for e in self.evaluations if e[0] != done] + [(done, score)]
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Adds the body's time to ``evaluation_seconds``."""
+        begin = time.perf_counter()
+        yield
+        self.evaluation_seconds += time.perf_counter() - begin
+
     def to_meta(self) -> dict[str, Any]:
         """As JSON values; the interval's sums are tensors, see ``state_tensors``."""
         return {
             "cursor": self.cursor.to_dict(),
             "best": self.best,
             "seconds": self.seconds,
+            "evaluation_seconds": self.evaluation_seconds,
             "interval": self.interval.to_meta(),
             "num_skipped": self.num_skipped,
             "evaluation_is_due": self.evaluation_is_due,
@@ -136,6 +148,7 @@ def restore_progress(
         cursor=cursor,
         best=meta["best"],
         seconds=meta["seconds"],
+        evaluation_seconds=meta.get("evaluation_seconds", 0.0),
         interval=IntervalMeans.restored(sums, meta["interval"]),
         num_skipped=meta["num_skipped"],
         evaluation_is_due=meta["evaluation_is_due"],

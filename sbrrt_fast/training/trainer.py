@@ -31,8 +31,9 @@ from sbrrt_fast.training.build import (
 from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
 from sbrrt_fast.training.cards.model_card import DevScores
 from sbrrt_fast.training.checkpoint import save_state
-from sbrrt_fast.training.cost.profile import RunProfile
+from sbrrt_fast.training.cost.profile import Profile, RunProfile
 from sbrrt_fast.training.due import DueRounds
+from sbrrt_fast.training.environment import run_environment
 from sbrrt_fast.training.evaluated import save_evaluated
 from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more, extension_line
 from sbrrt_fast.training.finite import check_interval, check_trained
@@ -178,9 +179,13 @@ class Trainer:
     def _summary(self) -> list[str]:
         """Lines for the end of the run: on its step, skipped updates and the profile."""
         lines = [*self.step.summary(), *self._skipped().lines(self.progress.cursor.round)]
-        if self.profile:
-            lines += self.profile.lines(self.model, self.config, self.step.memory())
-        return lines
+        return lines + (self._profile.lines() if self._profile else [])
+
+    @cached_property
+    def _profile(self) -> Profile | None:
+        """Where the rounds went, once they are done; None without ``--profile``."""
+        profile = self.profile
+        return profile and profile.measure(self.model, self.config, self.step.memory())
 
     def _resume_message(self, stopped: Stopped) -> str:
         return (
@@ -294,7 +299,7 @@ class Trainer:
         return scores
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
-        with self.stop.stoppable():
+        with self.stop.stoppable(), self.progress.evaluating():
             self.scored = score_tasks(
                 model,
                 self.dev_tasks,
@@ -324,9 +329,12 @@ class Trainer:
             "layout": config.layout,
             "best_round": best["round"],
             "train_seconds": self.progress.seconds,
+            "evaluation_seconds": self.progress.evaluation_seconds,
             "smart": _settings(self.step.smart),
             "means": run_means(config.output / LINES),
             SKIPPED: self._skipped().num_skipped,
+            "environment": run_environment(self.device),
+            "profile": self._profile and self._profile.to_dict(),
         }
 
     @property

@@ -22,6 +22,7 @@ from sbrrt_fast.commands.evaluate import EvaluateArguments
 from sbrrt_fast.commands.export import ExportArguments
 from sbrrt_fast.commands.info import InfoArguments
 from sbrrt_fast.commands.predict import PredictArguments
+from sbrrt_fast.commands.report import ReportArguments
 from sbrrt_fast.commands.reproduce import ReproduceOptions
 from sbrrt_fast.commands.train import load_config, parse_cli, split_config_flag
 from sbrrt_fast.config import RunConfig
@@ -37,6 +38,7 @@ ARGUMENTS = {
     "evaluate": EvaluateArguments,
     "export": ExportArguments,
     "predict": PredictArguments,
+    "report": ReportArguments,
     "info": InfoArguments,
     "completion": CompletionArguments,
 }

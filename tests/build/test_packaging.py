@@ -134,6 +134,8 @@ def test_wheel_has_every_module_and_nothing_else(checkout, built):
     hint = "list the package in pyproject.toml, [tool.setuptools] packages"
     assert modules == modules_of(checkout), hint
     assert [name for name in names if name.startswith("sbrrt_fast/_C.") and name.endswith(".so")]
+    templates = checkout.glob("sbrrt_fast/**/templates/*")
+    assert {path.relative_to(checkout).as_posix() for path in templates} <= names
     assert {name.split("/")[0] for name in names} == {"sbrrt_fast", "sbrrt_fast-0.1.0.dist-info"}
     recipes = {f"sbrrt_fast/recipes/{path.name}" for path in checkout.glob("configs/*.yaml")}
     assert "sbrrt_fast/recipes/sbrrt.yaml" in recipes

@@ -104,6 +104,10 @@ def test_what_a_run_leaves(base, tmp_path):
     assert metrics["dev"]["overall"] == pytest.approx(sum(parts) / 3)
     assert (metrics["rounds"], metrics["seed"], metrics["precision"]) == (6, 3, "fp32")
     assert metrics["rounds_per_second"] > 0
+    assert metrics["evaluation_seconds"] > 0
+    assert metrics["profile"] is None
+    assert metrics["environment"]["versions"]["torch"] == torch.__version__
+    assert metrics["environment"]["threads"] == torch.get_num_threads()
     logged = lines(output)[0]
     for name in ("sst", "para", "sts"):
         for term in ("loss", "smart", "bregman", "total", "perturbation", "gain"):
@@ -114,6 +118,27 @@ def test_what_a_run_leaves(base, tmp_path):
     trainer = Trainer(replace(base, output=tmp_path / "other"), log=lambda line: None)
     assert evaluate(loaded, trainer.dev_tasks) == metrics["dev"]
     assert tokenizer.encode("a film").ids == trainer.tokenizer.encode("a film").ids
+
+
+def test_a_profiled_run_keeps_its_profile(base, tmp_path):
+    profile = run(replace(base, profile=True), tmp_path / "run")["profile"]
+    assert profile["rounds"] == 6
+    assert profile["tokens"] > 0
+    stages = {"data", "clean", "ascent", "adversarial", "teacher", "backward", "optimiser"}
+    assert stages <= set(profile["seconds"])
+    assert all(profile["seconds"][name] >= 0 for name in stages)
+    assert set(profile["floor_seconds"]) == stages - {"data"}
+    assert profile["memory_bytes"]["peak"] > 0
+
+
+def test_the_time_of_evaluations_goes_on_across_an_interruption(base, tmp_path):
+    config = replace(base, log=replace(base.log, evaluate_every=2, state_every=4))
+    trainer = Trainer(replace(config, output=tmp_path / "cut"), log=lambda line: None)
+    kill_in_round(trainer, 5)
+    before = trainer.progress.evaluation_seconds
+    resumed = Trainer(replace(config, resume=True, output=tmp_path / "cut"), log=lambda line: None)
+    metrics = resumed.run()
+    assert metrics["evaluation_seconds"] > before > 0  # before: after rounds 2 and 4
 
 
 def test_padded_and_packed_predictions_agree(base, tmp_path):

@@ -8,7 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -79,22 +81,52 @@ class RunProfile:
         self.clock.end_round()
         self.num_tokens += num_tokens
 
-    def lines(
+    def measure(
         self, model: MultiTaskModel, config: RunConfig, step_bytes: dict[str, int]
-    ) -> list[str]:
-        """The table of ``report``; no line before the first round.
+    ) -> Profile | None:
+        """The rounds so far against this machine's rates; None before the first round.
 
         Args:
             step_bytes: memory of the step by what holds it.
         """
         if not self.clock.rounds:
-            return []
+            return None
         device = self.clock.device
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         mean = self.num_tokens / len(self.clock.rounds)
         cost = round_cost(model.config, config, mean, trained)
         memory = {"peak": peak_bytes(device)} | step_bytes
-        return report(self.clock, cost, best_ceilings(device, config.precision), memory)
+        return Profile(self.clock, cost, best_ceilings(device, config.precision), memory)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Stages of a round, their floors, and the memory that is held.
+
+    Attributes:
+        cost: operations and bytes of a round by stage.
+        ceilings: measured on this machine in this run.
+        memory: bytes by what holds them.
+    """
+
+    clock: StageClock
+    cost: RoundCost
+    ceilings: Ceilings
+    memory: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """A table for the end of a run."""
+        return report(self.clock, self.cost, self.ceilings, self.memory)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``metrics.json``: median and least seconds of a round by stage, bytes of memory."""
+        return {
+            "rounds": len(self.clock.rounds),
+            "tokens": self.cost.num_tokens,
+            "seconds": self.clock.medians(),
+            "floor_seconds": self.cost.seconds(self.ceilings),
+            "memory_bytes": self.memory,
+        }
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -1,0 +1,1 @@
+"""``sbrrt-fast report``: runs as one HTML page that needs nothing but a browser."""
