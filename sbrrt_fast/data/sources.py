@@ -134,7 +134,7 @@ def describe_data(tasks: Mapping[str, TaskConfig], data_dir: str | Path | None) 
 
 def missing_file(path: Source, task: TaskConfig, name: str) -> str:
     """What to say where a file is not there."""
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(path) or os.curdir
     problem = "no such file" if os.path.isdir(folder) else f"there is no folder {folder}"
     if "*" in str(path):
         problem = "no file fits"

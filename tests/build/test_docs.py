@@ -122,10 +122,12 @@ def test_commands_are_found():
     assert len(cases("make")) >= 15
 
 
+OF_ITS_OWN = ("python.md", "tutorial.md")  # test_python_page.py, test_tutorial_page.py
+
 PYTHON = [
     pytest.param(block.text, id=f"{page.relative_to(ROOT).as_posix()}, block {number}")
     for page in PAGES[1:]  # test_readme.py has the README's
-    if page.name != "python.md"  # test_python_page.py has its blocks, which are one program
+    if page.name not in OF_ITS_OWN
     for number, block in enumerate(blocks_of(page))
     if block.language == "python"
 ]
