@@ -30,7 +30,7 @@ def split_sources(
 
     Raises:
         DataError: the task names no file for the split.
-        ConfigError: there is no folder for a relative file (see ``check_sources``).
+        ConfigError: there is no folder for a relative file.
     """
     if split not in task.files:
         raise DataError(
@@ -41,7 +41,8 @@ def split_sources(
     if task.dataset:
         dataset = _dataset(task.dataset, data_dir)
         return tuple(DatasetSplit(dataset, task.dataset_config, file) for file in files)
-    check_sources({name: task}, data_dir)
+    if data_dir is None:
+        _check_absolute(name, task)
     folder = sample_dir() if data_dir is None and has_sample(task) else expanded(data_dir or "/")
     return tuple(path for file in files for path in _matching(folder / expanded(file)))
 
@@ -103,12 +104,8 @@ def check_sources(tasks: Mapping[str, TaskConfig], data_dir: str | Path | None) 
                 "files relative to it"
             )
         return
-    for name, (setting, file) in relative:
-        if not has_sample(tasks[name]):
-            raise ConfigError(
-                f"tasks.{name}.{setting}: '{shown(file)}' is a relative path; name the folder of "
-                "the task files with --data-dir (data_dir in YAML), or write an absolute path"
-            )
+    for name, _ in relative:
+        _check_absolute(name, tasks[name])
         if not uses_sample(tasks, None):
             raise ConfigError(
                 f"tasks.{name}: without --data-dir it would be trained on the built-in sample, "
@@ -117,8 +114,22 @@ def check_sources(tasks: Mapping[str, TaskConfig], data_dir: str | Path | None) 
             )
 
 
+def _check_absolute(name: str, task: TaskConfig) -> None:
+    """Raises ConfigError for a relative file that is not in the built-in sample."""
+    for setting, file in () if has_sample(task) else _relative_files(task):
+        raise ConfigError(
+            f"tasks.{name}.{setting}: '{shown(file)}' is a relative path; name the folder of the "
+            "task files with --data-dir (data_dir in YAML), or write an absolute path"
+        )
+
+
 def describe_data(tasks: Mapping[str, TaskConfig], data_dir: str | Path | None) -> str:
-    """Where the rows come from, for headings; empty for the built-in sample."""
+    """Where the rows come from, for headings; empty for the built-in sample.
+
+    Raises:
+        ConfigError: it is not plain (``check_sources``).
+    """
+    check_sources(tasks, data_dir)
     if uses_sample(tasks, data_dir):
         return ""
     places = [] if data_dir is None else [str(expanded(data_dir))]

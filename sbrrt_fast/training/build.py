@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from sbrrt_fast._extension import emulates_bf16
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.labels import complete_tasks
-from sbrrt_fast.data.sources import check_sources
 from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
 from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.tokenizer import load_tokenizer
@@ -82,10 +81,9 @@ def load_splits(
     """One split of every task, tokenised.
 
     Raises:
-        ConfigError: it is not plain which rows are meant, or texts cannot be as short.
+        ConfigError: there is no folder for a relative file, or texts cannot be as short.
         DataError: a task names no file for the split, or its file cannot be read.
     """
-    check_sources(config.tasks, config.data_dir)
     max_length, limit_name = config.model.max_length, MAX_LENGTH
     if max_positions < max_length:
         max_length, limit_name = max_positions, f"the backbone's {max_positions} positions"

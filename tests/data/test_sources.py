@@ -10,6 +10,7 @@ import pytest
 from sbrrt_fast.cli import main
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import portable
+from sbrrt_fast.data.labels import complete_tasks
 from sbrrt_fast.data.reader import read_split
 from sbrrt_fast.data.sources import (
     check_sources,
@@ -21,7 +22,9 @@ from sbrrt_fast.data.sources import (
 from sbrrt_fast.data.splits import read_examples
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, DataError
+from sbrrt_fast.training.build import load_splits
 from tests.data.written import ENTAILMENT, LABELS, ROWS, write_table
+from tests.helpers import tiny_tokenizer
 
 TASK = replace(ENTAILMENT, labels=LABELS, num_classes=3)
 
@@ -150,6 +153,23 @@ def test_data_are_told_as_what_they_are():
     assert describe_data(hub, None) == "the dataset glue (rte) for rte"
 
 
+def test_one_task_in_the_folder_and_one_elsewhere(tmp_path):
+    write_table(tmp_path / "a.csv", ROWS)
+    (tmp_path / "data").mkdir()
+    write_table(tmp_path / "data" / "b.csv", ROWS[:6])
+    files = ({"train": str(tmp_path / "a.csv"), "dev": "1/2"}, {"train": "b.csv", "dev": "1/2"})
+    open_labels = replace(TASK, labels=(), num_classes=0)
+    tasks = {f"t{i}": replace(open_labels, files=each) for i, each in enumerate(files)}
+    tasks = complete_tasks(tasks, tmp_path / "data", lambda line: None)
+    counts = [
+        len(read_examples(name, task, "train", tmp_path / "data")[0])
+        for name, task in tasks.items()
+    ]
+    assert counts == [6, 3]
+    config = RunConfig(tasks={"t0": tasks["t0"]}, data_dir=tmp_path / "data")
+    assert load_splits(config, tiny_tokenizer(), "dev", 64)["t0"].num_examples == 6
+
+
 def test_what_a_missing_file_is_told(tmp_path):
     absolute = with_files(train=str(tmp_path / "a.csv"))["mine"]
     with pytest.raises(DataError, match=r"an absolute path: correct it in tasks\.mine\.files"):
@@ -168,7 +188,8 @@ def test_the_command_says_it_before_anything_is_written(tmp_path, capsys):
     )
     run = ["train", "--config", str(tmp_path / "x.yaml"), "--output", str(tmp_path / "run")]
     assert main(run) == 2
-    error = capsys.readouterr().err
+    printed, error = capsys.readouterr()
+    assert printed == ""  # no heading that names the sample
     assert "tasks.mine.files.train: 'a.csv' is a relative path" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
