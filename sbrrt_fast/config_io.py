@@ -15,7 +15,8 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_rules import check_texts
 from sbrrt_fast.config_yaml import read_yaml, to_yaml
 from sbrrt_fast.data.sources import portable_task
-from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig, check_task_name
+from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
+from sbrrt_fast.data.task_rules import check_task_name
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import write_text
 from sbrrt_fast.messages import shown

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.config import OptimizerConfig, RunConfig
-from sbrrt_fast.data.task import check_task_names
+from sbrrt_fast.data.task_rules import check_task_names, validate_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, check, fraction_rules, is_float32
@@ -38,7 +38,7 @@ def validate(config: RunConfig) -> None:
     """
     check_task_names(config.tasks)
     for name, task in config.tasks.items():
-        task.validate(name)
+        validate_task(name, task)
     check_texts(config)
     check(_rules(config))
     resolve(config.smart)

@@ -21,6 +21,7 @@ from sbrrt_fast.data.sources import (
 )
 from sbrrt_fast.data.splits import read_examples
 from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.errors import DataError
 from sbrrt_fast.messages import shown
 
@@ -60,7 +61,7 @@ def _complete(
     if task.class_weights == "balanced":
         task = replace(task, class_weights=_balanced(name, task, data_dir))
         log(f"{name}: class weights {', '.join(f'{w:.3g}' for w in task.class_weights)}")
-    task.validate(name)
+    validate_task(name, task)
     return task
 
 

@@ -1,24 +1,17 @@
-"""A task is a record: where its rows are, how they are encoded, and what is predicted."""
+"""A task is a record: where its rows are, how they are encoded, and what is predicted.
+
+``task_rules`` has the rules that a record must keep.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
-
-from sbrrt_fast.data.task_rules import file_problems, label_problems
-from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.messages import shown
-from sbrrt_fast.ranges import FLOAT32, Rule, float32, is_float32, problems
 
 Metric = Literal["accuracy", "f1", "mcc", "auc", "pearson", "spearman", "mse"]
 Split = Literal["train", "dev", "test"]
 SPLITS = get_args(Split)
 OVERALL = "overall"  # where scores have their mean
-_MOST_CLASSES = 1_000_000
-_TASK_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,7 @@ class TaskConfig:
 
     @property
     def loss_name(self) -> str:
-        return _LOSS_OF_HEAD[self.head] if self.loss == "auto" else self.loss
+        return LOSS_OF_HEAD[self.head] if self.loss == "auto" else self.loss
 
     @property
     def metric_name(self) -> str:
@@ -143,105 +136,20 @@ class TaskConfig:
             return label
         return self.labels[int(label)] if self.labels else int(label)
 
-    def validate(self, name: str) -> None:
-        """Raises ConfigError naming ``tasks.<name>.<field>`` when fields do not fit together."""
-        check_task_name(name)
-        for reason in self._problems():
-            raise ConfigError(f"tasks.{name}.{reason}")
-
-    def _problems(self) -> Iterator[str]:
-        columns = shown(self.text_columns)
-        if self.encoding == "single" and len(self.text_columns) != 1:
-            yield f"text_columns: encoding 'single' needs one column, got {columns}"
-        if self.encoding != "single" and len(self.text_columns) != 2:
-            yield f"text_columns: encoding '{self.encoding}' needs two, got {columns}"
-        if self.head == "cosine" and self.encoding != "siamese":
-            yield (
-                "encoding: head 'cosine' compares two sentences; "
-                f"use 'siamese', not '{self.encoding}'"
-            )
-        is_for_classes = self.head == "classes" or self.num_classes == 0
-        if not is_for_classes or self.num_classes == 1 or self.num_classes < 0:
-            yield (
-                f"num_classes: head '{self.head}' got {self.num_classes}; "
-                "only 'classes' takes it, >= 2"
-            )
-        if self.is_regression and not self.label_range[0] < self.label_range[1]:
-            yield f"label_range: needs low < high, got {self.label_range}"
-        if self.head == "cosine" and not self.label_range[1] > 0:
-            yield (
-                "label_range: head 'cosine' gives its highest label to equal sentences, which must "
-                f"be above 0, got {self.label_range}"
-            )
-        if self.loss_name not in _LOSSES_OF_HEAD[self.head]:
-            yield f"loss: '{self.loss}' does not fit head '{self.head}'; use 'auto'"
-        if self.metric_name not in metrics_of(self.head):
-            yield f"metric: {_unfit(self.metric_name, self.head)}"
-        if unfit := [name for name in self.metrics if name not in metrics_of(self.head)]:
-            yield f"metrics: {_unfit(unfit[0], self.head)}"
-        yield from problems(self._rules())
-        yield from label_problems(self)
-        yield from file_problems(self)
-
-    def _rules(self) -> Iterator[Rule]:
-        yield "files", self.files, set(self.files) <= set(SPLITS), f"files of {SPLITS}"
-        expected = f"at most {_MOST_CLASSES:,}"
-        yield "num_classes", self.num_classes, self.num_classes <= _MOST_CLASSES, expected
-        yield "weight", self.weight, 0 <= self.weight < math.inf, "at least 0"
-        yield "weight", self.weight, is_float32(self.weight), FLOAT32
-        if self.is_regression:
-            low, high = labels = self.label_range
-            are_held = is_float32(low) and is_float32(high)
-            yield "label_range", labels, are_held, f"two numbers {FLOAT32}"
-            differ = float32(low) < float32(high)
-            yield "label_range", labels, differ, "two numbers that are still different as float32"
-
 
 def metrics_of(head: str) -> tuple[Metric, ...]:
     """The metrics that fit a head."""
-    return _METRICS_OF_VALUES if head in ("cosine", "regression") else _METRICS_OF_CLASSES
+    return METRICS_OF_VALUES if head in ("cosine", "regression") else METRICS_OF_CLASSES
 
 
-def _unfit(metric: str, head: str) -> str:
-    heads = "cosine or regression" if metric in _METRICS_OF_VALUES else "classes or binary"
-    return f"'{metric}' needs a {heads} head, not '{head}'"
-
-
-def check_task_name(name: str) -> None:
-    """Raises ConfigError where a task cannot be called ``name``."""
-    if not _TASK_NAME.fullmatch(name):
-        raise ConfigError(
-            f"tasks: '{shown(name)}' is no task name; use letters, digits, '_' and '-', at most 64"
-        )
-    if name == OVERALL:
-        raise ConfigError(
-            f"tasks: a task cannot be called '{OVERALL}', where the mean score stands; choose "
-            "another name"
-        )
-
-
-def check_task_names(names: Iterable[str]) -> None:
-    """Raises ConfigError where two tasks would have the same flags on the command line."""
-    flags: dict[str, str] = {}
-    for name in names:
-        check_task_name(name)
-        other = flags.setdefault(name.replace("_", "-"), name)
-        if other != name:
-            raise ConfigError(
-                f"tasks: '{other}' and '{name}' differ in '-' and '_' alone, which flags do not "
-                "tell apart; rename one"
-            )
-
-
-_LOSS_OF_HEAD = {
+LOSS_OF_HEAD = {
     "classes": "cross_entropy",
     "binary": "binary_cross_entropy",
     "cosine": "mse",
     "regression": "mse",
 }
-_LOSSES_OF_HEAD = {head: (loss,) for head, loss in _LOSS_OF_HEAD.items()}
-_METRICS_OF_CLASSES: tuple[Metric, ...] = ("accuracy", "f1", "mcc", "auc")
-_METRICS_OF_VALUES: tuple[Metric, ...] = ("pearson", "spearman", "mse")
+METRICS_OF_CLASSES: tuple[Metric, ...] = ("accuracy", "f1", "mcc", "auc")
+METRICS_OF_VALUES: tuple[Metric, ...] = ("pearson", "spearman", "mse")
 _METRIC_OF_HEAD: dict[str, Metric] = {
     "classes": "accuracy",
     "binary": "accuracy",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import PairFeatures
 from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.files import write_json, write_text
@@ -122,7 +123,7 @@ def _task(path: Path, name: str, stored: object) -> TaskConfig:
         raise _unusable(path, f"{where} has an unknown key {as_json(min(unknown))}")
     try:
         task = TypeAdapter(TaskConfig).validate_json(json.dumps(stored), strict=True)
-        task.validate(name)
+        validate_task(name, task)
         if not task.is_complete:
             raise ConfigError(f"tasks.{name}: num_classes or class_weights are not known")
     except ValidationError as error:

@@ -29,6 +29,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_help import ALL, groups, help_topic
 from sbrrt_fast.config_io import config_from_dict
 from sbrrt_fast.config_yaml import parse_yaml
+from sbrrt_fast.data.task_rules import validate_task
 from tests.build.markdown import ROOT, all_commands, blocks_of
 from tests.helpers import tiny_backbone
 
@@ -155,7 +156,7 @@ YAML = [
 def test_yaml_is_a_configuration(text, name):
     config = config_from_dict(parse_yaml(text, name), name)
     for task, record in config.tasks.items():
-        record.validate(task)
+        validate_task(task, record)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

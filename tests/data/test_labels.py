@@ -17,6 +17,7 @@ from sbrrt_fast.data.labels import complete_tasks
 from sbrrt_fast.data.reader import read_split
 from sbrrt_fast.data.splits import read_examples
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
+from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.training.trainer import Trainer
@@ -174,7 +175,7 @@ def test_balanced_weights_are_those_of_the_rows_that_train(tmp_path):
 )
 def test_records_that_do_not_fit(fields, problem):
     with pytest.raises(ConfigError) as caught:
-        replace(ONE, **fields).validate("mine")
+        validate_task("mine", replace(ONE, **fields))
     assert str(caught.value).startswith(f"tasks.mine.{problem}")
 
 

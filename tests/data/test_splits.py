@@ -8,7 +8,7 @@ import pytest
 
 from sbrrt_fast.data.reader import read_split
 from sbrrt_fast.data.splits import read_examples, share_indices
-from sbrrt_fast.data.task_rules import share_of
+from sbrrt_fast.data.task_rules import share_of, validate_task
 from sbrrt_fast.errors import ConfigError, DataError
 from tests.data.written import COLUMNS, ENTAILMENT, LABELS, ROWS, write_table
 
@@ -17,7 +17,7 @@ TASK = replace(ENTAILMENT, labels=LABELS, num_classes=3)
 
 def of(dev: str, **fields):
     task = replace(TASK, files={"train": "rows.csv", "dev": dev}, **fields)
-    task.validate("mine")
+    validate_task("mine", task)
     return task
 
 
@@ -61,9 +61,9 @@ def test_shares_that_leave_nothing(dev):
 
 def test_shares_of_what_is_not_there():
     with pytest.raises(ConfigError, match=r"files\.test: '10%' is a part .* write './10%'"):
-        replace(TASK, files={"train": "a.csv", "test": "10%"}).validate("mine")
+        validate_task("mine", replace(TASK, files={"train": "a.csv", "test": "10%"}))
     with pytest.raises(ConfigError, match=r"files\.dev: '1/5' is a part .* no files\.train"):
-        replace(TASK, files={"dev": "1/5"}).validate("mine")
+        validate_task("mine", replace(TASK, files={"dev": "1/5"}))
     assert share_of("./10%") is None and share_of(("10%",)) is None
 
 
@@ -84,7 +84,7 @@ def test_max_rows_counts_usable_rows_of_all_files(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"\0")  # not looked at
     assert len(ids(replace(task, max_rows=3), "train", tmp_path)) == 3
     with pytest.raises(ConfigError, match=r"tasks\.mine\.max_rows: must be at least 1, got 0"):
-        replace(task, max_rows=0).validate("mine")
+        validate_task("mine", replace(task, max_rows=0))
 
 
 def test_max_rows_is_taken_before_the_share(tmp_path):

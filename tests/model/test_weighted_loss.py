@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sbrrt_fast.data.task import BUILTIN_TASKS
+from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.heads import build_head, task_loss
 from tests.model.models import TASKS, random_model
 
@@ -31,7 +32,7 @@ def by_formula(logits, labels, weights, smoothing) -> torch.Tensor:
 @pytest.mark.parametrize("weights", [None, (0.5, 2.0, 1.0, 0.0, 3.0)])
 def test_classes(weights, smoothing):
     task = replace(SST, class_weights=weights, label_smoothing=smoothing)
-    task.validate("sst")
+    validate_task("sst", task)
     logits = torch.randn(4, 5)
     found = task_loss(task, logits, LABELS, build_head(task, 8, "concat").class_weights)
     expected = by_formula(logits, LABELS, weights or [1.0] * 5, smoothing)

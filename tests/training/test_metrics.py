@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sbrrt_fast.data.task import BUILTIN_TASKS, metrics_of
+from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.training.scores.metrics import (
     METRICS,
@@ -158,11 +159,11 @@ def test_a_metric_that_does_not_fit_the_head_is_refused():
     for field, value in (("metric", "auc"), ("metrics", ("mse", "f1"))):
         task = replace(BUILTIN_TASKS["sts"], **{field: value})
         with pytest.raises(ConfigError, match=rf"tasks\.sts\.{field}: '\w+' needs a classes or"):
-            task.validate("sts")
+            validate_task("sts", task)
     with pytest.raises(
         ConfigError, match=r"tasks\.sst\.metric: 'mse' needs a cosine or regression"
     ):
-        replace(BUILTIN_TASKS["sst"], metric="mse").validate("sst")
+        validate_task("sst", replace(BUILTIN_TASKS["sst"], metric="mse"))
 
 
 def test_ranks_and_errors_by_hand(libraries):

@@ -11,6 +11,7 @@ import torch
 from benchmarks.pretended_gpu import PretendedGpu, Refused
 from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RunConfig, SmartConfig
 from sbrrt_fast.data.task import TaskConfig
+from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
@@ -36,7 +37,7 @@ ENCODINGS = {"single": 1, "siamese": 2, "cross": 2}  # and how many texts an exa
 def task(head: str, encoding: str, **fields) -> TaskConfig:
     columns = ("a", "b")[: ENCODINGS[encoding]]
     found = TaskConfig({}, columns, "label", head, encoding=encoding, **HEADS[head], **fields)
-    found.validate(head)
+    validate_task(head, found)
     return found
 
 
