@@ -10,21 +10,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
 
 from sbrrt_fast.api import Label, Prediction, TaskModel, load
+from sbrrt_fast.commands.predict_arguments import PredictArguments
 from sbrrt_fast.data.inputs import STDIN, STDIN_NAME, Inputs, open_inputs
 from sbrrt_fast.data.task import Example
 from sbrrt_fast.data.texts import Text
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, replacing
 from sbrrt_fast.messages import printable, shown
-
-if TYPE_CHECKING:
-    from sbrrt_fast.commands.predict import PredictArguments
 
 PROG = "sbrrt-fast predict"
 Write = Callable[[str, Prediction], object]  # a row's id, and what is predicted for it
