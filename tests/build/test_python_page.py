@@ -13,6 +13,15 @@ import sbrrt_fast
 from tests.build.markdown import ROOT, blocks_of
 from tests.helpers import tiny_backbone
 
+TICKETS = [
+    f'"{text}, case {number}",{topic}\n'
+    for number in range(20)
+    for topic, text in {
+        "billing": "my card was charged twice",
+        "delivery": "the parcel never came",
+        "other": "how do I change my name",
+    }.items()
+]
 BLOCKS = blocks_of(ROOT / "docs" / "python.md")
 
 
@@ -22,6 +31,7 @@ def printed(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("python_page")
     tiny_backbone(folder / "bert-base-uncased")
     (folder / "reviews.txt").write_text("a joy\nslow\nwarm and funny\n", encoding="utf-8")
+    (folder / "tickets.csv").write_text("text,topic\n" + "".join(TICKETS), encoding="utf-8")
     blocks = [block.text for block in BLOCKS if block.language == "python"]
     program = "\nprint('-----')\n".join(blocks)
     result = subprocess.run(
@@ -47,6 +57,12 @@ def test_the_program_prints_what_is_told(printed):
     assert re.search(r"^cosine -?0\.\d+$", printed[block_with("normalize=True")], re.M)
     curve = printed[block_with("class Curve")]
     assert re.search(r"^round 20 overall 0\.\d+$", curve, re.M) and "4 points\n" in curve
+
+
+def test_a_file_of_one_s_own_is_learnt_with_its_names(printed):
+    classes, labels = printed[block_with("tickets.csv")].splitlines()[-2:]
+    assert classes == "('billing', 'delivery', 'other')"
+    assert labels == "['billing']"  # three kinds of sentences, so a tiny encoder tells them apart
 
 
 def test_the_output_has_the_shape_of_the_one_that_is_printed(printed):
