@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sbrrt_fast.config import Device, Precision, RunConfig
-from sbrrt_fast.config_io import did_you_mean
+from sbrrt_fast.config_fields import did_you_mean
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Example, TaskConfig
 from sbrrt_fast.data.texts import WINDOW, Text, text_examples, windows

@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import tyro
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_fields import did_you_mean, known_keys
 from sbrrt_fast.config_help import help_topic, print_help
-from sbrrt_fast.config_io import did_you_mean, known_keys, load_config
+from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.recipe_files import recipe_path

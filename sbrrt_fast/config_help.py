@@ -18,7 +18,7 @@ from docstring_parser import DocstringStyle
 from docstring_parser import parse as parse_docstring
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import did_you_mean
+from sbrrt_fast.config_fields import did_you_mean
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sbrrt_fast.config import OptimizerConfig, RunConfig
 from sbrrt_fast.data.task_rules import check_task_names, validate_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, check, fraction_rules, is_float32
+from sbrrt_fast.settings import OptimizerConfig, RunSettings
 from sbrrt_fast.smart.presets import resolve
 
 _LONGEST = 4096  # of a text, like Linux's longest path
@@ -31,7 +31,7 @@ _COMPUTED_WITH = (
 )
 
 
-def validate(config: RunConfig) -> None:
+def validate(config: RunSettings) -> None:
     """Raises ConfigError naming the dotted key of the first value that makes no sense.
 
     Other code takes a configuration's values to be in their ranges.
@@ -51,7 +51,7 @@ def check_texts(values: Any) -> None:
             raise ConfigError(f"{key}: {problem}, got {shown(repr(text))}")
 
 
-def _rules(c: RunConfig) -> Iterator[Rule]:
+def _rules(c: RunSettings) -> Iterator[Rule]:
     at_least_one = "at least 1"
     yield "rounds", c.rounds, c.rounds is None or c.rounds >= 1, at_least_one
     yield "epochs", c.epochs, c.epochs >= 1, at_least_one

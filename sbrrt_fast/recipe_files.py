@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbrrt_fast.config_io import did_you_mean
+from sbrrt_fast.config_fields import did_you_mean
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 

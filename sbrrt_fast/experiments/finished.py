@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, portable
+from sbrrt_fast.config_fields import config_leaves
+from sbrrt_fast.config_io import CALL_FIELDS, portable
 from sbrrt_fast.data.task import OVERALL
 from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.experiments.tables import Run, read_run

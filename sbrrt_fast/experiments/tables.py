@@ -11,13 +11,8 @@ from typing import Any
 from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_cli import parse_cli
-from sbrrt_fast.config_io import (
-    CALL_FIELDS,
-    config_leaves,
-    did_you_mean,
-    load_config,
-    portable,
-)
+from sbrrt_fast.config_fields import config_leaves, did_you_mean
+from sbrrt_fast.config_io import CALL_FIELDS, load_config, portable
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.ranges import FLOAT32, Rule, check, is_float32
+from sbrrt_fast.settings import SmartConfig
 
 PRESETS: dict[str, dict] = {
     "paper": {

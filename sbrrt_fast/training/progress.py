@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, portable
+from sbrrt_fast.config_fields import config_leaves
+from sbrrt_fast.config_io import CALL_FIELDS, portable
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from sbrrt_fast.config_io import config_to_dict, portable
+from sbrrt_fast.config_fields import config_to_dict
+from sbrrt_fast.config_io import portable
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.training.callbacks import Callback, RunInfo

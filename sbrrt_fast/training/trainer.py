@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.config import RunConfig, SmartConfig
-from sbrrt_fast.config_io import config_to_dict, portable, save_recipe
+from sbrrt_fast.config_fields import config_to_dict
+from sbrrt_fast.config_io import portable, save_recipe
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted

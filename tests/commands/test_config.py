@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sbrrt_fast.config import OptimizerConfig, RunConfig, SmartConfig
-from sbrrt_fast.config_io import config_from_dict, config_to_dict, load_config, save_config
+from sbrrt_fast.config_fields import config_to_dict
+from sbrrt_fast.config_io import config_from_dict, load_config, save_config
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError
 from tests.helpers import config_file

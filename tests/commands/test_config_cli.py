@@ -11,8 +11,9 @@ import pytest
 from sbrrt_fast.cli import main
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.config_cli import parse_cli, parse_run_config
+from sbrrt_fast.config_fields import config_leaves
 from sbrrt_fast.config_help import groups
-from sbrrt_fast.config_io import config_leaves, load_config
+from sbrrt_fast.config_io import load_config
 from sbrrt_fast.recipe_files import recipe_path
 from tests.helpers import config_file
 

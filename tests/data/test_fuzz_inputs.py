@@ -16,7 +16,8 @@ import pytest
 
 from sbrrt_fast.commands.compare import with_overrides
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import config_to_dict, load_config, save_config
+from sbrrt_fast.config_fields import config_to_dict
+from sbrrt_fast.config_io import load_config, save_config
 from sbrrt_fast.config_yaml import to_yaml
 from sbrrt_fast.data.reader import read_split
 from sbrrt_fast.data.task import BUILTIN_TASKS

@@ -13,7 +13,8 @@ from torch import nn
 
 from sbrrt_fast.cli import main
 from sbrrt_fast.config_cli import parse_cli
-from sbrrt_fast.config_io import config_from_dict, config_to_dict, load_config
+from sbrrt_fast.config_fields import config_to_dict
+from sbrrt_fast.config_io import config_from_dict, load_config
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError

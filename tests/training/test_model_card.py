@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 from sbrrt_fast.checksums import check_directory, checksummed_directory, replace_text
 from sbrrt_fast.cli import main
-from sbrrt_fast.config_io import config_leaves, load_config
+from sbrrt_fast.config_fields import config_leaves
+from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import OutputError, WeightsError
 from sbrrt_fast.training.cards.model_card import SAMPLE_WARNING, DevScores, model_card
 from sbrrt_fast.training.trainer import Trainer

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sbrrt_fast.config_io import CALL_FIELDS, config_leaves, portable
+from sbrrt_fast.config_fields import config_leaves
+from sbrrt_fast.config_io import CALL_FIELDS, portable
 from sbrrt_fast.data.task import OVERALL
 from sbrrt_fast.experiments.run_report.charts import whisker_chart
 from sbrrt_fast.experiments.run_report.curves import tasks_of

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import CALL_FIELDS, config_leaves
+from sbrrt_fast.config_fields import config_leaves
+from sbrrt_fast.config_io import CALL_FIELDS
 from sbrrt_fast.experiments.run_report.records import RunRecord
 from sbrrt_fast.experiments.run_report.saved_metrics import SavedMetrics
 from sbrrt_fast.messages import shown

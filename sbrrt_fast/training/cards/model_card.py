@@ -14,7 +14,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_io import CALL_FIELDS, MINILM, config_to_dict
+from sbrrt_fast.config_fields import config_to_dict
+from sbrrt_fast.config_io import CALL_FIELDS, MINILM
 from sbrrt_fast.config_yaml import to_yaml
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import BUILTIN_TASKS, OVERALL, TaskConfig
