@@ -77,15 +77,11 @@ def arguments_of(name: str) -> type:
 
 
 def _own_dataclass(module: ModuleType) -> type | None:
-    """The arguments that a command's module defines."""
-    kinds = [
-        value
-        for name, value in vars(module).items()
-        if name.endswith(("Arguments", "Options"))
-        and dataclasses.is_dataclass(value)
-        and value.__module__ == module.__name__  # not one that it only uses
-    ]
-    return kinds[0] if kinds else None
+    """The arguments that a command's module parses: of those it knows, the most special ones."""
+    named = {v for name, v in vars(module).items() if name.endswith(("Arguments", "Options"))}
+    kinds = [kind for kind in named if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    kinds.sort(key=lambda kind: len(kind.__mro__))
+    return kinds[-1] if kinds else None
 
 
 def _fields_of(cls: type) -> list[tuple]:
