@@ -29,7 +29,7 @@ class ZstandardFile(io.RawIOBase):
         zstandard = import_optional("zstandard", "zst", "a .zst file")
         self._file, self._decompressor = file, zstandard.ZstdDecompressor()
         self._frame: Any = None  # the one that is being read
-        self._content, self._compressed = b"", b""
+        self._content, self._compressed = memoryview(b""), b""
 
     def readable(self) -> bool:
         return True
@@ -48,7 +48,7 @@ class ZstandardFile(io.RawIOBase):
 
     def _decompress(self) -> None:
         self._frame = self._frame or self._decompressor.decompressobj()
-        self._content = self._frame.decompress(self._compressed)
+        self._content = memoryview(self._frame.decompress(self._compressed))
         self._compressed = self._frame.unused_data
         if self._frame.eof:
             self._frame = None
