@@ -79,11 +79,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_metrics(metrics: Sequence[Metric], tasks: dict[str, TaskConfig]) -> None:
-    """ConfigError where a metric of ``--metrics`` fits no task."""
+    """ConfigError where a metric of ``--metrics`` fits no task, or one cannot be computed."""
     for metric in metrics:
         if not any(metric in metrics_of(task.head) for task in tasks.values()):
             heads = ", ".join(f"{name}: {task.head}" for name, task in tasks.items())
             raise ConfigError(f"--metrics: '{metric}' fits the head of no task ({shown(heads)})")
+    check_libraries({name: _with_metrics(task, metrics) for name, task in tasks.items()})
 
 
 def _load(
@@ -105,7 +106,6 @@ def _load(
             f"--split {arguments.split}: {run.data} has no labels to score there; use --split dev "
             "or train, or write predictions with `sbrrt-fast predict`"
         )
-    check_libraries({name: task.config for name, task in labelled.items()})
     return labelled, [name for name in tasks if name not in labelled]
 
 

@@ -30,9 +30,9 @@ def write_run_rows(run: Path, scored: Iterable[ScoredTask]) -> list[Path]:
     Raises:
         OutputError: a file cannot be written; what was there before is unchanged.
     """
-    make_folder(run / FOLDER)
     paths = []
     for one in scored:
+        make_folder(run / FOLDER)
         paths.append(rows_file(run / FOLDER, one.task.split, one.task.name))
         write_rows(paths[-1], one)
         note_predictions(run, paths[-1])
