@@ -109,7 +109,7 @@ class Page:
         ):
             self.messages.append(json.dumps(parameters))
 
-    def _receive(self, seconds: float = 60.0) -> dict[str, Any]:
+    def _receive(self, seconds: float = 300.0) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._reader], [], [], max(0.0, end - time.monotonic()))
@@ -138,7 +138,11 @@ def browser(profile: Path) -> Iterator[Page]:
         yield Page(process, from_browser[0], to_browser[1])
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         os.close(from_browser[0])
         os.close(to_browser[1])
 
