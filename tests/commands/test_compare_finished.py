@@ -56,7 +56,7 @@ def test_scores_and_their_differences_are_the_runs(runs, found):
     assert found.scores["overall"] == tuple(scores["overall"] for scores in dev)
     change = dev[1]["overall"] - dev[0]["overall"]
     row = next(line for line in found.text().splitlines() if line.startswith("  overall "))
-    assert row.split()[3] == f"{change:+.4f}"  # then intervals, which the mean has none of
+    assert row.split()[3] == f"{change:+.4f}"
 
 
 def test_curves_and_terms_are_those_of_the_logs(runs, found):
@@ -77,10 +77,10 @@ def test_the_same_run_twice_differs_in_nothing(runs):
 
 
 def test_intervals_are_shown_where_there_are_any(runs, tmp_path):
-    other = copied(runs[1], tmp_path, intervals={"sst": {"accuracy": [0.125, 0.375]}})
-    text = compare_finished(runs[0], other).text()
-    assert "95% of b" in text and "0.1250 to 0.3750" in text
     without = copied(runs[0], tmp_path / "without", intervals={})
+    other = copied(runs[1], tmp_path / "with", intervals={"sst": {"accuracy": [0.125, 0.375]}})
+    text = compare_finished(without, other).text()
+    assert "95% of b" in text and "0.1250 to 0.3750" in text
     assert "95%" not in compare_finished(without, without).text()
 
 
