@@ -78,7 +78,8 @@ class TrainedRun:
         """A split of the named tasks (all if None), tokenised as in training."""
         chosen = {name: self.config.tasks[name] for name in names or self.config.tasks}
         max_positions = self.model.config.max_position_embeddings
-        config = replace(self.config, tasks=chosen)
+        rounds = replace(self.config.round, epoch_task=None)  # it may be one of the others
+        config = replace(self.config, tasks=chosen, round=rounds)
         tasks = load_splits(config, self.tokenizer, split, max_positions)
         how = {name: self.options[name] for name in ("precision", "packed")}
         log_evaluation_choice(self.model, tasks.values(), self._print_once, **how)

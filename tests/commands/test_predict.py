@@ -37,7 +37,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("predict")
     small_sample(folder / "data", num_rows=31)
     (folder / "data" / BUILTIN_TASKS["para"].files["test"]).unlink()
-    return train_tiny(folder)
+    return train_tiny(folder, "--round.epoch-task", "sts")
 
 
 @pytest.fixture

@@ -197,8 +197,8 @@ def test_a_new_task_needs_a_record_alone(base, tmp_path):
 
 
 def test_pretrain_leaves_the_encoder_as_it_was(base, tmp_path):
-    config = replace(base, mode="pretrain", tasks={"sst": BUILTIN_TASKS["sst"]})
-    config = replace(config, round=RoundConfig(batch_size=4))
+    tasks, rounds = {"sst": BUILTIN_TASKS["sst"]}, RoundConfig(batch_size=4)
+    config = replace(base, mode="pretrain", tasks=tasks, round=rounds)
     run(config, tmp_path / "run")
     start = load_file(Path(base.model.backbone) / "model.safetensors")
     end = load_file(tmp_path / "run" / "last" / "model.safetensors")
