@@ -197,11 +197,12 @@ def test_the_pure_wheel_says_what_it_lacks(pure, tmp_path):
 
 USE = """
 import torch
+from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.ops.symmetric_kl import symmetric_kl_delta
 require("cpu")
 rng = torch.tensor([1, 2])
-mask = torch.ops.sbrrt.dropout_mask(torch.tensor([0, 8]), 6, 0.5, rng, 3, torch.float32)
+mask = dropout_mask(torch.tensor([0, 8]), 6, 0.5, rng, 3, backend="cpu")
 logits = torch.tensor([[0.0, 1.0, 2.0]], requires_grad=True)
 divergence = symmetric_kl_delta(logits, torch.tensor([[1.0, 0.0, -1.0]]), backend="cpu")
 divergence.backward()

@@ -121,10 +121,10 @@ FEW = "--rounds 2 --round.batch-size 2 --log.no-tensorboard"
 
 
 @pytest.mark.usefixtures("minilm_dir")
-def test_the_first_training_ends_with_what_is_printed(folder):
+def test_the_first_training_prints_what_is_told(folder):
     """All but the scores, which are those of two rounds here."""
     printed = shell(RUN[0], folder, shortened(folder, FEW))
-    assert without_scores(printed).endswith(without_scores(BLOCKS[BLOCKS.index(RUN[0]) + 1].text))
+    assert without_scores(BLOCKS[BLOCKS.index(RUN[0]) + 1].text) in without_scores(printed)
 
 
 @pytest.mark.long
@@ -132,9 +132,10 @@ def test_the_first_training_ends_with_what_is_printed(folder):
 def test_the_first_training_has_the_scores_that_are_printed(folder):
     """As printed, 100 rounds. On 120 rows, another processor's rounding may move a few of them."""
     text = BLOCKS[BLOCKS.index(RUN[0]) + 1].text
-    printed = shell(RUN[0], folder, PROGRAM.parent)[-len(text) :]
-    assert without_scores(printed) == without_scores(text)
-    assert scores_in(printed) == pytest.approx(scores_in(text), abs=0.1)
+    printed = shell(RUN[0], folder, PROGRAM.parent)
+    table = printed[printed.rindex(text.splitlines()[0]) :][: len(text)]
+    assert without_scores(table) == without_scores(text)
+    assert scores_in(table) == pytest.approx(scores_in(text), abs=0.1)
 
 
 def without_scores(text: str) -> str:
