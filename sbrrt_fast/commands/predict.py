@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.input is not None:
         from sbrrt_fast.commands.predict_texts import predict_texts
 
-        return predict_texts(arguments)
+        return predict_texts(arguments.input, arguments)
     return _predict_files(arguments)
 
 

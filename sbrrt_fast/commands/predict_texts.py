@@ -28,15 +28,15 @@ PROG = "sbrrt-fast predict"
 Write = Callable[[str, Prediction], object]  # a row's id, and what is predicted for it
 
 
-def predict_texts(arguments: PredictArguments) -> int:
-    """Writes a prediction per row of ``--input``; returns the exit status, 1 if rows were left out.
+def predict_texts(input: Path, arguments: PredictArguments) -> int:
+    """Writes a prediction per row of ``input``; returns the exit status, 1 if rows were left out.
 
     Messages go to stderr, since predictions may go to stdout.
 
     Raises:
         SbrrtError: the run, the task or the input cannot be used; ``--output`` is as it was then.
     """
-    _check_output(arguments)
+    _check_output(input, arguments.output)
     model = load(
         arguments.run,
         which=arguments.model,
@@ -47,14 +47,14 @@ def predict_texts(arguments: PredictArguments) -> int:
     name = _task_of(model, arguments)
     task = model.tasks[name]
     skips = arguments.skip_bad_rows or task.on_bad_row == "skip"
-    source = open_inputs(arguments.input, task, name, format=arguments.format, skips_bad_rows=skips)
+    source = open_inputs(input, task, name, format=arguments.format, skips_bad_rows=skips)
     with source as inputs, _opened(arguments.output) as file:
         classes = model.classes(name) if arguments.probabilities else ()
         write = _writer(inputs.format, file, classes)
         num_sequences, num_truncated = _predict(model, name, inputs, write)
         if inputs.num_rows == inputs.num_skipped:
-            name = STDIN_NAME if arguments.input == STDIN else arguments.input
-            raise DataError(f"{name}: there is no row to predict")
+            where = STDIN_NAME if input == STDIN else input
+            raise DataError(f"{where}: there is no row to predict")
     if num_truncated:
         _say(
             f"cut {num_truncated:,} of {num_sequences:,} sequences to {model.max_length} tokens "
@@ -93,8 +93,7 @@ def _task_of(model: TaskModel, arguments: PredictArguments) -> str:
     return name
 
 
-def _check_output(arguments: PredictArguments) -> None:
-    output, input = arguments.output, arguments.input
+def _check_output(input: Path, output: Path) -> None:
     if STDIN in (output, input) or not (os.path.exists(output) and os.path.exists(input)):
         return
     if os.path.samefile(output, input):

@@ -76,7 +76,8 @@ def open_inputs(
                 yield _TextInputs(lines, STDIN_NAME if path == STDIN else str(path), task)
             return
         with _on_disk(path, format) as file:
-            record = replace(task, format=format or "auto", dataset="")
+            chosen = "auto" if format is None or format == "text" else format
+            record = replace(task, format=chosen, dataset="")
             with open_table(file, record, "test", name) as table:
                 yield _TableInputs(table, task, skips_bad_rows, ending(file) == ".csv")
     except FileNotFoundError:
