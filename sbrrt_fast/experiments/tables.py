@@ -114,7 +114,8 @@ def row_config(row: Row, configs: Path, flags: Sequence[str], prog: str) -> RunC
             f"{path}: there is no such recipe for row '{row.name}'; name the folder of the "
             "recipes with --configs DIR, or leave --configs out for the package's own"
         )
-    config = parse_cli(flags, load_config(path, row.overrides), prog)
+    overrides = {"log.keep_state": False, **row.overrides}  # a table's runs are not extended
+    config = parse_cli(flags, load_config(path, overrides), prog)
     for name in ("seed", "resume", "overwrite"):
         if getattr(config, name):
             raise ConfigError(

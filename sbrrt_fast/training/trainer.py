@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property, partial
 
 from tqdm import tqdm
 
 from sbrrt_fast.checksums import remove_directory
-from sbrrt_fast.config import RunConfig, SmartConfig
+from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_fields import config_to_dict
 from sbrrt_fast.config_io import portable, save_recipe
-from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
 from sbrrt_fast.model.io import load_model
@@ -39,7 +37,7 @@ from sbrrt_fast.training.evaluated import save_evaluated
 from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more, extension_line
 from sbrrt_fast.training.finite import check_interval, check_trained
 from sbrrt_fast.training.kept_models import max_models
-from sbrrt_fast.training.log_summary import SkippedUpdates, run_means, skipped_updates
+from sbrrt_fast.training.log_summary import SkippedUpdates, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.model_saver import ModelSaver
@@ -54,6 +52,7 @@ from sbrrt_fast.training.progress import (
 from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.resuming import SavedState
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
+from sbrrt_fast.training.run_facts import run_facts
 from sbrrt_fast.training.run_folder import (
     BEST,
     CONFIG,
@@ -91,7 +90,6 @@ class Trainer:
         log: Callable[[str], object] = print,
         callbacks: Sequence[Callback] = (),
     ):
-        validate(config)
         check_fresh(config)
         check_libraries(config.tasks)
         require(config.backend)
@@ -284,11 +282,10 @@ class Trainer:
         save = partial(self._saver.save, dev=dev)
         save_evaluated(save, self.config.output, self.progress, scores, self.config.log)
         self.progress.evaluation_is_due = False
-        if self.progress.is_unscored:
-            return
         if self.progress.best["round"] == done:
-            self.best_scored = self.scored
-        self.callbacks.on_evaluate(done, scores)
+            self.best_scored = {} if self.progress.is_unscored else self.scored
+        if not self.progress.is_unscored:
+            self.callbacks.on_evaluate(done, scores)
 
     def _dev_scores(self, done: int, logger: RunLogger) -> dict:
         """The model's after ``done`` rounds, told and logged."""
@@ -312,27 +309,14 @@ class Trainer:
         return scores_of(self.scored)
 
     def _final_metrics(self) -> dict:
-        """Scores of the best model on all dev rows, which are written, and the run's settings."""
-        best, config, done = self.progress.best, self.config, self.progress.cursor.round
+        """Scores of the best model on all dev rows, which are written, and the run's facts."""
         dev = self._best_scores()
         scored = {} if self._is_sampled else self.best_scored
-        write_run_rows(config.output, scored.values())
+        write_run_rows(self.config.output, scored.values())
         return {
             "dev": dev,
             "intervals": intervals_of(scored),
-            "rounds": done,
-            "rounds_per_second": done / max(self.progress.seconds, 1e-9),
-            "stopped_early": done < self.num_rounds,
-            "backend": config.backend,
-            "precision": config.precision,
-            "seed": config.seed,
-            "recipe": config.recipe,
-            "layout": config.layout,
-            "best_round": best["round"],
-            "train_seconds": self.progress.seconds,
-            "evaluation_seconds": self.progress.evaluation_seconds,
-            "smart": _settings(self.step.smart),
-            "means": run_means(config.output / LINES),
+            **run_facts(self.config, self.progress, self.num_rounds, self.step.smart),
             SKIPPED: self._skipped().num_skipped,
             "environment": run_environment(self.device),
             "profile": self._profile and self._profile.to_dict(),
@@ -392,10 +376,3 @@ class Trainer:
         is_due = self.due.is_evaluated(cursor.round)
         self.progress.evaluation_is_due = self.progress.is_unscored and is_due
         return saved.recorded(self.config)
-
-
-def _settings(smart: SmartConfig) -> dict | None:
-    """SMART's resolved settings; infinity as a word, since JSON has none."""
-    if smart.weight == 0:
-        return None
-    return {k: "inf" if v == math.inf else v for k, v in asdict(smart).items()}

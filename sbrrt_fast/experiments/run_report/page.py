@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 import sbrrt_fast
+from sbrrt_fast.data.sources import uses_sample
 from sbrrt_fast.data.task import OVERALL
 from sbrrt_fast.experiments.run_report.cost import run_time, speed_chart
 from sbrrt_fast.experiments.run_report.curves import (
@@ -127,7 +128,8 @@ def _contents(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 def _warnings(runs: Sequence[RunRecord]) -> list[str]:
     """What a reader must know before a number."""
     lines = []
-    if samples := [run.name for run in runs if run.config.data_dir is None]:
+    of_sample = [run for run in runs if uses_sample(run.config.tasks, run.config.data_dir)]
+    if samples := [run.name for run in of_sample]:
         lines.append(
             f"{_named(samples, runs)} trained on the built-in sample, which is made up: "
             "these scores are no results."

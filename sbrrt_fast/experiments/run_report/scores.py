@@ -23,14 +23,12 @@ from sbrrt_fast.experiments.run_report.differences import (
 from sbrrt_fast.experiments.run_report.records import RunRecord
 from sbrrt_fast.experiments.run_report.shapes import Chart
 from sbrrt_fast.experiments.run_report.texts import decimal
-from sbrrt_fast.training.scores.metrics import UNDEFINED
-
-_LESS_IS_BETTER = ("mse",)
+from sbrrt_fast.training.scores.metrics import LOWER_IS_BETTER, UNDEFINED
 
 
 def metric_text(metric: str) -> str:
     """A metric's name, with a word on those of which less is better."""
-    return f"{metric} (less is better)" if metric in _LESS_IS_BETTER else metric
+    return f"{metric} (less is better)" if metric in LOWER_IS_BETTER else metric
 
 
 @dataclass(frozen=True)

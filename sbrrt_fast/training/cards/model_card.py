@@ -17,8 +17,9 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_fields import config_to_dict
 from sbrrt_fast.config_io import CALL_FIELDS, MINILM
 from sbrrt_fast.config_yaml import to_yaml
+from sbrrt_fast.data.sources import uses_sample
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.data.task import BUILTIN_TASKS, OVERALL, TaskConfig
+from sbrrt_fast.data.task import OVERALL, TaskConfig
 from sbrrt_fast.messages import printable
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.cards.usage import usage
@@ -83,7 +84,7 @@ def model_card(
         f"---\n{metadata.to_yaml()}\n---",
         f"# {config.recipe}: {', '.join(model.tasks)}",
         _summary(config, model),
-        *([SAMPLE_WARNING] if _uses_sample(config) else []),
+        *([SAMPLE_WARNING] if uses_sample(config.tasks, config.data_dir) else []),
         "## Tasks\n\n" + tasks_table(model.tasks),
         "## Scores\n\n" + _scores(config, splits["dev"], dev),
         "## Data\n\n" + _data(splits),
@@ -152,7 +153,9 @@ def _scores(config: RunConfig, tasks: Mapping[str, TokenizedTask], dev: DevScore
             (name, m, _number(x), f"{count:,}") for m, x in _metrics(dev.scores.get(name)).items()
         ]
     rows.append((OVERALL, "", _number(dev.scores[OVERALL]), ""))
-    notes = [SAMPLE_WARNING if _uses_sample(config) else exposure_note(config)]
+    notes = [
+        SAMPLE_WARNING if uses_sample(config.tasks, config.data_dir) else exposure_note(config)
+    ]
     if dev.num_rows is not None:
         notes.append(f"Scored on the first {dev.num_rows:,} rows of each task.")
     notes += [*undefined_notes(dict(dev.scores)), f"The model after round {dev.round:,}, on dev."]
@@ -238,19 +241,6 @@ def _dataset_name(task: TaskConfig) -> str:
     """A hub's name, or the last part of a folder's."""
     folder = Path(task.dataset).expanduser()
     return folder.name if folder.is_absolute() or folder.is_dir() else task.dataset
-
-
-def _uses_sample(config: RunConfig) -> bool:
-    """Whether every row is the built-in sample's."""
-    made_up = {file for task in BUILTIN_TASKS.values() for file in task.files.values()}
-    return config.data_dir is None and all(
-        not task.dataset and made_up.issuperset(_all_files(task)) for task in config.tasks.values()
-    )
-
-
-def _all_files(task: TaskConfig) -> Iterator[str]:
-    for files in task.files.values():
-        yield from (files,) if isinstance(files, str) else files
 
 
 def _metrics(scores: Mapping[str, Any] | None) -> dict[str, float | None]:
