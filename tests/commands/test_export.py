@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -191,6 +192,12 @@ def test_graphs_are_valid_open_in_number_and_length_and_name_no_file_of_this_mac
         for value in graph.graph.input:
             axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
             assert all(axes[:num_open]), f"{path.name}: {value.name} is fixed"
+
+
+def test_files_have_the_mode_that_the_umask_gives(exported):
+    os.umask(umask := os.umask(0))
+    modes = {path.stat().st_mode & 0o777 for path in exported.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~umask}
 
 
 def test_the_folder_describes_the_encoder_as_transformers_reads_it(exported):
