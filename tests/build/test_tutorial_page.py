@@ -8,24 +8,18 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.build.markdown import ROOT, blocks_of
+from tests.build.markdown import blocks_of
+from tests.build.tutorial import MESSAGES, PAGE, texts, write_files
 from tests.helpers import tiny_backbone
 
-PAGE = ROOT / "docs" / "tutorial.md"
 BLOCKS = blocks_of(PAGE)
-MESSAGES = ROOT / "docs" / "tutorial" / "messages.csv"
 TEAMS = {"billing", "delivery", "returns"}
-
-
-def texts(language: str) -> list[str]:
-    return [block.text for block in BLOCKS if block.language == language]
 
 
 def run(folder: Path, *command: str) -> str:
@@ -45,10 +39,7 @@ def folder(tmp_path_factory) -> Path:
     """What the reader has: the file, the recipe as printed, three new messages."""
     folder = tmp_path_factory.mktemp("tutorial")
     tiny_backbone(folder / "tiny")
-    shutil.copy(MESSAGES, folder)
-    (recipe,) = texts("yaml")
-    (folder / "messages.yaml").write_text(recipe.replace("minilm", "tiny"), encoding="utf-8")
-    (folder / "new.txt").write_text(texts("csv")[1], encoding="utf-8")
+    write_files(folder, "tiny")
     return folder
 
 

@@ -4,7 +4,7 @@
 
 One wheel is pure Python. The others have the C++ ops, one for each Python that this machine has,
 compiled by ``pip wheel`` under build isolation for the torch of a fresh environment. There, outside
-the checkout, the README's commands and its Python then run from the wheel, and from the pure one.
+the checkout, the commands and the Python of README and tutorial then run from the wheel, and from the pure one.
 The exit status is 1 where anything failed; the other Pythons are tried all the same.
 """
 
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.build.markdown import ROOT, blocks_of
+from tests.build.tutorial import PAGE, write_files
 
 WORK = ROOT / "build" / "wheels"
 MINORS = range(10, 14)
@@ -133,7 +134,7 @@ def torch_version(bin_folder: Path) -> str:
 
 
 def try_wheel(bin_folder: Path, wheel: Path, folder: Path) -> None:
-    """Installs the wheel beside torch, which stays, and runs the README in ``folder``."""
+    """Installs the wheel beside torch, which stays, and runs README and tutorial in ``folder``."""
     before = torch_version(bin_folder)
     run(bin_folder / "pip", "install", "-q", wheel)
     run(bin_folder / "pip", "install", "-q", "--force-reinstall", "--no-deps", wheel)
@@ -143,7 +144,7 @@ def try_wheel(bin_folder: Path, wheel: Path, folder: Path) -> None:
     folder.mkdir()
     told = run(bin_folder / "sbrrt-fast", "info", "--json", cwd=folder)
     check_extension(wheel, json.loads(told)["extension"])
-    run_readme(bin_folder, folder)
+    run_pages(bin_folder, folder)
 
 
 def check_extension(wheel: Path, state: dict) -> None:
@@ -156,11 +157,18 @@ def check_extension(wheel: Path, state: dict) -> None:
             raise Failed(f"{wheel.name} links {', '.join(linked)}, and has no CUDA kernels")
 
 
-def run_readme(bin_folder: Path, folder: Path) -> None:
-    """The commands of the package and the Python of the README, as printed but for ``FEW``."""
+def run_pages(bin_folder: Path, folder: Path) -> None:
+    """The README and the tutorial, in a folder with the files that they name."""
     run(bin_folder / "python", "-c", MAKE_DATA, cwd=folder)
+    write_files(folder)
     first = shortened(bin_folder, folder / "bin")
-    for block in blocks_of(ROOT / "README.md"):
+    for page in (ROOT / "README.md", PAGE):
+        run_page(page, bin_folder, folder, first)
+
+
+def run_page(page: Path, bin_folder: Path, folder: Path, first: Path) -> None:
+    """The commands of the package and the Python of a page, as printed but for ``FEW``."""
+    for block in blocks_of(page):
         if block.language == "sh" and all(c.startswith("sbrrt-fast ") for c in block.commands):
             path = f"{first}{os.pathsep}{os.environ['PATH']}"
             run("bash", "-euc", block.text, cwd=folder, PATH=path)
