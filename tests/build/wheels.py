@@ -4,8 +4,8 @@
 
 One wheel is pure Python. The others have the C++ ops, one for each Python that this machine has,
 compiled by ``pip wheel`` under build isolation for the torch of a fresh environment. There, outside
-the checkout, the commands and the Python of README and tutorial then run from the wheel, and from the pure one.
-The exit status is 1 where anything failed; the other Pythons are tried all the same.
+the checkout, README and tutorial, commands and Python, then run from the wheel, and from the pure
+one. The exit status is 1 where anything failed; the other Pythons are tried all the same.
 """
 
 from __future__ import annotations
