@@ -34,11 +34,6 @@ class DueRounds:
         return is_left_out and done == self.num_rounds
 
     @property
-    def is_best_rescored(self) -> bool:
-        """Whether the best model is scored on all dev rows at the end."""
-        return self.log.dev_rows is not None and not self.skip_final_evaluation
-
-    @property
     def keeps_state(self) -> bool:
         """Whether the state stays when the run has ended."""
         return self.log.keep_state and self.log.state_every > 0

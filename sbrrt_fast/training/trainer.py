@@ -14,7 +14,6 @@ from sbrrt_fast.config_fields import config_to_dict
 from sbrrt_fast.config_io import portable, save_recipe
 from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
-from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
@@ -31,6 +30,7 @@ from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
 from sbrrt_fast.training.cards.model_card import DevScores
 from sbrrt_fast.training.checkpoint import save_state
 from sbrrt_fast.training.cost.profile import Profile, RunProfile
+from sbrrt_fast.training.dev_evaluator import DevEvaluator
 from sbrrt_fast.training.due import DueRounds
 from sbrrt_fast.training.environment import run_environment
 from sbrrt_fast.training.evaluated import save_evaluated
@@ -53,19 +53,10 @@ from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.resuming import SavedState
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
 from sbrrt_fast.training.run_facts import run_facts
-from sbrrt_fast.training.run_folder import (
-    BEST,
-    CONFIG,
-    STATE,
-    check_space,
-    open_output,
-    start_run,
-)
-from sbrrt_fast.training.scores.evaluate import score_tasks
+from sbrrt_fast.training.run_folder import BEST, CONFIG, STATE, check_space, open_output, start_run
 from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries
 from sbrrt_fast.training.scores.rows import write_run_rows
-from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.op_choice import longest_sequence
@@ -130,9 +121,8 @@ class Trainer:
             self.step.clock = self.profile.clock
         self.progress = Progress(self.order.start())
         self.is_extension = False
-        self.scored: dict[str, ScoredTask] = {}  # by the last evaluation
-        self.best_scored: dict[str, ScoredTask] = {}  # by the best one; empty once it was resumed
         self.stop = StopSignals()
+        self.evaluator = DevEvaluator(config, self.dev_tasks, self.stop)
 
     def run(self) -> dict:
         """Trains to the end and returns the contents of ``metrics.json``.
@@ -283,7 +273,7 @@ class Trainer:
         save_evaluated(save, self.config.output, self.progress, scores, self.config.log)
         self.progress.evaluation_is_due = False
         if self.progress.best["round"] == done:
-            self.best_scored = {} if self.progress.is_unscored else self.scored
+            self.evaluator.best = {} if self.progress.is_unscored else self.evaluator.scored
         if not self.progress.is_unscored:
             self.callbacks.on_evaluate(done, scores)
 
@@ -297,47 +287,23 @@ class Trainer:
         return scores
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
-        with self.stop.stoppable(), self.progress.evaluating():
-            self.scored = score_tasks(
-                model,
-                self.dev_tasks,
-                precision=self.config.precision,
-                packed=self.config.layout == "packed",
-                limit=limit,
-                progress=True,
-            )
-        return scores_of(self.scored)
+        return self.evaluator.scores(model, self.progress, limit)
 
     def _final_metrics(self) -> dict:
         """Scores of the best model on all dev rows, which are written, and the run's facts."""
-        dev = self._best_scores()
-        scored = {} if self._is_sampled else self.best_scored
-        write_run_rows(self.config.output, scored.values())
+        evaluator, before = self.evaluator, self.evaluator.scored
+        dev = evaluator.final_scores(self.progress, self.device, self._scores)
+        if evaluator.scored is not before:
+            self._saver.update_card(BEST, DevScores(dev, self.progress.best["round"]))
+        write_run_rows(self.config.output, evaluator.best.values())
         return {
             "dev": dev,
-            "intervals": intervals_of(scored),
+            "intervals": intervals_of(evaluator.best),
             **run_facts(self.config, self.progress, self.num_rounds, self.step.smart),
             SKIPPED: self._skipped().num_skipped,
             "environment": run_environment(self.device),
             "profile": self._profile and self._profile.to_dict(),
         }
-
-    @property
-    def _is_sampled(self) -> bool:
-        """Whether the best model's scores are those of some dev rows alone."""
-        return self.config.skip_final_evaluation and self.config.log.dev_rows is not None
-
-    def _best_scores(self) -> dict:
-        """The best model's, on all dev rows unless the final evaluation is left out."""
-        is_done = self.best_scored and not self.due.is_best_rescored
-        if is_done or self.config.skip_final_evaluation:
-            return self.progress.best["scores"]
-        model, _ = load_model(self.config.output / BEST)
-        model.encoder.set_backend(self.config.backend)
-        scores = self._scores(model.to(self.device), None)
-        self.best_scored = self.scored
-        self._saver.update_card(BEST, DevScores(scores, self.progress.best["round"]))
-        return scores
 
     @property
     def _saver(self) -> ModelSaver:

@@ -83,7 +83,7 @@ import json, sys, types
 from importlib.machinery import ModuleSpec
 import torch
 module = types.ModuleType("sbrrt_fast._C")
-module.__spec__ = ModuleSpec("sbrrt_fast._C", None)
+module.__spec__ = ModuleSpec("sbrrt_fast._C", None, origin="_C.so")
 module.build_info = lambda: {"cuda": None, "cuda_reason": "it is not one"}
 sys.modules["sbrrt_fast._C"] = module
 library = torch.library.Library("sbrrt", "IMPL")

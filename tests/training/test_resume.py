@@ -158,14 +158,14 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_it_is_made_up_for(
 def test_a_signal_during_the_last_evaluation_keeps_the_weights(place, tmp_path, monkeypatch):
     whole, run, flags = tmp_path / "whole", tmp_path / "run", (*RUN, "--log.dev-rows", "9")
     assert main(["train", *inputs(place), "--output", str(whole), *flags]) == 0
-    loaded = sys.modules["sbrrt_fast.training.trainer"].load_model
+    loaded = sys.modules["sbrrt_fast.training.dev_evaluator"].load_model
 
     def signalled(folder):
         os.kill(os.getpid(), signal.SIGTERM)
         return loaded(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sbrrt_fast.training.trainer.load_model", signalled)
+        patch.setattr("sbrrt_fast.training.dev_evaluator.load_model", signalled)
         assert main(["train", *inputs(place), "--output", str(run), *flags]) == 143
     assert main(["train", "--output", str(run), "--resume"]) == 0
     assert same_run(run, whole)
