@@ -33,7 +33,7 @@ def test_a_statistic_is_the_metric_of_each_resample(kind, metric, num_rows):
     one = random_scored(kind, num_rows)
     rows = np.random.default_rng(1).integers(num_rows, size=(40, num_rows))
     rows[0] = np.arange(num_rows)
-    found = intervals._STATISTICS[metric](one)(rows)
+    found = intervals._statistic(metric, one)(rows)
     expected = [by_library(metric, one, row) for row in rows]
     assert np.allclose(found, expected, rtol=0, atol=1e-12, equal_nan=True)
     assert num_rows < 60 or np.isfinite(found).all()
@@ -45,7 +45,7 @@ def test_classes_without_a_row_do_not_count(metric):
     outputs = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 2, 0, 0]), 4).float()
     one = scored(TASKS["classes"], outputs, labels)
     rows = np.array([range(6), [0] * 6, [0, 1, 2, 3, 4, 0]])
-    found = intervals._STATISTICS[metric](one)(rows)
+    found = intervals._statistic(metric, one)(rows)
     assert np.allclose(found, [by_library(metric, one, row) for row in rows], atol=1e-12)
 
 
@@ -102,9 +102,9 @@ def test_an_area_of_many_classes_has_no_interval():
 
 def test_some_scores_have_no_interval():
     one = scored(TASKS["binary"], torch.randn(30), (torch.arange(30) == 0).long())
-    assert intervals._STATISTICS["auc"](one)(np.arange(30)[None])[0] >= 0
-    assert interval(intervals._STATISTICS["auc"](one), 30) is None  # a class has one row
-    assert interval(intervals._STATISTICS["accuracy"](one), 30) is not None
+    assert intervals._statistic("auc", one)(np.arange(30)[None])[0] >= 0
+    assert interval(intervals._statistic("auc", one), 30) is None  # a class has one row
+    assert interval(intervals._statistic("accuracy", one), 30) is not None
     assert interval(intervals._mean_of(np.ones(1)), 1) is None
     assert interval(intervals._mean_of(np.ones(50)), 50) is None  # no row is wrong
     assert interval(intervals._mean_of(np.arange(2.0)), 2) == [0.0, 1.0]

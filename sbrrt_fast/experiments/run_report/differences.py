@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.experiments.run_report.rows import EvaluatedRow
+from sbrrt_fast.training.scores.intervals import interval, statistic_of
 from sbrrt_fast.training.scores.metrics import METRICS
 
-NUM_RESAMPLES = 1000
-_SEED = 0
 _NEEDS_PROBABILITIES = ("auc",)
 Interval = tuple[float, float]
 
@@ -23,8 +21,8 @@ class PairedDifference:
     """Another run's score less the first one's.
 
     Attributes:
-        interval: 95%, by a paired bootstrap over rows; None where the score is undefined for
-            most resamples.
+        interval: 95%, by a paired bootstrap over rows; None where more than 5% of the resamples
+            have no value.
         num_rows: that both runs have, with the same label.
     """
 
@@ -53,30 +51,28 @@ def paired_difference(
     pairs = [(a, by_id[a.id]) for a in first if a.id in by_id and by_id[a.id].label == a.label]
     if len(pairs) < 2 or not is_computed(task):
         return None
-    metric = METRICS[task.metric_name]
     classes = _class_numbers(task, [row for pair in pairs for row in pair])
     labels = _numbers([a.label for a, _ in pairs], classes)
-    a, b = (_numbers([pair[i].prediction for pair in pairs], classes) for i in (0, 1))
-
-    def difference(rows: torch.Tensor) -> float | None:
-        scores = [metric(predictions[rows], labels[rows]) for predictions in (a, b)]
-        return None if None in scores else scores[1] - scores[0]
-
-    value = difference(torch.arange(len(pairs)))
-    if value is None:
+    both = [_numbers([pair[i].prediction for pair in pairs], classes) for i in (0, 1)]
+    scores = [METRICS[task.metric_name](predictions, labels) for predictions in both]
+    if None in scores:
         return None
-    return PairedDifference(value, _bootstrap(difference, len(pairs)), len(pairs))
+    a, b = (statistic_of(task.metric_name, x.numpy(), labels.numpy()) for x in both)
+    span = interval(lambda rows: b(rows) - a(rows), len(pairs), may_be_point=True)
+    return PairedDifference(scores[1] - scores[0], span and tuple(span), len(pairs))
 
 
 def score_interval(task: TaskConfig, rows: Sequence[EvaluatedRow]) -> Interval | None:
     """95% of the task's main metric, by a bootstrap over rows; None where it cannot be had."""
-    if len(rows) < 2 or not is_computed(task):
+    if not is_computed(task):
         return None
-    metric, classes = METRICS[task.metric_name], _class_numbers(task, rows)
+    classes = _class_numbers(task, rows)
     labels, predictions = (
         _numbers([getattr(row, name) for row in rows], classes) for name in ("label", "prediction")
     )
-    return _bootstrap(lambda rows: metric(predictions[rows], labels[rows]), len(labels))
+    statistic = statistic_of(task.metric_name, predictions.numpy(), labels.numpy())
+    span = interval(statistic, len(rows))
+    return span and tuple(span)
 
 
 def is_computed(task: TaskConfig) -> bool:
@@ -106,16 +102,3 @@ def _numbers(values: Sequence, numbers: Mapping | None) -> torch.Tensor:
     """float64 [num_rows]."""
     numbered = values if numbers is None else [numbers[value] for value in values]
     return torch.tensor([float(value) for value in numbered], dtype=torch.float64)
-
-
-def _bootstrap(score: Callable[[torch.Tensor], float | None], num_rows: int) -> Interval | None:
-    """The middle 95% of the scores of resampled rows."""
-    generator = np.random.default_rng(_SEED)
-    values = []
-    for _ in range(NUM_RESAMPLES):
-        value = score(torch.from_numpy(generator.integers(0, num_rows, num_rows)))
-        values += [] if value is None else [value]
-    if len(values) < NUM_RESAMPLES / 2:
-        return None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)

@@ -91,7 +91,7 @@ class DifferenceRow:
         if self.difference is None:
             return self.reason
         if self.difference.interval is None:
-            return "no interval: the score is undefined on most resamples"
+            return "no interval: the score is undefined on more than 5% of the draws"
         return "excludes 0" if self.difference.excludes_zero else "includes 0"
 
 

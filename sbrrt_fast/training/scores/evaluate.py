@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +22,11 @@ _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from anothe
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
 
 
-def predict(
-    model: MultiTaskModel,
-    task: TokenizedTask,
-    *,
-    precision: str = "fp32",
-    packed: bool = True,
-    limit: int | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """Predictions for the first ``limit`` examples (all if None), in order, without dropout.
+def predict(model: MultiTaskModel, task: TokenizedTask, **options: Any) -> Tensor:
+    """Predictions for some or all examples, in order, without dropout.
+
+    Args:
+        options: keyword arguments of ``predict_outputs``.
 
     Returns:
         float32 [num_examples] on the CPU; see ``MultiTaskModel.predictions``.
@@ -38,17 +34,14 @@ def predict(
     Raises:
         WeightsError: see ``predict_outputs``; or a prediction is too large for float32.
     """
-    outputs = predict_outputs(
-        model, task, precision=precision, packed=packed, limit=limit, progress=progress
-    )
-    return predictions_of(model, task, outputs)
+    return predictions_of(model, task, predict_outputs(model, task, **options))
 
 
 def predictions_of(model: MultiTaskModel, task: TokenizedTask, outputs: Tensor) -> Tensor:
     """Predictions from the outputs of ``predict_outputs``, as ``predict`` returns them."""
     device = next(model.parameters()).device
     predictions = model.predictions(task.name, outputs.to(device)).cpu()
-    _check_finite(task, predictions)
+    _check_finite(model, task, predictions)
     return predictions
 
 
@@ -75,9 +68,8 @@ def predict_outputs(
         [num_examples] of ``binary``, values in training units [num_examples] of the others.
 
     Raises:
-        WeightsError: a weight is not finite, or the model's outputs are not.
+        WeightsError: the model's outputs are not finite; it names a weight that is not.
     """
-    check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
     device = next(model.parameters()).device
     num_examples = min(limit or task.num_examples, task.num_examples)
     bar = tqdm(total=num_examples, desc=f"{task.name} {task.split}", disable=not progress)
@@ -92,13 +84,14 @@ def predict_outputs(
             parts.append(outputs.to("cpu", torch.float32))
             bar.update(len(examples))
     outputs = torch.cat(parts)[torch.cat(order).argsort()]
-    _check_finite(task, outputs)
+    _check_finite(model, task, outputs)
     return outputs
 
 
-def _check_finite(task: TokenizedTask, values: Tensor) -> None:
+def _check_finite(model: MultiTaskModel, task: TokenizedTask, values: Tensor) -> None:
     is_bad = ~torch.isfinite(values).reshape(len(values), -1).all(dim=1)
     if num_bad := int(is_bad.sum()):
+        check_loaded(model.state_dict(), "the model", _TRAIN_AGAIN)
         first = task.ids[int(is_bad.nonzero()[0])]
         raise WeightsError(
             f"task '{task.name}' {task.split}: {num_bad:,} of {len(values):,} outputs are nan "

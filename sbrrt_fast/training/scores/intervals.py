@@ -41,21 +41,41 @@ def intervals_of(scored: Mapping[str, ScoredTask]) -> dict[str, dict[str, list[f
 def _interval_of(metric: Metric, scored: ScoredTask) -> list[float] | None:
     if metric == "auc" and scored.config.num_labels > _MOST_AREAS:
         return None
-    return interval(_STATISTICS[metric](scored), scored.num_examples)
+    return interval(_statistic(metric, scored), scored.num_examples)
 
 
-def interval(statistic: Statistic, num_rows: int) -> list[float] | None:
+def _statistic(metric: Metric, scored: ScoredTask) -> Statistic:
+    if metric == "auc":
+        return _auc(scored)
+    return statistic_of(metric, scored.predictions.numpy(), scored.labels.numpy())
+
+
+def statistic_of(metric: Metric, predictions: np.ndarray, labels: np.ndarray) -> Statistic:
+    """A metric of predictions and labels [num_rows], numbers of classes or values; not ``auc``."""
+    return _STATISTICS[metric](np.float64(predictions), np.float64(labels))
+
+
+def interval(
+    statistic: Statistic, num_rows: int, *, may_be_point: bool = False
+) -> list[float] | None:
     """[low, high] of a metric.
+
+    Args:
+        may_be_point: give ``[x, x]`` where all resamples have the same value, as the difference of
+            equal predictions has.
 
     Returns:
         None for fewer than two rows, where more than 5% of the resamples have no value, as when a
-        class has one row, and where all have the same, as when no row is wrong.
+        class has one row, and, unless it may be a point, where all have the same, as when no row
+        is wrong.
     """
     if num_rows < 2:
         return None
     values = np.concatenate([statistic(rows) for rows in _resamples(num_rows)])
     defined = values[np.isfinite(values)]
-    if len(defined) < _LEAST_DEFINED * NUM_RESAMPLES or np.ptp(defined) == 0:
+    if len(defined) < _LEAST_DEFINED * NUM_RESAMPLES:
+        return None
+    if np.ptp(defined) == 0 and not may_be_point:
         return None
     return np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
@@ -68,30 +88,24 @@ def _resamples(num_rows: int) -> Iterator[np.ndarray]:
         yield generator.integers(num_rows, size=(count, num_rows))
 
 
-def _arrays(scored: ScoredTask) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and labels, float64 [num_rows]."""
-    return scored.predictions.double().numpy(), scored.labels.double().numpy()
-
-
 def _mean_of(values: np.ndarray) -> Statistic:
     return lambda rows: values[rows].mean(axis=1)
 
 
-def _accuracy(scored: ScoredTask) -> Statistic:
-    return _mean_of(np.equal(*_arrays(scored)))
+def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> Statistic:
+    return _mean_of(predictions == labels)
 
 
-def _mse(scored: ScoredTask) -> Statistic:
-    return _mean_of(np.subtract(*_arrays(scored)) ** 2)
+def _mse(predictions: np.ndarray, labels: np.ndarray) -> Statistic:
+    return _mean_of((predictions - labels) ** 2)
 
 
-def _pearson(scored: ScoredTask) -> Statistic:
-    x, y = _arrays(scored)
-    return lambda rows: _correlation(x[rows], y[rows])
+def _pearson(predictions: np.ndarray, labels: np.ndarray) -> Statistic:
+    return lambda rows: _correlation(predictions[rows], labels[rows])
 
 
-def _spearman(scored: ScoredTask) -> Statistic:
-    x, y = (np.unique(values, return_inverse=True)[1] for values in _arrays(scored))
+def _spearman(predictions: np.ndarray, labels: np.ndarray) -> Statistic:
+    x, y = (np.unique(values, return_inverse=True)[1] for values in (predictions, labels))
     return lambda rows: _correlation(_mean_ranks(x[rows]), _mean_ranks(y[rows]))
 
 
@@ -148,15 +162,15 @@ def _area(values: np.ndarray, is_class: np.ndarray) -> Statistic:
     return area
 
 
-def _of_classes(formula: Callable[..., np.ndarray]) -> Callable[[ScoredTask], Statistic]:
+def _of_classes(formula: Callable[..., np.ndarray]) -> Callable[..., Statistic]:
     """A statistic of the counts of right rows, labels and predictions by class.
 
     Args:
         formula: of three int64 [num_resamples, num_classes].
     """
 
-    def build(scored: ScoredTask) -> Statistic:
-        both = np.unique(np.stack(_arrays(scored)), return_inverse=True)
+    def build(predictions: np.ndarray, labels: np.ndarray) -> Statistic:
+        both = np.unique(np.stack([predictions, labels]), return_inverse=True)
         predictions, labels = both[1].reshape(2, -1)
         size = len(both[0])
         right = np.where(predictions == labels, labels, size)
@@ -182,11 +196,10 @@ def _mcc(right: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.n
     return covariance / np.where(norms > 0, norms, np.inf)
 
 
-_STATISTICS: dict[Metric, Callable[[ScoredTask], Statistic]] = {
+_STATISTICS: dict[Metric, Callable[[np.ndarray, np.ndarray], Statistic]] = {
     "accuracy": _accuracy,
     "f1": _of_classes(_macro_f1),
     "mcc": _of_classes(_mcc),
-    "auc": _auc,
     "pearson": _pearson,
     "spearman": _spearman,
     "mse": _mse,
