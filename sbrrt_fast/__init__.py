@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sbrrt_fast.api import Prediction, Predictions, TaskModel, TrainResult, load, train
     from sbrrt_fast.config import (
         BregmanConfig,
+        EarlyStoppingConfig,
         LogConfig,
         ModelConfig,
         OptimizerConfig,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BregmanConfig",
     "Callback",
+    "EarlyStoppingConfig",
     "Interrupted",
     "LogConfig",
     "MiniBert",
@@ -64,6 +66,7 @@ _HOMES = {
     ),
     "sbrrt_fast.config": (
         "BregmanConfig",
+        "EarlyStoppingConfig",
         "LogConfig",
         "ModelConfig",
         "OptimizerConfig",

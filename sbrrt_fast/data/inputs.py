@@ -7,6 +7,7 @@ import io
 import shutil
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ STDIN_NAME = "standard input"
 _TABLES = (".tsv", ".tab", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 
 
-class Inputs:
+class Inputs(ABC):
     """The rows of one source; they are iterated once.
 
     Attributes:
@@ -42,8 +43,9 @@ class Inputs:
     num_rows = num_skipped = 0
     first_skipped = ""
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Example]:
-        raise NotImplementedError
+        """Raises DataError at a row that cannot be used and is not left out."""
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Literal
 
 from sbrrt_fast.data.cells import MAX_FIELD, is_visible
 from sbrrt_fast.data.formats.compression import open_bytes
-from sbrrt_fast.data.formats.table import BadRow, Row
+from sbrrt_fast.data.formats.table import BadRow, FileTable, Row
 from sbrrt_fast.data.text_file import check_text_file, open_text, read_lines
 from sbrrt_fast.errors import DataError
 
@@ -49,7 +49,7 @@ def open_delimited(
         yield DelimitedTable(path, task_name, chosen, quoting, start[-1], chain(start, lines))
 
 
-class DelimitedTable:
+class DelimitedTable(FileTable):
     """See ``formats.table.Table``.
 
     Args:
@@ -65,7 +65,8 @@ class DelimitedTable:
         first_line: str,
         lines: Iterator[str],
     ):
-        self.path, self.task_name, self.separator = path, task_name, separator
+        super().__init__(path)
+        self.task_name, self.separator = task_name, separator
         self.read_as, self._first_line = NAMES[separator], first_line
         mode = csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL
         self._reader = csv.reader(lines, delimiter=separator, quoting=mode, strict=True)
@@ -78,17 +79,6 @@ class DelimitedTable:
                 f"'{task_name}'"
             )
         self.columns = header
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def folder(self) -> str:
-        return f"{self.path.parent}/"
-
-    def place(self, number: int) -> str:
-        return f"{self.path}:{number}"
 
     def hint(self) -> str:
         if self._first_line.lstrip().startswith("{"):

@@ -11,14 +11,14 @@ from typing import Any
 
 from sbrrt_fast.data.cells import is_visible
 from sbrrt_fast.data.formats.compression import open_bytes
-from sbrrt_fast.data.formats.table import BadRow, Row
+from sbrrt_fast.data.formats.table import BadRow, FileTable, Row
 from sbrrt_fast.data.text_file import check_text_file, open_text, read_lines
 from sbrrt_fast.errors import DataError
 from sbrrt_fast.json_file import kind_of
 
 
 @contextmanager
-def open_json_lines(path: Path, task_name: str) -> Iterator[JsonLinesTable]:
+def open_json_lines(path: Path) -> Iterator[JsonLinesTable]:
     """The table of a file of JSON lines; its columns are the first object's keys.
 
     Raises:
@@ -27,16 +27,16 @@ def open_json_lines(path: Path, task_name: str) -> Iterator[JsonLinesTable]:
     """
     check_text_file(path)
     with open_bytes(path) as file, open_text(file) as text:
-        yield JsonLinesTable(path, task_name, read_lines(path, text))
+        yield JsonLinesTable(path, read_lines(path, text))
 
 
-class JsonLinesTable:
+class JsonLinesTable(FileTable):
     """See ``formats.table.Table``; a column that a row lacks is None there."""
 
     read_as = "JSON lines"
 
-    def __init__(self, path: Path, task_name: str, lines: Iterator[str]):
-        self.path, self.task_name = path, task_name
+    def __init__(self, path: Path, lines: Iterator[str]):
+        super().__init__(path)
         objects = _objects(lines)
         line, first = next(objects, (1, BadRow("there is none")))
         self.header = self.place(line)
@@ -44,20 +44,6 @@ class JsonLinesTable:
             raise DataError(f"{self.header}: {first}; JSON lines have an object in every line")
         self.columns = list(first)
         self._objects = chain([(line, first)], objects)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def folder(self) -> str:
-        return f"{self.path.parent}/"
-
-    def place(self, number: int) -> str:
-        return f"{self.path}:{number}"
-
-    def hint(self) -> str:
-        return ""
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         for line, content in self._objects:

@@ -46,6 +46,6 @@ def open_table(
             raise DataError(f"{source}: Parquet is compressed in itself; decompress the file")
         return open_parquet(source)
     if format == "jsonl":
-        return open_json_lines(source, name)
+        return open_json_lines(source)
     needed = [*task.text_columns, *([] if split == "test" else [task.label_column])]
     return open_delimited(source, name, _SEPARATORS.get(format or ""), needed, task.quoting)

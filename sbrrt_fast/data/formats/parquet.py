@@ -9,7 +9,7 @@ from typing import Any
 
 from sbrrt_fast.data.formats.compression import open_regular
 from sbrrt_fast.data.formats.optional import import_optional
-from sbrrt_fast.data.formats.table import BadRow, Row
+from sbrrt_fast.data.formats.table import BadRow, FileTable, Row
 from sbrrt_fast.errors import DataError
 
 _ROWS_PER_BATCH = 2048
@@ -35,28 +35,18 @@ def open_parquet(path: Path) -> Iterator[ParquetTable]:
             ) from None
 
 
-class ParquetTable:
+class ParquetTable(FileTable):
     """See ``formats.table.Table``; rows are counted from 1."""
 
     read_as = "Parquet"
 
     def __init__(self, path: Path, file: Any):
-        self.path, self.header, self._file = path, str(path), file
+        super().__init__(path)
+        self.header, self._file = str(path), file
         self.columns = list(file.schema_arrow.names)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def folder(self) -> str:
-        return f"{self.path.parent}/"
 
     def place(self, number: int) -> str:
         return f"{self.path}: row {number}"
-
-    def hint(self) -> str:
-        return ""
 
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         batches = self._file.iter_batches(_ROWS_PER_BATCH, columns=list(dict.fromkeys(columns)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 # A number for messages, counted from 1, and the row's cells, or why they cannot be read.
@@ -40,3 +41,16 @@ class Table(Protocol):
     def rows(self, columns: Sequence[str]) -> Iterator[Row]:
         """All rows, once, with the cells of these columns, in their order."""
         ...
+
+
+class FileTable:
+    """What the tables of files share; places are lines, counted from 1."""
+
+    def __init__(self, path: Path):
+        self.path, self.name, self.folder = path, path.name, f"{path.parent}/"
+
+    def place(self, number: int) -> str:
+        return f"{self.path}:{number}"
+
+    def hint(self) -> str:
+        return ""
