@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from sbrrt_fast.checksums import check_directory
 from sbrrt_fast.cli import main
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.data.task import BUILTIN_TASKS, Example, TaskConfig
+from sbrrt_fast.data.task import Example
 from sbrrt_fast.model import onnx_check, onnx_graphs
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import probabilities
@@ -26,6 +25,7 @@ from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.cards.usage import FOLDER
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
+from tests.all_tasks import TASKS
 from tests.helpers import tiny_backbone, tiny_tokenizer
 from tests.model.models import randomise
 
@@ -34,20 +34,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 MAX_LENGTH = 24
-_PAIR = TaskConfig(files={}, text_columns=("a", "b"), label_column="y", head="binary")
-TASKS = {
-    "sst": BUILTIN_TASKS["sst"],
-    "yes-no": replace(BUILTIN_TASKS["sst"], head="binary", num_classes=0, labels=("no", "yes")),
-    "length": replace(
-        BUILTIN_TASKS["sst"], head="regression", num_classes=0, label_range=(2.0, 9.0)
-    ),
-    "para": BUILTIN_TASKS["para"],
-    "sts": BUILTIN_TASKS["sts"],
-    "kinds": replace(BUILTIN_TASKS["para"], head="classes", num_classes=3),
-    "minutes": replace(BUILTIN_TASKS["para"], head="regression", label_range=(0.0, 240.0)),
-    "nli": replace(_PAIR, encoding="cross", head="classes", num_classes=3),
-    "20same": replace(_PAIR, encoding="cross"),
-}
 FEW = ("sst", "para")
 TEXTS = ["A quiet film.", "No!", "The violin is hard to play", "words without an end " * 20, "a b"]
 

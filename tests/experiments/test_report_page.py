@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from sbrrt_fast.cli import main
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.experiments.run_report.texts import MINUS
 from tests.experiments.made_up_run import (
@@ -23,69 +19,12 @@ from tests.experiments.made_up_run import (
     class_rows,
     log_lines,
     made_up_run,
-    write_lines,
     write_rows,
 )
-from tests.helpers import train_tiny
+from tests.experiments.report_pages import report_on, section, text_of, titles_of
 
 SECTIONS = ["scores", "curves", "adversary", *(f"task-{n}" for n in TASKS)]
 SECTIONS += ["time", "recipe", "environment"]
-
-
-def parsed(path: Path) -> ET.Element:
-    """The page as XML, which is stricter than HTML: everything is closed and quoted."""
-    text = path.read_text(encoding="utf-8")
-    doctype, _, rest = text.partition("\n")
-    assert doctype == "<!DOCTYPE html>"
-    return ET.fromstring(rest)
-
-
-def report_on(*runs: Path, output: Path | None = None) -> ET.Element:
-    flags = [] if output is None else ["--output", str(output)]
-    assert main(["report", *map(str, runs), *flags]) == 0
-    return parsed(output or runs[0] / "report.html")
-
-
-def text_of(element: ET.Element | None) -> str:
-    assert element is not None
-    return " ".join(" ".join(element.itertext()).split())
-
-
-def section(page: ET.Element, name: str) -> ET.Element:
-    found = page.find(f".//section[@id='{name}']")
-    assert found is not None, name
-    return found
-
-
-def titles_of(part: ET.Element) -> list[str]:
-    return [text_of(caption) for caption in part.iter("figcaption")]
-
-
-def refused(argv: list[str], capsys) -> str:
-    """What a command line that cannot be used says: one line on stderr, with status 2."""
-    capsys.readouterr()
-    assert main(["report", *argv]) == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.count("\n") == 1
-    return output.err
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return made_up_run(tmp_path_factory.mktemp("report") / "run")
-
-
-@pytest.fixture(scope="module")
-def page(run) -> ET.Element:
-    return report_on(run)
-
-
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory) -> ET.Element:
-    folder = tmp_path_factory.mktemp("comparison")
-    runs = [made_up_run(folder / f"seed-{seed}", seed=seed) for seed in (0, 1, 2)]
-    return report_on(*runs, output=folder / "new" / "page.html")
 
 
 @pytest.fixture(params=["one run", "three runs"])
@@ -334,117 +273,3 @@ def test_a_run_that_has_just_begun(tmp_path):
     (folder / "metrics.jsonl").unlink()
     page = report_on(folder)
     assert "No round was logged yet" in text_of(section(page, "curves"))
-
-
-def test_runs_are_compared_with_paired_intervals(comparison):
-    part = section(comparison, "comparison")
-    rows = [[text_of(cell) for cell in row] for row in part.find(".//tbody")]
-    expected = [[n, METRICS[n], s] for n in TASKS for s in ("seed-1", "seed-2")]
-    assert [row[:3] for row in rows] == expected
-    for *_, difference, interval in rows:
-        value, low, high = (
-            float(text.replace(MINUS, "-")) for text in (difference, *interval.split()[:3:2])
-        )
-        assert low <= value <= high
-        assert interval.endswith("includes 0" if low <= 0 <= high else "excludes 0")
-    first, other = ([r["label"] == r["prediction"] for r in class_rows(5, seed=s)] for s in (0, 1))
-    expected = (sum(other) - sum(first)) / 80
-    assert float(rows[0][3].replace(MINUS, "-")) == pytest.approx(expected, abs=6e-4)
-
-
-def test_runs_that_differ_in_their_seed_alone_have_a_mean(comparison):
-    table = section(comparison, "scores").find(".//table")
-    assert text_of(table.find("./thead/tr")[-1]) == "mean ± sd"
-    assert text_of(table.find("./tbody/tr")[-1]) == "0.512 ± 0.000"
-
-
-def test_runs_of_other_recipes_have_none(tmp_path):
-    runs = [made_up_run(tmp_path / n, weight=w, seed=3) for n, w in (("a", 1.0), ("b", 0.0))]
-    page = report_on(*runs, output=tmp_path / "page.html")
-    assert "mean ± sd" not in text_of(section(page, "scores"))
-    recipe = section(page, "recipe").find(".//tbody")
-    assert [[text_of(cell) for cell in row] for row in recipe] == [["smart.weight", "1.0", "0.0"]]
-
-
-def test_runs_of_other_tasks_are_compared_in_what_they_share(tmp_path):
-    runs = [
-        made_up_run(tmp_path / "both", with_rows=True),
-        made_up_run(tmp_path / "one", tasks={"sst": TASKS["sst"]}, dev={"sst": {"accuracy": 0.25}}),
-    ]
-    page = report_on(*runs, output=tmp_path / "page.html")
-    rows = [text_of(row.find("th")) for row in section(page, "comparison").find(".//tbody")]
-    assert rows == ["sst"]
-    assert "not scored" in text_of(section(page, "scores"))
-
-
-def test_colours_and_dashes_tell_runs_apart(comparison):
-    figure = section(comparison, "curves").find(".//figure")
-    assert [g.get("class") for g in figure.iter("g")] == ["run-0", "run-1", "run-2"]
-    key = section(comparison, "curves").find("./ul")
-    assert [text_of(item) for item in key] == ["seed-0", "seed-1", "seed-2"]
-    style = text_of(comparison.find(".//style"))
-    for number in range(1, 8):
-        assert f"--run-{number}:" in style
-        assert f".run-{number} .curve {{ stroke-dasharray:" in style
-
-
-def test_a_trained_run_from_start_to_page(tmp_path, capsys):
-    folder = train_tiny(tmp_path, "--profile", "--smart.weight", "1")
-    capsys.readouterr()
-    page = report_on(folder)
-    assert capsys.readouterr().out == f"{folder / 'report.html'}: open it in a browser\n"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert f"{metrics['dev']['overall']:.3f}" in text_of(page.find(".//header"))
-    assert "Stages of a round" not in text_of(section(page, "time"))
-    # The page goes when the run is replaced.
-    train_tiny(tmp_path, "--overwrite")
-    assert not (folder / "report.html").exists()
-
-
-def test_several_runs_have_their_page_where_one_is(tmp_path, monkeypatch):
-    runs = [made_up_run(tmp_path / name) for name in "ab"]
-    monkeypatch.chdir(tmp_path)
-    assert main(["report", "a", "b"]) == 0
-    assert (tmp_path / "report.html").exists()
-    assert not any((run / "report.html").exists() for run in runs)
-
-
-def test_what_cannot_be_used_is_one_line(tmp_path, capsys):
-    run = made_up_run(tmp_path / "run")
-    assert "is not the folder of a run" in refused([str(tmp_path)], capsys)
-    assert "is not the folder of a run" in refused([str(tmp_path / "none")], capsys)
-    assert "given twice" in refused([str(run), str(run)], capsys)
-    assert "at most 8" in refused([f"{run}{i}" for i in range(9)], capsys)
-    assert "name the folder of a run" in refused([], capsys)
-    assert "see `sbrrt-fast report --help`" in refused(["--colour", "red"], capsys)
-    assert "cannot be written" in refused([str(run), "--output", str(tmp_path)], capsys)
-    assert not (run / "report.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "reason"),
-    [
-        ("metrics.json", "[]", "is not what training wrote"),
-        ("metrics.json", "{", "is not what training wrote"),
-        ("metrics.json", "{}", "is not what training wrote (dev: Field required)"),
-        ("metrics.json", '{"dev": {}, "rounds": "x"}', "is not what training wrote (rounds: "),
-        ("metrics.jsonl", "{}\n", "metrics.jsonl:1: is not a line that training wrote"),
-        ("metrics.jsonl", '{"round": 1}\n{\n', "metrics.jsonl:2: "),
-        ("config.yaml", "nonsense: 1\n", "unknown key 'nonsense'"),
-        ("evaluation/dev-sst.jsonl", "{}\n", "dev-sst.jsonl:1: is no row of an evaluation"),
-    ],
-)
-def test_a_damaged_file_is_named_and_the_old_page_stays(run, tmp_path, capsys, name, text, reason):
-    folder = Path(shutil.copytree(run, tmp_path / "run"))
-    (folder / "report.html").write_text("old")
-    (folder / name).write_text(text)
-    assert reason in refused([str(folder)], capsys)
-    assert (folder / "report.html").read_text() == "old"
-
-
-def test_a_log_of_a_long_run_stays_a_small_page(tmp_path):
-    folder = made_up_run(tmp_path / "run", with_rows=False)
-    lines = [{"round": i, "sst/loss": 1 / i, "rounds_per_second": 1.0} for i in range(1, 20_001)]
-    write_lines(folder / "metrics.jsonl", lines)
-    report_on(folder)
-    assert (folder / "report.html").stat().st_size < 200_000

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from sbrrt_fast import load
 from sbrrt_fast.checksums import CHECKSUMS, check_directory, checksummed_directory
 from sbrrt_fast.cli import main
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.data.task import BUILTIN_TASKS, Example, TaskConfig
+from sbrrt_fast.data.task import Example
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.io import load_model, save_model
 from sbrrt_fast.model.multitask import MultiTaskModel
@@ -27,6 +26,7 @@ from sbrrt_fast.model.pooling import POOLINGS
 from sbrrt_fast.training.cards.usage import FIRST, FOLDER, SECOND, usage
 from sbrrt_fast.training.scores.evaluate import predict_outputs
 from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from tests.all_tasks import TASKS
 from tests.helpers import Killed, tiny_backbone, tiny_tokenizer, train_tiny
 from tests.model.models import randomise
 
@@ -37,20 +37,6 @@ TEXTS = [
     "one very long text that does not end " * 20,
 ]
 MAX_LENGTH = 24
-_PAIR = TaskConfig(files={}, text_columns=("a", "b"), label_column="y", head="binary")
-TASKS = {
-    "sst": BUILTIN_TASKS["sst"],
-    "yes-no": replace(BUILTIN_TASKS["sst"], head="binary", num_classes=0, labels=("no", "yes")),
-    "length": replace(
-        BUILTIN_TASKS["sst"], head="regression", num_classes=0, label_range=(2.0, 9.0)
-    ),
-    "para": BUILTIN_TASKS["para"],
-    "sts": BUILTIN_TASKS["sts"],
-    "kinds": replace(BUILTIN_TASKS["para"], head="classes", num_classes=3),
-    "minutes": replace(BUILTIN_TASKS["para"], head="regression", label_range=(0.0, 240.0)),
-    "nli": replace(_PAIR, encoding="cross", head="classes", num_classes=3),
-    "same": replace(_PAIR, encoding="cross"),
-}
 
 
 def random_model(folder: Path, pooling: str, pair_features: str = "concat_difference"):
