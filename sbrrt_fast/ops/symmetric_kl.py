@@ -45,11 +45,16 @@ define(
 def symmetric_kl_reference(logits: Tensor, delta: Tensor) -> Tensor:
     """See ``symmetric_kl_delta``; any floating dtype, differentiable to any order."""
     dtype = torch.promote_types(torch.promote_types(logits.dtype, delta.dtype), torch.float32)
-    logits, delta = logits.to(dtype), delta.to(dtype)
+    _, log_ratio, change = log_ratio_and_change(logits.to(dtype), delta.to(dtype))
+    return (change * log_ratio).sum(dim=-1)
+
+
+def log_ratio_and_change(logits: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, log p - log q, p - q) for q = softmax(logits) and p = softmax(logits + delta)."""
     log_q = torch.log_softmax(logits, dim=-1)
     q = log_q.exp()
     log_ratio = delta - _log_partition_shift(log_q, q, delta)
-    return (_probability_change(log_q, q, log_ratio) * log_ratio).sum(dim=-1)
+    return q, log_ratio, _probability_change(log_q, q, log_ratio)
 
 
 def _log_partition_shift(log_q: Tensor, q: Tensor, delta: Tensor) -> Tensor:
