@@ -115,9 +115,9 @@ class TokenBatch:
     @classmethod
     def concatenate(cls, batches: list[TokenBatch]) -> TokenBatch:
         """Packed batches one after the other; each sequence keeps its row."""
-        assert all(batch.packed for batch in batches), "only packed batches can be concatenated"
         if len(batches) == 1:
             return batches[0]
+        assert all(batch.packed for batch in batches), "only packed batches can be concatenated"
         joined = {
             name: torch.cat([getattr(batch, name) for batch in batches])
             for name in ("input_ids", "token_types", "positions", "is_real", "is_special", "rows")
@@ -132,6 +132,18 @@ class TokenBatch:
             sequence=torch.cat(sequence),
             cu_seqlens=torch.cat(cu_seqlens),
             max_length=max(batch.max_length for batch in batches),
+        )
+
+    def tail(self, num_sequences: int, num_tokens: int) -> TokenBatch:
+        """A packed batch without its first sequences, which have so many tokens."""
+        assert self.packed
+        tokens = ("input_ids", "token_types", "positions", "is_real", "is_special")
+        return TokenBatch(
+            **{name: getattr(self, name)[num_tokens:] for name in tokens},
+            sequence=self.sequence[num_tokens:] - num_sequences,
+            cu_seqlens=self.cu_seqlens[num_sequences:] - num_tokens,
+            rows=self.rows[num_sequences:],
+            max_length=self.max_length,
         )
 
     @classmethod

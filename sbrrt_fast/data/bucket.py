@@ -45,22 +45,21 @@ def num_fillers(num_tokens: int, max_positions: int) -> int:
     return -(-_step(num_tokens, max_positions) // min(FILLER_LENGTH, max_positions))
 
 
-def fill(batch: TokenBatch, max_positions: int, vocab_size: int) -> TokenBatch:
+def fill(batch: TokenBatch, max_positions: int) -> TokenBatch:
     """A packed batch in the host's memory, filled up to its bucket.
 
     The tokens that are added are last sequences of at most ``FILLER_LENGTH``, some of them empty.
-    They are not real: nothing is pooled from them, and they are never perturbed. ``words`` is
-    filled up with words that do not occur, to as many as there are tokens.
+    They are not real: nothing is pooled from them, and they are never perturbed.
 
     Args:
-        max_positions: the model's maximum length. vocab_size: the number of its words.
+        max_positions: the model's maximum length.
     """
     num_tokens = bucket_size(batch.num_tokens, max_positions)
     added, count = num_tokens - batch.num_tokens, num_fillers(num_tokens, max_positions)
     length = min(FILLER_LENGTH, max_positions)
     places, zeros = torch.arange(added), torch.zeros(added, dtype=torch.int64)
     ends = ((torch.arange(count) + 1) * length).clamp(max=added) + batch.num_tokens
-    filled = replace(
+    return replace(
         batch,
         input_ids=_append(batch.input_ids, zeros),
         token_types=_append(batch.token_types, zeros),
@@ -72,7 +71,15 @@ def fill(batch: TokenBatch, max_positions: int, vocab_size: int) -> TokenBatch:
         rows=_append(batch.rows, batch.rows.amax() + 1 + torch.arange(count)),
         max_length=bucket_length(max(batch.max_length, min(added, length)), max_positions),
     )
-    return filled.with_these_words(*_words(filled.input_ids, min(num_tokens, vocab_size)))
+
+
+def fill_words(batch: TokenBatch, vocab_size: int) -> TokenBatch:
+    """The batch with ``words``, to which some are added that do not occur.
+
+    There are as many as there are tokens, or as the model's ``vocab_size`` where that is fewer.
+    """
+    count = min(batch.num_tokens, vocab_size)
+    return batch.with_these_words(*_words(batch.input_ids, count))
 
 
 def _append(a: Tensor, b: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
-from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.autograd_pass import AutogradModel
+from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
@@ -30,7 +30,8 @@ from sbrrt_fast.training.step.op_choice import (
     step_calls,
     written_out_why_not,
 )
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
+from sbrrt_fast.training.step.written_out_pass import WrittenOut, layout_why_not
 
 Log = Callable[[str], object]
 
@@ -108,7 +109,7 @@ def build_step(
     num_rounds: int,
     log: Log = print,
     max_length: int | None = None,
-) -> SbrrtStep:
+) -> Step | CapturedStep:
     """The written-out step where it can run, captured on a GPU; else the one under autograd.
 
     Says why where it is the slower one, which op then takes what, and where bf16 saves no time.
@@ -125,17 +126,17 @@ def build_step(
         max_length = min(config.model.max_length, model.config.max_position_embeddings)
     calls = step_calls(model, config, max_length)
     check_calls(calls, config.backend)
-    reason = fast_why_not(config, device) or written_out_why_not(calls, config.backend, device)
+    reason = layout_why_not(config, device) or written_out_why_not(calls, config.backend, device)
     arguments = model, teacher, optimizer, config, num_rounds
     if reason is None and device.type == "cuda" and config.graphs:
-        return GraphStep(*arguments, log)
+        return CapturedStep(Step(WrittenOut, *arguments), log)
     if config.precision == "bf16" and emulates_bf16(device):
         log("this CPU has no bf16 instructions: --precision fp32 is at least as fast here")
     if reason is not None and config.backend != "reference":
         log(f"the step runs under autograd, which is slower: {reason}")
         for line in choice_lines(calls, config.backend, device, known=reason):
             log(line)
-    return (FastStep if reason is None else SbrrtStep)(*arguments)
+    return Step(WrittenOut if reason is None else AutogradModel, *arguments)
 
 
 def log_dev_choice(

@@ -14,7 +14,10 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.checkpoint import optimizer_tensors
 from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.optimizer import build_optimizer
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
+from sbrrt_fast.training.step.autograd_pass import AutogradModel
+from sbrrt_fast.training.step.captured_step import CapturedStep
+from sbrrt_fast.training.step.written_out_pass import WrittenOut
 from tests.model.models import TASKS, random_batch, random_model
 
 LENGTHS = {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]}
@@ -78,7 +81,7 @@ def make_round(
 
 def build(
     kind, config=SBRRT, dtype=torch.float32, pooling="mean", frozen=False, device="cpu"
-) -> SbrrtStep:
+) -> Step:
     torch.manual_seed(0)
     model = random_model(dtype, pooling, config.tasks).to(device)
     if frozen:
@@ -86,14 +89,14 @@ def build(
     return step_over(kind, model, config)
 
 
-def step_over(kind: Callable[..., SbrrtStep], model: MultiTaskModel, config) -> SbrrtStep:
+def step_over(kind: Callable[..., Step], model: MultiTaskModel, config) -> Step:
     """A step of this kind for a run of 10 rounds."""
     teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     return kind(model, teacher, optimizer, config, 10)
 
 
-def state(step: SbrrtStep) -> dict[str, Tensor]:
+def state(step: Step) -> dict[str, Tensor]:
     """Weights, the teacher's and the optimiser's tensors."""
     tensors = {f"model.{name}": x for name, x in step.model.state_dict().items()}
     if step.teacher is not None:

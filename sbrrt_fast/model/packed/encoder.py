@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.model.packed.layer import Block, Layer, span_of
-from sbrrt_fast.model.packed.weights import EncoderGradients, EncoderWeights
-from sbrrt_fast.model.packed.workspace import Workspace, padded_rows
+from sbrrt_fast.model.packed.layer import Block, Layer, Tangent, span_of
+from sbrrt_fast.model.packed.weights import (
+    NORM_VECTORS,
+    EncoderWeights,
+    LayerWeights,
+    ModelGradients,
+    embedding_tables,
+)
+from sbrrt_fast.model.packed.workspace import Workspace
 from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.ops.embed import embed_forward
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The workspace's first rows, pulled back with cotangents that a factor was left out of.
+
+    Attributes:
+        row_factors: float32 [num_rows], the factor of each. sequence_factors: float32
+            [num_sequences], the same by sequence.
+    """
+
+    row_factors: Tensor
+    sequence_factors: Tensor
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.sequence_factors)
+
+    def weights(self, num_rows: int, num_sequences: int) -> tuple[Tensor, Tensor]:
+        """Factors of so many rows and sequences: 1 of those behind."""
+        return tuple(
+            F.pad(x, (0, count - len(x)), value=1.0)
+            for x, count in ((self.row_factors, num_rows), (self.sequence_factors, num_sequences))
+        )
 
 
 class PackedEncoder:
@@ -26,65 +59,59 @@ class PackedEncoder:
         dtype: of the matrix products, float32 or bfloat16. Hidden states between layers and
             LayerNorm's statistics are float32.
         trains: False for a teacher: nothing is saved for a backward.
+        num_head_weights: elements of the heads' weights, whose gradients lie beside the encoder's.
     """
 
-    def __init__(self, encoder: MiniBert, ops, dtype: torch.dtype, trains: bool = True):
+    def __init__(
+        self,
+        encoder: MiniBert,
+        ops,
+        dtype: torch.dtype,
+        trains: bool = True,
+        num_head_weights: int = 0,
+    ):
         self.encoder, self.ops, self.config = encoder, ops, encoder.config
         self.weights = EncoderWeights(encoder, dtype)
         device = encoder.embeddings.word_embeddings.weight.device
         self.workspace = Workspace(self.config, dtype, device, keep=trains)
-        self.gradients = EncoderGradients(self.weights) if trains else None
+        self.gradients = ModelGradients(encoder, self.weights, num_head_weights) if trains else None
         self.layers = [
             Layer(ops, self.config, i, weights) for i, weights in enumerate(self.weights.layers)
         ]
 
-    def begin(self, num_rows: int) -> None:
-        """Makes room for a round; what was saved is lost."""
-        self.saved = self.workspace.layers(num_rows)
-        self.d = self.workspace.cotangents() if self.workspace.keep else None
+    def begin(self, num_rows: int, num_sequences: int) -> None:
+        """Makes room for a round; what was saved is lost.
+
+        Args:
+            num_rows: of all passes that are kept. num_sequences: in those rows.
+        """
+        self.saved, self.d = self.workspace.reserve(num_rows, num_sequences)
 
     def embed(self, stream: DropoutStream) -> tuple[Tensor, Tensor, Tensor]:
         """The embedding layer's output [num_tokens, hidden], and its mean and rstd."""
-        norm = self.encoder.embeddings.LayerNorm
-        return embed_forward(
-            self.ops,
-            *self._tokens(stream),
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            *self._embedding_site(stream),
-        )
+        batch, eps = stream.batch, self.encoder.embeddings.LayerNorm.eps
+        tokens = batch.input_ids, batch.positions, batch.token_types
+        tables = embedding_tables(self.encoder)
+        return embed_forward(self.ops, *tokens, *tables, eps, *self._embedding_site(stream))
 
     def embed_backward(
         self, grad: Tensor, stream: DropoutStream, mean: Tensor, rstd: Tensor
-    ) -> dict[int, Tensor | RowGradient]:
-        """Gradients by id of the parameter; the word table's only for the words that occur.
+    ) -> RowGradient:
+        """The word table's gradient, for the words that occur; the others' in ``gradients``.
 
         Args:
             grad: float32 [num_tokens, hidden]; mean, rstd: what ``embed`` returned.
         """
-        tables, (_, positions, types, words, *others) = self._tables, self._tokens(stream)
+        words, *tables = embedding_tables(self.encoder)
         batch = stream.batch.with_words()
         occurring = words.detach()[batch.words]
-        grads = [torch.empty_like(occurring), *(torch.empty_like(t) for t in tables[1:])]
+        grad_words = torch.empty_like(occurring)
         self.ops.embed_backward_into(
-            grad, batch.word_index, positions, types, occurring, *others, tables[3], mean, rstd,
-            *self._embedding_site(stream), batch.token_order.view(3, -1), *grads,
+            grad, batch.word_index, batch.positions, batch.token_types, occurring, *tables[:3],
+            mean, rstd, *self._embedding_site(stream), batch.token_order.view(3, -1), grad_words,
+            *(self.gradients.by_parameter[id(table)] for table in tables),
         )  # fmt: skip
-        gradients = [RowGradient(batch.words, grads[0]), *grads[1:]]
-        return {id(p): g for p, g in zip(tables, gradients, strict=True)}
-
-    @property
-    def _tables(self) -> list[nn.Parameter]:
-        """In the order of the op's gradients."""
-        layer = self.encoder.embeddings
-        return [
-            layer.word_embeddings.weight,
-            layer.position_embeddings.weight,
-            layer.token_type_embeddings.weight,
-            layer.LayerNorm.weight,
-            layer.LayerNorm.bias,
-        ]
+        return RowGradient(batch.words, grad_words)
 
     def set_input(self, rows: tuple[int, int], x: Tensor) -> None:
         """Sets the first layer's input in some rows."""
@@ -93,32 +120,74 @@ class PackedEncoder:
         if first.x_low.dtype != first.x.dtype:
             first.x_low.copy_(x)
 
-    def forward(self, primal: Block | None, tangent: Block | None = None) -> Tensor:
+    def forward(self, primal: Block | None, tangent: Tangent | None = None) -> Tensor:
         """Last hidden states float32 [all rows, hidden]; see ``Layer.forward``."""
         for layer, (saved, next_saved) in zip(self.layers, pairwise(self.saved), strict=True):
             layer.forward(saved, next_saved, primal, tangent)
         return self.saved[-1].x
 
-    def backward(self, grad: Tensor, blocks: list[Block], weights: bool = True) -> Tensor:
-        """Gradient at the first layer's input, float32 [rows, hidden].
+    def pull_back(self, grad: Tensor, block: Block) -> Tensor:
+        """Gradient at the first layer's input, float32 [rows, hidden]; none of the weights.
+
+        What the weights' gradients of these rows need is kept for ``backward``.
+
+        Args:
+            grad: float32 [rows, hidden], at the last hidden states of the block's rows.
+        """
+        return self._chain(grad, [block], self.workspace.norm_sums[:, : block.num_sequences])
+
+    def backward(
+        self, grad: Tensor, blocks: Sequence[Block], kept: KeptRows | None = None
+    ) -> Tensor:
+        """Gradient at the first layer's input, float32 [rows, hidden]; leaves the weights' too.
 
         Args:
             grad: float32 [rows, hidden], at the last hidden states of the blocks' rows.
-            weights: also leaves the weights' gradients in ``gradients``.
+            kept: the rows before those of the blocks, that were pulled back already.
         """
         start, stop = span_of(blocks)
-        d, extra = self.d.rows(start, stop), self.d.rows(stop, padded_rows(start, stop)[1])
+        self.workspace.clear_padding(stop)
+        num_kept = 0
+        if kept is not None:
+            num_kept = kept.num_sequences
+            self._scale(start, kept.row_factors)
+        sums = self.workspace.norm_sums
+        count = num_kept + sum(block.num_sequences for block in blocks)
+        grad_input = self._chain(grad, blocks, sums[:, num_kept:count], self.gradients.layers)
+        self._sum_vectors(stop, count, kept)
+        return grad_input
+
+    def _chain(
+        self,
+        grad: Tensor,
+        blocks: Sequence[Block],
+        norm_sums: Tensor,
+        grads: list[LayerWeights] | None = None,
+    ) -> Tensor:
+        start, stop = span_of(blocks)
+        d = self.d[0].rows(start, stop)
         d.hidden.copy_(grad)
-        for zeros in (d.product, extra.narrow, extra.qkv):  # the others follow from these
-            zeros.zero_()
+        d.product.zero_()
         for i in reversed(range(len(self.layers))):
-            buffers = self.gradients.layers[i] if weights else None
-            self.layers[i].backward(self.saved[i], self.d, blocks, buffers)
+            sums, of_layer = norm_sums[len(self.layers) - 1 - i], grads and grads[i]
+            self.layers[i].backward(self.saved[i], self.d[i], blocks, sums, of_layer)
         return d.hidden + d.product
 
-    def _tokens(self, stream: DropoutStream) -> tuple[Tensor, ...]:
-        batch = stream.batch
-        return batch.input_ids, batch.positions, batch.token_types, *self._tables[:3]
+    def _scale(self, stop: int, factors: Tensor) -> None:
+        """Scales the narrower factor of each product, so that the cotangents are the loss's."""
+        space = self.workspace
+        inputs = space.activations["x_low"][:-1], space.activations["y_low"]
+        for kept in (*inputs, space.cotangents["narrow1"], space.cotangents["narrow2"]):
+            kept[:, :stop].mul_(factors[:, None])
+
+    def _sum_vectors(self, stop: int, num_sequences: int, kept: KeptRows | None) -> None:
+        """The gradients of biases and of the LayerNorms, of all layers at once."""
+        space, add = self.workspace, self.ops.column_sums_into
+        sums = space.norm_sums[:, :num_sequences].flatten(2)
+        rows, sequences = (None, None) if kept is None else kept.weights(stop, num_sequences)
+        add(sums, sequences, self.gradients.vectors_of(*NORM_VECTORS))
+        for name, bias in (("wide", "inner_bias"), ("qkv", "qkv_bias")):
+            add(space.cotangents[name][:, :stop], rows, self.gradients.vectors_of(bias))
 
     def _embedding_site(self, stream: DropoutStream) -> tuple:
         config = self.config

@@ -3,14 +3,13 @@
     q, k, v = x Wqkv^T + b        y = LN1(x + dropout(attention(q, k, v) Wo^T + b))
     next x  = LN2(y + dropout(gelu(y Wi^T + b) Wu^T + b))
 
-A pass works on a block of the workspace's rows. The tangent of the clean rows is in the rows after
-them, so that both go through each matrix product together; those rows are the adversarial ones
-afterwards.
+A pass works on blocks of the workspace's rows. A tangent is in the rows after those that are
+computed with it, so that both go through each matrix product together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.packed.weights import LayerWeights
-from sbrrt_fast.model.packed.workspace import Activations, Cotangents, padded_rows
+from sbrrt_fast.model.packed.workspace import Activations, Cotangents, Hidden, padded_rows
 
 
 @dataclass(frozen=True)
@@ -40,27 +39,42 @@ class Block:
     def rows(self) -> tuple[int, int]:
         return self.start, self.start + self.stream.batch.num_tokens
 
+    @property
+    def num_sequences(self) -> int:
+        return self.stream.batch.num_sequences
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """The tangent of a block that is computed now or was before; it starts at row ``start``."""
+
+    block: Block
+    start: int
+
     @cached_property
-    def tangent_rows(self) -> tuple[int, int]:
-        """As many rows after them, where their tangent is."""
-        end = self.rows[1]
-        return end, end + self.stream.batch.num_tokens
+    def rows(self) -> tuple[int, int]:
+        return self.start, self.start + self.block.stream.batch.num_tokens
 
 
 class Norm(NamedTuple):
-    """A residual LayerNorm: names of its tensors in ``Activations`` and in ``LayerWeights``."""
+    """A residual LayerNorm: names of its tensors in ``Activations``, ``Cotangents`` and
+    ``LayerWeights``, and its index in ``Workspace.norm_sums``."""
 
     x: str
     residual: str
     mean: str
     rstd: str
+    narrow: str
     bias: str
     weight: str
     shift: str
+    index: int
 
 
-NORM1 = Norm("attended", "x", "mean1", "rstd1", "attention_out_bias", "norm1", "shift1")
-NORM2 = Norm("output", "y", "mean2", "rstd2", "outer_bias", "norm2", "shift2")
+NORM1 = Norm(
+    "attended", "x", "mean1", "rstd1", "narrow1", "attention_out_bias", "norm1", "shift1", 0
+)
+NORM2 = Norm("output", "y", "mean2", "rstd2", "narrow2", "outer_bias", "norm2", "shift2", 1)
 Result = Callable[[tuple[int, int]], tuple[Tensor, Tensor]]  # of rows: float32, compute dtype
 
 
@@ -80,15 +94,15 @@ class Layer:
     def forward(
         self,
         saved: Activations,
-        next_saved: Activations,
+        next_saved: Activations | Hidden,
         primal: Block | None,
-        tangent: Block | None,
+        tangent: Tangent | None,
     ) -> None:
         """``next_saved.x`` from ``saved.x``, and what backward needs.
 
         Args:
-            primal: the rows to compute, or None.
-            tangent: rows, computed now or before, whose tangent is in their ``tangent_rows``.
+            primal: the rows to compute, or None. tangent: of rows computed now or before; its rows
+                follow those of ``primal``.
         """
         w, mm = self.weights, self.ops.mm_into
         both = saved.rows(*padded_rows(*_span(primal, tangent)))
@@ -107,47 +121,51 @@ class Layer:
         self,
         saved: Activations,
         d: Cotangents,
-        blocks: list[Block],
+        blocks: Sequence[Block],
+        norm_sums: Tensor | None = None,
         grads: LayerWeights | None = None,
     ) -> None:
         """Turns d of ``next_saved.x`` (``d.hidden + d.product``) into d of ``saved.x``.
 
         Args:
             blocks: adjacent rows, each with its own dropout, that share the products.
-            grads: where the weights' gradients go, or None to compute none of them.
+            norm_sums: float32 [num_sequences of the blocks, 2, 3, H], where the LayerNorms' sums
+                over each sequence go, or None.
+            grads: where the matrices' gradients go, or None to compute none. They are taken over
+                all rows up to the blocks' end: the ones before have their cotangents already.
         """
-        w, mm, rows = self.weights, self.ops.mm_into, span_of(blocks)
-        a, g = saved.rows(*padded_rows(*rows)), d.rows(*padded_rows(*rows))
-        self._add_norm_backward(NORM2, saved, d, blocks, grads)
-        mm(g.narrow, w.outer, g.wide)
+        w, mm, (start, stop) = self.weights, self.ops.mm_into, span_of(blocks)
+        g = d.rows(*padded_rows(start, stop))
+        a, factor = saved.rows(*padded_rows(0, stop)), d.rows(*padded_rows(0, stop))
+        self._add_norm_backward(NORM2, saved, d, blocks, norm_sums)
+        mm(g.narrow2, w.outer, g.wide)
         if grads:
-            mm(g.narrow.t(), a.activated, grads.outer)
-        self._gelu_backward(saved, d, blocks, grads)
+            mm(factor.narrow2.t(), a.activated, grads.outer)
+        self._gelu_backward(saved, d, blocks)
         mm(g.wide, w.inner, g.product)
         if grads:
-            mm(g.wide.t(), a.y_low, grads.inner)
-        self._add_norm_backward(NORM1, saved, d, blocks, grads)
-        mm(g.narrow, w.attention_out, g.context)
+            mm(factor.wide.t(), a.y_low, grads.inner)
+        self._add_norm_backward(NORM1, saved, d, blocks, norm_sums)
+        mm(g.narrow1, w.attention_out, g.context)
         if grads:
-            mm(g.narrow.t(), a.context, grads.attention_out)
+            mm(factor.narrow1.t(), a.context, grads.attention_out)
         self._attend_backward(saved, d, blocks)
         mm(g.qkv, w.qkv, g.product)
         if grads:
-            mm(g.qkv.t(), a.x_low, grads.qkv)
-            torch.sum(d.rows(*rows).qkv, 0, dtype=torch.float32, out=grads.qkv_bias)
+            mm(factor.qkv.t(), a.x_low, grads.qkv)
 
-    def _attend(self, saved: Activations, primal: Block | None, tangent: Block | None) -> None:
+    def _attend(self, saved: Activations, primal: Block | None, tangent: Tangent | None) -> None:
         if primal:
             a = saved.rows(*primal.rows)
             self.ops.attention_forward_into(
                 *a.qkv.chunk(3, 1), *self._heads(primal), a.context, a.logsumexp
             )
         if tangent:
-            a, t = saved.rows(*tangent.rows), saved.rows(*tangent.tangent_rows)
+            a, t = saved.rows(*tangent.block.rows), saved.rows(*tangent.rows)
             qkv = *a.qkv.chunk(3, 1), *t.qkv.chunk(3, 1)
-            self.ops.attention_jvp_into(*qkv, a.logsumexp, *self._heads(tangent), t.context)
+            self.ops.attention_jvp_into(*qkv, a.logsumexp, *self._heads(tangent.block), t.context)
 
-    def _attend_backward(self, saved: Activations, d: Cotangents, blocks: list[Block]) -> None:
+    def _attend_backward(self, saved: Activations, d: Cotangents, blocks: Sequence[Block]) -> None:
         for block in blocks:
             a, g = saved.rows(*block.rows), d.rows(*block.rows)
             inputs = *a.qkv.chunk(3, 1), a.context, a.logsumexp
@@ -161,7 +179,7 @@ class Layer:
         saved: Activations,
         result: Result,
         primal: Block | None,
-        tangent: Block | None,
+        tangent: Tangent | None,
     ) -> None:
         w = self.weights
         if primal:
@@ -172,11 +190,11 @@ class Layer:
                 getattr(a, norm.mean), getattr(a, norm.rstd),
             )  # fmt: skip
         if tangent:
-            a, t = saved.rows(*tangent.rows), saved.rows(*tangent.tangent_rows)
-            out, low = result(tangent.tangent_rows)
+            a, t = saved.rows(*tangent.block.rows), saved.rows(*tangent.rows)
+            out, low = result(tangent.rows)
             self.ops.dropout_add_layernorm_jvp_into(
                 getattr(t, norm.x), getattr(t, norm.residual), *_inputs(norm, a, w),
-                getattr(a, norm.mean), getattr(a, norm.rstd), *self._dropout(tangent, norm),
+                getattr(a, norm.mean), getattr(a, norm.rstd), *self._dropout(tangent.block, norm),
                 out, _copy_of(low),
             )  # fmt: skip
 
@@ -185,38 +203,35 @@ class Layer:
         norm: Norm,
         saved: Activations,
         d: Cotangents,
-        blocks: list[Block],
-        grads: LayerWeights | None,
+        blocks: Sequence[Block],
+        norm_sums: Tensor | None,
     ) -> None:
-        w, names = self.weights, (norm.bias, norm.weight, norm.shift)
-        sums = [getattr(grads, name) for name in names] if grads else [None] * 3
-        for i, block in enumerate(blocks):
+        w, first = self.weights, 0
+        for block in blocks:
             a, g = saved.rows(*block.rows), d.rows(*block.rows)
-            added = grads is not None and i > 0  # to the sums over the blocks before
-            results = [torch.empty_like(x) for x in sums] if added else sums
+            sums = None
+            if norm_sums is not None:
+                sums = norm_sums[first : first + block.num_sequences, norm.index]
+                first += block.num_sequences
+            segments = None if sums is None else block.stream.batch.cu_seqlens
             self.ops.dropout_add_layernorm_backward_into(
                 g.hidden, g.product, *_inputs(norm, a, w), getattr(a, norm.mean),
-                getattr(a, norm.rstd), *self._dropout(block, norm), g.narrow, g.hidden, *results,
+                getattr(a, norm.rstd), *self._dropout(block, norm), getattr(g, norm.narrow),
+                g.hidden, segments, sums,
             )  # fmt: skip
-            if added:
-                torch._foreach_add_(sums, results)
 
-    def _gelu(self, saved: Activations, primal: Block | None, tangent: Block | None) -> None:
+    def _gelu(self, saved: Activations, primal: Block | None, tangent: Tangent | None) -> None:
         bias = self.weights.inner_bias
         if primal:
             a = saved.rows(*primal.rows)
             self.ops.bias_gelu_forward_into(a.inner, bias, a.activated)
         if tangent:
-            a, t = saved.rows(*tangent.rows), saved.rows(*tangent.tangent_rows)
+            a, t = saved.rows(*tangent.block.rows), saved.rows(*tangent.rows)
             self.ops.bias_gelu_jvp_into(t.inner, a.inner, bias, t.activated)
 
-    def _gelu_backward(
-        self, saved: Activations, d: Cotangents, blocks: list[Block], grads: LayerWeights | None
-    ) -> None:
-        rows = span_of(blocks)
-        a, g = saved.rows(*rows), d.rows(*rows)
-        dbias = grads.inner_bias if grads else None
-        self.ops.bias_gelu_backward_into(g.wide, a.inner, self.weights.inner_bias, g.wide, dbias)
+    def _gelu_backward(self, saved: Activations, d: Cotangents, blocks: Sequence[Block]) -> None:
+        a, g = saved.rows(*span_of(blocks)), d.rows(*span_of(blocks))
+        self.ops.bias_gelu_backward_into(g.wide, a.inner, self.weights.inner_bias, g.wide, None)
 
     def _heads(self, block: Block) -> tuple:
         """What attention takes after its tensors."""
@@ -230,15 +245,15 @@ class Layer:
         return block.stream.hidden(config.hidden_size, p, site)
 
 
-def span_of(blocks: list[Block]) -> tuple[int, int]:
+def span_of(blocks: Sequence[Block]) -> tuple[int, int]:
     """The rows of adjacent blocks."""
     return blocks[0].rows[0], blocks[-1].rows[1]
 
 
-def _span(primal: Block | None, tangent: Block | None) -> tuple[int, int]:
+def _span(primal: Block | None, tangent: Tangent | None) -> tuple[int, int]:
     """The rows that go through the products."""
-    first = primal.rows if primal else tangent.tangent_rows
-    return first[0], (tangent.tangent_rows if tangent else first)[1]
+    first = (primal or tangent).rows
+    return first[0], (tangent or primal).rows[1]
 
 
 def _inputs(norm: Norm, a: Activations, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,7 +6,8 @@ refreshes; in fp32 they are the parameters' own memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,9 @@ def layer_parameters(layer: BertLayer) -> dict[str, list[nn.Parameter]]:
 
 MATRICES = frozenset({"qkv", "attention_out", "inner", "outer"})
 MULTIPLIED = MATRICES | {"qkv_bias"}
+# The order of ``Workspace.norm_sums``, then what is summed over rows.
+NORM_VECTORS = ("attention_out_bias", "norm1", "shift1", "outer_bias", "norm2", "shift2")
+VECTORS = (*NORM_VECTORS, "inner_bias", "qkv_bias")
 
 
 class EncoderWeights:
@@ -138,20 +142,74 @@ class EncoderWeights:
         self._versions = [p._version for p, _ in self._sources]
 
 
-class EncoderGradients:
-    """Buffers for the gradients of all layers: of matrices in the compute dtype, else float32."""
+class ModelGradients:
+    """The gradients of a model in two flat buffers, in the order in which a backward makes them.
 
-    def __init__(self, weights: EncoderWeights):
+    That is: heads, the pooler, the layers from the last to the first, the embedding layer but for
+    its words, whose gradient has as many rows as words occur. Everything that makes a gradient
+    writes here.
+
+    Args:
+        encoder: and its weights, as the passes multiply with them.
+        num_head_weights: elements of all heads' weights.
+
+    Attributes:
+        matrices: of the compute dtype [num_layers, width]. flat: float32, all else.
+        heads: float32 [num_head_weights]. vectors: float32 [num_layers, width], of each layer what
+            ``VECTORS`` names. Both are parts of ``flat``.
+        layers: records of views, the first layer first.
+        by_parameter: each of the encoder's parameters' views by its id; not the word table's.
+    """
+
+    def __init__(self, encoder: MiniBert, weights: EncoderWeights, num_head_weights: int):
+        matrices = [{n: getattr(w, n) for n in sorted(MATRICES)} for w in weights.layers]
+        vectors = [{n: getattr(w, n) for n in VECTORS} for w in weights.layers]
+        pooler = [] if encoder.pooler is None else list(encoder.pooler.parameters())
+        tables = embedding_tables(encoder)[1:]
+        count, width = len(vectors), sum(x.numel() for x in vectors[0].values())
+        others = [x.numel() for x in (*pooler, *tables)]
+        first, num_pooler = vectors[0]["norm1"], sum(others[: len(pooler)])
+        self.flat = first.new_zeros(num_head_weights + count * width + sum(others))
+        sizes = [num_head_weights, num_pooler, count * width, sum(others) - num_pooler]
+        self.heads, of_pooler, of_layers, of_tables = self.flat.split(sizes)
+        self.vectors = of_layers.view(count, width)
+        first = matrices[0]["qkv"]
+        self.matrices = first.new_zeros(count, sum(x.numel() for x in matrices[0].values()))
         self.layers = [
-            LayerWeights(**{f.name: _gradient(f.name, getattr(w, f.name)) for f in fields(w)})
-            for w in weights.layers
+            LayerWeights(**(_views(self.matrices[-1 - i], a) | _views(self.vectors[-1 - i], b)))
+            for i, (a, b) in enumerate(zip(matrices, vectors, strict=True))
         ]
-        self.by_parameter: dict[int, Tensor] = {}
+        self.by_parameter = _views(of_pooler, {id(p): p for p in pooler})
+        self.by_parameter |= _views(of_tables, {id(p): p for p in tables})
         for buffers, parameters in zip(self.layers, weights.parameters, strict=True):
             for name, members in parameters.items():
                 parts = getattr(buffers, name).chunk(len(members))
                 self.by_parameter |= {id(p): g for p, g in zip(members, parts, strict=True)}
 
+    @property
+    def num_bytes(self) -> int:
+        return self.matrices.nbytes + self.flat.nbytes
 
-def _gradient(name: str, weight: Tensor) -> Tensor:
-    return torch.empty_like(weight, dtype=None if name in MATRICES else torch.float32)
+    def vectors_of(self, *names: str) -> Tensor:
+        """float32 [num_layers, width]: these neighbours in ``VECTORS``, the last layer first."""
+        views = [getattr(self.layers[-1], name) for name in names]
+        start = views[0].storage_offset() - self.vectors.storage_offset()
+        return self.vectors[:, start : start + sum(view.numel() for view in views)]
+
+
+def embedding_tables(encoder: MiniBert) -> list[nn.Parameter]:
+    """The embedding layer's parameters in the order of ``embed``'s gradients."""
+    layer = encoder.embeddings
+    return [
+        layer.word_embeddings.weight,
+        layer.position_embeddings.weight,
+        layer.token_type_embeddings.weight,
+        layer.LayerNorm.weight,
+        layer.LayerNorm.bias,
+    ]
+
+
+def _views(flat: Tensor, tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
+    """Pieces of ``flat``, one after the other, of the shapes of ``tensors``."""
+    parts = flat.split([x.numel() for x in tensors.values()])
+    return {key: part.view(x.shape) for (key, x), part in zip(tensors.items(), parts, strict=True)}

@@ -16,7 +16,7 @@ from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
-from sbrrt_fast.training.step.sbrrt_step import autocast
+from sbrrt_fast.training.step.autograd_pass import autocast
 
 _TRAIN_AGAIN = "train again with a lower optimizer.learning_rate, or from another backbone"
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences

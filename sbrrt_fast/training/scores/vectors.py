@@ -13,7 +13,7 @@ from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.scores.evaluate import length_batches
-from sbrrt_fast.training.step.sbrrt_step import autocast
+from sbrrt_fast.training.step.autograd_pass import autocast
 
 _ADVICE = "use another model, or train again with a lower optimizer.learning_rate"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,27 +27,56 @@ class TaskBatch:
 
 @dataclass(frozen=True)
 class Group:
-    """The batches of one optimiser step.
+    """The batches of one optimiser step, side by side.
+
+    Batches whose Jacobian has one row per example come first. Behind theirs and behind the others'
+    sequences there may be some of padding.
 
     Attributes:
-        names: of the tasks. counts: number of sequences of each.
-        labels: of each, float32 [num_examples].
-        tokens: all of them, packed; after the tasks' sequences may come some of padding.
+        names: of the tasks. counts: number of sequences of each. firsts: the first one of each.
+        labels: of all examples, float32.
+        tokens: of all sequences, packed.
+        num_row_sequences, num_row_tokens: of the batches with one row per example, padding too.
     """
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
-    labels: tuple[Tensor, ...]
+    firsts: tuple[int, ...]
+    labels: Tensor
     tokens: TokenBatch
+    num_row_sequences: int
+    num_row_tokens: int
 
     @classmethod
-    def of(cls, batches: list[TaskBatch]) -> Group:
-        """The batches side by side."""
+    def of(cls, batches: list[TaskBatch], one_output: Collection[str] = ()) -> Group:
+        """The batches as they are.
+
+        Args:
+            one_output: tasks with one row per example.
+        """
+        parts = [[b for b in batches if (b.name in one_output) == first] for first in (True, False)]
+        tokens = [[batch.tokens for batch in part] for part in parts]
+        joined = [TokenBatch.concatenate(part) if part else None for part in tokens]
+        return cls.of_parts(parts, joined)
+
+    @classmethod
+    def of_parts(cls, parts: list[list[TaskBatch]], tokens: list[TokenBatch | None]) -> Group:
+        """Both kinds of batches and the tokens of each, with padding behind."""
+        ordered = [batch for part in parts for batch in part]
+        rows, others = tokens
+        num_sequences = 0 if rows is None else rows.num_sequences
+        counts = tuple(batch.tokens.num_sequences for batch in ordered)
+        firsts = [sum(counts[:i]) for i in range(len(parts[0]))]
+        ends = range(len(parts[0]), len(ordered))
+        firsts += [num_sequences + sum(counts[len(parts[0]) : i]) for i in ends]
         return cls(
-            tuple(batch.name for batch in batches),
-            tuple(batch.tokens.num_sequences for batch in batches),
-            tuple(batch.labels for batch in batches),
-            TokenBatch.concatenate([batch.tokens for batch in batches]),
+            tuple(batch.name for batch in ordered),
+            counts,
+            tuple(firsts),
+            torch.cat([batch.labels for batch in ordered]),
+            TokenBatch.concatenate([part for part in (rows, others) if part is not None]),
+            num_sequences,
+            0 if rows is None else rows.num_tokens,
         )
 
     def with_words(self) -> Group:
@@ -55,5 +85,5 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The group with its tensors on ``device``."""
-        labels = tuple(to_device(x, device) for x in self.labels)
+        labels = to_device(self.labels, device)
         return replace(self, labels=labels, tokens=self.tokens.to(device))

@@ -1,108 +1,128 @@
-"""Pooling and the tasks' heads of a written-out pass.
-
-They are a few rows in float32, so autograd differentiates them; what goes between them and the
-encoder are plain gradients of the last hidden states.
-"""
+"""Pooling and the tasks' heads of a written-out pass, with their derivatives; no autograd."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
+from torch import Tensor, nn
 
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.model.heads import class_logits
-from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.model.packed.heads import HeadWeights
 from sbrrt_fast.model.pooling import pooling_matrix
+from sbrrt_fast.ops.task_heads import (
+    HeadTable,
+    heads_forward,
+    heads_jvp,
+    heads_vjp,
+    heads_weight_gradients,
+)
 
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """Outputs of the heads of a group of tasks; one entry per batch of the group.
+    """What the heads made of last hidden states.
 
     Attributes:
-        pooled: float32 [num_sequences, hidden] leaf of the outputs' graph.
-        outputs: the heads' outputs. logits: the outputs as class logits, for divergences.
+        first: float32 [num_sequences, hidden], what pooling has taken of the hidden states.
+        pooled: the same shape, after BERT's pooler where there is one.
+        outputs: float32 [num_outputs], flat; see ``ops.task_heads``.
     """
 
+    first: Tensor
     pooled: Tensor
-    outputs: list[Tensor]
-    logits: list[Tensor]
+    outputs: Tensor
 
 
 class HeadPass:
-    """The heads of some tasks over one packed batch that holds all their sequences.
+    """The heads of a group's tasks over its packed batch.
 
     Args:
-        model: whose heads.
-        names: the tasks, in the batch's order. counts: number of sequences of each; padding
-            sequences may follow them.
-        stream: the packed batch and its dropout.
+        table: the heads. stream: the packed batch and its dropout.
+        encoder: whose pooling; its config has the dropout. backend: of the heads' ops.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        names: Sequence[str],
-        counts: Sequence[int],
-        stream: DropoutStream,
-    ):
-        self.model, self.names, self.counts, self.stream = model, names, counts, stream
-        self.num_sequences = sum(counts)
+    def __init__(self, table: HeadTable, stream: DropoutStream, encoder: MiniBert, backend: str):
+        self.table, self.stream, self.encoder, self.backend = table, stream, encoder, backend
 
     @cached_property
     def matrix(self) -> Tensor:
-        whole = pooling_matrix(self.stream.batch, self.model.encoder.pooling)
-        return whole[: self.num_sequences]
+        """float32 [num_sequences, num_tokens]: pooling, whose transpose is the way back."""
+        return pooling_matrix(self.stream.batch, self.encoder.pooling)
 
     @cached_property
     def factors(self) -> Tensor | None:
-        config = self.model.config
+        config = self.encoder.config
         p = config.hidden_dropout_prob
-        whole = self.stream.pooled_factors(config.hidden_size, p, torch.float32)
-        return None if whole is None else whole[: self.num_sequences]
+        return self.stream.pooled_factors(config.hidden_size, p, torch.float32)
 
     def on(self, stream: DropoutStream) -> HeadPass:
         """These heads over the batch with another stream's masks."""
-        return HeadPass(self.model, self.names, self.counts, stream)
+        return HeadPass(self.table, stream, self.encoder, self.backend)
 
-    def __call__(self, hidden: Tensor, model: MultiTaskModel | None = None) -> HeadOutputs:
-        """From last hidden states float32 [num_tokens, hidden]; ``model`` may be the teacher."""
-        pooled = self.matrix @ hidden
-        if torch.is_grad_enabled():
-            pooled.requires_grad_()
-        return HeadOutputs(pooled, *self._heads(pooled, model or self.model))
+    def forward(
+        self, hidden: Tensor, weights: HeadWeights, pooler: nn.Module | None
+    ) -> HeadOutputs:
+        """From last hidden states float32 [num_tokens, hidden]."""
+        first = self.matrix @ hidden
+        pooled = first if pooler is None else pooler(first)
+        outputs = heads_forward(
+            self.table, pooled, self.factors, weights.flat, backend=self.backend
+        )
+        return HeadOutputs(first, pooled, outputs)
 
-    @torch.no_grad()
-    def jvp(self, outputs: HeadOutputs, tangent: Tensor) -> list[Tensor]:
-        """The logits' tangents from that of the last hidden states (Jacobian-vector product)."""
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(outputs.pooled.detach(), self.matrix @ tangent)
-            _, logits = self._heads(dual, self.model)
-            return [forward_ad.unpack_dual(x).tangent for x in logits]
+    def jvp(self, at: HeadOutputs, weights: HeadWeights, tangent: Tensor, start: int) -> Tensor:
+        """The outputs' tangents from that of the last hidden states from row ``start`` on.
 
-    def vjp(self, outputs: HeadOutputs, cotangents: list[Tensor]) -> Tensor:
-        """The last hidden states' gradient from the logits' (vector-Jacobian product)."""
-        grad = torch.autograd.grad(outputs.logits, outputs.pooled, cotangents, retain_graph=True)[0]
-        return self.spread(grad)
+        Args:
+            tangent: float32 [num_tokens - start, hidden]; it is zero before.
+        """
+        change = self.matrix[:, start:] @ tangent
+        if self.encoder.pooler is not None:
+            change = _tanh_gradient(at) * (change @ self.encoder.pooler.dense.weight.t())
+        return heads_jvp(
+            self.table, at.pooled, self.factors, weights.flat, change, backend=self.backend
+        )
 
-    def spread(self, grad: Tensor) -> Tensor:
-        """The last hidden states' gradient from the pooled vectors'."""
-        return self.matrix.t() @ grad
+    def vjp(self, at: HeadOutputs, weights: HeadWeights, cotangents: Tensor) -> Tensor:
+        """The gradient of ``at.pooled`` from that of the outputs."""
+        return heads_vjp(
+            self.table, at.pooled, self.factors, weights.flat, cotangents, backend=self.backend
+        )
 
-    def _heads(self, pooled: Tensor, model: MultiTaskModel) -> tuple[list[Tensor], list[Tensor]]:
-        if model.encoder.pooler is not None:
-            pooled = model.encoder.pooler(pooled)
-        factors = None if self.factors is None else self.factors.split(self.counts)
-        outputs = [
-            model.head_outputs(name, part, factors and factors[i])
-            for i, (name, part) in enumerate(
-                zip(self.names, pooled.split(self.counts), strict=True)
-            )
-        ]
-        pairs = zip(self.names, outputs, strict=True)
-        return outputs, [class_logits(model.tasks[name], x) for name, x in pairs]
+    def spread(self, at: HeadOutputs, grad_pooled: Tensor, start: int = 0) -> Tensor:
+        """The gradient of the last hidden states from row ``start`` on."""
+        grad = grad_pooled
+        if self.encoder.pooler is not None:
+            grad = (grad * _tanh_gradient(at)) @ self.encoder.pooler.dense.weight
+        return self.matrix[:, start:].t() @ grad
+
+
+def weight_gradients(
+    passes: list[tuple[HeadPass, HeadOutputs, Tensor]], grad_weights: Tensor
+) -> None:
+    """Writes the heads' gradients, summed over passes with their outputs' gradients."""
+    heads, outputs, cotangents = zip(*passes, strict=True)
+    heads_weight_gradients(
+        heads[0].table,
+        [x.pooled for x in outputs],
+        [h.factors for h in heads],
+        cotangents,
+        grad_weights,
+        backend=heads[0].backend,
+    )
+
+
+def pooler_gradients(
+    passes: list[tuple[HeadOutputs, Tensor]], grad_weight: Tensor, grad_bias: Tensor
+) -> None:
+    """Writes the pooler's gradients, summed over passes with their pooled vectors' gradients."""
+    grads = torch.cat([grad * _tanh_gradient(at) for at, grad in passes])
+    torch.mm(grads.t(), torch.cat([at.first for at, _ in passes]), out=grad_weight)
+    torch.sum(grads, 0, out=grad_bias)
+
+
+def _tanh_gradient(at: HeadOutputs) -> Tensor:
+    return 1.0 - at.pooled.square()

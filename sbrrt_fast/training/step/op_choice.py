@@ -18,7 +18,7 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.op_calls import PASS_OPS, OpCall, encoder_calls
 from sbrrt_fast.ops.attention import MAX_LENGTH
 from sbrrt_fast.smart.presets import ascent_options, resolve
-from sbrrt_fast.training.step.fast_step import DTYPES
+from sbrrt_fast.training.step.written_out_model import DTYPES
 
 _OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # whose reasons are worth a line
 _UPDATE = "adamw_ema_"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ class StaticGroup:
     def __init__(self, group: Group, num_numbers: int, device: torch.device):
         self._like = group
         self._int_sizes = [*(len(getattr(group.tokens, name)) for name in TOKENS), 2]
-        self._float_sizes = [*(len(labels) for labels in group.labels), num_numbers]
+        self._float_sizes = [len(group.labels), num_numbers]
         self._ints = StaticInput(sum(self._int_sizes), torch.int64, device)
         self._floats = StaticInput(sum(self._float_sizes), torch.float64, device)
 
@@ -42,18 +44,14 @@ class StaticGroup:
         """
         tokens = (getattr(group.tokens, name) for name in TOKENS)
         self._ints.load([*tokens, torch.tensor(rng)])
-        self._floats.load([*group.labels, torch.tensor(numbers, dtype=torch.float64)])
+        self._floats.load([group.labels, torch.tensor(numbers, dtype=torch.float64)])
 
     def read(self) -> tuple[Group, Tensor, Tensor]:
         """The group, (seed, round) int64 [2] and the update's numbers float64, on the device."""
         *parts, rng = self._ints.tensor.split(self._int_sizes)
-        *labels, numbers = self._floats.tensor.split(self._float_sizes)
+        labels, numbers = self._floats.tensor.split(self._float_sizes)
         named = zip(TOKENS, parts, strict=True)
         tensors = {name: part.to(STORED.get(name, torch.int64)) for name, part in named}
-        group = Group(
-            self._like.names,
-            self._like.counts,
-            tuple(part.to(torch.float32) for part in labels),
-            TokenBatch(**tensors, max_length=self._like.tokens.max_length),
-        )
+        tokens = TokenBatch(**tensors, max_length=self._like.tokens.max_length)
+        group = replace(self._like, labels=labels.to(torch.float32), tokens=tokens)
         return group, rng, numbers

@@ -1,4 +1,4 @@
-"""The written-out step, captured on the device and replayed.
+"""A step whose work on the device is captured and replayed.
 
 A group is filled up to one of a few sizes (``data.bucket``). The first two of a size run launch by
 launch, the third is captured; from then on a step is two copies to the device and one replay.
@@ -11,24 +11,20 @@ them, a step is launched and then captured anew. What a round reports is launche
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sbrrt_fast.config import RunConfig
-from sbrrt_fast.data.bucket import fill
-from sbrrt_fast.data.transfer import to_device
-from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.cost.profile import NoClock
+from sbrrt_fast.data.bucket import fill, fill_words
+from sbrrt_fast.training.cost.profile import NoClock, StageClock
 from sbrrt_fast.training.step.cuda_graph import CudaGraph, error_chain
-from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.frozen import Frozen
 from sbrrt_fast.training.step.group import Group, TaskBatch
-from sbrrt_fast.training.step.optimizer import set_learning_rate
+from sbrrt_fast.training.step.round_pass import Terms, differentiate, measure
 from sbrrt_fast.training.step.static_group import StaticGroup
+from sbrrt_fast.training.step.step import Step
 from sbrrt_fast.training.step.update import Structure, TensorGroup
 
 MAX_GRAPHS = 128
@@ -41,6 +37,7 @@ class Key(NamedTuple):
 
     names: tuple[str, ...]
     counts: tuple[int, ...]
+    num_row_tokens: int
     num_tokens: int
     max_length: int
     beta: float
@@ -66,26 +63,25 @@ class Captured:
     frozen: Frozen
 
 
-class GraphStep(FastStep):
-    """``FastStep`` from captured work: the same numbers.
+class CapturedStep:
+    """A ``Step`` with written-out passes, from captured work: the same numbers.
 
     Args:
+        step: which runs what is not captured.
         log: takes a line where capturing fails, after which the step runs launch by launch.
         graph: makes a recording; see ``CudaGraph``.
     """
 
     def __init__(
         self,
-        model: MultiTaskModel,
-        teacher: Teacher | None,
-        optimizer: torch.optim.Optimizer,
-        config: RunConfig,
-        num_rounds: int,
+        step: Step,
         log: Callable[[str], object] = print,
         graph: Callable[[torch.device], CudaGraph] = CudaGraph,
     ):
-        super().__init__(model, teacher, optimizer, config, num_rounds)
-        self.log, self._new_graph = log, graph
+        self.step, self.log, self._new_graph = step, log, graph
+        self.model, self.teacher, self.optimizer = step.model, step.teacher, step.optimizer
+        self.config, self.device, self.passes = step.config, step.device, step.passes
+        self.update, self.num_steps, self.is_joint = step.update, step.num_steps, step.is_joint
         self._sights: dict[Key, int] = {}  # launched so far
         self._structures: dict[Key, Structure] = {}
         self._captured: dict[Key, Captured] = {}
@@ -94,10 +90,20 @@ class GraphStep(FastStep):
         self.num_rows = self.num_filled = 0
         self.seconds, self.bytes = 0.0, 0
 
+    @property
+    def clock(self) -> StageClock | NoClock:
+        return self.step.clock
+
+    @clock.setter
+    def clock(self, clock: StageClock | NoClock) -> None:
+        self.step.clock = clock
+
     def memory(self) -> dict[str, int]:
-        return super().memory() | {"graphs": self.bytes}
+        """See ``Step.memory``."""
+        return self.step.memory() | {"graphs": self.bytes}
 
     def summary(self) -> list[str]:
+        """Lines on the step for the end of the run."""
         share = 1.0 - self.num_rows / max(self.num_filled, 1)
         return [
             f"{len(self._captured)} graphs, captured in {self.seconds:.1f} s with "
@@ -105,55 +111,69 @@ class GraphStep(FastStep):
             f"optimiser steps; {share:.1%} of their tokens filled up"
         ]
 
-    def _train(
-        self, batches: list[TaskBatch], index: int, step: int, report: bool
-    ) -> dict[str, Tensor]:
+    def round(self, batches: list[TaskBatch], index: int, report: bool = False) -> Terms:
+        """See ``Step.round``."""
+        return self.step.round(batches, index, report, self._train)
+
+    def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
+        """See ``Step.gradients``."""
+        return self.step.gradients(batch, rng)
+
+    def _train(self, batches: list[TaskBatch], index: int, step: int, report: bool) -> Terms:
         self.num_steps_taken += 1
         if not self._is_possible or not isinstance(self.clock, NoClock):  # a clock waits
-            return super()._train(batches, index, step, report)
+            return self.step.train(batches, index, step, report)
         group = self._filled(batches)
         beta, tokens = self.update.beta_at(step), group.tokens
-        key = Key(group.names, group.counts, tokens.num_tokens, tokens.max_length, beta)
+        sizes = group.num_row_tokens, tokens.num_tokens, tokens.max_length
+        key = Key(group.names, group.counts, *sizes, beta)
         captured = self._ready(key, group, step)
         if captured is None:
-            terms = self._train_group(group, index, step, report)
+            terms = self.step.train_groups([group], index, step, report)
             self._sights[key] = self._sights.get(key, 0) + 1
-            self._structures[key] = self.update.structure_of(self._grads)
+            self._structures[key] = self.update.structure_of(self.passes.gradients([group]))
             return terms
         reported = self._reported(group, index) if report else {}
         return reported | self._replay(captured, group, index)
 
-    def _replay(self, captured: Captured, group: Group, index: int) -> dict[str, Tensor]:
+    def _replay(self, captured: Captured, group: Group, index: int) -> Terms:
         self.num_replays += 1
         numbers = self.update.numbers(captured.plan)
         captured.inputs.load(group, (self.config.seed, index), numbers)
         captured.graph.replay()
         return dict(zip(captured.terms, captured.values.clone().unbind(), strict=True))
 
-    def _reported(self, group: Group, index: int) -> dict[str, Tensor]:
+    def _reported(self, group: Group, index: int) -> Terms:
         """The terms that a reporting round adds, from the weights before the update."""
-        rng = to_device(torch.tensor([self.config.seed, index]), self.device)
-        return self.report(group.to(self.device), rng)
+        ascent = self.step.ascent
+        if ascent is None:
+            return {}
+        this = self.passes.begin(group, self.step.rng(index))
+        this.clean(ascent)
+        return measure(this, ascent, this.climb(ascent))
 
     def _filled(self, batches: list[TaskBatch]) -> Group:
         config, host = self.model.config, torch.device("cpu")
-        group = Group.of([batch.to(host) for batch in batches])
-        tokens = fill(group.tokens, config.max_position_embeddings, config.vocab_size)
-        self.num_rows += group.tokens.num_tokens
-        self.num_filled += tokens.num_tokens
-        return Group(group.names, group.counts, group.labels, tokens)
+        batches = [batch.to(host) for batch in batches]
+        positions = config.max_position_embeddings
+        group = Group.filled(
+            batches, self.passes.one_output, lambda tokens: fill(tokens, positions)
+        )
+        self.num_rows += sum(batch.tokens.num_tokens for batch in batches)
+        self.num_filled += group.tokens.num_tokens
+        return replace(group, tokens=fill_words(group.tokens, config.vocab_size))
 
     def _ready(self, key: Key, group: Group, step: int) -> Captured | None:
         """The captured work, made where it was seen often enough; None if there is none."""
         if self._sights.get(key, 0) < SIGHTS - 1:
             return None
-        set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
-        self._refresh()
+        self.step.set_learning_rate(step)
+        self.passes.refresh()
         plan, captured = self.update.plan(self._structures[key]), self._captured.get(key)
         if captured and not captured.frozen.holds():  # replaced from outside
             del self._captured[key]
             return None
-        if captured and captured.plan is plan and captured.capacity == self._capacity():
+        if captured and captured.plan is plan and captured.capacity == self.passes.capacity():
             return captured
         if captured is None and len(self._captured) >= MAX_GRAPHS:
             return None
@@ -177,20 +197,17 @@ class GraphStep(FastStep):
 
         def work() -> Tensor:
             read, rng, numbers = inputs.read()
-            terms = self._pass(read, rng, report=False)
+            this = self.passes.begin(read, rng)
+            terms = differentiate(this, self.step.ascent, self.teacher is not None, self.clock)
+            gradients = self.passes.gradients([read])
             with self.clock("optimiser"):
-                norm = self.update.run(plan, numbers, self._grads, key.beta, *self._copies())
+                norm = self.update.run(plan, numbers, gradients, key.beta, *self.passes.copies())
             terms["gradient_norm"] = norm
             names.extend(terms)
             return torch.stack([value.to(torch.float32) for value in terms.values()])
 
         values = graph.capture(work)
-        self._mark_fresh()
-        self._grads = {}  # their memory is the recording's
+        self.passes.mark_fresh()
         self.seconds, self.bytes = self.seconds + graph.seconds, self.bytes + graph.bytes
         frozen = self.update.frozen(plan)
-        return Captured(graph, inputs, tuple(names), values, plan, self._capacity(), frozen)
-
-    def _capacity(self) -> tuple[int, ...]:
-        """Sizes of the workspaces: where one has grown, captured work has the old addresses."""
-        return tuple(e.workspace.capacity for e in (self.student, self.momentum) if e)
+        return Captured(graph, inputs, tuple(names), values, plan, self.passes.capacity(), frozen)

@@ -1,0 +1,150 @@
+"""One task's batch through a round under autograd: the written-out passes are held against it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
+from sbrrt_fast.model.heads import class_logits
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.ascent import Ascent, Tokens
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.smart.divergence import divergence_of
+from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.smart.regularizer import AutogradJacobian, AutogradPass
+from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS
+from sbrrt_fast.training.step.update import Gradients, TorchUpdate
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 matrix products for ``bf16``, nothing for ``fp32``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+class AutogradModel:
+    """Student and teacher of a run; gradients are the parameters' ``grad``.
+
+    Args:
+        model: the student. teacher: or None. config: the run's.
+    """
+
+    def __init__(self, model: MultiTaskModel, teacher: Teacher | None, config: RunConfig):
+        self.model, self.teacher, self.config = model, teacher, config
+        self.smart = resolve(config.smart)
+        self.device = next(model.parameters()).device
+
+    def groups(self, batches: list[TaskBatch]) -> list[Group]:
+        """What goes through the encoder together: each batch by itself, padded or packed."""
+        return [Group.of([batch]) for batch in batches]
+
+    def begin(self, group: Group, rng: Tensor) -> AutogradRound:
+        """The group's pass; the group may be in the host's memory."""
+        return AutogradRound(self, group.to(self.device), rng)
+
+    def gradients(self, groups: list[Group]) -> Gradients:
+        """The parameters' by id, summed over backwards since ``forget``."""
+        return {id(p): p.grad for p in self.model.parameters() if p.grad is not None}
+
+    def update(self, update: TorchUpdate, step: int, groups: list[Group]) -> Tensor:
+        """Steps the optimiser and the teacher; the gradients' norm."""
+        norm = update(step)
+        self.forget()
+        return norm
+
+    def forget(self) -> None:
+        """Drops the gradients."""
+        for p in self.model.parameters():
+            p.grad = None
+
+    def refresh(self) -> None:
+        """Nothing here follows the weights."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held between rounds: autograd's are freed."""
+        return {}
+
+
+class AutogradRound:
+    """``round_pass.RoundPass`` of one batch.
+
+    Args:
+        owner: the model. group: of one batch, on the device. rng: int64 [2], (seed, round).
+    """
+
+    def __init__(self, owner: AutogradModel, group: Group, rng: Tensor):
+        self.owner, self.group, self.tokens = owner, group, group.tokens
+        self.model, self.name = owner.model, group.names[0]
+        self.task, config = owner.model.tasks[group.names[0]], owner.config
+        positions = owner.model.config.max_position_embeddings
+        self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, config.backend)
+        self.divergence = divergence_of(self.task, config.backend)
+        mask = self.tokens.is_real
+        if not owner.smart.perturb_special:
+            mask = mask & ~self.tokens.is_special
+        self.perturbed = Tokens(mask, self.tokens.sequence, self.tokens.num_sequences)
+        self.smart = self.bregman = None
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.owner.device, self.owner.config.precision)
+
+    def noise(self, site: int) -> Tensor:
+        return self.stream.normal(self.embeddings.shape[-1], site).to(self.embeddings.dtype)
+
+    def clean(self, ascent: Ascent | None) -> None:
+        tokens, name, other = self.tokens, self.name, self._other(ADVERSARIAL_PASS)
+        with self.autocast():
+            self.embeddings = self.model.embed(tokens, self.stream)
+            self.outputs = self.model.outputs(name, self.embeddings, tokens, self.stream)
+            self.logits = class_logits(self.task, self.outputs)
+        self.around = AutogradPass(
+            lambda x: self.model.logits(name, x, tokens, other),
+            self.divergence,
+            self.embeddings,
+            self.logits,
+            AutogradJacobian(
+                lambda x: self.model.logits(name, x, tokens, self.stream),
+                self.embeddings,
+                self.logits,
+            ),
+        )
+
+    def climb(self, ascent: Ascent) -> Tensor:
+        delta = ascent.start(self.noise(NOISE_SITE), self.perturbed.mask)
+        with self.autocast():
+            return ascent.climb(self.around, delta, self.perturbed)
+
+    def perturb(self, ascent: Ascent, delta: Tensor) -> None:
+        with self.autocast():
+            self.smart = ascent.values(self.around, delta)
+
+    def teach(self) -> None:
+        """D_Breg: the mean divergence from the teacher's outputs (arXiv 1911.03437, eq. 3)."""
+        other = self._other(TEACHER_PASS)
+        with self.autocast():
+            outputs = self.owner.teacher(self.name, self.tokens, other)
+            target = class_logits(self.task, outputs)
+            self.bregman = self.divergence(self.logits, target).mean()
+
+    def losses(self) -> dict[str, Tensor]:
+        """The loss terms, with their graph."""
+        config, terms = self.owner.config, {}
+        with self.autocast():
+            terms["loss"] = total = self.model.loss(self.name, self.outputs, self.group.labels)
+        if self.smart is not None:
+            terms["smart"] = self.smart
+            total = total + self.owner.smart.weight * self.smart
+        if self.bregman is not None:
+            terms["bregman"] = self.bregman
+            total = total + config.bregman.weight * self.bregman
+        return terms | {"total": self.task.weight * total}
+
+    def backward(self) -> list[dict[str, Tensor]]:
+        losses = self.losses()
+        losses["total"].backward()
+        return [losses]
+
+    def _other(self, pass_id: int) -> DropoutStream:
+        return self.stream if self.owner.smart.shared_dropout else self.stream.fork(pass_id)

@@ -1,0 +1,184 @@
+"""One SBRRT round: batches in, weights moved, loss terms out.
+
+For every task's batch: task loss + lambda_s R_s + mu D_Breg, and the optimiser and the teacher step
+after each batch (``per_task``) or once per round (``joint``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.transfer import to_device
+from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.smart.ascent import Ascent
+from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.training.cost.profile import NoClock, StageClock
+from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.optimizer import set_learning_rate
+from sbrrt_fast.training.step.round_pass import RoundPass, Terms, differentiate
+from sbrrt_fast.training.step.update import Gradients, TorchUpdate, build_update
+
+Train = Callable[[list[TaskBatch], int, int, bool], Terms]
+
+
+class StepModel(Protocol):
+    """Student and teacher, and how batches go through them.
+
+    ``autograd_pass.AutogradModel`` and ``written_out_pass.WrittenOut`` are the two.
+    """
+
+    def groups(self, batches: list[TaskBatch]) -> list[Group]:
+        """What goes through the encoder together, of the batches of one optimiser step."""
+
+    def begin(self, group: Group, rng: Tensor) -> RoundPass:
+        """A group's pass; rng is int64 [2], (seed, round), on the device."""
+
+    def refresh(self) -> None:
+        """Follows weights that something else than the update has changed."""
+
+    def gradients(self, groups: list[Group]) -> Gradients:
+        """Of the groups' losses, by id of the parameter."""
+
+    def update(self, update: TorchUpdate, step: int, groups: list[Group]) -> Tensor:
+        """Update number ``step`` with these gradients; returns their norm before clipping."""
+
+    def forget(self) -> None:
+        """Drops the gradients."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held between rounds, by what holds them."""
+
+
+class Step:
+    """The training step.
+
+    Args:
+        kind: how batches go through the model: ``AutogradModel`` or ``WrittenOut``.
+        model: the student. teacher: its momentum teacher, or None without Bregman.
+        optimizer: over the model's trainable parameters.
+        config: the run's configuration.
+        num_rounds: of the whole run, for learning rate and momentum schedules.
+
+    Raises:
+        ConfigError: SMART's settings are below what the precision resolves.
+    """
+
+    def __init__(
+        self,
+        kind: Callable[[MultiTaskModel, Teacher | None, RunConfig], StepModel],
+        model: MultiTaskModel,
+        teacher: Teacher | None,
+        optimizer: torch.optim.AdamW,
+        config: RunConfig,
+        num_rounds: int,
+    ):
+        self.model, self.teacher, self.optimizer, self.config = model, teacher, optimizer, config
+        self.device = next(model.parameters()).device
+        self.clock: StageClock | NoClock = NoClock()
+        self.is_joint = config.round.update == "joint"
+        self.num_steps = num_rounds * (1 if self.is_joint else len(config.tasks))
+        self.ascent = build_ascent(model, config)
+        for module in (model, *([] if teacher is None else [teacher.module])):
+            module.encoder.set_backend(config.backend)
+        clip_norm = config.optimizer.clip_norm
+        self.update = build_update(optimizer, teacher, clip_norm, self.num_steps, config.backend)
+        self.passes = kind(model, teacher, config)
+
+    def round(
+        self,
+        batches: list[TaskBatch],
+        index: int,
+        report: bool = False,
+        train: Train | None = None,
+    ) -> Terms:
+        """Trains on one round.
+
+        Args:
+            batches: one per drawn task, rows numbered through the round; the step takes them to its
+                device.
+            index: number of rounds done before; with the seed it keys dropout and noise.
+            report: also measure the perturbation and the adversarial gain.
+            train: takes the place of ``train``.
+
+        Returns:
+            Detached scalars on the device: ``<task>/loss``, ``/smart``, ``/bregman``, ``/total``,
+            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. A task
+            drawn twice in a round gives the values of its last batch.
+        """
+        parts = [batches] if self.is_joint else [[batch] for batch in batches]
+        terms: Terms = {}
+        for position, part in enumerate(parts):
+            terms |= (train or self.train)(part, index, index * len(parts) + position + 1, report)
+        return terms
+
+    def train(self, batches: list[TaskBatch], index: int, step: int, report: bool) -> Terms:
+        """One optimiser step, number ``step`` from 1, on these batches of a round."""
+        return self.train_groups(self.passes.groups(batches), index, step, report)
+
+    def train_groups(self, groups: list[Group], index: int, step: int, report: bool) -> Terms:
+        """``train`` on batches side by side, in the host's memory or the device's."""
+        self.passes.refresh()
+        terms = self.differentiate(groups, self.rng(index), report)
+        return terms | {"gradient_norm": self._update(groups, step)}
+
+    def differentiate(self, groups: list[Group], rng: Tensor, report: bool = False) -> Terms:
+        """Loss terms of the groups; their gradients are left in ``passes``."""
+        terms: Terms = {}
+        for group in groups:
+            this = self.passes.begin(group, rng)
+            terms |= differentiate(this, self.ascent, self.teacher is not None, self.clock, report)
+        return terms
+
+    def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
+        """Gradients of one batch's loss by parameter name, without an update."""
+        groups = self.passes.groups([batch])
+        self.passes.refresh()
+        self.differentiate(groups, rng)
+        found = self.passes.gradients(groups)
+        named = {n: (p, found[id(p)]) for n, p in self.model.named_parameters() if id(p) in found}
+        grads = {name: _dense(grad, p) for name, (p, grad) in named.items()}
+        self.passes.forget()
+        return grads
+
+    def rng(self, index: int) -> Tensor:
+        """(seed, round) int64 [2] on the device."""
+        return to_device(torch.tensor([self.config.seed, index]), self.device)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the step itself holds, beyond weights and optimiser state."""
+        return self.passes.memory()
+
+    def summary(self) -> list[str]:
+        """Lines on the step for the end of the run."""
+        return []
+
+    def set_learning_rate(self, step: int) -> None:
+        """That of update number ``step``, from 1."""
+        set_learning_rate(self.optimizer, step, self.num_steps, self.config.optimizer)
+
+    def _update(self, groups: list[Group], step: int) -> Tensor:
+        self.set_learning_rate(step)
+        with self.clock("optimiser"):
+            return self.passes.update(self.update, step, groups)
+
+
+def build_ascent(model: MultiTaskModel, config: RunConfig) -> Ascent | None:
+    """A run's; None without SMART."""
+    smart = resolve(config.smart)
+    if smart.weight == 0:
+        return None
+    dtype = torch.bfloat16 if config.precision == "bf16" else next(model.parameters()).dtype
+    return Ascent(smart, torch.finfo(dtype).eps, config.backend)
+
+
+def _dense(grad, parameter: Tensor) -> Tensor:
+    """A gradient that later rounds do not overwrite; of some rows, with zeros in the others."""
+    if isinstance(grad, Tensor):
+        return grad.clone() if grad.dtype == parameter.dtype else grad.to(parameter.dtype)
+    return grad.dense(parameter)

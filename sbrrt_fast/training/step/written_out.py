@@ -1,0 +1,281 @@
+"""One group of batches through a round, with the encoder's passes and the heads written out.
+
+``docs/step.md`` has the picture: which rows of the workspace are whose, and what is kept of them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sbrrt_fast.data.batch import TokenBatch
+from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
+from sbrrt_fast.model.packed.layer import Block, Tangent
+from sbrrt_fast.ops.objective import (
+    Objective,
+    objective,
+    smoothness_cotangents,
+    smoothness_values,
+)
+from sbrrt_fast.smart.ascent import Ascent, Tokens, unit_scale
+from sbrrt_fast.training.step.group import Group
+from sbrrt_fast.training.step.head_pass import (
+    HeadOutputs,
+    HeadPass,
+    pooler_gradients,
+    weight_gradients,
+)
+from sbrrt_fast.training.step.jacobian import GroupJacobian, Rows, Through
+from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS
+from sbrrt_fast.training.step.written_out_model import WrittenOutModel
+
+
+class WrittenOutPass:
+    """``round_pass.RoundPass`` and ``smart.ascent.CleanPass`` of a group.
+
+    The workspace's rows: clean ones of examples with one output, clean ones of the others, then the
+    others' tangent, in whose place the adversarial ones of all come.
+
+    Args:
+        model: the written-out one. group: on the device. rng: int64 [2], (seed, round).
+    """
+
+    def __init__(self, model: WrittenOutModel, group: Group, rng: Tensor):
+        self.model, self.group, self.tokens = model, group, group.tokens
+        self.student, self.backend = model.student, model.backend
+        positions, self.tables = model.config.max_position_embeddings, model.tables(group)
+        self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, self.backend)
+        self.heads = HeadPass(self.tables.heads, self.stream, model.encoder, self.backend)
+        self.clean_block = Block(self.stream)
+        self.adversarial = self.targets = self.smart_values = self.jacobian = None
+        self.smart_scale = 1.0
+
+    # The clean pass
+
+    @torch.no_grad()
+    def clean(self, ascent: Ascent | None) -> None:
+        """The clean outputs; with a tangent ascent also its first tangent."""
+        tokens, ascends = self.tokens, ascent is not None and ascent.is_tangent
+        self.student.begin(2 * tokens.num_tokens, 2 * tokens.num_sequences)
+        self.embeddings, *self.statistics = self.student.embed(self.stream)
+        self.student.set_input(self.clean_block.rows, self.embeddings)
+        tangent = self.tangent if ascends else None
+        if ascent is not None:
+            self.delta = ascent.start(self.noise(NOISE_SITE), self.perturbed.mask)
+            self._scale = unit_scale(self.delta)
+        if tangent is not None:
+            self.student.set_input(tangent.rows, self.delta[tangent.block.start :] / self._scale)
+        self._hidden = self.student.forward(self.clean_block, tangent)
+        hidden = self._hidden[: tokens.num_tokens]
+        self.at = self.heads.forward(hidden, self.model.weights, self.model.encoder.pooler)
+        self.outputs = self.at.outputs
+
+    @cached_property
+    def others(self) -> Block | None:
+        """The clean rows of examples with more than one output."""
+        first, token = self.group.num_row_sequences, self.group.num_row_tokens
+        if token == self.tokens.num_tokens:
+            return None
+        if token == 0:
+            return self.clean_block
+        return Block(self.stream.over(self.tokens.tail(first, token)), token)
+
+    @property
+    def tangent(self) -> Tangent | None:
+        return self.others and Tangent(self.others, self.tokens.num_tokens)
+
+    @cached_property
+    def perturbed(self) -> Tokens:
+        """Which tokens may be perturbed."""
+        tokens, mask = self.tokens, self.tokens.is_real
+        if not self.model.smart.perturb_special:
+            mask = mask & ~tokens.is_special
+        return Tokens(mask, tokens.sequence, tokens.num_sequences)
+
+    def noise(self, site: int) -> Tensor:
+        """Standard normal, float32 [num_tokens, hidden]."""
+        return self.stream.normal(self.embeddings.shape[-1], site)
+
+    # Around the clean pass
+
+    @property
+    def around(self) -> WrittenOutPass:
+        return self
+
+    @property
+    def smoothness(self) -> WrittenOutPass:
+        return self
+
+    def cotangents(self, tangents: Tensor) -> Tensor:
+        table = self.tables.smoothness
+        return smoothness_cotangents(table, self.outputs, tangents, backend=self.backend)
+
+    def values(self, changes: Tensor) -> Tensor:
+        table = self.tables.smoothness
+        return smoothness_values(table, self.outputs, changes, backend=self.backend)
+
+    def first_gradient(self) -> Tensor:
+        """The ascent's gradient at ``delta``, whose tangent the clean pass has computed.
+
+        One pull-back serves all: rows of J of the first examples, the gradient of the others.
+        """
+        one_output, num_tokens = self.tables.one_output, self.group.num_row_tokens
+        through, tangents = None, torch.zeros_like(self.outputs)
+        if self.others is not None:
+            arguments = self.student, self.heads, self.model.weights, self.at, self.tangent
+            through = Through(*arguments)
+            tangents = through.outputs_of(self._hidden)
+            cotangents = self.cotangents(tangents)
+        if one_output is not None:
+            unit = one_output.unit
+            rest = [] if through is None else [cotangents[len(unit) :]]
+            cotangents = torch.cat([unit, *rest])
+        grad_pooled = self.heads.vjp(self.at, self.model.weights, cotangents)
+        grad = self.student.pull_back(self.heads.spread(self.at, grad_pooled), self.clean_block)
+        rows = None
+        if one_output is not None:
+            ours = grad[:num_tokens]
+            rows = Rows(ours, one_output, self.tokens.sequence[:num_tokens])
+            delta = self.delta[:num_tokens] / self._scale
+            tangents[: one_output.num_outputs] = rows.jvp(delta)
+            first = self.cotangents(tangents)[: one_output.num_outputs]
+            grad = torch.cat([rows.vjp(first), grad[num_tokens:]])
+        self.jacobian = GroupJacobian(rows, through)
+        return self._scale * grad
+
+    @torch.no_grad()
+    def climb(self, ascent: Ascent) -> Tensor:
+        """The perturbation float32 [num_tokens, hidden]."""
+        first = self.first_gradient() if ascent.is_tangent else None
+        return ascent.climb(self, self.delta, self.perturbed, first)
+
+    def change(self, delta: Tensor) -> Tensor:
+        return self._outputs_at(delta).outputs - self.outputs
+
+    def finite_gradient(self, delta: Tensor) -> Tensor:
+        at = self._outputs_at(delta)
+        labels = self.group.labels
+        pulled = objective(
+            self.tables.smoothness, self.outputs, labels, at.outputs, backend=self.backend
+        )
+        heads = self.adversarial_heads
+        grad = heads.vjp(at, self.model.weights, pulled.grad_adversarial)
+        return self.student.pull_back(heads.spread(at, grad), self.adversarial_block)
+
+    @cached_property
+    def adversarial_block(self) -> Block:
+        return Block(self._other(ADVERSARIAL_PASS), self.tokens.num_tokens)
+
+    @cached_property
+    def adversarial_heads(self) -> HeadPass:
+        stream = self.adversarial_block.stream
+        return self.heads if stream is self.stream else self.heads.on(stream)
+
+    def _other(self, pass_id: int) -> DropoutStream:
+        return self.stream if self.model.smart.shared_dropout else self.stream.fork(pass_id)
+
+    def _outputs_at(self, delta: Tensor) -> HeadOutputs:
+        block = self.adversarial_block
+        self.student.set_input(block.rows, self.embeddings + delta)
+        hidden = self.student.forward(block)[slice(*block.rows)]
+        return self.adversarial_heads.forward(hidden, self.model.weights, self.model.encoder.pooler)
+
+    # The rest of the round
+
+    @torch.no_grad()
+    def perturb(self, ascent: Ascent, delta: Tensor) -> None:
+        """The adversarial outputs, and R_s where the adversarial pass cannot resolve it."""
+        if ascent.branch == "linear":
+            self.smart_values = ascent.values(self, delta)
+        self.smart_scale = ascent.scale
+        self.adversarial = self._outputs_at(
+            delta if self.smart_scale == 1.0 else self.smart_scale * delta
+        )
+
+    @torch.no_grad()
+    def teach(self) -> None:
+        """The teacher's outputs."""
+        teacher, stream = self.model.momentum, self._other(TEACHER_PASS)
+        heads = self.heads if stream is self.stream else self.heads.on(stream)
+        block = Block(stream)
+        teacher.begin(self.tokens.num_tokens, 0)
+        teacher.set_input(block.rows, teacher.embed(stream)[0])
+        hidden = teacher.forward(block)[: self.tokens.num_tokens]
+        self.targets = heads.forward(
+            hidden, self.model.teacher_weights, teacher.encoder.pooler
+        ).outputs
+
+    @torch.no_grad()
+    def backward(self) -> list[dict[str, Tensor]]:
+        """Gradients of everything that trains, into the model's; each task's terms."""
+        result = self._objective()
+        passes = [(self.heads, self.at, result.grad_outputs)]
+        if self.adversarial is not None:
+            passes.append((self.adversarial_heads, self.adversarial, result.grad_adversarial))
+        weight_gradients(passes, self.model.grads.heads)
+        if self.model.trains_encoder:
+            self._backward(passes)
+        names = [
+            ("loss", True),
+            ("smart", self.adversarial is not None),
+            ("bregman", self.targets is not None),
+            ("total", True),
+        ]
+        kept = [name for name, is_there in names if is_there]
+        columns = [i for i, (_, is_there) in enumerate(names) if is_there]
+        return [{n: terms[i] for n, i in zip(kept, columns, strict=True)} for terms in result.terms]
+
+    def _objective(self) -> Objective:
+        adversarial = self.adversarial
+        return objective(
+            self.tables.objective,
+            self.outputs,
+            self.group.labels,
+            None if adversarial is None else adversarial.outputs,
+            self.targets,
+            self.smart_scale**-2,
+            self.smart_values,
+            backend=self.backend,
+        )
+
+    def _backward(self, passes: list[tuple[HeadPass, HeadOutputs, Tensor]]) -> None:
+        """The way back from the outputs' gradients.
+
+        Args:
+            passes: heads, outputs and these' gradient: clean, and adversarial if there is one.
+        """
+        grad_pooled = [h.vjp(at, self.model.weights, grad) for h, at, grad in passes]
+        pooler = self.model.encoder.pooler
+        if pooler is not None:
+            pairs = [(at, grad) for (_, at, _), grad in zip(passes, grad_pooled, strict=True)]
+            found = self.model.grads.by_parameter
+            places = (found[id(p)] for p in (pooler.dense.weight, pooler.dense.bias))
+            pooler_gradients(pairs, *places)
+        rows, start, kept, finished = self.jacobian and self.jacobian.rows, 0, None, []
+        if rows is not None:
+            start = self.group.num_row_tokens
+            ours, kept = rows.finish(passes[0][2][: rows.one_output.num_outputs])
+            finished.append(ours)
+        hidden = [h.spread(at, g) for (h, at, _), g in zip(passes, grad_pooled, strict=True)]
+        grad_hidden = torch.cat([hidden[0][start:], *hidden[1:]])
+        grad = self.student.backward(grad_hidden, self._chain(start), kept)
+        count = self.tokens.num_tokens - start
+        clean = torch.cat([*finished, grad[:count]])
+        total = clean if self.adversarial is None else clean + grad[count:]
+        self.model.grad_words = self.student.embed_backward(total, self.stream, *self.statistics)
+
+    def _chain(self, start: int) -> list[Block]:
+        """The rows that the final backward goes through; as one where they share their masks."""
+        others = [] if self.others is None else [self.others]
+        clean = [self.clean_block] if start == 0 else others
+        if self.adversarial is None:
+            return clean
+        other = self.adversarial_block
+        if not clean:
+            return [other]
+        if not self.model.smart.shared_dropout:
+            return [*clean, other]
+        both = TokenBatch.concatenate([clean[0].stream.batch, other.stream.batch])
+        return [Block(self.stream.over(both), start)]
