@@ -126,15 +126,16 @@ class PackedEncoder:
             layer.forward(saved, next_saved, primal, tangent)
         return self.saved[-1].x
 
-    def pull_back(self, grad: Tensor, block: Block) -> Tensor:
+    def pull_back(self, grad: Tensor, block: Block, keeps: bool = False) -> Tensor:
         """Gradient at the first layer's input, float32 [rows, hidden]; none of the weights.
-
-        What the weights' gradients of these rows need is kept for ``backward``.
 
         Args:
             grad: float32 [rows, hidden], at the last hidden states of the block's rows.
+            keeps: also keeps the sums over the LayerNorms' rows that ``backward`` takes of its
+                ``kept`` rows. The products' cotangents are kept always.
         """
-        return self._chain(grad, [block], self.workspace.norm_sums[:, : block.num_sequences])
+        sums = self.workspace.norm_sums[:, : block.num_sequences] if keeps else None
+        return self._chain(grad, [block], sums)
 
     def backward(
         self, grad: Tensor, blocks: Sequence[Block], kept: KeptRows | None = None
@@ -161,7 +162,7 @@ class PackedEncoder:
         self,
         grad: Tensor,
         blocks: Sequence[Block],
-        norm_sums: Tensor,
+        norm_sums: Tensor | None,
         grads: list[LayerWeights] | None = None,
     ) -> Tensor:
         start, stop = span_of(blocks)
@@ -169,7 +170,8 @@ class PackedEncoder:
         d.hidden.copy_(grad)
         d.product.zero_()
         for i in reversed(range(len(self.layers))):
-            sums, of_layer = norm_sums[len(self.layers) - 1 - i], grads and grads[i]
+            of_layer = None if grads is None else grads[i]
+            sums = None if norm_sums is None else norm_sums[len(self.layers) - 1 - i]
             self.layers[i].backward(self.saved[i], self.d[i], blocks, sums, of_layer)
         return d.hidden + d.product
 

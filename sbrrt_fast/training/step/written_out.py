@@ -133,7 +133,9 @@ class WrittenOutPass:
             rest = [] if through is None else [cotangents[len(unit) :]]
             cotangents = torch.cat([unit, *rest])
         grad_pooled = self.heads.vjp(self.at, self.model.weights, cotangents)
-        grad = self.student.pull_back(self.heads.spread(self.at, grad_pooled), self.clean_block)
+        grad_hidden = self.heads.spread(self.at, grad_pooled)
+        keeps = one_output is not None
+        grad = self.student.pull_back(grad_hidden, self.clean_block, keeps)
         rows = None
         if one_output is not None:
             ours = grad[:num_tokens]
