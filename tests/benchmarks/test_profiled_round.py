@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.tune import profiled_round
 from tests.cuda_on_cpu.build import ROOT
-from tests.training.test_fast_step import SBRRT
+from tests.training.steps import SBRRT
 from tests.training.test_graph_step import Never, captured, make_round
 
 

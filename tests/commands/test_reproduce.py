@@ -14,7 +14,7 @@ from sbrrt_fast.cli import main
 from sbrrt_fast.experiments.report import Report, RowResult, Spread
 from sbrrt_fast.experiments.tables import TABLES, pick_rows, read_run
 from sbrrt_fast.recipe_files import recipes_folder
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 from tests.helpers import small_sample, tiny_backbone
 
 ROWS = {
@@ -53,13 +53,13 @@ def tables(shared, tmp_path_factory) -> Path:
 def trained(monkeypatch) -> list[tuple[str, int]]:
     """(recipe, round index) of every round trained during the test."""
     rounds: list[tuple[str, int]] = []
-    original = SbrrtStep.round
+    original = Step.round
 
     def counted(self, batches, index, report=False):
         rounds.append((self.config.recipe, index))
         return original(self, batches, index, report)
 
-    monkeypatch.setattr(SbrrtStep, "round", counted)
+    monkeypatch.setattr(Step, "round", counted)
     return rounds
 
 
@@ -166,14 +166,14 @@ def test_further_seeds_give_a_spread(shared, tmp_path, trained):
 
 def interrupt_at(monkeypatch, last: int) -> None:
     """Ctrl-C when round ``last`` (from 0) begins."""
-    original = SbrrtStep.round
+    original = Step.round
 
     def interrupted(self, batches, index, report=False):
         if index == last:
             raise KeyboardInterrupt
         return original(self, batches, index, report)
 
-    monkeypatch.setattr(SbrrtStep, "round", interrupted)
+    monkeypatch.setattr(Step, "round", interrupted)
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +195,9 @@ def test_an_interrupted_row_goes_on(
         assert main(reproduce(shared, "2", tmp_path, *flags)) == 130
     assert not list(tmp_path.glob("**/metrics.json"))
     rounds: list[int] = []
-    original = SbrrtStep.round
+    original = Step.round
     monkeypatch.setattr(
-        SbrrtStep, "round", lambda self, b, i, r=False: rounds.append(i) or original(self, b, i, r)
+        Step, "round", lambda self, b, i, r=False: rounds.append(i) or original(self, b, i, r)
     )
     capsys.readouterr()
     assert main(reproduce(shared, "2", tmp_path, *flags)) == 0

@@ -32,16 +32,15 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops._backend.dispatch import Op
 from sbrrt_fast.ops.registry import OPS
 from sbrrt_fast.training.scores.evaluate import evaluate, predict
-from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.op_choice import (
     check_calls,
     choice_lines,
     step_calls,
     written_out_why_not,
 )
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone, train_tiny
+from tests.training.steps import is_written_out
 
 # hidden, head_dim, intermediate
 SHAPES = {
@@ -112,7 +111,7 @@ def test_other_shapes_train_as_on_the_reference(base, tmp_path, shape):
     config = of_shape(base, tmp_path, shape)
     assert_same_run(config)
     ours, lines = trainer(config)
-    assert type(ours.step) is SbrrtStep
+    assert not is_written_out(ours.step)
     step, others, attention = told(lines)
     assert step.endswith("which is slower: attention cannot run on cpu here")
     assert others.startswith(f"{IN_PASSES}, smart_noise, smart_ascend, symmetric_kl, ")
@@ -153,7 +152,7 @@ def test_a_width_that_is_taken_stays_written_out(base, tmp_path):
     config = replace(base, model=ModelConfig(backbone=str(backbone)))
     assert_same_run(config)
     ours, lines = trainer(config, backend="cpu")
-    assert type(ours.step) is FastStep
+    assert is_written_out(ours.step)
     assert told(lines) == []
 
 
@@ -173,7 +172,7 @@ def test_long_texts_train_as_on_the_reference(base, tmp_path):
     config = of_length(base, tmp_path, "train")
     assert_same_run(replace(config, tasks={"sst": config.tasks["sst"]}))
     ours, lines = trainer(config)
-    assert type(ours.step) is SbrrtStep
+    assert not is_written_out(ours.step)
     step, others, attention = told(lines)
     assert step.endswith("; --model.max-length 512 would cut longer texts and be faster")
     assert others.startswith(IN_PASSES)
@@ -182,7 +181,7 @@ def test_long_texts_train_as_on_the_reference(base, tmp_path):
         "(cpu: max_length is 602, above 512)"
     )
     short, lines = trainer(config, model=replace(config.model, max_length=512))
-    assert type(short.step) is FastStep
+    assert is_written_out(short.step)
     assert told(lines) == []
 
 
@@ -190,7 +189,7 @@ def test_many_positions_alone_cost_nothing(base, tmp_path):
     config = of_length(base, tmp_path, None)
     assert_same_run(config)
     ours, lines = trainer(config)
-    assert type(ours.step) is FastStep
+    assert is_written_out(ours.step)
     assert told(lines) == []
 
 
@@ -198,7 +197,7 @@ def test_longer_texts_may_come_after_training(base, tmp_path):
     """A dev text is longer than those that the written-out step was built for."""
     config = of_length(base, tmp_path, "dev")
     ours, lines = trainer(config, output=tmp_path / "run")
-    assert type(ours.step) is FastStep
+    assert is_written_out(ours.step)
     others, attention = told(lines)
     assert others == f"evaluation: {IN_PASSES}: cpu"
     assert "evaluation: attention: cpu, but reference for a batch with a text" in attention
@@ -220,7 +219,7 @@ def test_a_named_backend_refuses_long_texts_before_it_starts(base, tmp_path, spl
     )
     assert not (tmp_path / "run").exists()
     ours, _ = trainer(config, backend="cpu", model=replace(config.model, max_length=512))
-    assert type(ours.step) is FastStep
+    assert is_written_out(ours.step)
 
 
 @pytest.mark.parametrize("shape", ["head dim 16", "width 33"])

@@ -13,12 +13,11 @@ from dataclasses import replace
 
 import torch
 
-from sbrrt_fast.training.step.fast_step import FastStep
 from tests.ops.backends import parts_of, run
 from tests.ops.cases import OPS
 from tests.ops.cases.attention import AttentionCase
 from tests.ops.op_checks import BF16, F32
-from tests.training.test_fast_step import SBRRT, build, make_round
+from tests.training.steps import SBRRT, build, make_round, written_out
 
 # (lengths, heads, head dimension, dtype, dropout, maximum length, layout): what short and long
 # sequences, and heads of either width, take.
@@ -47,7 +46,7 @@ def _call(op, device: str, case) -> None:
 
 def train_rounds(device: str) -> None:
     for precision in ("fp32", "bf16"):
-        step = build(FastStep, replace(SBRRT, precision=precision), device=device)
+        step = build(written_out, replace(SBRRT, precision=precision), device=device)
         for index in range(2):
             step.round(make_round(index), index, report=True)
         _wait(f"rounds in {precision}", device)

@@ -12,13 +12,44 @@ from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RoundConfig, RunCo
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.checkpoint import optimizer_tensors
-from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.optimizer import build_optimizer
-from sbrrt_fast.training.step.step import Step
+from sbrrt_fast.training.cost.profile import NoClock
 from sbrrt_fast.training.step.autograd_pass import AutogradModel
 from sbrrt_fast.training.step.captured_step import CapturedStep
+from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.optimizer import build_optimizer
+from sbrrt_fast.training.step.round_pass import go_forward
+from sbrrt_fast.training.step.step import Step
 from sbrrt_fast.training.step.written_out_pass import WrittenOut
 from tests.model.models import TASKS, random_batch, random_model
+from tests.training.recorded_graph import RecordedGraph
+
+
+def autograd(*parts) -> Step:
+    """A step under autograd: the reference."""
+    return Step(AutogradModel, *parts)
+
+
+def written_out(*parts) -> Step:
+    """A step with written-out passes."""
+    return Step(WrittenOut, *parts)
+
+
+def captured(*parts, log=print, graph: Callable = RecordedGraph) -> CapturedStep:
+    """A step with captured work."""
+    return CapturedStep(written_out(*parts), log, graph)
+
+
+def losses(step: Step, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
+    """A batch's loss terms under autograd, with their graph."""
+    (group,) = step.passes.groups([batch])
+    this = step.passes.begin(group, rng)
+    go_forward(this, step.ascent, step.teacher is not None, NoClock())
+    return this.losses()
+
+
+def is_written_out(step: Step | CapturedStep) -> bool:
+    return isinstance(step.passes, WrittenOut)
+
 
 LENGTHS = {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]}
 LABELS = {"sst": [0.0, 4.0, 2.0], "para": [1.0, 0.0], "sts": [4.5, 0.5]}

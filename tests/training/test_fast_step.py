@@ -12,18 +12,28 @@ from sbrrt_fast import _extension
 from sbrrt_fast.config import BregmanConfig
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.training.build import build_step
-from sbrrt_fast.training.step.fast_step import FastStep, fast_why_not
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
+from sbrrt_fast.training.step.written_out_pass import layout_why_not
 from tests.model.models import TASKS, random_batch
-from tests.training.steps import CONFIGS, SBRRT, build, make_round, smart
+from tests.training.steps import (
+    CONFIGS,
+    SBRRT,
+    autograd,
+    build,
+    is_written_out,
+    losses,
+    make_round,
+    smart,
+    written_out,
+)
 
 
-def reference(config=SBRRT, **kwargs) -> SbrrtStep:
-    return build(SbrrtStep, replace(config, backend="reference"), **kwargs)
+def reference(config=SBRRT, **kwargs) -> Step:
+    return build(autograd, replace(config, backend="reference"), **kwargs)
 
 
-def assert_same_weights(ours: SbrrtStep, theirs: SbrrtStep, atol: float) -> None:
+def assert_same_weights(ours: Step, theirs: Step, atol: float) -> None:
     expected = dict(theirs.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
         assert torch.allclose(parameter, expected[name], rtol=0, atol=atol), name
@@ -43,7 +53,7 @@ def assert_same_weights(ours: SbrrtStep, theirs: SbrrtStep, atol: float) -> None
 )
 def test_gradients_equal_the_reference_s(name, pooling):
     config = CONFIGS[name]
-    ours, theirs = build(FastStep, config, pooling=pooling), reference(config, pooling=pooling)
+    ours, theirs = build(written_out, config, pooling=pooling), reference(config, pooling=pooling)
     rng = torch.tensor([3, 1])
     for batch in make_round():
         found, expected = ours.gradients(batch, rng), theirs.gradients(batch, rng)
@@ -64,7 +74,7 @@ def test_gradients_equal_the_reference_s(name, pooling):
 )
 def test_rounds_equal_the_reference_s(name, pooling):
     config = CONFIGS[name]
-    ours, theirs = build(FastStep, config, pooling=pooling), reference(config, pooling=pooling)
+    ours, theirs = build(written_out, config, pooling=pooling), reference(config, pooling=pooling)
     for index in range(3):
         batches = make_round(index)
         found = ours.round(batches, index, report=index == 2)
@@ -80,9 +90,9 @@ def test_rounds_equal_the_reference_s(name, pooling):
     assert_distance(ours, theirs, 0.02)
 
 
-def assert_distance(ours: SbrrtStep, theirs: SbrrtStep, bound: float) -> None:
+def assert_distance(ours: Step, theirs: Step, bound: float) -> None:
     """Of all weights that a gradient reaches, relative to how far they moved."""
-    start = dict(build(SbrrtStep, ours.config, pooling=ours.model.encoder.pooling)
+    start = dict(build(autograd, ours.config, pooling=ours.model.encoder.pooling)
                  .model.named_parameters())  # fmt: skip
     expected = dict(theirs.model.named_parameters())
     apart = moved = 0.0
@@ -94,7 +104,7 @@ def assert_distance(ours: SbrrtStep, theirs: SbrrtStep, bound: float) -> None:
 
 
 def test_a_frozen_encoder_does_not_move_and_its_head_does():
-    step = build(FastStep, frozen=True)
+    step = build(written_out, frozen=True)
     theirs = reference(frozen=True)
     before = {name: p.clone() for name, p in step.model.named_parameters()}
     batches = [batch for batch in make_round() if batch.name != "sts"]
@@ -110,7 +120,7 @@ def test_repeats_and_threads_give_the_same_bits():
     try:
         for threads in (1, 2, 1):
             torch.set_num_threads(threads)
-            step = build(FastStep, config)
+            step = build(written_out, config)
             terms = [step.round(make_round(index), index, report=True) for index in range(2)]
             runs.append((terms, step.model.state_dict()))
     finally:
@@ -122,7 +132,7 @@ def test_repeats_and_threads_give_the_same_bits():
 
 
 def test_the_round_does_not_depend_on_what_the_workspace_held():
-    step, fresh = build(FastStep), build(FastStep)
+    step, fresh = build(written_out), build(written_out)
     rng = torch.tensor([0, 5])
     big = TaskBatch("sst", random_batch([40, 33, 2]), torch.tensor([0.0, 1.0, 2.0]))
     step.gradients(big, rng)
@@ -133,7 +143,7 @@ def test_the_round_does_not_depend_on_what_the_workspace_held():
 
 def test_weight_copies_follow_the_weights():
     config = replace(SBRRT, precision="bf16")
-    step = build(FastStep, config)
+    step = build(written_out, config)
     for index in range(2):
         step.round(make_round(index), index)
     for module, encoder in ((step.model, step.student), (step.teacher.module, step.momentum)):
@@ -141,7 +151,7 @@ def test_weight_copies_follow_the_weights():
             copy = encoder.weights.copies.get(id(parameter))
             assert copy is None or torch.equal(copy, parameter.to(torch.bfloat16))
     assert len(step.student.weights.copies) == 2 * 9  # query, key, value with bias, and 3 matrices
-    other = build(FastStep, config)
+    other = build(written_out, config)
     other.model.load_state_dict(step.model.state_dict())
     other.teacher.load_state_dict(step.teacher.state_dict())
     batch, rng = make_round()[0], torch.tensor([0, 9])
@@ -150,7 +160,10 @@ def test_weight_copies_follow_the_weights():
 
 
 def test_bf16_gradients_are_near_the_exact_ones():
-    ours, exact = build(FastStep, replace(SBRRT, precision="bf16")), reference(dtype=torch.float64)
+    ours, exact = (
+        build(written_out, replace(SBRRT, precision="bf16")),
+        reference(dtype=torch.float64),
+    )
     rng = torch.tensor([3, 1])
     for batch in make_round():
         found, expected = ours.gradients(batch, rng), exact.gradients(batch, rng)
@@ -161,12 +174,12 @@ def test_bf16_gradients_are_near_the_exact_ones():
 
 def test_a_radius_below_the_precision_is_linearised():
     config = replace(smart(preset="paper", radius=None), precision="bf16")
-    ours, exact = build(FastStep, config), reference(config, dtype=torch.float64)
+    ours, exact = build(written_out, config), reference(config, dtype=torch.float64)
     exact.config = replace(exact.config, precision="fp32")
     rng = torch.tensor([3, 1])
     for batch in make_round():
         found = ours._differentiate([batch], rng)[f"{batch.name}/smart"].double()
-        value = exact.losses(batch, rng)["smart"].detach()
+        value = losses(exact, batch, rng)["smart"].detach()
         assert value < 1e-6
         assert torch.allclose(found, value, rtol=1e-2), batch.name
 
@@ -176,7 +189,7 @@ def test_the_gradient_of_a_linearised_r_s_is_that_of_a_scaled_one():
     fields = {"preset": "paper", "radius": None, "weight": 1e8}
     config = replace(smart(**fields), bregman=BregmanConfig(), tasks=TASKS | {"para": task})
     batch, rng = make_round()[1], torch.tensor([3, 1])
-    ours = build(FastStep, replace(config, smart=replace(config.smart, branch="linear")))
+    ours = build(written_out, replace(config, smart=replace(config.smart, branch="linear")))
     exact = reference(config, dtype=torch.float64)
     found, expected = ours.gradients(batch, rng), exact.gradients(batch, rng)
     pairs = [(found[name].double().flatten(), g.flatten()) for name, g in expected.items()]
@@ -188,7 +201,7 @@ def test_the_gradient_of_a_linearised_r_s_is_that_of_a_scaled_one():
 def test_differences_below_the_precision_are_refused():
     config = replace(smart(gradient="finite", sigma=1e-5), precision="bf16")
     with pytest.raises(ConfigError, match="rounding noise"):
-        build(FastStep, config)
+        build(written_out, config)
 
 
 @pytest.mark.parametrize(
@@ -201,18 +214,18 @@ def test_differences_below_the_precision_are_refused():
 )
 def test_the_step_under_autograd_runs_where_the_other_cannot(fields, reason):
     config = replace(SBRRT, **fields)
-    assert reason in fast_why_not(config, torch.device("cpu"))
-    assert fast_why_not(SBRRT, torch.device("cpu")) is None
+    assert reason in layout_why_not(config, torch.device("cpu"))
+    assert layout_why_not(SBRRT, torch.device("cpu")) is None
 
 
 def test_what_cannot_be_fast_is_told(monkeypatch):
     lines: list[str] = []
     step = build(lambda *args: build_step(*args, lines.append))
-    assert type(step) is FastStep
+    assert is_written_out(step)
     assert lines == []
     monkeypatch.setattr(_extension, "extension_error", "the C++ ops are not built")
     step = build(lambda *args: build_step(*args, lines.append))
-    assert type(step) is SbrrtStep
+    assert not is_written_out(step)
     assert lines == ["the step runs under autograd, which is slower: the C++ ops are not built"]
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.cuda_graph import error_chain
-from sbrrt_fast.training.step.fast_step import FastStep
-from sbrrt_fast.training.step.graph_step import GraphStep
-from tests.training.steps import JOINT, SBRRT, build, state
+from tests.training.steps import JOINT, SBRRT, build, state, written_out
 from tests.training.test_graph_step import (
     DEVICE,
     GRAPH,
@@ -31,21 +30,21 @@ from tests.training.test_graph_step import (
 )
 
 
-def replaced_in_place(step: GraphStep) -> None:
+def replaced_in_place(step: CapturedStep) -> None:
     """As loading a checkpoint does."""
     with torch.no_grad():
         step.model.load_state_dict({n: 0.9 * x for n, x in step.model.state_dict().items()})
         step.teacher.load_state_dict({n: 1.1 * x for n, x in step.teacher.state_dict().items()})
 
 
-def replaced_memory(step: GraphStep) -> None:
+def replaced_memory(step: CapturedStep) -> None:
     """What stays behind is written over, as its memory may be."""
     for p in [*step.model.parameters(), *step.teacher.module.parameters()]:
         old, p.data = p.data, 0.9 * p.data
         old.fill_(float("nan"))
 
 
-def replaced_optimizer(step: GraphStep) -> None:
+def replaced_optimizer(step: CapturedStep) -> None:
     state = copy.deepcopy(step.optimizer.state_dict())
     for group in state["param_groups"]:
         group["weight_decay"] = 0.3
@@ -54,7 +53,7 @@ def replaced_optimizer(step: GraphStep) -> None:
     step.optimizer.load_state_dict(state)
 
 
-def replaced_moments(step: GraphStep) -> None:
+def replaced_moments(step: CapturedStep) -> None:
     for moments in step.optimizer.state.values():
         moments["exp_avg_sq"] = 2 * moments["exp_avg_sq"]
 
@@ -93,7 +92,7 @@ def test_an_optimiser_that_has_loaded_its_own_state_goes_on(kind):
 def test_where_capturing_fails_it_is_told_once_and_nothing_is_lost():
     lines: list[str] = []
     ours = captured(SBRRT, Never, lines)
-    theirs = build(FastStep, SBRRT, device=DEVICE)
+    theirs = build(written_out, SBRRT, device=DEVICE)
     found, expected = train(ours), train(theirs)
     (line,) = lines
     assert "launch by launch, which is slower: capture failed (operation not permitted; " in line
@@ -106,13 +105,14 @@ def test_where_capturing_fails_it_is_told_once_and_nothing_is_lost():
 def check_broken_capture() -> None:
     """An op in the middle of the step waits for the device: its reason is told, and it goes on."""
     lines: list[str] = []
-    step, one_pass = captured(JOINT, GRAPH, lines), FastStep._pass
+    step = captured(JOINT, GRAPH, lines)
+    begin = step.passes.begin
 
-    def waiting(group, rng, report):
+    def waiting(group, rng):
         group.tokens.input_ids.sum().item()
-        return one_pass(step, group, rng, report)
+        return begin(group, rng)
 
-    step._pass = waiting
+    step.passes.begin = waiting
     assert all(terms["sst/loss"].isfinite() for terms in train(step))
     assert len(lines) == 1 and step.num_replays == 0
     reason = "not permitted when stream is capturing" if IS_GPU else "makes the host wait"

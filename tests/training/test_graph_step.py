@@ -13,19 +13,18 @@ import pytest
 import torch
 
 from sbrrt_fast.config import BregmanConfig
-from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill, num_fillers
+from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill, fill_words, num_fillers
 from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors
 from sbrrt_fast.training.cost.profile import StageClock
+from sbrrt_fast.training.step.captured_step import SIGHTS, CapturedStep
 from sbrrt_fast.training.step.cuda_graph import CudaGraph
-from sbrrt_fast.training.step.fast_step import FastStep
-from sbrrt_fast.training.step.graph_step import SIGHTS, GraphStep
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 from tests.model.models import random_batch
 from tests.training import steps
 from tests.training.recorded_graph import NotCapturable, RecordedGraph
-from tests.training.steps import CONFIGS, JOINT, SBRRT, build, state
+from tests.training.steps import CONFIGS, JOINT, SBRRT, autograd, build, state, written_out
 
 LENGTHS = (
     {"sst": [6, 9, 3], "para": [5, 7, 12, 4], "sts": [8, 8, 3, 11]},
@@ -53,12 +52,12 @@ class Never(RecordedGraph):
             raise RuntimeError("capture was invalidated")  # noqa: B904 - as torch does
 
 
-def captured(config, graph=GRAPH, lines=None) -> GraphStep:
+def captured(config, graph=GRAPH, lines=None) -> CapturedStep:
     log = print if lines is None else lines.append
-    return build(lambda *args: GraphStep(*args, log, graph), config, device=DEVICE)
+    return build(lambda *args: steps.captured(*args, log=log, graph=graph), config, device=DEVICE)
 
 
-def launched(config) -> GraphStep:
+def launched(config) -> CapturedStep:
     """The same step and the same filled batches, every one as the first of its size."""
     step = captured(config, Never, [])
     step._ready = lambda *args: None
@@ -96,7 +95,7 @@ def test_replays_do_what_launches_do(name):
     assert ours.num_replays == num_expected(ours)
 
 
-def num_expected(step: GraphStep) -> int:
+def num_expected(step: CapturedStep) -> int:
     """Of the steps of ``train``, those whose size was launched ``SIGHTS - 1`` times before."""
     seen, count = {}, 0
     for index in range(NUM_ROUNDS):
@@ -116,7 +115,7 @@ def test_gradients_of_replays_are_the_reference_s(name):
     """Of every parameter, on another batch each time, at the weights that training has reached."""
     config = CONFIGS[name]
     ours = captured(config)
-    theirs = build(SbrrtStep, replace(config, backend="reference"), device=DEVICE)
+    theirs = build(autograd, replace(config, backend="reference"), device=DEVICE)
     found, run = {}, ours.update.run
 
     def noted(plan, numbers, gradients, *rest):
@@ -134,13 +133,13 @@ def test_gradients_of_replays_are_the_reference_s(name):
     assert ours.num_replays == len(indices) - SIGHTS + 1
 
 
-def follow(theirs: SbrrtStep, ours: SbrrtStep) -> None:
+def follow(theirs: Step, ours: Step) -> None:
     theirs.model.load_state_dict(ours.model.state_dict())
     if ours.teacher is not None:
         theirs.teacher.load_state_dict(ours.teacher.state_dict())
 
 
-def assert_same_gradients(step: GraphStep, found: dict, expected: dict) -> None:
+def assert_same_gradients(step: CapturedStep, found: dict, expected: dict) -> None:
     named = {n: (p, found.get(id(p))) for n, p in step.model.named_parameters()}
     dense = {n: g.dense(p) if isinstance(g, RowGradient) else g for n, (p, g) in named.items()}
     assert {n for n, g in dense.items() if g is not None} == expected.keys()
@@ -153,7 +152,7 @@ def assert_same_gradients(step: GraphStep, found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("name", ["per task", "joint", "special tokens too", "paper", "no SMART"])
 def test_filling_up_changes_nothing(name):
-    ours, theirs = captured(CONFIGS[name]), build(FastStep, CONFIGS[name], device=DEVICE)
+    ours, theirs = captured(CONFIGS[name]), build(written_out, CONFIGS[name], device=DEVICE)
     for found, expected in zip(train(ours, 4), train(theirs, 4), strict=True):
         assert found.keys() == expected.keys()
         for term, value in expected.items():
@@ -241,7 +240,7 @@ def test_buckets_bound_what_they_add_and_their_number(limit):
 @pytest.mark.parametrize("lengths", [[5, 9, 3], [32], [31, 2], [1], [60] * 20, [50] * 41])
 def test_a_filled_batch_is_the_batch_and_padding(lengths):
     batch = random_batch(lengths)
-    filled = fill(batch, 64, 97)
+    filled = fill_words(fill(batch, 64), 97)
     num_tokens, count = batch.num_tokens, batch.num_sequences
     assert filled.num_tokens % 32 == 0
     assert filled.num_sequences == count + num_fillers(filled.num_tokens, 64)
@@ -272,6 +271,6 @@ def test_fillers_are_short_and_their_number_follows_from_the_size(limit):
         assert bucket_size(size, limit) == size
     for num_tokens in (1025, 2049, 2300):
         lengths = [16] * (num_tokens // 16) + [num_tokens % 16]
-        filled = fill(random_batch(lengths), limit, 97)
+        filled = fill(random_batch(lengths), limit)
         assert (filled.cu_seqlens.diff() <= length).all()
         assert filled.max_length == min(32, limit)

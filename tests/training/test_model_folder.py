@@ -25,7 +25,7 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.pooling import POOLINGS
 from sbrrt_fast.training.cards.usage import FIRST, FOLDER, SECOND, usage
 from sbrrt_fast.training.scores.evaluate import predict_outputs
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 from tests.all_tasks import TASKS
 from tests.helpers import Killed, tiny_backbone, tiny_tokenizer, train_tiny
 from tests.model.models import randomise
@@ -202,7 +202,7 @@ def test_folders_of_earlier_versions_are_evaluated_and_predicted_the_same(run, c
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path, monkeypatch):
     flags = ["--rounds", "6", "--log.evaluate-every", "2", "--log.state-every", "2"]
     whole = train_tiny(tmp_path, *flags)
-    cut, original = tmp_path / "cut", SbrrtStep.round
+    cut, original = tmp_path / "cut", Step.round
 
     def killed(self, batches, index, report=False):
         if index == 4:
@@ -210,7 +210,7 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path, monkeypatch):
         return original(self, batches, index, report)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SbrrtStep, "round", killed)
+        patch.setattr(Step, "round", killed)
         with pytest.raises(Killed):
             train_tiny(tmp_path, *flags, "--output", str(cut))
     for name in ("best", "last"):

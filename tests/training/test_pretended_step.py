@@ -13,17 +13,16 @@ from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RunConfig, SmartCo
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.ops.task_heads import heads_forward
 from sbrrt_fast.smart.presets import PRESETS
-from sbrrt_fast.training.step.fast_step import FastStep
-from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep, root_mean_square
+from sbrrt_fast.training.step.round_pass import root_mean_square
+from sbrrt_fast.training.step.step import Step
 from tests.model.models import CONFIG
 from tests.training import steps
-from tests.training.recorded_graph import RecordedGraph
-from tests.training.steps import state, step_over
+from tests.training.steps import state, step_over, written_out
 
 HEADS = {
     "classes": {"num_classes": 4},
@@ -69,7 +68,7 @@ def make_round(tasks: dict[str, TaskConfig], index: int) -> list[TaskBatch]:
     return steps.make_round(index, lengths, labels)
 
 
-def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=False) -> SbrrtStep:
+def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=False) -> Step:
     torch.manual_seed(0)
     model = MultiTaskModel(MiniBert(CONFIG, pooling), config.tasks, config.model.pair_features)
     with torch.no_grad():
@@ -82,18 +81,18 @@ def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=Fa
     return step_over(kind, model, config)
 
 
-def graph_step(*arguments) -> GraphStep:
-    return GraphStep(*arguments, pytest.fail, RecordedGraph)
+def graph_step(*arguments) -> CapturedStep:
+    return steps.captured(*arguments, log=pytest.fail)
 
 
-def outcome(step: SbrrtStep, num_rounds: int) -> list[dict[str, torch.Tensor]]:
+def outcome(step: Step, num_rounds: int) -> list[dict[str, torch.Tensor]]:
     """The rounds' terms, and what they left."""
     rounds = [make_round(step.config.tasks, i) for i in range(num_rounds)]
     terms = [step.round(found, i, report=i % 2 == 1) for i, found in enumerate(rounds)]
     return [*terms, state(step)]
 
 
-def assert_same_without_waiting(kind, config: RunConfig, num_rounds: int, **kwargs) -> SbrrtStep:
+def assert_same_without_waiting(kind, config: RunConfig, num_rounds: int, **kwargs) -> Step:
     expected = outcome(build(kind, config, "cpu", **kwargs), num_rounds)
     with PretendedGpu() as gpu:
         step = build(kind, config, "cuda", **kwargs)
@@ -160,13 +159,13 @@ def name_of(choice: tuple) -> str:
 @pytest.mark.parametrize("update", ["per_task", "joint"])
 def test_a_step_launch_by_launch(update):
     config = replace(SBRRT, round=replace(SBRRT.round, update=update))
-    assert_same_without_waiting(FastStep, config, 2)
+    assert_same_without_waiting(written_out, config, 2)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("choice", CHOICES, ids=name_of)
 def test_a_step_launch_by_launch_in_all_configurations(choice):
-    assert_same_without_waiting(FastStep, configuration(*choice), 2)
+    assert_same_without_waiting(written_out, configuration(*choice), 2)
 
 
 @pytest.mark.parametrize("choice", covering(CHOICES), ids=name_of)
@@ -210,15 +209,15 @@ def test_all_heads_and_encodings(pooling, update):
 
 def test_a_frozen_encoder():
     tasks = {name: one for name, one in TASKS.items() if one.head != "cosine"}
-    assert_same_without_waiting(FastStep, replace(SBRRT, tasks=tasks), 2, frozen=True)
+    assert_same_without_waiting(written_out, replace(SBRRT, tasks=tasks), 2, frozen=True)
 
 
 def planted_clip(norm, max_norm):
     return torch.ones_like(norm) if norm.item() >= 0 else norm
 
 
-def planted_loss(task, outputs, labels, class_weights):
-    return task_loss(task, outputs, labels, class_weights) * torch.tensor(2.0)
+def planted_outputs(*arguments, **options):
+    return heads_forward(*arguments, **options) * torch.tensor(2.0)
 
 
 def planted_norm(delta, mask):
@@ -235,10 +234,10 @@ def planted_rng(x, device):
 
 PLANTED = {
     "training.step.update.clip_factor": planted_clip,
-    "model.multitask.task_loss": planted_loss,
-    "training.step.fast_step.root_mean_square": planted_norm,
-    "training.step.fast_step.DropoutStream.normal": planted_noise,
-    "training.step.fast_step.to_device": planted_rng,
+    "training.step.head_pass.heads_forward": planted_outputs,
+    "training.step.round_pass.root_mean_square": planted_norm,
+    "training.step.written_out.DropoutStream.normal": planted_noise,
+    "training.step.step.to_device": planted_rng,
     "training.step.update.to_device": planted_rng,
 }
 
@@ -248,12 +247,12 @@ PLANTED = {
 def test_mistakes_in_the_step_are_refused(place, update, monkeypatch):
     config = replace(SBRRT, round=replace(SBRRT.round, update=update))
     with PretendedGpu() as gpu:
-        step = build(FastStep, config, "cuda")
+        step = build(written_out, config, "cuda")
         with gpu.no_waits():
             assert_refused(step, place, monkeypatch)
 
 
-def assert_refused(step: SbrrtStep, place: str, monkeypatch) -> None:
+def assert_refused(step: Step, place: str, monkeypatch) -> None:
     step.round(make_round(FEW, 0), 0, report=True)
     monkeypatch.setattr(f"sbrrt_fast.{place}", PLANTED[place])
     with pytest.raises(Refused):
@@ -266,7 +265,7 @@ def test_shapes_alone():
     for has_values in (True, False):
         ops: list[str] = []
         with PretendedGpu(has_values) as gpu:
-            step = build(FastStep, SBRRT, "cuda")
+            step = build(written_out, SBRRT, "cuda")
             gpu.observers.append(lambda op, *_, found=ops: found.append(str(op)))
             step.round(make_round(FEW, 0), 0, report=True)
         seen.append(ops)

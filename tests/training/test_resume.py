@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from sbrrt_fast.cli import main
 from sbrrt_fast.training import stopping
 from sbrrt_fast.training.checkpoint import load_state
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 from tests.helpers import read_log, small_sample, tiny_backbone
 
@@ -68,14 +68,14 @@ def run(cut, tmp_path) -> Path:
 
 def signal_in_round(patch, number: int, signal_number: int) -> None:
     """The signal comes while a round is being trained."""
-    original = SbrrtStep.round
+    original = Step.round
 
     def signalled(self, batches, index, report=False):
         if index == number - 1:
             os.kill(os.getpid(), signal_number)
         return original(self, batches, index, report)
 
-    patch.setattr(SbrrtStep, "round", signalled)
+    patch.setattr(Step, "round", signalled)
 
 
 def lines(run: Path) -> list[dict]:

@@ -18,7 +18,7 @@ from sbrrt_fast.cli import main
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
 from sbrrt_fast.training.run_folder import open_output, start_run
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 from tests.helpers import train_tiny
 
 EVENTS = "tensorboard/events.out.tfevents.1"
@@ -184,7 +184,7 @@ def test_an_output_that_cannot_be_written_is_one_line(trained, capsys):
 
 def at_round(patch, number: int, action) -> None:
     """Does something when a round begins, counted over all runs."""
-    original, indices = SbrrtStep.round, []
+    original, indices = Step.round, []
 
     def acting(self, batches, index, report=False):
         indices.append(index)
@@ -192,7 +192,7 @@ def at_round(patch, number: int, action) -> None:
             action()
         return original(self, batches, index, report)
 
-    patch.setattr(SbrrtStep, "round", acting)
+    patch.setattr(Step, "round", acting)
 
 
 def no_room(*_, **__):

@@ -10,27 +10,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sbrrt_fast.training.means import IntervalMeans
-from sbrrt_fast.training.step.fast_step import FastStep
-from sbrrt_fast.training.step.graph_step import GraphStep
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.captured_step import CapturedStep
+from sbrrt_fast.training.step.step import Step
 from sbrrt_fast.training.step.update_counts import UpdateCounts
-from tests.training.recorded_graph import RecordedGraph
-from tests.training.steps import JOINT, SBRRT, build, state
+from tests.training.steps import JOINT, SBRRT, autograd, build, captured, state, written_out
 from tests.training.test_graph_step import make_round
 
 NUM_ROUNDS = 10
 BAD = {(1, "para"), (6, "sts"), (7, "para"), (7, "sts")}  # round, task; captured from 4 on
 
 
-def graph_step(*args) -> GraphStep:
-    return GraphStep(*args, lambda line: None, RecordedGraph)
+def graph_step(*args) -> CapturedStep:
+    return captured(*args, log=lambda line: None)
 
 
-def reference_step(model, teacher, optimizer, config, num_rounds) -> SbrrtStep:
-    return SbrrtStep(model, teacher, optimizer, replace(config, backend="reference"), num_rounds)
+def reference_step(model, teacher, optimizer, config, num_rounds) -> Step:
+    return autograd(model, teacher, optimizer, replace(config, backend="reference"), num_rounds)
 
 
-STEPS = {"reference": reference_step, "written out": FastStep, "captured": graph_step}
+STEPS = {"reference": reference_step, "written out": written_out, "captured": graph_step}
 
 
 def is_bad(index: int, name: str) -> bool:
@@ -52,7 +50,7 @@ def train(step, is_joint: bool, omits: bool):
             if omits and any(is_bad(index, batch.name) for batch in group):
                 continue
             group = [spoilt(batch, index) for batch in group]
-            step._train(group, index, index * len(groups) + position + 1, False)
+            step.train(group, index, index * len(groups) + position + 1, False)
     return step
 
 
@@ -123,11 +121,10 @@ def test_the_host_does_not_wait_for_the_decision(kind):
     step, interval = build(STEPS[kind]), IntervalMeans()
     step.round(make_round(0), 0)
     for index in (1, 6):
-        terms = step._differentiate(
-            [spoilt(b, index) for b in make_round(index)], torch.tensor([0, index])
-        )
+        groups = step.passes.groups([spoilt(b, index) for b in make_round(index)])
+        terms = step.differentiate(groups, torch.tensor([0, index]))
         with NeverWaits():
-            norm = step._update(index + 1)
+            norm = step._update(groups, index + 1)
             interval.add(terms | {"gradient_norm": norm})
         assert not norm.isfinite()
     assert step.update.take_num_skipped() == 2

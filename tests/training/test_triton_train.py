@@ -5,6 +5,7 @@ Nothing here needs the command line's libraries, which a GPU machine may lack.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -18,12 +19,12 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops._backend import library
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.optimizer import build_optimizer
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 from tests.model.models import TASKS, random_batch
 from tests.ops.triton_only import DEVICE
+from tests.training.steps import autograd, written_out
 
 NUM_ROUNDS = 3
 RESOLUTION = 2 * 5.0 * torch.finfo(torch.float32).eps  # of outputs up to 5, STS's highest label
@@ -46,7 +47,7 @@ LENGTHS = {"sst": [9, 4], "para": [5, 12, 3, 8], "sts": [7, 2, 11, 6]}
 LABELS = {"sst": [4.0, 1.0], "para": [1.0, 0.0], "sts": [4.5, 0.5]}
 
 
-def build(backend: str, dropout: float = 0.1, kind: type[SbrrtStep] = SbrrtStep) -> SbrrtStep:
+def build(backend: str, dropout: float = 0.1, kind: Callable[..., Step] = autograd) -> Step:
     torch.manual_seed(0)
     shape = replace(SHAPE, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     model = MultiTaskModel(MiniBert(shape, "mean"), TASKS)
@@ -83,7 +84,7 @@ def run(
     backend: str,
     num_rounds: int = NUM_ROUNDS,
     dropout: float = 0.1,
-    kind: type[SbrrtStep] = SbrrtStep,
+    kind: Callable[..., Step] = autograd,
 ) -> Run:
     step, rng = build(backend, dropout, kind), torch.tensor([CONFIG.seed, 0], device=DEVICE)
     gradients = step.gradients(make_round(0)[0], rng)
@@ -114,14 +115,14 @@ EXPECTED = {
     *("draws.smart_noise_into", "smart_ascend.smart_ascend_into"),
 }
 
-WRITTEN_OUT = {SbrrtStep: set(), FastStep: {"matmul.mm_into", "adamw_rows.adamw_ema_rows_"}}
+WRITTEN_OUT = {autograd: set(), written_out: {"matmul.mm_into", "adamw_rows.adamw_ema_rows_"}}
 
 
 def test_every_op_has_a_triton_implementation():
     require("triton")
 
 
-@pytest.mark.parametrize("kind", [SbrrtStep, FastStep], ids=["autograd", "written out"])
+@pytest.mark.parametrize("kind", [autograd, written_out], ids=["autograd", "written out"])
 def test_three_rounds_equal_the_reference(launched, kind):
     theirs = run("reference")
     assert not launched

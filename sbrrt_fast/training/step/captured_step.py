@@ -113,13 +113,14 @@ class CapturedStep:
 
     def round(self, batches: list[TaskBatch], index: int, report: bool = False) -> Terms:
         """See ``Step.round``."""
-        return self.step.round(batches, index, report, self._train)
+        return self.step.round(batches, index, report, self.train)
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """See ``Step.gradients``."""
         return self.step.gradients(batch, rng)
 
-    def _train(self, batches: list[TaskBatch], index: int, step: int, report: bool) -> Terms:
+    def train(self, batches: list[TaskBatch], index: int, step: int, report: bool) -> Terms:
+        """See ``Step.train``."""
         self.num_steps_taken += 1
         if not self._is_possible or not isinstance(self.clock, NoClock):  # a clock waits
             return self.step.train(batches, index, step, report)
