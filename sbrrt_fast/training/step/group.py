@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,14 +54,25 @@ class Group:
         Args:
             one_output: tasks with one row per example.
         """
-        parts = [[b for b in batches if (b.name in one_output) == first] for first in (True, False)]
-        tokens = [[batch.tokens for batch in part] for part in parts]
-        joined = [TokenBatch.concatenate(part) if part else None for part in tokens]
-        return cls.of_parts(parts, joined)
+        return cls.filled(batches, one_output, lambda tokens: tokens)
 
     @classmethod
-    def of_parts(cls, parts: list[list[TaskBatch]], tokens: list[TokenBatch | None]) -> Group:
-        """Both kinds of batches and the tokens of each, with padding behind."""
+    def filled(
+        cls,
+        batches: list[TaskBatch],
+        one_output: Collection[str],
+        fill: Callable[[TokenBatch], TokenBatch],
+    ) -> Group:
+        """The batches with padding sequences behind those of either kind.
+
+        Args:
+            fill: adds sequences to a batch.
+        """
+        parts = [[b for b in batches if (b.name in one_output) == first] for first in (True, False)]
+        tokens = [
+            fill(TokenBatch.concatenate([batch.tokens for batch in part])) if part else None
+            for part in parts
+        ]
         ordered = [batch for part in parts for batch in part]
         rows, others = tokens
         num_sequences = 0 if rows is None else rows.num_sequences
