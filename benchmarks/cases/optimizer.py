@@ -17,13 +17,13 @@ from benchmarks.harness.check import WrongResult
 from benchmarks.harness.rounds import SBRRT, Rounds, build_ours
 from benchmarks.harness.shapes import Case, models
 from sbrrt_fast.training.step.optimizer import set_learning_rate
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.step import Step
 
 PEERS = {"torch fused": {"fused": True}, "torch foreach": {"foreach": True}}
 OURS = "fast bf16"
 
 
-def stock(step: SbrrtStep, gradients: dict, **form: bool) -> Callable[[], None]:
+def stock(step: Step, gradients: dict, **form: bool) -> Callable[[], None]:
     """torch's update of the same weights and teacher."""
     groups = [
         {"params": g["params"], "weight_decay": g["weight_decay"]}
@@ -62,14 +62,14 @@ class Optimizer(Benchmark):
             self._check(case, variant)
         return [self._update(case, variant)[1]]
 
-    def _update(self, case: Case, variant: str) -> tuple[SbrrtStep, Callable[[], None]]:
+    def _update(self, case: Case, variant: str) -> tuple[Step, Callable[[], None]]:
         rounds = Rounds.of(self.settings, case)
         step = build_ours(rounds.encoder(), SBRRT, self.device)
         batch, rng = rounds[0][1], torch.tensor([0, 0], device=self.device)
-        gradients = step.gradients(batch, rng)
+        groups, gradients = step.passes.groups([batch]), step.gradients(batch, rng)
         count = itertools.count(1)
         if variant == OURS:
-            return step, lambda: step._update(next(count))
+            return step, lambda: step._update(groups, next(count))
         set_learning_rate(step.optimizer, 1, step.num_steps, step.config.optimizer)
         return step, stock(step, gradients, **PEERS[variant])
 

@@ -23,7 +23,7 @@ from benchmarks.harness.settings import Settings
 from benchmarks.harness.shapes import Case, models
 from benchmarks.peers.optional import hugging_face
 from sbrrt_fast.config import BregmanConfig, RunConfig, SmartConfig
-from sbrrt_fast.training.step.graph_step import CAPTURE_FAILED, SIGHTS
+from sbrrt_fast.training.step.captured_step import CAPTURE_FAILED, SIGHTS
 
 FAST, BF16_PEER, FP32_PEER = "fast bf16", "hf bf16 sdpa", "hf fp32 sdpa"
 PEERS = {

@@ -38,7 +38,7 @@ def stage_times(
         step.clock.end_round()
     num_tokens = rounds.num_tokens
     trained = sum(p.numel() for p in step.model.parameters() if p.requires_grad)
-    cost = round_cost(case.config, config, num_tokens, trained)
+    cost = round_cost(case.config, config, rounds.tokens_by_task, trained)
     return {
         "seconds": step.clock.medians(),
         "flops": cost.flops,

@@ -34,8 +34,10 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step, load_splits
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
+from sbrrt_fast.training.step.captured_step import CapturedStep
+from sbrrt_fast.training.step.group import TaskBatch, tokens_by_task
 from sbrrt_fast.training.step.optimizer import build_optimizer
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep, TaskBatch
+from sbrrt_fast.training.step.step import Step
 
 RUN_ROUNDS = 1000  # of the run that the timed rounds are the first of
 SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read
@@ -66,6 +68,12 @@ class Rounds:
         while len(self._made) <= index:
             self._made.append(next(self._real) if data_dir() else self._random())
         return self._made[index]
+
+    @cached_property
+    def tokens_by_task(self) -> dict[str, float]:
+        """Mean tokens of a round by task."""
+        counts = tokens_by_task(batch for i in range(NUM_ROUNDS) for batch in self[i])
+        return {task: count / NUM_ROUNDS for task, count in counts.items()}
 
     @cached_property
     def num_tokens(self) -> int:
@@ -197,7 +205,7 @@ def build_ours(
     p: float = 0.1,
     num_rounds: int = RUN_ROUNDS,
     log: Callable[[str], object] = print,
-) -> SbrrtStep:
+) -> Step | CapturedStep:
     """The step of a run, its model and optimiser; ``log`` hears why it is a slower one."""
     parts = training_parts(build_model(encoder, config, device, p), config)
     return build_step(*parts, config, num_rounds, log)
@@ -213,7 +221,7 @@ def training_parts(
 
 def step_and_rounds(
     settings: Settings, case: Case, config: RunConfig, log: Callable[[str], object] = print
-) -> tuple[SbrrtStep, Rounds]:
+) -> tuple[Step | CapturedStep, Rounds]:
     """The step of a run on the case's rounds, and the rounds."""
     rounds = Rounds(settings, case)
     return build_ours(rounds.encoder(), config, settings.device, log=log), rounds

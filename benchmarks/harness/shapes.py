@@ -37,12 +37,13 @@ def lengths_of(batch: str) -> list[int]:
     if batch == "task":
         return typical("para", 16)
     if batch.startswith("round"):
-        return [l for task in TASKS for l in task_lengths(task, _examples(batch))]
+        return [l for task in TASKS for l in task_lengths(task, examples_of(batch))]
     length = int(batch)
     return [length] * max(1, 1024 // length)
 
 
-def _examples(batch: str) -> int:
+def examples_of(batch: str) -> int:
+    """Examples a task of ``round`` or ``round-32``."""
     return int(batch.partition("-")[2] or 8)
 
 

@@ -19,7 +19,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.presets import resolve
-from sbrrt_fast.training.step.sbrrt_step import TaskBatch
+from sbrrt_fast.training.step.group import TaskBatch
 
 BUCKET = 16  # lengths are padded to multiples of it where graphs are captured
 

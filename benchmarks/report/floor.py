@@ -24,15 +24,16 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases.stages import stage_times
+from benchmarks.harness.lengths import TASKS
 from benchmarks.harness.machine import PRECISIONS, Machine, measure
 from benchmarks.harness.rounds import SBRRT, build_model, sbrrt, step_and_rounds
 from benchmarks.harness.settings import NUM_ROUNDS, Settings, settings
-from benchmarks.harness.shapes import MODELS, Case
+from benchmarks.harness.shapes import MODELS, Case, examples_of, task_lengths
 from benchmarks.harness.text import markdown_table
 from benchmarks.tune.kernel_list import launched_reason, num_replays, profiled, run
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.cost.floor import RoundCost, round_cost
-from sbrrt_fast.training.step.graph_step import SIGHTS
+from sbrrt_fast.training.step.captured_step import SIGHTS
 
 LINK = 450e9  # bytes per second and direction of an H200's NVLink, by its datasheet
 GRADIENT_BYTES = 4
@@ -223,7 +224,8 @@ def replayed_round(settings: Settings, case: Case, update: str, precision: str) 
 def given_cost(args: argparse.Namespace, case: Case) -> RoundCost:
     """Of a typical round, without running it."""
     config = sbrrt(args.update, args.precision)
-    return round_cost(case.config, config, case.num_tokens, num_parameters(case))
+    counts = {task: sum(task_lengths(task, examples_of(case.batch))) for task in TASKS}
+    return round_cost(case.config, config, counts, num_parameters(case))
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.training.cost.profile import STAGES, NoClock
-from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.step import Step
+from sbrrt_fast.training.step.written_out_pass import WrittenOut
 
 UPDATES = ("per_task", "joint")
 READING, TERMS = "data", "terms"
@@ -147,14 +149,14 @@ def count_round(
 
 
 def _count(
-    step: GraphStep, counts: Counts, batches: list[TaskBatch], index: int, report: bool
+    step: CapturedStep, counts: Counts, batches: list[TaskBatch], index: int, report: bool
 ) -> RoundCount:
     counts.clear()
     step.round(batches, index, report)
     return RoundCount(counts.kernels, counts.ops, counts.steps, counts.copies, counts.others)
 
 
-def build(shape: BertConfig, config: RunConfig, counts: Counts) -> GraphStep:
+def build(shape: BertConfig, config: RunConfig, counts: Counts) -> CapturedStep:
     """The captured step with a model without values."""
 
     def fail(line: str) -> None:
@@ -163,7 +165,8 @@ def build(shape: BertConfig, config: RunConfig, counts: Counts) -> GraphStep:
     with torch.device("meta"):
         encoder = MiniBert(shape, pooling="mean")
     parts = training_parts(build_model(encoder, config, torch.device("cuda"), 0.1), config)
-    return GraphStep(*parts, config, RUN_ROUNDS, fail, lambda device: CountedGraph(counts))
+    step = Step(WrittenOut, *parts, config, RUN_ROUNDS)
+    return CapturedStep(step, fail, lambda device: CountedGraph(counts))
 
 
 def table(counts: dict[str, RoundCount]) -> list[str]:

@@ -23,8 +23,8 @@ from benchmarks.harness.rounds import Rounds, sbrrt, step_and_rounds
 from benchmarks.harness.runner import use_own_stream
 from benchmarks.harness.settings import NUM_ROUNDS, Settings, settings
 from benchmarks.harness.shapes import MODELS, Case
-from sbrrt_fast.training.step.graph_step import SIGHTS, GraphStep
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.training.step.captured_step import SIGHTS, CapturedStep
+from sbrrt_fast.training.step.step import Step
 
 MOST, NAME = 60, 160  # kernels and gaps that are listed, and characters of a kernel's name
 
@@ -78,7 +78,7 @@ def _longest(times: dict) -> list[tuple]:
 
 
 def profiled(
-    step: SbrrtStep, rounds: Rounds, first: int, num_rounds: int, device: torch.device
+    step: Step | CapturedStep, rounds: Rounds, first: int, num_rounds: int, device: torch.device
 ) -> list[Interval]:
     """What ran on the device in some rounds, kernels and copies; on a CPU the innermost ops.
 
@@ -114,18 +114,20 @@ def kernel_list(settings: Settings, model: str, update: str, num_rounds: int, wa
     return record | summary(intervals, num_rounds)
 
 
-def run(step: SbrrtStep, rounds: Rounds, first: int, count: int) -> int:
+def run(step: Step | CapturedStep, rounds: Rounds, first: int, count: int) -> int:
     """Trains so many rounds; returns the number of the next."""
     for index in range(first, first + count):
         step.round(rounds[index], index)
     return first + count
 
 
-def num_replays(step: SbrrtStep) -> int:
-    return step.num_replays if isinstance(step, GraphStep) else 0
+def num_replays(step: Step | CapturedStep) -> int:
+    return step.num_replays if isinstance(step, CapturedStep) else 0
 
 
-def launched_reason(step: SbrrtStep, count: int, num_rounds: int, lines: list[str]) -> str:
+def launched_reason(
+    step: Step | CapturedStep, count: int, num_rounds: int, lines: list[str]
+) -> str:
     """Empty if all steps of so many rounds were replays, else how many were, and the reasons."""
     expected = num_rounds * (1 if step.is_joint else len(step.config.tasks))
     reason = "; ".join([f"{count} of {expected} steps were replays", *lines])

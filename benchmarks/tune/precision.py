@@ -32,54 +32,53 @@ from benchmarks.harness.settings import settings
 from benchmarks.harness.shapes import Case
 from benchmarks.harness.text import markdown_table
 from sbrrt_fast.config import RunConfig, SmartConfig
-from sbrrt_fast.model.dropout import DropoutStream
-from sbrrt_fast.smart.divergence import divergence_of
-from sbrrt_fast.smart.regularizer import SmartRegularizer
-from sbrrt_fast.training.step.fast_step import FastStep
-from sbrrt_fast.training.step.group import Group, TaskBatch
-from sbrrt_fast.training.step.head_pass import HeadPass
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+from sbrrt_fast.model.dropout import NOISE_SITE
+from sbrrt_fast.training.cost.profile import NoClock
+from sbrrt_fast.training.step.autograd_pass import AutogradModel
+from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.round_pass import RoundPass, differentiate
+from sbrrt_fast.training.step.step import Step
 
 PAPER = replace(SBRRT, smart=SmartConfig(weight=1.0, preset="paper"))
 
 
-def exact_step(rounds: Rounds, config: RunConfig) -> SbrrtStep:
+def exact_step(rounds: Rounds, config: RunConfig) -> Step:
     """The reference in float64."""
     config = replace(config, precision="fp32", backend="reference")
     model = build_model(rounds.encoder(), config, torch.device("cpu"), 0.1).double()
-    return SbrrtStep(*training_parts(model, config), config, RUN_ROUNDS)
+    return Step(AutogradModel, *training_parts(model, config), config, RUN_ROUNDS)
 
 
-@torch.no_grad()
-def ascent_gradient(step: FastStep, batch: TaskBatch, rng: Tensor) -> Tensor:
+def begin(step: Step, batch: TaskBatch, rng: Tensor) -> RoundPass:
+    """The batch's pass; the step's copies of weights are renewed."""
+    (group,) = step.passes.groups([batch])
+    step.passes.refresh()
+    return step.passes.begin(group, rng)
+
+
+def ascent_gradient(step: Step, batch: TaskBatch, rng: Tensor) -> Tensor:
     """Of the written-out passes, float32 [num_tokens, hidden]."""
-    group = Group.of([batch]).with_words()
-    step.student.weights.refresh()
-    stream = step._stream(group.tokens, rng)
-    heads = HeadPass(step.model, group.names, group.counts, stream)
-    step.student.begin(2 * group.tokens.num_tokens)
-    embeddings, *_ = step.student.embed(stream)
-    adversary = step._adversary(heads, embeddings)
-    adversary.clean_pass(stream.normal(embeddings.shape[-1]))
-    return adversary.tangent_gradient()
+    this = begin(step, batch, rng)
+    with torch.no_grad():
+        this.clean(step.ascent)
+        return this.first_gradient()
 
 
-def exact_gradient(step: SbrrtStep, batch: TaskBatch, rng: Tensor) -> Tensor:
+def exact_gradient(step: Step, batch: TaskBatch, rng: Tensor) -> Tensor:
     """The same of the reference, float64."""
-    model, tokens = step.model, batch.tokens
-    stream = DropoutStream(tokens, rng, model.config.max_position_embeddings, backend="reference")
+    this = begin(step, batch, rng)
+    this.clean(step.ascent)
+    delta = step.ascent.start(this.noise(NOISE_SITE), this.perturbed.mask)
+    with torch.no_grad():
+        return step.ascent.gradient(this.around, delta)
 
-    def logits_at(x: Tensor) -> Tensor:
-        return model.logits(batch.name, x, tokens, stream)
 
-    embeddings = model.embed(tokens, stream)
-    l_s = divergence_of(model.tasks[batch.name], "reference")
-    smart = SmartRegularizer(logits_at, step.smart, l_s, "reference")
-    mask = tokens.is_real if step.smart.perturb_special else tokens.is_real & ~tokens.is_special
-    noise = stream.normal(embeddings.shape[-1]) * mask[:, None]
-    return smart.tangent_gradient(
-        embeddings, logits_at(embeddings), step.smart.sigma * noise.double()
-    )
+def smart_loss(step: Step, batch: TaskBatch, rng: Tensor) -> float:
+    """R_s of a batch."""
+    this = begin(step, batch, rng)
+    terms = differentiate(this, step.ascent, step.teacher is not None, NoClock())
+    step.passes.forget()
+    return terms[f"{batch.name}/smart"].item()
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -101,8 +100,7 @@ def measure(rounds: Rounds, num_rounds: int) -> dict[str, tuple[list[float], lis
             cosines, errors = figures.setdefault(batch.name, ([], []))
             gradients = ascent_gradient(ours, batch, rng), exact_gradient(exact, batch, rng)
             cosines.append(cosine(*gradients))
-            r_s = ours_paper._differentiate([batch], rng)[f"{batch.name}/smart"].item()
-            expected = exact_paper.losses(batch, rng)["smart"].item()
+            r_s, expected = (smart_loss(step, batch, rng) for step in (ours_paper, exact_paper))
             errors.append(abs(r_s / expected - 1))
     return figures
 

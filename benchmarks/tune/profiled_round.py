@@ -13,20 +13,20 @@ import argparse
 import torch
 
 from benchmarks.harness.short_run import ShortRun
-from sbrrt_fast.training.step.graph_step import GraphStep
+from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.group import TaskBatch
 
 MAX_REPEATS = 8
 
 
-def is_replayed(step: GraphStep, batches: list[TaskBatch], index: int) -> bool:
+def is_replayed(step: CapturedStep, batches: list[TaskBatch], index: int) -> bool:
     """Runs a round; whether every optimiser step of it was a replay."""
     taken, replayed = step.num_steps_taken, step.num_replays
     step.round(batches, index)
     return step.num_replays - replayed == step.num_steps_taken - taken
 
 
-def repeat_until_captured(step: GraphStep, batches: list[TaskBatch], index: int) -> None:
+def repeat_until_captured(step: CapturedStep, batches: list[TaskBatch], index: int) -> None:
     """Runs the round again until all of it is replays.
 
     Raises:

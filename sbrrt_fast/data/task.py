@@ -107,6 +107,14 @@ class TaskConfig:
         return self.head in ("cosine", "regression")
 
     @property
+    def has_one_output(self) -> bool:
+        """Whether losses and divergences depend on one number per example.
+
+        A logit, a cosine or a value; of two classes' logits it is their difference, the log-odds.
+        """
+        return self.head != "classes" or self.num_classes == 2
+
+    @property
     def loss_name(self) -> str:
         return LOSS_OF_HEAD[self.head] if self.loss == "auto" else self.loss
 

@@ -60,6 +60,7 @@ from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.op_choice import longest_sequence
+from sbrrt_fast.training.step.group import tokens_by_task
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
@@ -220,7 +221,7 @@ class Trainer:
         progress.interval.add(self.step.round(assembled, progress.cursor.round, report))
         progress.cursor = after
         if self.profile:
-            self.profile.end_round(sum(batch.tokens.num_tokens for batch in assembled))
+            self.profile.end_round(tokens_by_task(assembled))
 
     def assemble(self, batches: Batches) -> list[TaskBatch]:
         """The round's batches, in the host's memory, with rows numbered through the round."""

@@ -1,8 +1,10 @@
 """The least a round can cost: operations over the machine's rate, bytes over its bandwidth.
 
 A forward over one token multiplies it with every matrix of the encoder, 2 operations per weight.
-An SBRRT round takes nine such forward-equivalents: clean 1, tangent 1, ascent 1 (input gradients
-alone), adversarial 1, teacher 1, and a backward of 2 over the rows of two passes. The optimiser
+An SBRRT round takes such forward-equivalents over its tokens: clean 1, ascent 1 (input gradients
+alone), adversarial 1, teacher 1, and a backward of 2 over the adversarial rows and of 1, the
+weights' gradients, over the clean ones: 7. Over tokens of examples with more than one output there
+are 2 more: a tangent, and the clean rows' own input gradients. The optimiser
 reads and writes every parameter, both moments and the average, reads the gradient and writes the
 low-precision copies.
 """
@@ -10,6 +12,7 @@ low-precision copies.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,28 +51,37 @@ class RoundCost:
 
 
 def round_cost(
-    model: BertConfig, config: RunConfig, num_tokens: float, num_parameters: int
+    model: BertConfig, config: RunConfig, num_tokens: Mapping[str, float], num_parameters: int
 ) -> RoundCost:
     """The cost of a run's rounds.
 
     Args:
-        num_tokens: of one round, over all its tasks. num_parameters: that are trained.
+        num_tokens: of one round, by task. num_parameters: that are trained.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     weights = model.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
-    forward = 2.0 * weights * num_tokens
-    perturbs, teaches = config.smart.weight > 0, config.bregman.weight > 0
-    steps = resolve(config.smart).num_steps
-    flops = {"clean": forward * (2 if perturbs else 1), "backward": 2 * forward}
-    if perturbs:
-        flops |= {"ascent": forward * (2 * steps - 1), "adversarial": forward}
+    smart, total = resolve(config.smart), sum(num_tokens.values())
+    forward, several = 2.0 * weights * total, 2.0 * weights * _several(config, num_tokens)
+    flops = {"clean": forward, "backward": 2 * forward}
+    if smart.weight > 0 and smart.gradient == "tangent":
+        flops["clean"] += several
+        flops |= {"ascent": forward + 2 * (smart.num_steps - 1) * several, "adversarial": forward}
+        flops["backward"] += forward + several
+    elif smart.weight > 0:
+        flops |= {"ascent": 2 * smart.num_steps * forward, "adversarial": forward}
         flops["backward"] *= 2
-    if teaches:
+    if config.bregman.weight > 0:
         flops["teacher"] = forward
     low = config.precision == "bf16"
+    teaches = config.bregman.weight > 0
     moved = 24 + (2 if low else 4) + (2 if low else 0) + (8 + (2 if low else 0)) * teaches
     updates = 1 if config.round.update == "joint" else len(config.tasks)
-    return RoundCost(num_tokens, flops, {"optimiser": float(moved * num_parameters * updates)})
+    return RoundCost(total, flops, {"optimiser": float(moved * num_parameters * updates)})
+
+
+def _several(config: RunConfig, num_tokens: Mapping[str, float]) -> float:
+    """Tokens of examples with more than one output."""
+    return sum(n for name, n in num_tokens.items() if not config.tasks[name].has_one_output)
 
 
 def measure_ceilings(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import resource
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +75,12 @@ class RunProfile:
     """
 
     def __init__(self, device: torch.device):
-        self.clock, self.num_tokens = StageClock(device), 0
+        self.clock, self.num_tokens = StageClock(device), Counter()
 
-    def end_round(self, num_tokens: int) -> None:
+    def end_round(self, num_tokens: Mapping[str, int]) -> None:
+        """``num_tokens`` by task."""
         self.clock.end_round()
-        self.num_tokens += num_tokens
+        self.num_tokens.update(num_tokens)
 
     def measure(
         self, model: MultiTaskModel, config: RunConfig, step_bytes: dict[str, int]
@@ -93,7 +94,7 @@ class RunProfile:
             return None
         device = self.clock.device
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        mean = self.num_tokens / len(self.clock.rounds)
+        mean = {task: n / len(self.clock.rounds) for task, n in self.num_tokens.items()}
         cost = round_cost(model.config, config, mean, trained)
         memory = {"peak": peak_bytes(device)} | step_bytes
         return Profile(self.clock, cost, best_ceilings(device, config.precision), memory)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,14 @@ class TaskBatch:
     def to(self, device: torch.device) -> TaskBatch:
         """The batch with its tensors on ``device``."""
         return TaskBatch(self.name, self.tokens.to(device), to_device(self.labels, device))
+
+
+def tokens_by_task(batches: Iterable[TaskBatch]) -> Counter[str]:
+    """Number of tokens of each task's batches."""
+    counts: Counter[str] = Counter()
+    for batch in batches:
+        counts[batch.name] += batch.tokens.num_tokens
+    return counts
 
 
 @dataclass(frozen=True)

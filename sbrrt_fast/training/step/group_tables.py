@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.heads import HeadWeights
 from sbrrt_fast.ops.objective import LossSpec, ObjectiveTable
 from sbrrt_fast.ops.task_heads import HeadSpec, HeadTable
 from sbrrt_fast.training.step.group import Group
-
-
-def one_output_tasks(tasks: Mapping[str, TaskConfig]) -> frozenset[str]:
-    """The tasks whose losses and divergences depend on one number per example.
-
-    A logit, a cosine or a value; of two classes' logits it is their difference, the log-odds.
-    """
-    return frozenset(n for n, t in tasks.items() if t.head != "classes" or t.num_classes == 2)
 
 
 class OneOutput:

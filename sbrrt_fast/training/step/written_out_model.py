@@ -15,7 +15,7 @@ from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.step.group import Group, TaskBatch
-from sbrrt_fast.training.step.group_tables import GroupTables, one_output_tasks
+from sbrrt_fast.training.step.group_tables import GroupTables
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -51,7 +51,8 @@ class WrittenOutModel:
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
         perturbs = self.smart.weight > 0 and self.smart.gradient == "tangent"
         has_rows = perturbs and self.trains_encoder
-        self.one_output = one_output_tasks(model.tasks) if has_rows else frozenset()
+        tasks = model.tasks.items() if has_rows else ()
+        self.one_output = frozenset(name for name, task in tasks if task.has_one_output)
         self._tables: dict[tuple, GroupTables] = {}
 
     @property
