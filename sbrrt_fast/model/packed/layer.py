@@ -188,18 +188,19 @@ class Layer:
         blocks: list[Block],
         grads: LayerWeights | None,
     ) -> None:
-        w, names = self.weights, (norm.bias, norm.weight, norm.shift)
-        sums = [getattr(grads, name) for name in names] if grads else [None] * 3
-        for i, block in enumerate(blocks):
+        w, segments = self.weights, [block.stream.batch.cu_seqlens for block in blocks]
+        num_segments = [len(bounds) - 1 for bounds in segments]
+        sums = d.hidden.new_empty(sum(num_segments), 3, d.hidden.shape[1]) if grads else None
+        parts = sums.split(num_segments) if grads else [None] * len(blocks)
+        for block, bounds, part in zip(blocks, segments, parts, strict=True):
             a, g = saved.rows(*block.rows), d.rows(*block.rows)
-            added = grads is not None and i > 0  # to the sums over the blocks before
-            results = [torch.empty_like(x) for x in sums] if added else sums
             self.ops.dropout_add_layernorm_backward_into(
                 g.hidden, g.product, *_inputs(norm, a, w), getattr(a, norm.mean),
-                getattr(a, norm.rstd), *self._dropout(block, norm), g.narrow, g.hidden, *results,
+                getattr(a, norm.rstd), *self._dropout(block, norm), g.narrow, g.hidden,
+                bounds if grads else None, part,
             )  # fmt: skip
-            if added:
-                torch._foreach_add_(sums, results)
+        for i, name in enumerate((norm.bias, norm.weight, norm.shift) if grads else ()):
+            self.ops.column_sums_into(sums[:, i][None], None, getattr(grads, name)[None])
 
     def _gelu(self, saved: Activations, primal: Block | None, tangent: Block | None) -> None:
         bias = self.weights.inner_bias
