@@ -5,6 +5,7 @@
 
 #include "common/adamw_op.h"
 #include "common/attention_op.h"
+#include "common/column_sums_op.h"
 #include "common/embed_op.h"
 #include "common/gelu_op.h"
 #include "common/layernorm_op.h"
@@ -46,6 +47,7 @@ void add_all(torch::Library& m) {
   add<device, GeluForward>(m, "bias_gelu_forward_into");
   add<device, GeluBackward>(m, "bias_gelu_backward_into");
   add<device, GeluJvp>(m, "bias_gelu_jvp_into");
+  add<device, ColumnSums>(m, "column_sums_into");
   add<device, LayerNormForward>(m, "dropout_add_layernorm_forward_into");
   add<device, LayerNormBackward>(m, "dropout_add_layernorm_backward_into");
   add<device, LayerNormJvp>(m, "dropout_add_layernorm_jvp_into");

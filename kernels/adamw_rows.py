@@ -47,7 +47,8 @@ def _rows_kernel(
 ):
     clip = tl.load(p_clip)
     num_rows = tl.where(clip == clip, num_rows, 0)  # NaN leaves the update out
-    o_row, o_column, m = tile_rows(tl.program_id(0).to(tl.int64), num_rows, width, ROWS, BLOCK)
+    i_first = tl.program_id(0).to(tl.int64) * ROWS
+    o_row, o_column, m = tile_rows(i_first, num_rows, width, ROWS, BLOCK)
     o = o_row * width + o_column
     i_place = tl.load(p_place + o_row, mask=o_row < num_rows, other=-1)
     was_touched = tl.load(p_touched + o_row, mask=o_row < num_rows, other=0) != 0

@@ -28,13 +28,13 @@ from .checks import (
     check_written_statistics,
     strided,
 )
+from .column_sums import partial_sums_into
 from .embed_tables import CHUNK, table_gradient_into
 from .launch import launch
 from .layernorm import normalize, project, standardize
 from .philox import load_stream
 from .rows import (
     RowDropout,
-    column_sums_into,
     load_float,
     row_factors,
     row_tile,
@@ -96,7 +96,7 @@ def _forward_kernel(
     DROPS: tl.constexpr,
 ):
     i_tile = tl.program_id(0).to(tl.int64)
-    o_token, o, m = tile_rows(i_tile, num_tokens, width, ROWS, BLOCK)
+    o_token, o, m = tile_rows(i_tile * ROWS, num_tokens, width, ROWS, BLOCK)
     word, position = (p_word, p_ids, num_words), (p_position, p_positions, num_positions)
     tables = (word, position, (p_type, p_types, num_types))
     dropout = (load_stream(p_rng, site), threshold, scale)
@@ -146,7 +146,7 @@ def _backward_kernel(
     b_dweight = tl.zeros((ROWS, BLOCK), tl.float32)
     b_dshift = tl.zeros((ROWS, BLOCK), tl.float32)
     for i_tile in range(i_program * num_tiles, (i_program + 1) * num_tiles):
-        o_token, o, m = tile_rows(i_tile, num_tokens, width, ROWS, BLOCK)
+        o_token, o, m = tile_rows(i_tile * ROWS, num_tokens, width, ROWS, BLOCK)
         b_factor = row_factors(p_offsets, o_token, num_tokens, dropout, BLOCK, DROPS)
         b_s = _embedding_sum(*tables, o_token, o, m, num_tokens, width)
         b_z, rstd = standardize(b_s, p_mean, p_rstd, o_token, m, num_tokens)
@@ -272,7 +272,7 @@ def backward_into(
         if table is not None:
             table_gradient_into(ds, index, tokens, table)
     if needs_sums:
-        column_sums_into(partial, dweight, dshift)
+        partial_sums_into(partial, dweight, dshift)
     count_change({"dweight": dweight, "dshift": dshift})  # torch counts that tables are zeroed
 
 

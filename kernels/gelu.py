@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_floats, check_rows, check_written, check_written_rows, strided
+from .column_sums import partial_sums_into
 from .launch import launch
 from .launch_table import TABLE
-from .rows import column_sums_into
 from .write_set import check_write_set, count_change
 
 
@@ -132,7 +132,7 @@ def _jacobian_product_into(
     tensors = *strided(vector[1]), *strided(x), bias.contiguous(), *strided(result[1]), partial
     launch(_jacobian_product_kernel, grid, *tensors, num_rows, width, **tile)
     if dbias is not None:
-        column_sums_into(partial, dbias)
+        partial_sums_into(partial, dbias)
     count_change(written)
 
 

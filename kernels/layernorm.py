@@ -13,11 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import (
+    check_dimensions,
     check_epsilon,
     check_floats,
     check_rows,
     check_statistics,
-    check_written,
+    check_tensor,
     check_written_rows,
     check_written_statistics,
     strided,
@@ -26,14 +27,12 @@ from .launch import launch
 from .philox import load_stream
 from .rows import (
     RowDropout,
-    column_sums_into,
     load_float,
     row_factors,
     row_tile,
     store_rows,
     store_sum,
     tile_rows,
-    tiles_per_program,
 )
 from .write_set import check_write_set, count_change
 
@@ -70,7 +69,7 @@ def _residual_tile(
     residual,
     p_offsets,
     dropout,
-    i_tile,
+    i_first,
     num_rows,
     width,
     ROWS: tl.constexpr,
@@ -79,9 +78,10 @@ def _residual_tile(
 ):
     """A tile's rows, features, mask, dropout's factors M and residual + M (x + bias).
 
-    x and residual are (pointer, stride); dropout is (stream, threshold, scale).
+    x and residual are (pointer, stride); dropout is (stream, threshold, scale); the tile begins
+    with row i_first.
     """
-    o_row, o, m = tile_rows(i_tile, num_rows, width, ROWS, BLOCK)
+    o_row, o, m = tile_rows(i_first, num_rows, width, ROWS, BLOCK)
     b_factor = row_factors(p_offsets, o_row, num_rows, dropout, BLOCK, DROPS)
     b_x = load_float(x[0], o_row * x[1] + o, m) + load_float(p_bias, o, o < width)
     b_s = load_float(residual[0], o_row * residual[1] + o, m) + b_factor * b_x
@@ -117,7 +117,7 @@ def _forward_kernel(
 ):
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
-    place = (tl.program_id(0).to(tl.int64), num_rows, width)
+    place = (tl.program_id(0).to(tl.int64) * ROWS, num_rows, width)
     o_row, o, m, _, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
     tl.store(p_mean + o_row, mean, mask=o_row < num_rows)
@@ -127,7 +127,22 @@ def _forward_kernel(
     store_rows(p_low, low_stride, o_row, o, m, b_out)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tiles", "site", "threshold"])
+@triton.jit
+def _rows_of_program(p_segments, num_rows, ROWS: tl.constexpr):
+    """(first, end) of this program's rows: its segment's, or its tile's if there are no segments.
+
+    A device cannot raise, so bounds are not trusted.
+    """
+    i_program = tl.program_id(0).to(tl.int64)
+    if p_segments is None:
+        return i_program * ROWS, tl.minimum((i_program + 1) * ROWS, num_rows)
+    else:
+        i_first = tl.load(p_segments + i_program).to(tl.int64)
+        i_end = tl.load(p_segments + i_program + 1).to(tl.int64)
+        return tl.maximum(i_first, 0), tl.minimum(i_end, num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
 def _backward_kernel(
     p_x,  # [num_rows, width], rows x_stride apart
     x_stride,
@@ -150,24 +165,25 @@ def _backward_kernel(
     dx_stride,
     p_dresidual,  # [num_rows, width], rows dresidual_stride apart; may be p_grad
     dresidual_stride,
-    p_partial,  # float32 [num_programs, 3, width]: each program's dweight, dshift, dbias; or None
+    p_segments,  # int32 [num_programs + 1], bounds of rows; or None
+    p_sums,  # float32 [num_programs, 3, width], sums_stride apart: of bias, weight, shift; or None
+    sums_stride,
     num_rows,
-    num_tiles,  # of each program
     width,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
-    i_program = tl.program_id(0).to(tl.int64)
+    i_begin, i_end = _rows_of_program(p_segments, num_rows, ROWS)
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     b_dweight = tl.zeros((ROWS, BLOCK), tl.float32)
     b_dshift = tl.zeros((ROWS, BLOCK), tl.float32)
     b_dbias = tl.zeros((ROWS, BLOCK), tl.float32)
-    for i_tile in range(i_program * num_tiles, (i_program + 1) * num_tiles):
-        place = (i_tile, num_rows, width)
+    for i_first in range(i_begin, i_end, ROWS):
+        place = (i_first, i_end, width)
         o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
-        b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, num_rows)
+        b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, i_end)
         b_grad = load_float(p_grad, o_row * grad_stride + o, m)
         if p_product is not None:
             b_grad += load_float(p_product, o_row * product_stride + o, m)
@@ -175,15 +191,15 @@ def _backward_kernel(
         b_dx = b_factor * b_ds
         store_rows(p_dresidual, dresidual_stride, o_row, o, m, b_ds)
         store_rows(p_dx, dx_stride, o_row, o, m, b_dx)
-        if p_partial is not None:
+        if p_sums is not None:
             b_dweight += b_grad * b_z
             b_dshift += b_grad
             b_dbias += tl.where(m, b_dx, 0.0)
-    if p_partial is not None:
-        p_sums = p_partial + i_program * 3 * width
-        store_sum(p_sums, b_dweight, width)
-        store_sum(p_sums + width, b_dshift, width)
-        store_sum(p_sums + 2 * width, b_dbias, width)
+    if p_sums is not None:
+        p_sum = p_sums + tl.program_id(0).to(tl.int64) * sums_stride
+        store_sum(p_sum, b_dbias, width)
+        store_sum(p_sum + width, b_dweight, width)
+        store_sum(p_sum + 2 * width, b_dshift, width)
 
 
 @triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
@@ -217,7 +233,7 @@ def _jvp_kernel(
 ):
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
-    place = (tl.program_id(0).to(tl.int64), num_rows, width)
+    place = (tl.program_id(0).to(tl.int64) * ROWS, num_rows, width)
     o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, num_rows)
     b_ts = b_factor * load_float(p_tx, o_row * tx_stride + o, m)
@@ -298,12 +314,13 @@ def forward_into(
 def backward_into(
     grad: Tensor, product: Tensor | None, x: Tensor, bias: Tensor, residual: Tensor,
     weight: Tensor, mean: Tensor, rstd: Tensor, p: float, rng: Tensor, site: int, offsets: Tensor,
-    dx: Tensor, dresidual: Tensor, dbias: Tensor | None, dweight: Tensor | None,
-    dshift: Tensor | None,
+    dx: Tensor, dresidual: Tensor, segments: Tensor | None, sums: Tensor | None,
 ) -> None:  # fmt: skip
     """The gradients where that of the result is grad + product; dresidual may be grad.
 
-    Each is of its argument's dtype, dshift of the weight's. The last three are computed together.
+    Each is of its argument's dtype. segments int32 [num_segments + 1], ascending bounds from 0 to
+    the number of rows, come with sums float32 [num_segments, 3, width]: for bias, weight and shift,
+    over the segment's rows.
     """
     op = "dropout_add_layernorm_backward"
     source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
@@ -314,38 +331,41 @@ def backward_into(
     check_statistics(op, device, num_rows, mean=mean, rstd=rstd)
     check_written_rows(op, "dx", dx, x.dtype, x.shape, device)
     check_written_rows(op, "dresidual", dresidual, residual.dtype, x.shape, device)
-    sums = {"dweight": (dweight, weight), "dshift": (dshift, weight), "dbias": (dbias, bias)}
-    needs_sums = _check_sums(op, sums, device)
-    written = {"dx": dx, "dresidual": dresidual, **{name: g for name, (g, _) in sums.items()}}
-    read = {**gradients, **source.read(), "mean": mean, "rstd": rstd}
+    _check_sums(op, segments, sums, width, device)
+    written = {"dx": dx, "dresidual": dresidual, "sums": sums}
+    read = {**gradients, **source.read(), "mean": mean, "rstd": rstd, "segments": segments}
     check_write_set(op, written, read, [("dresidual", "grad")])
-    tile, partial = row_tile("layernorm backward", width), None
-    num_tiles = tiles_per_program(num_rows, tile["ROWS"]) if needs_sums else 1
-    num_programs = triton.cdiv(num_rows, num_tiles * tile["ROWS"])
-    if needs_sums:
-        partial = torch.empty(num_programs, 3, width, dtype=torch.float32, device=device)
+    tile = row_tile("layernorm backward", width)
+    num_programs, bounds = triton.cdiv(num_rows, tile["ROWS"]), None
+    if sums is not None:
+        num_programs, bounds = len(sums), segments.contiguous()
     source.launch(
         _backward_kernel, num_programs, *strided(grad), *strided(product), mean.contiguous(),
-        rstd.contiguous(), *strided(dx), *strided(dresidual), partial, num_rows, num_tiles, width,
-        **tile,
+        rstd.contiguous(), *strided(dx), *strided(dresidual), bounds, sums,
+        0 if sums is None else sums.stride(0), num_rows, width, **tile,
     )  # fmt: skip
-    if needs_sums:
-        column_sums_into(partial, dweight, dshift, dbias)
     count_change(written)
 
 
 def _check_sums(
-    op: str, sums: dict[str, tuple[Tensor | None, Tensor]], device: torch.device
-) -> bool:
-    """Whether the parameters' gradients are wanted; each comes with its parameter."""
-    given = [gradient is not None for gradient, _ in sums.values()]
-    if any(given) and not all(given):
+    op: str, segments: Tensor | None, sums: Tensor | None, width: int, device: torch.device
+) -> None:
+    """All but the values of segments."""
+    if (segments is None) != (sums is None):
+        raise ValueError(f"{op}: sums are those of segments; pass both or none")
+    if sums is None:
+        return
+    check_dimensions(op, "segments", segments, 1)
+    num_segments = max(len(segments) - 1, 0)
+    check_tensor(op, "segments", segments, torch.int32, (num_segments + 1,), device)
+    check_tensor(op, "sums", sums, torch.float32, (num_segments, 3, width), device)
+    apart, *dense = sums.stride()
+    is_dense = dense[0] == width and (dense[1] == 1 or width == 1)
+    if not is_dense or (apart < 3 * width and num_segments > 1):
         raise ValueError(
-            f"{op}: dbias, dweight and dshift are computed together; pass all of them or none"
+            f"{op}: sums is written and needs a dense [3, {width}] of each segment, apart from the "
+            f"others, got strides {sums.stride()}; pass a contiguous tensor or columns of one"
         )
-    for name, (gradient, parameter) in sums.items() if all(given) else ():
-        check_written(op, name, gradient, parameter.dtype, parameter.shape, device)
-    return all(given)
 
 
 def jvp_into(
@@ -386,7 +406,9 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         saved, results = (*row, *statistics, *dropout), (x, residual)
         forward = partial(forward_into, *row, vector, 1e-12, *dropout, residual)
         yield f"forward {name}", partial(forward, low, *statistics)
-        for kind, sums in (("backward", [vector] * 3), ("inputs", [None] * 3)):
+        sums = residual.new_empty(4, 3, width)
+        segments = sums.new_empty(5, dtype=torch.int32)
+        for kind, wanted in (("backward", (segments, sums)), ("inputs", (None, None))):
             gradients = residual, product, *saved, *results
-            yield f"{kind} {name}", partial(backward_into, *gradients, *sums)
+            yield f"{kind} {name}", partial(backward_into, *gradients, *wanted)
         yield f"jvp {name}", partial(jvp_into, x, residual, *saved, residual, low)

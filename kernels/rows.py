@@ -1,4 +1,4 @@
-"""What kernels on rows of features share: launch choices, a row's dropout factors, column sums."""
+"""What kernels on rows of features share: launch choices, a row's dropout factors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import check_dropout, check_indices
-from .launch import launch
 from .launch_table import TABLE
 from .philox import dropout_factors, dropout_numbers, row_words
 
@@ -76,9 +75,9 @@ def tiles_per_program(num_rows: int, rows: int) -> int:
 
 
 @triton.jit
-def tile_rows(i_tile, num_rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(rows [ROWS, 1], features [1, BLOCK], mask of both) of a tile."""
-    o_row = i_tile * ROWS + tl.arange(0, ROWS)[:, None]
+def tile_rows(i_first, num_rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows [ROWS, 1], features [1, BLOCK], mask of both) of the tile that begins with a row."""
+    o_row = i_first + tl.arange(0, ROWS)[:, None]
     o = tl.arange(0, BLOCK)[None, :]
     return o_row, o, (o_row < num_rows) & (o < width)
 
@@ -119,48 +118,3 @@ def store_sum(p_sum, b_rows, width):
     """The sum over the rows of [ROWS, BLOCK], into [width]."""
     o = tl.arange(0, b_rows.shape[1])
     tl.store(p_sum + o, tl.sum(b_rows, axis=0), mask=o < width)
-
-
-@triton.jit
-def _store_total(p_sum, is_its_program, o_column, b_total, m_column):
-    if p_sum is not None:  # noqa: SIM102 - this is known to the compiler, the other is not
-        if is_its_program:
-            tl.store(p_sum + o_column, b_total, mask=m_column)
-
-
-@triton.jit(do_not_specialize=["num_partial"])
-def _column_sums_kernel(
-    p_partial,  # float32 [num_partial, num_sums, width]
-    p_first,  # [width], as the next two; those that are None are not wanted
-    p_second,
-    p_third,
-    num_partial,
-    num_sums,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    i_sum = tl.program_id(0)
-    o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    m_column = o_column < width
-    b_total = tl.zeros((COLUMNS,), tl.float32)
-    for i_first in range(0, num_partial, ROWS):
-        o_row = i_first + tl.arange(0, ROWS)
-        o = (o_row.to(tl.int64) * num_sums + i_sum)[:, None] * width + o_column[None, :]
-        m = (o_row < num_partial)[:, None] & m_column[None, :]
-        b_total += tl.sum(tl.load(p_partial + o, mask=m, other=0.0), axis=0)
-    _store_total(p_first, i_sum == 0, o_column, b_total, m_column)
-    _store_total(p_second, i_sum == 1, o_column, b_total, m_column)
-    _store_total(p_third, i_sum == 2, o_column, b_total, m_column)
-
-
-def column_sums_into(partial: Tensor, *sums: Tensor | None) -> None:
-    """Sums over the first dimension of float32 [num_partial, num_sums <= 3, width], in its order.
-
-    Each goes into a tensor [width] of any dtype, or nowhere.
-    """
-    num_partial, num_sums, width = partial.shape
-    three = (*sums, None, None)[:3]
-    tile = TABLE["column sums"].constants
-    grid = (num_sums, triton.cdiv(width, tile["COLUMNS"]))
-    launch(_column_sums_kernel, grid, partial, *three, num_partial, num_sums, width, **tile)

@@ -34,7 +34,8 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
     "bias_gelu_backward_into": ("column_sums", "gelu_grad"),
     "bias_gelu_forward_into": ("gelu_forward",),
     "bias_gelu_jvp_into": ("column_sums", "gelu_grad"),  # the sums are the backward's alone
-    "dropout_add_layernorm_backward_into": ("column_sums", "layernorm_backward"),
+    "column_sums_into": ("column_sums",),
+    "dropout_add_layernorm_backward_into": ("layernorm_backward",),
     "dropout_add_layernorm_forward_into": ("layernorm_forward",),
     "dropout_add_layernorm_jvp_into": ("layernorm_jvp",),
     "dropout_mask_into": ("dropout_mask",),
@@ -150,7 +151,6 @@ OURS: dict[str, Callable[[Arguments], int]] = {  # where it is not one per launc
     "attention_backward_into": _attention_backward,
     "bias_gelu_backward_into": _with_sums,
     "bias_gelu_jvp_into": lambda a: 1,
-    "dropout_add_layernorm_backward_into": _with_sums,
     "embed_backward_into": _embed_backward,
     "gradient_norm_into": _in_launches("gradient_norm_into", "grads", cleared=1),
 }

@@ -18,16 +18,16 @@ from sbrrt_fast.kernels import (
     adamw_ema,
     adamw_rows,
     attention,
+    column_sums,
     draws,
     embed,
     gelu,
     layernorm,
-    rows,
     smart_ascend,
 )
 from sbrrt_fast.kernels.launch_table import TABLE
 
-TOKENS = 712  # of a joint round
+TOKENS, SEQUENCES = 712, 40  # of a joint round
 DROPOUT_P, SITE, EPS = 0.1, 2, 1e-12
 WARPS = {"num_warps": (1, 2, 4, 8)}
 
@@ -158,10 +158,15 @@ def _layernorm(way: str, width: int, device: torch.device) -> list[Call]:
     saved = *row, mean, rstd, *dropout
     if way == "jvp":
         return [Call(layernorm.jvp_into, x, residual, *saved, results=(out, low))]
-    sums = tuple(torch.empty_like(vector) for _ in range(3))
+
+    def backward(segments, dx, dresidual, sums) -> None:
+        layernorm.backward_into(residual, x, *saved, dx, dresidual, segments, sums)
+
+    bounds = torch.arange(SEQUENCES + 1, dtype=torch.int32, device=device) * TOKENS // SEQUENCES
+    sums = torch.empty(SEQUENCES, 3, width, device=device)
     return [
-        Call(layernorm.backward_into, residual, x, *saved, results=(dx, dresidual, *some))
-        for some in (sums, (None,) * 3)
+        Call(backward, segments, results=(dx, dresidual, some))
+        for segments, some in ((bounds, sums), (None, None))
     ]
 
 
@@ -243,10 +248,13 @@ def _smart_noise(device: torch.device) -> list[Call]:
 
 
 def _column_sums(device: torch.device) -> list[Call]:
-    """Partial sums of a round's LayerNorm backward and of its GELU backward."""
-    shapes = (178, 3, 768), (45, 1, 3072)
-    partials = [torch.randn(shape, device=device) for shape in shapes]
-    return [Call(rows.column_sums_into, x, results=tuple(torch.empty_like(x[0]))) for x in partials]
+    """Sums of a layer's LayerNorms over a round's sequences; partial sums of its GELU backward."""
+    x, partial = (torch.randn(n, device=device) for n in ((2, 32, 3 * 768), (45, 1, 3072)))
+    layers, gelu_bias = torch.empty(2, 3 * 768, device=device), torch.empty_like(partial[0, 0])
+    return [
+        Call(column_sums.column_sums_into, x, x[0, :, 0].contiguous(), results=(layers,)),
+        Call(column_sums.partial_sums_into, partial, results=(gelu_bias,)),
+    ]
 
 
 def _adamw(op: str, device: torch.device) -> list[Call]:

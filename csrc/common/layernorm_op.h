@@ -36,14 +36,16 @@ struct LayerNormBackward {
   static constexpr auto kOp = "dropout_add_layernorm_backward";
   using Signature = void(TensorRef, MaybeTensorRef, TensorRef, TensorRef, TensorRef, TensorRef,
                          TensorRef, TensorRef, double, TensorRef, int64_t, TensorRef, TensorRef,
-                         TensorRef, MaybeTensorRef, MaybeTensorRef, MaybeTensorRef);
+                         TensorRef, MaybeTensorRef, MaybeTensorRef);
   TensorRef grad;
   MaybeTensorRef product;
   ResidualTensors in;
   StatisticsTensors statistics;
   DropoutArguments dropout;
   TensorRef dx, dresidual;
-  MaybeTensorRef dbias, dweight, dshift;  // all or none
+  // int32 [num_segments + 1], ascending row bounds from 0 to num_rows, and float32 [num_segments, 3,
+  // width], the sums over each segment's rows for bias, weight and shift; both or none.
+  MaybeTensorRef segments, sums;
 
   WriteSet check(at::DeviceType device) const;
   void run_cpu() const;
@@ -101,6 +103,24 @@ inline WriteSet LayerNormForward::check(at::DeviceType device) const {
   return {kOp, std::move(written), read};
 }
 
+// All but the values of segments. The sums of a segment are dense, segments may lie apart.
+inline void check_segment_sums(const char* op, TensorRef segments, TensorRef sums,
+                               const c10::SymInt& width, at::DeviceType device) {
+  check_tensor(op, "segments", segments, at::kInt, "[segments + 1]",
+               segments.dim() == 1 && segments.sym_size(0) >= 1);
+  check_device(op, "segments", segments, device);
+  const c10::SymInt num_segments = segments.sym_size(0) - 1;
+  check_tensor(op, "sums", sums, at::kFloat, "[segments, 3, features]",
+               sums.dim() == 3 && sums.sym_size(0) == num_segments && sums.sym_size(1) == 3 &&
+                   sums.sym_size(2) == width);
+  const bool is_dense = (sums.sym_stride(2) == 1 || width == 1) && sums.sym_stride(1) == width;
+  const bool is_apart = sums.sym_stride(0) >= width * 3 || num_segments <= 1;
+  TORCH_CHECK_VALUE(is_dense && is_apart, "sbrrt::", op, ": sums is written and needs a dense [3, ",
+                    width, "] of each segment, apart from the others, got strides ",
+                    sums.sym_strides(), "; pass a contiguous tensor or columns of one");
+  check_device(op, "sums", sums, device);
+}
+
 // dresidual may be exactly grad.
 inline WriteSet LayerNormBackward::check(at::DeviceType device) const {
   check_residual_sum(kOp, in, dropout, device);
@@ -110,20 +130,15 @@ inline WriteSet LayerNormBackward::check(at::DeviceType device) const {
   if (product) check_rows(kOp, "product", *product, num_rows, width, device);
   check_written_rows(kOp, "dx", dx, in.x, in.x.scalar_type(), device);
   check_written_rows(kOp, "dresidual", dresidual, in.residual, in.residual.scalar_type(), device);
-  TORCH_CHECK_VALUE(dbias.has_value() == dweight.has_value() &&
-                        dweight.has_value() == dshift.has_value(),
-                    "sbrrt::", kOp, ": dbias, dweight and dshift are computed together; pass all "
-                    "of them or none");
-  check_parameter_gradient(kOp, "dbias", dbias, in.bias, device);
-  check_parameter_gradient(kOp, "dweight", dweight, in.weight, device);
-  check_parameter_gradient(kOp, "dshift", dshift, in.weight, device);
+  TORCH_CHECK_VALUE(segments.has_value() == sums.has_value(), "sbrrt::", kOp,
+                    ": sums are those of segments; pass both or none");
+  if (sums) check_segment_sums(kOp, *segments, *sums, width, device);
   Arguments written{{"dx", dx}, {"dresidual", dresidual}};
-  append(written, "dbias", dbias);
-  append(written, "dweight", dweight);
-  append(written, "dshift", dshift);
+  append(written, "sums", sums);
   Arguments read = layernorm_read(in, dropout);
   append(read, {{"grad", grad}, {"mean", statistics.mean}, {"rstd", statistics.rstd}});
   append(read, "product", product);
+  append(read, "segments", segments);
   return {kOp, std::move(written), read, {{"dresidual", "grad"}}};
 }
 

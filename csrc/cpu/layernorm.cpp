@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "common/layernorm_op.h"
 #include "cpu/layernorm.h"
@@ -60,6 +61,60 @@ void backward_rows(const OutputGrad& dy, const ForwardInputs& in, const Residual
                    const LayerNormSums& sums, LayerNormBuffers& buffers, int64_t begin,
                    int64_t end) {
   SBRRT_RETURN_ON_THIS_CPU(layernorm_backward, dy, in, out, sums, buffers, begin, end)
+}
+
+// Rows of a segment whose sums one thread adds up, so that threads share long segments.
+struct SegmentBlock {
+  int64_t segment, begin, end;
+};
+
+// The blocks of all segments in their order, none of them empty. They depend on segments alone, so
+// the sums do not depend on the number of threads.
+std::vector<SegmentBlock> segment_blocks(const char* op, const at::Tensor& segments,
+                                         int64_t num_rows) {
+  const int32_t* bounds = segments.const_data_ptr<int32_t>();
+  const int64_t num_segments = segments.size(0) - 1;
+  TORCH_CHECK_VALUE(bounds[0] == 0 && bounds[num_segments] == num_rows &&
+                        std::is_sorted(bounds, bounds + num_segments + 1),
+                    "sbrrt::", op, ": segments must ascend from 0 to the number of rows, ",
+                    num_rows);
+  std::vector<SegmentBlock> blocks;
+  for (int64_t segment = 0; segment < num_segments; ++segment) {
+    const int64_t end = bounds[segment + 1];
+    for (int64_t row = bounds[segment]; row < end; row += kLayerNormBlockRows) {
+      blocks.push_back({segment, row, std::min(row + kLayerNormBlockRows, end)});
+    }
+  }
+  return blocks;
+}
+
+// Calls run(buffers, block) for every block, on all threads, whose numbers of rows are alike.
+template <typename F>
+void for_each_segment_block(const std::vector<SegmentBlock>& blocks, int64_t num_rows,
+                            int64_t width, F run) {
+  at::parallel_for(0, num_rows, kLayerNormBlockRows, [&](int64_t begin, int64_t end) {
+    LayerNormBuffers buffers(width);
+    auto block = std::partition_point(blocks.begin(), blocks.end(), [&](const SegmentBlock& b) {
+      return b.begin < begin;
+    });
+    for (; block != blocks.end() && block->begin < end; ++block) run(buffers, *block);
+  });
+}
+
+// Each segment's sums, from those of its blocks [3, padded_width(width)] in their order.
+void write_segment_sums(const std::vector<SegmentBlock>& blocks, const float* partial,
+                        const at::Tensor& sums) {
+  const int64_t width = sums.size(2), padded = padded_width(width);
+  auto block = blocks.begin();
+  for (int64_t segment = 0; segment < sums.size(0); ++segment) {
+    float* to = sums.mutable_data_ptr<float>() + segment * sums.stride(0);
+    std::fill_n(to, 3 * width, 0.0f);
+    for (; block != blocks.end() && block->segment == segment; ++block) {
+      for (int64_t part = 0; part < 3; ++part, partial += padded) {
+        for (int64_t j = 0; j < width; ++j) to[part * width + j] += partial[j];
+      }
+    }
+  }
 }
 
 void jvp_rows(const ConstRows& tx, const ConstRows& tresidual, const ForwardInputs& in,
@@ -124,21 +179,23 @@ void LayerNormBackward::run_cpu() const {
   const OutputGrad dy{const_rows(dense_grad),
                           product ? const_rows(dense_product) : ConstRows{nullptr, 0, false}};
   const ResidualGradients gradients{rows(dx), rows(dresidual)};
-  const int64_t num_rows = dx.size(0), padded = padded_width(dx.size(1));
-  const int64_t num_blocks = dbias ? num_layernorm_blocks(num_rows) : 0;
-  const AlignedArray<float> sums(num_blocks * 3 * padded);
-  for_each_layernorm_block(num_rows, dx.size(1), [&](auto& buffers, int64_t block, int64_t begin,
-                                                     int64_t end) {
-    float* s = sums.get() + block * 3 * padded;
-    const auto wanted = dbias ? LayerNormSums{s, s + padded, s + 2 * padded}
-                              : LayerNormSums{nullptr, nullptr, nullptr};
-    backward_rows(dy, dense.forward(saved.mean, saved.rstd), gradients, wanted, buffers, begin,
-                  end);
+  const int64_t num_rows = dx.size(0), width = dx.size(1), padded = padded_width(width);
+  const ForwardInputs inputs = dense.forward(saved.mean, saved.rstd);
+  if (!sums) {
+    for_each_layernorm_block(num_rows, width, [&](auto& buffers, int64_t, int64_t begin,
+                                                  int64_t end) {
+      backward_rows(dy, inputs, gradients, {nullptr, nullptr, nullptr}, buffers, begin, end);
+    });
+    return;
+  }
+  const std::vector<SegmentBlock> blocks = segment_blocks(kOp, segments->contiguous(), num_rows);
+  const AlignedArray<float> partial(static_cast<int64_t>(blocks.size()) * 3 * padded);
+  for_each_segment_block(blocks, num_rows, width, [&](auto& buffers, const SegmentBlock& block) {
+    float* bias = partial.get() + (&block - blocks.data()) * 3 * padded;
+    const LayerNormSums block_sums{bias + padded, bias + 2 * padded, bias};
+    backward_rows(dy, inputs, gradients, block_sums, buffers, block.begin, block.end);
   });
-  if (!dbias) return;
-  write_parameter_gradient(sums.get(), num_blocks, 3 * padded, *dweight);
-  write_parameter_gradient(sums.get() + padded, num_blocks, 3 * padded, *dshift);
-  write_parameter_gradient(sums.get() + 2 * padded, num_blocks, 3 * padded, *dbias);
+  write_segment_sums(blocks, partial.get(), *sums);
 }
 
 void LayerNormJvp::run_cpu() const {

@@ -90,8 +90,9 @@ inline RowDropoutParams dropout_params(const DropoutArguments& dropout, const at
 inline void write_sums(const Launch& launch, const at::Tensor& partial,
                        std::initializer_list<const at::Tensor*> gradients) {
   const int num_parts = static_cast<int>(gradients.size());
-  ColumnSumsParams params{partial.const_data_ptr<float>(), partial.size(0),
-                          partial.size(1) / num_parts, num_parts, {}};
+  const int64_t width = partial.size(1) / num_parts;
+  ColumnSumsParams params{ElementType::kFloat, num_parts, partial.size(0), width,
+                          {partial.const_data_ptr(), partial.stride(0)}, width};
   at::Tensor memory[kMaxColumnSums];
   const at::Tensor* const* gradient = gradients.begin();
   for (int i = 0; i < num_parts; ++i) {

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
   SBRRT_SHARED(float, shared, [kBackwardFloats<Shape>]);
   const int width = p.in.width;
   ParameterSums<Shape> sums;
-  for_each_row_of_block<Shape>(p.in.num_tokens, [&](int64_t token) {
+  for_each_row<Shape>(rows_of_block(p.in.num_tokens), [&](int64_t token) {
     const EmbeddingRow<T> in(p.in, token);
     const RowDropout dropout(p.in.dropout, token);
     const auto load = [&](int, int j, float (&s)[Shape::kVec], float (&dy)[Shape::kVec]) {

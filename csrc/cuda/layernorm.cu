@@ -88,7 +88,10 @@ __global__ void __launch_bounds__(Shape::kThreads)
   const int width = p.in.width;
   ParameterSums<Shape> sums;
   RowValues<Shape> bias_sums{};
-  for_each_row_of_block<Shape>(p.in.num_rows, [&](int64_t row) {
+  const bool has_segments = p.segments != nullptr;
+  const RowRange rows = has_segments ? rows_of_segment(p.segments, p.in.num_rows)
+                                     : rows_of_block(p.in.num_rows);
+  for_each_row<Shape>(rows, [&](int64_t row) {
     ResidualRow<X, R, Shape> in(p.in, row);
     const auto load = [&](int c, int j, float (&s)[Shape::kVec], float (&dy)[Shape::kVec]) {
       float product[Shape::kVec] = {};
@@ -110,11 +113,11 @@ __global__ void __launch_bounds__(Shape::kThreads)
     };
     backward_row({p.mean[row], p.rstd[row]}, p.weight, width, sums, shared, load, store);
   });
-  if (p.partial == nullptr) return;
-  float* partial = p.partial + int64_t{blockIdx.x} * 3 * width;
-  store_column_sums(bias_sums, width, partial, shared);
-  store_column_sums(sums.weight, width, partial + width, shared);
-  store_column_sums(sums.shift, width, partial + 2 * width, shared);
+  if (!has_segments) return;
+  float* to = row_of<float>(p.sums, blockIdx.x);
+  store_column_sums(bias_sums, width, to, shared);
+  store_column_sums(sums.weight, width, to + width, shared);
+  store_column_sums(sums.shift, width, to + 2 * width, shared);
 }
 
 template <typename X, typename R, typename Shape>
@@ -188,12 +191,14 @@ cudaError_t layernorm_forward(const LayerNormForwardParams& p, cudaStream_t stre
 cudaError_t layernorm_backward(const LayerNormBackwardParams& p, cudaStream_t stream) {
   const int n = 16 / dtype_size(p.in.x_dtype);
   const bool whole = is_whole(p.grad, n) && is_whole(p.product, n) && is_whole(p.dx, n) &&
-                     is_whole(p.dresidual, n) && all_aligned({p.weight, p.partial});
+                     is_whole(p.dresidual, n) && is_whole(p.sums, n) && all_aligned({p.weight});
   return with_kernel(p.in, whole, [&](auto x, auto residual, auto shape) {
     using X = typename decltype(x)::type;
     using R = typename decltype(residual)::type;
     using Shape = decltype(shape);
-    const dim3 grid(static_cast<unsigned>(num_row_blocks(p.in.num_rows)));
+    const bool has_segments = p.segments != nullptr;
+    const dim3 grid(static_cast<unsigned>(has_segments ? p.num_segments
+                                                       : num_row_blocks(p.in.num_rows)));
     return launch<layernorm_backward_kernel<X, R, Shape>>(grid, dim3(Shape::kThreads), 0, stream,
                                                           p);
   });

@@ -35,7 +35,11 @@ struct LayerNormBackwardParams {
   ConstRows product;  // of the dtype of x, or no data
   const float *weight, *mean, *rstd;
   Rows dx, dresidual;  // of the dtypes of x and residual
-  float* partial;      // [num_row_blocks, 3, width]: sums for bias, weight, shift; or null
+  // Row bounds [num_segments + 1], and of each segment [3, width]: the sums over its rows for bias,
+  // weight, shift; or no data.
+  int64_t num_segments;
+  const int32_t* segments;
+  Rows sums;
 };
 
 struct LayerNormJvpParams {

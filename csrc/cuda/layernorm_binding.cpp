@@ -68,16 +68,15 @@ void LayerNormBackward::run_cuda() const {
   const at::Tensor dense_product =
       product ? with_dense_rows(product->to(dense.x.scalar_type())) : at::Tensor();
   const at::Tensor means = statistics.mean.contiguous(), rstds = statistics.rstd.contiguous();
-  const at::Tensor partial =
-      empty_floats({dbias ? num_row_blocks(dx.size(0)) : 0, 3 * dx.size(1)}, dx);
+  const at::Tensor bounds = segments ? segments->contiguous() : at::Tensor();
   launch(&layernorm_backward,
          LayerNormBackwardParams{
              dense.params, const_rows(dense_grad),
              product ? const_rows(dense_product) : ConstRows{nullptr, 0},
              dense.weight.const_data_ptr<float>(), means.const_data_ptr<float>(),
              rstds.const_data_ptr<float>(), rows(dx), rows(dresidual),
-             dbias ? partial.mutable_data_ptr<float>() : nullptr});
-  if (dbias) write_sums(launch, partial, {&*dbias, &*dweight, &*dshift});
+             sums ? sums->size(0) : 0, sums ? bounds.const_data_ptr<int32_t>() : nullptr,
+             optional_rows(sums)});
 }
 
 void LayerNormJvp::run_cuda() const {

@@ -19,19 +19,23 @@ from sbrrt_fast.ops._backend.dispatch import fused_op
 from sbrrt_fast.ops._backend.dropout_arguments import dropout_arguments
 from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.autodiff import tangent_is_differentiated
+from sbrrt_fast.ops.column_sums import column_sums
 from sbrrt_fast.ops.dropout import dropout_mask
 
 _ROW = "Tensor x, Tensor bias, Tensor residual, Tensor weight"
 _DROPOUT = "float p, Tensor rng, int site, Tensor offsets"
+_SEGMENT_ROWS = 32
 define(
     f"dropout_add_layernorm_forward_into({_ROW}, Tensor shift, float eps, {_DROPOUT}, "
     "Tensor(a!) out, Tensor(b!)? low, Tensor(c!) mean, Tensor(d!) rstd)",
     "layernorm.forward_into",
 )
+# segments int32 [num_segments + 1], row bounds from 0 to num_rows; sums float32 [num_segments, 3,
+# width], over each segment's rows for bias, weight and shift
 define(
     f"dropout_add_layernorm_backward_into(Tensor grad, Tensor? product, {_ROW}, Tensor mean, "
-    f"Tensor rstd, {_DROPOUT}, Tensor(a!) dx, Tensor(b!) dresidual, Tensor(c!)? dbias, "
-    "Tensor(d!)? dweight, Tensor(e!)? dshift)",
+    f"Tensor rstd, {_DROPOUT}, Tensor(a!) dx, Tensor(b!) dresidual, Tensor? segments, "
+    "Tensor(c!)? sums)",
     "layernorm.backward_into",
 )
 define(
@@ -91,13 +95,25 @@ def _forward(ops, *inputs) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, ...]:
     x, bias, residual, weight, _shift, _eps, *dropout = inputs
     dx, dresidual = empty_like(x), empty_like(residual)
-    needed = needs[1] or needs[3] or needs[4]
-    dbias, dweight, dshift = (empty_like(v) if needed else None for v in (bias, weight, weight))
+    segments = sums = None
+    if needs[1] or needs[3] or needs[4]:
+        segments = _segments_of(x)
+        sums = empty_floats(x, len(segments) - 1, 3, x.shape[1])
     ops.dropout_add_layernorm_backward_into(
-        grad, None, x, bias, residual, weight, *saved, *dropout, dx, dresidual, dbias, dweight,
-        dshift,
-    )  # fmt: skip
-    return dx, dbias, dresidual, dweight, dshift
+        grad, None, x, bias, residual, weight, *saved, *dropout, dx, dresidual, segments, sums
+    )
+    if sums is None:
+        return dx, None, dresidual, None, None
+    dbias, dweight, dshift = column_sums(ops, sums.flatten(1)).chunk(3)
+    return dx, dbias.to(bias.dtype), dresidual, dweight.to(weight.dtype), dshift.to(weight.dtype)
+
+
+def _segments_of(x: Tensor) -> Tensor:
+    """Bounds of blocks of rows, int32: few for the sums of each, many for a GPU."""
+    num_rows = x.shape[0]
+    num_segments = -(-num_rows // _SEGMENT_ROWS)
+    bounds = torch.arange(num_segments + 1, dtype=torch.int32, device=x.device)
+    return (bounds * _SEGMENT_ROWS).clamp_(max=num_rows)
 
 
 def _jvp(ops, tangents, inputs, saved) -> Tensor:

@@ -124,8 +124,9 @@ PER_LAYER = {  # what a layer adds to a stage, in a step of one pass over both h
     "ascent": 4 + 1 + 2 + 1,
     "adversarial": 4 + 1 + 1 + 2 + 1,
     "teacher": 4 + 1 + 1 + 2 + 1,
-    # 8 products; attention; LayerNorms and GELU with sums; q, k and v's sums.
-    "backward": 8 + 1 + 2 * 2 + 2 + 1,
+    # 8 products; attention; LayerNorms with sums, and the three sums of these; GELU with sums; q, k
+    # and v's sums.
+    "backward": 8 + 1 + 2 * (1 + 3) + 2 + 1,
 }
 
 

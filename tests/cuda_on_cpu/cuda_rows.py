@@ -24,11 +24,17 @@ def unwritten(*shape: int, dtype: torch.dtype = torch.float32, gap: int = 0) -> 
     return whole[..., : shape[-1]]
 
 
+def layer_sums(x: Tensor, weights: Tensor | None, out: Tensor, seed: int = 0) -> None:
+    """Of x [num_layers, num_rows, width] with dense rows, into out [num_layers, width]."""
+    read = *x.shape, x.dtype, x, *x.stride()[:2], weights
+    library("column_sums").call("sums", *read, out, out.stride(0), None, seed=seed)
+
+
 def column_sums(partial: Tensor, seed: int = 0) -> Tensor:
     """The sums of a matrix's columns, by the kernel."""
-    out = unwritten(partial.shape[1])
-    library("column_sums").call("sums", partial, *partial.shape, 1, out, None, None, seed=seed)
-    return out
+    out = unwritten(1, partial.shape[1])
+    layer_sums(partial[None], None, out, seed)
+    return out[0]
 
 
 def num_row_blocks(op: str, num_rows: int) -> int:

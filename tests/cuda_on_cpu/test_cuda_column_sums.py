@@ -1,12 +1,14 @@
-"""The CUDA kernel on the CPU that sums a matrix's columns for the row ops' backward passes."""
+"""The CUDA kernel on the CPU that sums columns, of layers and of what other kernels left."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.cuda_on_cpu import library
-from tests.cuda_on_cpu.cuda_rows import column_sums, unwritten
+from tests.cuda_on_cpu import CudaError, library
+from tests.cuda_on_cpu.cuda_rows import column_sums, layer_sums, unwritten
+from tests.ops.op_checks import BF16, F32
+from tests.ops.op_references import REFERENCES
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (1, 1), (3, 64), (67, 33)])
@@ -15,8 +17,30 @@ def test_column_sums(height, width):
     assert torch.allclose(column_sums(x).double(), x.double().sum(0), rtol=1e-6, atol=1e-5)
 
 
-def test_column_sums_of_several_gradients():
+@pytest.mark.parametrize("wanted", [(0, 1), (0,), (1,)])
+def test_column_sums_of_two_gradients(wanted):
     """Each goes where it is wanted; parts end within a block's columns."""
-    x, (first, third) = torch.randn(67, 3 * 33), (unwritten(33), unwritten(33))
-    library("column_sums").call("sums", x, 67, 33, 3, first, None, third)
-    assert torch.equal(torch.cat([first, third]), column_sums(x)[[*range(33), *range(66, 99)]])
+    x, out = torch.randn(67, 2 * 33), [unwritten(33) if i in wanted else None for i in range(2)]
+    library("column_sums").call("sums", 2, 67, 33, F32, x, 33, 66, None, out[0], 0, out[1])
+    for i in wanted:
+        assert torch.equal(out[i], column_sums(x).split(33)[i])
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, torch.float16])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("layers", "height", "width"), [(3, 0, 5), (1, 1, 1), (5, 67, 33)])
+def test_layers(layers, height, width, weighted, dtype):
+    """Layers that lie between each other's rows, into rows with gaps."""
+    x = torch.randn(height, layers, width + 4).to(dtype)[..., :width].transpose(0, 1)
+    weights = torch.randn(height) if weighted else None
+    out = unwritten(layers, width, gap=3)
+    layer_sums(x, weights, out)
+    (exact,) = REFERENCES["column_sums_into"](x, weights)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-6, atol=2e-5)
+    assert out._base[:, width:].isnan().all()
+
+
+def test_more_layers_than_results_are_refused():
+    x, out = torch.randn(3, 2, 5), unwritten(5)
+    with pytest.raises(CudaError, match="returned error 1"):
+        library("column_sums").call("sums", 3, 2, 5, F32, x, 10, 5, None, out, 0, out)

@@ -34,15 +34,39 @@ def test_the_gradient_may_come_in_two_summands(name):
     kernels = kernels_of(name)
     grad, x = kernels.case.grad, kernels.case.inputs[0]
     product = torch.randn(grad.shape).to(x.dtype)
-    expected = kernels.backward(grad=grad + product.to(grad.dtype))
-    for mine, other in zip(kernels.backward(product=product), expected, strict=True):
+    bounds = _bounds(0, len(x))
+    expected = kernels.backward(bounds, grad + product.to(grad.dtype))
+    for mine, other in zip(kernels.backward(bounds, product=product), expected, strict=True):
         assert torch.equal(mine, other)
 
 
-def test_without_weight_gradients_the_others_are_the_same():
+def _bounds(*rows: int) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 8])
+@pytest.mark.parametrize("name", ["primes", "512 tokens", "wide, torch.bfloat16 and torch.float32"])
+def test_sums_of_segments(name, gap):
+    """Empty ones at both ends and in between; of one row, of more than a block has at a time."""
+    kernels = kernels_of(name)
+    num_rows = len(kernels.case.inputs[0])
+    bounds = _bounds(0, 0, 1, 1, 4, num_rows - 1, num_rows, num_rows)
+    dx, dresidual, sums = kernels.backward(bounds, gap=gap)
+    rounding = 2**-7 if gap == 1 else 0.0  # not in multiples of 16 bytes: another kernel
+    for mine, other in zip(kernels.backward()[:2], (dx, dresidual), strict=True):
+        torch.testing.assert_close(mine, other, rtol=rounding, atol=rounding / 1024)
+    assert not sums.isnan().any() and not sums[bounds.diff() == 0].any()
+    whole = kernels.backward(_bounds(0, num_rows))[2]
+    torch.testing.assert_close(sums.sum(0), whole[0], rtol=2e-5, atol=2e-4)
+    for i, (begin, end) in enumerate(zip(bounds.tolist(), bounds.tolist()[1:], strict=False)):
+        shift = kernels.case.grad[begin:end].float().sum(0)
+        torch.testing.assert_close(sums[i, 2], shift, rtol=1e-5, atol=1e-5)
+
+
+def test_bounds_outside_the_rows_are_not_followed():
     kernels = kernels_of("primes")
-    expected = kernels.backward()[:2]
-    for mine, other in zip(kernels.backward(need_weight_grads=False), expected, strict=True):
+    expected = kernels.backward(_bounds(0, 37))
+    for mine, other in zip(kernels.backward(_bounds(-5, 99)), expected, strict=True):
         assert torch.equal(mine, other)
 
 

@@ -61,14 +61,28 @@ def projected(x, standard, rstd):
     return rstd[:, None] * (x - x.mean(1, keepdim=True) - along)
 
 
-def layernorm_backward(grad, product, x, bias, residual, weight, mean, rstd, *dropout):
+def layernorm_backward(grad, product, x, bias, residual, weight, mean, rstd, *others):
+    *dropout, segments = others
     s, factors = layernorm_sum(x, bias, residual, *dropout)
     weight, mean, rstd, grad = doubles(weight, mean, rstd, grad)
     grad = grad if product is None else grad + product.double()
     standard = (s - mean[:, None]) * rstd[:, None]
     dresidual = projected(grad * weight, standard, rstd)
     dx = factors * dresidual
-    return [dx, dresidual, dx.sum(0), (grad * standard).sum(0), grad.sum(0)]
+    summands = torch.stack([dx, grad * standard, grad], dim=1)
+    sums = None if segments is None else [rows.sum(0) for rows in parts_of(summands, segments)]
+    return [dx, dresidual, torch.stack(sums) if sums else sums and summands[:0]]
+
+
+def parts_of(x, bounds):
+    """Rows between one bound and the next."""
+    pairs = zip(bounds.tolist(), bounds.tolist()[1:], strict=False)
+    return [x[begin:end] for begin, end in pairs]
+
+
+def column_sums(x, weights):
+    weights = torch.ones(x.shape[1]) if weights is None else weights
+    return [(weights.double()[:, None] * x.double()).sum(1)]
 
 
 def layernorm_jvp(tx, tresidual, x, bias, residual, weight, mean, rstd, *dropout):
@@ -198,6 +212,7 @@ REFERENCES = {
     "attention_forward_into": attention_forward,
     "attention_backward_into": attention_backward,
     "attention_jvp_into": attention_jvp,
+    "column_sums_into": column_sums,
     "mm_into": mm,
     "adamw_ema_": adamw,
     "adamw_ema_rows_": adamw_rows,

@@ -69,6 +69,10 @@ def is_writable(op: str, name: str, x: Tensor) -> bool:
     if x.dim() == 2 and (op, name) not in CONTIGUOUS and not op.startswith(WHOLE):
         (rows, width), (apart, step) = x.shape, x.stride()
         return (step == 1 or width == 1) and (apart >= width or rows <= 1)
+    if name == "sums":
+        (segments, parts, width), (apart, *dense) = x.shape, x.stride()
+        is_dense = dense[0] == width and (dense[1] == 1 or width == 1)
+        return is_dense and (apart >= parts * width or segments <= 1)
     return x.is_contiguous()
 
 

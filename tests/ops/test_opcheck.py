@@ -14,7 +14,7 @@ from tests.ops.cases import OPS
 from tests.ops.op_checks import Calls
 from tests.ops.write_samples import writing_ops
 
-WITHOUT_A_PUBLIC_OP = {"mm_into"}
+WITHOUT_A_PUBLIC_OP = {"column_sums_into", "mm_into"}
 
 
 def checked(op, backend):
@@ -48,7 +48,8 @@ def kind_of(arguments: tuple) -> tuple:
 @params(FUSED, names=checked)
 def test_opcheck(op, backend, sample):
     calls = native_calls(op, backend, sample)
-    assert {overload._opname for overload, _ in calls} == set(op.writing)
+    called = {overload._opname for overload, _ in calls}
+    assert called - WITHOUT_A_PUBLIC_OP == set(op.writing)
     for overload, arguments in calls:
         torch.library.opcheck(overload, arguments)
 

@@ -63,12 +63,28 @@ def layernorm(draw) -> dict:
     values |= {"eps": 0.1, "p": draw.choice([0.0, 0.1, 0.5]), "site": draw.randrange(2**32)}
     values |= {"rng": torch.tensor([draw.randrange(2**63), 7])}
     values |= {"offsets": torch.arange(num_rows) * width}
-    wanted = draw.random() < 0.5
-    for name in ("dbias", "dweight", "dshift"):
-        values[name] = torch.zeros(width) if wanted else None
+    values |= segments(draw, num_rows, width)
     names = ["x", "bias", "residual", "weight", "shift", "eps", "p", "rng", "site", "offsets"]
     _, mean, rstd = layernorm_forward(*(values[name] for name in names))
     return values | {"mean": mean.float(), "rstd": rstd.float()}
+
+
+def segments(draw, num_rows: int, width: int) -> dict:
+    """Of random lengths, some empty, with their sums in a wider matrix; or none."""
+    if draw.random() < 0.5:
+        return {"segments": None, "sums": None}
+    bounds = sorted(draw.randint(0, num_rows) for _ in range(draw.randrange(3)))
+    bounds = torch.tensor([0, *bounds, num_rows], dtype=torch.int32)
+    memory = torch.zeros(len(bounds) - 1, 3 * width + draw.choice([0, 0, 5]))
+    return {"segments": bounds, "sums": memory[:, : 3 * width].unflatten(1, (3, width))}
+
+
+def column_sums(draw) -> dict:
+    layers, rows, width = draw.randint(0, 3), draw.randint(0, 7), draw.choice([1, 5, 16, 33])
+    memory = torch.randn(rows, layers, width + 3).to(draw.choice([F32, BF16]))
+    x, weights = memory[..., :width].transpose(0, 1), torch.randn(rows)
+    return {"x": x if draw.random() < 0.5 else x.contiguous(), "out": torch.zeros(layers, width),
+            "weights": None if draw.random() < 0.5 else weights}  # fmt: skip
 
 
 def attention(draw) -> dict:
@@ -235,6 +251,7 @@ SAMPLES = {
     "symmetric_kl": symmetric_kl,
     "dropout_add_layernorm": layernorm,
     "attention": attention,
+    "column_sums_into": column_sums,
     "mm_into": mm,
     "adamw_ema_rows_": adamw_rows,
     "adamw_ema_": adamw,

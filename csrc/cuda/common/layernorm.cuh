@@ -84,12 +84,26 @@ __device__ inline void backward_row(const RowStatistics& statistics, const float
   });
 }
 
-// row(n) for the rows of the block that the thread is on.
-template <typename Shape, typename F>
-__device__ inline void for_each_row_of_block(int64_t num_rows, F row) {
+struct RowRange {
+  int64_t begin, end;
+};
+
+// Of the block, where blocks share out the rows equally.
+__device__ inline RowRange rows_of_block(int64_t num_rows) {
   const int64_t size = rows_per_block(num_rows), begin = blockIdx.x * size;
-  const int64_t end = begin + size < num_rows ? begin + size : num_rows;
-  for (int64_t n = begin + group_index<Shape>(); n < end; n += Shape::kGroups) row(n);
+  return {begin, begin + size < num_rows ? begin + size : num_rows};
+}
+
+// Of the block, where it has a segment. Bounds are not trusted: a device cannot raise.
+__device__ inline RowRange rows_of_segment(const int32_t* segments, int64_t num_rows) {
+  const int64_t begin = segments[blockIdx.x], end = segments[blockIdx.x + 1];
+  return {begin > 0 ? begin : 0, end < num_rows ? end : num_rows};
+}
+
+// row(n) for the rows that the thread is on.
+template <typename Shape, typename F>
+__device__ inline void for_each_row(const RowRange& rows, F row) {
+  for (int64_t n = rows.begin + group_index<Shape>(); n < rows.end; n += Shape::kGroups) row(n);
 }
 
 // Floats of shared memory that a backward kernel needs.

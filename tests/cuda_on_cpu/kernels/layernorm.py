@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from sbrrt_fast.ops.layernorm import _segments_of
 from tests.cuda_on_cpu import library
 from tests.cuda_on_cpu.cuda_rows import (
     column_sums,
     dense_rows,
-    num_row_blocks,
     unwritten,
     with_stride,
 )
@@ -43,19 +43,17 @@ class LayerNormKernels:
     def statistics(self):
         return self.forward()[1:]
 
-    def backward(self, grad=None, product=None, need_weight_grads=True):
-        """dx, dresidual, and of bias, weight and shift where they are needed."""
+    def backward(self, segments=None, grad=None, product=None, gap=0):
+        """dx, dresidual, and with segments the sums [num_segments, 3, width] of each."""
         x, _, residual, weight, _ = self.case.inputs
         width, dx, dresidual = x.shape[1], self.like(x), self.like(residual)
-        blocks = num_row_blocks("layernorm", len(x))
-        partial = unwritten(blocks, 3 * width) if need_weight_grads else None
+        num_segments = 0 if segments is None else len(segments) - 1
+        sums = None if segments is None else unwritten(num_segments, 3 * width, gap=gap)
         grad = dense_rows(self.case.grad if grad is None else grad)
         read = *with_stride(grad), *with_stride(product), weight, *self.statistics
-        written = *with_stride(dx), *with_stride(dresidual), partial
-        self.call("backward", *read, *written)
-        if not need_weight_grads:
-            return dx, dresidual
-        return dx, dresidual, *column_sums(partial, self.seed).split(width)
+        written = *with_stride(dx), *with_stride(dresidual)
+        self.call("backward", *read, *written, num_segments, segments, *with_stride(sums))
+        return dx, dresidual, None if sums is None else sums.unflatten(1, (3, width))
 
     def jvp(self, low=None):
         out = self.like(self.case.inputs[2])
@@ -70,7 +68,8 @@ class LayerNormKernels:
 
     @property
     def gradients(self):
-        dx, dresidual, dbias, dweight, dshift = self.backward()
+        dx, dresidual, sums = self.backward(_segments_of(self.case.inputs[0]))
+        dbias, dweight, dshift = column_sums(sums.flatten(1), self.seed).split(dx.shape[1])
         return [dx, dbias, dresidual, dweight, dshift]
 
     @property

@@ -1,16 +1,25 @@
 // column_sums' launcher, for tests/cuda_on_cpu/kernels.
 #include "cuda/column_sums.h"
 
-#include <cuda_on_cpu/export.h>
+#include "rows.h"
 
 using namespace sbrrt::cuda;
 
 namespace {
 
-cudaError_t sums(const float* partial, int64_t num_blocks, int64_t width, int64_t num_parts,
-                 float* first, float* second, float* third) {
-  return column_sums(
-      {partial, num_blocks, width, static_cast<int>(num_parts), {first, second, third}}, nullptr);
+cudaError_t sums(int64_t num_layers, int64_t num_rows, int64_t width, int64_t type, const void* x,
+                 int64_t layer_stride, int64_t row_stride, const float* weights, float* out,
+                 int64_t out_stride, float* second) {
+  return column_sums({element(type),
+                      num_layers,
+                      num_rows,
+                      width,
+                      {x, row_stride},
+                      layer_stride,
+                      weights,
+                      {out, second},
+                      out_stride},
+                     nullptr);
 }
 
 }  // namespace

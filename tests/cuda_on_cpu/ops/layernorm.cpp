@@ -31,7 +31,8 @@ cudaError_t forward(RESIDUAL, const float* weight, const float* shift, double ep
 cudaError_t backward(RESIDUAL, const void* grad, int64_t grad_stride, const void* product,
                      int64_t product_stride, const float* weight, const float* mean,
                      const float* rstd, void* dx, int64_t dx_stride, void* dresidual,
-                     int64_t dresidual_stride, float* partial) {
+                     int64_t dresidual_stride, int64_t num_segments, const int32_t* segments,
+                     float* sums, int64_t sums_stride) {
   return layernorm_backward({MAKE_RESIDUAL,
                              {grad, grad_stride},
                              {product, product_stride},
@@ -40,7 +41,9 @@ cudaError_t backward(RESIDUAL, const void* grad, int64_t grad_stride, const void
                              rstd,
                              {dx, dx_stride},
                              {dresidual, dresidual_stride},
-                             partial},
+                             num_segments,
+                             segments,
+                             {sums, sums_stride}},
                             nullptr);
 }
 
@@ -59,14 +62,8 @@ cudaError_t jvp(RESIDUAL, const void* x_tangent, int64_t x_tangent_stride,
                        nullptr);
 }
 
-cudaError_t row_blocks(int64_t num_rows, int64_t* count) {
-  *count = num_row_blocks(num_rows);
-  return cudaSuccess;
-}
-
 }  // namespace
 
 CUDA_ON_CPU_EXPORT(forward)
 CUDA_ON_CPU_EXPORT(backward)
 CUDA_ON_CPU_EXPORT(jvp)
-CUDA_ON_CPU_EXPORT(row_blocks)

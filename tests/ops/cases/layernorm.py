@@ -98,13 +98,18 @@ class LayerNormCase(Case):
 def good() -> dict:
     """The results are what a forward and a backward write."""
     rows = ("x", "residual", "grad", "product", "x_tangent", "residual_tangent", "out")
-    vectors = ("bias", "weight", "shift", "dbias", "dweight", "dshift")
+    vectors = ("bias", "weight", "shift")
     return (
         {name: torch.zeros(2, 8) for name in (*rows, "dx", "dresidual")}
         | {name: torch.zeros(8) for name in vectors}
         | {"mean": torch.zeros(2), "rstd": torch.ones(2), "low": None}
+        | {"segments": _int32(0, 1, 1, 2), "sums": torch.zeros(3, 3, 8)}
         | {"eps": EPS, "p": 0.1, "rng": RNG, "site": SITE, "offsets": torch.tensor([0, 8])}
     )
+
+
+def _int32(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
 
 
 CPP = ("sbrrt",)
@@ -138,6 +143,19 @@ BAD = (
     Bad("grad", torch.zeros(3, 8), ValueError, "grad must be a dense"),
     Bad("mean", torch.zeros(3), ValueError, "mean must be a dense"),
     Bad("rstd", torch.zeros(3), ValueError, "rstd must be a dense"),
+    Bad("segments", None, ValueError, "sums are those of segments; pass both or none"),
+    Bad("sums", None, ValueError, "sums are those of segments; pass both or none"),
+    Bad("segments", torch.arange(4), TypeError, "segments must have dtype"),
+    Bad("segments", torch.zeros(0, dtype=torch.int32), ValueError, "segments must be a dense"),
+    Bad("segments", torch.zeros(1, 4, dtype=torch.int32), ValueError, "segments must"),
+    Bad("segments", _int32(0, 2, 1, 2), ValueError, "must ascend from 0 .* rows, 2", CPP),
+    Bad("segments", _int32(0, 1, 1, 1), ValueError, "must ascend from 0 .* rows, 2", CPP),
+    Bad("segments", _int32(1, 1, 1, 2), ValueError, "must ascend from 0 .* rows, 2", CPP),
+    Bad("sums", torch.zeros(3, 3, 8, dtype=F64), TypeError, "sums must have dtype"),
+    Bad("sums", torch.zeros(2, 3, 8), ValueError, "sums must be a dense tensor of shape"),
+    Bad("sums", torch.zeros(3, 3, 16)[..., ::2], ValueError, "sums is written .* apart from"),
+    Bad("sums", torch.zeros(3, 3, 9)[..., :8], ValueError, "sums is written .* apart from"),
+    Bad("sums", torch.zeros(1, 3, 8).expand(3, 3, 8), ValueError, "sums is written .* apart from"),
     Bad("x_tangent", torch.zeros(2, 7), ValueError, "x_tangent must be a dense"),
     Bad("residual_tangent", torch.zeros(2, 7), ValueError, "residual_tangent must be a dense"),
 )
