@@ -58,9 +58,8 @@ from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries
 from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
-from sbrrt_fast.training.step.group import TaskBatch
+from sbrrt_fast.training.step.group import TaskBatch, tokens_by_task
 from sbrrt_fast.training.step.op_choice import longest_sequence
-from sbrrt_fast.training.step.group import tokens_by_task
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 

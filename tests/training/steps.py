@@ -47,6 +47,14 @@ def losses(step: Step, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
     return this.losses()
 
 
+def differentiated(step: Step, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
+    """A batch's loss terms, without an update."""
+    step.passes.refresh()
+    terms = step.differentiate(step.passes.groups([batch]), rng)
+    step.passes.forget()
+    return {name.removeprefix(f"{batch.name}/"): value for name, value in terms.items()}
+
+
 def is_written_out(step: Step | CapturedStep) -> bool:
     return isinstance(step.passes, WrittenOut)
 

@@ -21,6 +21,7 @@ from tests.training.steps import (
     SBRRT,
     autograd,
     build,
+    differentiated,
     is_written_out,
     losses,
     make_round,
@@ -146,11 +147,16 @@ def test_weight_copies_follow_the_weights():
     step = build(written_out, config)
     for index in range(2):
         step.round(make_round(index), index)
-    for module, encoder in ((step.model, step.student), (step.teacher.module, step.momentum)):
+    for module, encoder in (
+        (step.model, step.passes.student),
+        (step.teacher.module, step.passes.momentum),
+    ):
         for parameter in module.encoder.encoder.parameters():
             copy = encoder.weights.copies.get(id(parameter))
             assert copy is None or torch.equal(copy, parameter.to(torch.bfloat16))
-    assert len(step.student.weights.copies) == 2 * 9  # query, key, value with bias, and 3 matrices
+    assert (
+        len(step.passes.student.weights.copies) == 2 * 9
+    )  # query, key, value with bias, and 3 matrices
     other = build(written_out, config)
     other.model.load_state_dict(step.model.state_dict())
     other.teacher.load_state_dict(step.teacher.state_dict())
@@ -175,10 +181,10 @@ def test_bf16_gradients_are_near_the_exact_ones():
 def test_a_radius_below_the_precision_is_linearised():
     config = replace(smart(preset="paper", radius=None), precision="bf16")
     ours, exact = build(written_out, config), reference(config, dtype=torch.float64)
-    exact.config = replace(exact.config, precision="fp32")
+    exact.passes.config = replace(exact.config, precision="fp32")
     rng = torch.tensor([3, 1])
     for batch in make_round():
-        found = ours._differentiate([batch], rng)[f"{batch.name}/smart"].double()
+        found = differentiated(ours, batch, rng)["smart"].double()
         value = losses(exact, batch, rng)["smart"].detach()
         assert value < 1e-6
         assert torch.allclose(found, value, rtol=1e-2), batch.name

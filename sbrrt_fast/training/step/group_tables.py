@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.transfer import to_device
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.heads import HeadWeights
 from sbrrt_fast.ops.objective import LossSpec, ObjectiveTable
 from sbrrt_fast.ops.task_heads import HeadSpec, HeadTable
 from sbrrt_fast.training.step.group import Group
+
+UNITS = {1: [1.0], 2: [-1.0, 1.0]}  # by the number of an example's outputs
 
 
 class OneOutput:
@@ -21,7 +24,6 @@ class OneOutput:
 
     Args:
         specs: heads of the tasks that come first. num_sequences: theirs, padding too.
-        num_tasks_sequences: of each example of the tasks.
 
     Attributes:
         num_examples, num_outputs: of these tasks.
@@ -33,32 +35,24 @@ class OneOutput:
     def __init__(self, specs: list[HeadSpec], num_sequences: int, device: torch.device):
         self.num_examples = sum(spec.num_examples for spec in specs)
         self.num_outputs = sum(spec.size for spec in specs)
-        sequences = torch.full((num_sequences,), self.num_examples)
-        outputs, units, first = [], [], 0
-        for spec in specs:
-            examples = torch.arange(first, first + spec.num_examples)
-            sequences[spec.rows.start : spec.rows.stop] = examples.repeat_interleave(
-                spec.sequences_per_example
-            )
-            outputs.append(examples.repeat_interleave(spec.num_outputs))
-            unit = [1.0] if spec.num_outputs == 1 else [-1.0, 1.0]
-            units.append(torch.tensor(unit).repeat(spec.num_examples))
-            first += spec.num_examples
-        unit = torch.cat(units)
-        self.example_of_sequence = sequences.to(device)
-        self.example_of_output = torch.cat(outputs).to(device)
-        count = torch.bincount(torch.cat(outputs), minlength=self.num_examples)
-        self.unit, self.lift = (x.to(device) for x in (unit, unit / count[torch.cat(outputs)]))
-        self._is_plain = self.num_outputs == self.num_examples
-        matrix = torch.zeros(self.num_examples + 1, self.num_outputs)
-        matrix[torch.cat(outputs), torch.arange(self.num_outputs)] = (
-            unit / count[torch.cat(outputs)]
-        )
-        self._reduce = matrix.to(device)
+        examples = torch.arange(self.num_examples).split([spec.num_examples for spec in specs])
+        sequence = torch.full((num_sequences,), self.num_examples)
+        for spec, own in zip(specs, examples, strict=True):
+            rows = slice(spec.rows.start, spec.rows.stop)
+            sequence[rows] = own.repeat_interleave(spec.sequences_per_example)
+        pairs = list(zip(specs, examples, strict=True))
+        output = torch.cat([own.repeat_interleave(spec.num_outputs) for spec, own in pairs])
+        unit = torch.cat([torch.tensor(UNITS[s.num_outputs] * s.num_examples) for s in specs])
+        lift = unit / torch.bincount(output, minlength=self.num_examples)[output]
+        reduction = torch.zeros(self.num_examples + 1, self.num_outputs)
+        reduction[output, torch.arange(self.num_outputs)] = lift
+        tensors = (to_device(x, device) for x in (sequence, output, unit, lift, reduction))
+        self.example_of_sequence, self.example_of_output, *others = tensors
+        self.unit, self.lift, self._reduction = others
 
     def numbers(self, cotangents: Tensor) -> Tensor:
         """float32 [num_examples + 1]: each example's c from the outputs' cotangents; last 0."""
-        return self._reduce @ cotangents
+        return self._reduction @ cotangents
 
     def outputs(self, changes: Tensor) -> Tensor:
         """float32 [num_outputs]: the outputs' changes from each example's."""
