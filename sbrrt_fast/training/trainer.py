@@ -17,6 +17,7 @@ from sbrrt_fast.errors import Interrupted
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.build import (
     build_model,
     build_step,
@@ -299,7 +300,7 @@ class Trainer:
         return {
             "dev": dev,
             "intervals": intervals_of(evaluator.best),
-            **run_facts(self.config, self.progress, self.num_rounds, self.step.smart),
+            **run_facts(self.config, self.progress, self.num_rounds, resolve(self.config.smart)),
             SKIPPED: self._skipped().num_skipped,
             "environment": run_environment(self.device),
             "profile": self._profile and self._profile.to_dict(),
