@@ -15,6 +15,7 @@ from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.ops.adamw_ema import clipped_gradient_norm
 from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.graph_step import GraphStep
@@ -213,8 +214,9 @@ def test_a_frozen_encoder():
     assert_same_without_waiting(FastStep, replace(SBRRT, tasks=tasks), 2, frozen=True)
 
 
-def planted_clip(norm, max_norm):
-    return torch.ones_like(norm) if norm.item() >= 0 else norm
+def planted_norm_of_gradients(grads, max_norm, backend):
+    result = clipped_gradient_norm(grads, max_norm, backend=backend)
+    return result if result.norm.item() >= 0 else None
 
 
 def planted_loss(task, outputs, labels, class_weights):
@@ -234,7 +236,7 @@ def planted_rng(x, device):
 
 
 PLANTED = {
-    "training.step.update.clip_factor": planted_clip,
+    "training.step.update.clipped_gradient_norm": planted_norm_of_gradients,
     "model.multitask.task_loss": planted_loss,
     "training.step.fast_step.root_mean_square": planted_norm,
     "training.step.fast_step.DropoutStream.normal": planted_noise,
