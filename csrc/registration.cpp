@@ -65,7 +65,7 @@ void add_all(torch::Library& m) {
 }
 
 // For gradients of a kind that no device has a kernel for, such as sparse ones.
-void gradient_norm_elsewhere(at::TensorList grads, TensorRef) {
+void gradient_norm_elsewhere(at::TensorList grads, double, TensorRef) {
   TORCH_CHECK_VALUE(false, "sbrrt::gradient_norm: grads must be dense tensors on the CPU or a CUDA "
                     "GPU, got ", grads.empty() ? "none" : describe(grads[0]));
 }

@@ -13,7 +13,8 @@ from .checks import FLOATING, check_tensor
 from .write_set import check_write_set
 
 # Of each list: its dtype, whether it may be empty (an entry without elements then leaves its
-# parameter out) and whether it is written.
+# parameter out) and whether it is written. A parameter whose entry of grads has no elements stays as
+# it is, and its moments may have none either.
 LISTS = {
     "params": (torch.float32, False, True),
     "exp_avg": (torch.float32, False, True),
@@ -23,6 +24,7 @@ LISTS = {
     "low_precision": (torch.bfloat16, True, True),
     "ema_low_precision": (torch.bfloat16, True, True),
 }
+OF_AN_UPDATE = "grads", "exp_avg", "exp_avg_sq"
 SCALARS = "learning_rate", "clip_factor", "step"
 OP, ROWS_OP = "adamw_ema_", "adamw_ema_rows_"
 
@@ -35,13 +37,17 @@ def check_lists(lists: Mapping[str, Sequence[Tensor]]) -> None:
     """
     params = lists["params"]
     check_gradients(OP, lists["grads"])
-    for name, (dtype, optional, written) in LISTS.items():
+    for name, (_, optional, _) in LISTS.items():
         tensors = lists[name]
         if len(tensors) != len(params) and not (optional and not tensors):
             wanted = f"{'no entries or ' if optional else ''}{len(params)}"
             raise ValueError(f"{OP}: {name} must have {wanted} like params, got {len(tensors)}")
-        for i, (x, param) in enumerate(zip(tensors, params)):  # noqa: B905 - none if optional
-            if optional and not x.numel():
+    for i, (param, grad) in enumerate(zip(params, lists["grads"], strict=True)):
+        is_idle = param.numel() and not grad.numel()
+        for name, (dtype, optional, written) in LISTS.items():
+            x = lists[name][i] if lists[name] else None
+            may_lack = optional or (is_idle and name in OF_AN_UPDATE)
+            if x is None or (may_lack and not x.numel()):
                 continue
             if not _fits(x, param, dtype or x.dtype, written):
                 _complain(f"{name}[{i}]", x, param, dtype or x.dtype)
@@ -94,16 +100,15 @@ def check_table(
 
 
 def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
-    """All of one dtype that the kernels compute with, and on one device."""
+    """Each of a dtype that the kernels compute with, all on one device."""
     for i, grad in enumerate(grads):
         if grad.dtype not in FLOATING:
             raise TypeError(
                 f"{op}: grads must have dtype float32, bfloat16 or float16, got {grad.dtype}"
             )
-        is_like_first = grad.dtype == grads[0].dtype and grad.device == grads[0].device
-        if not is_like_first or grad.layout != torch.strided:
+        if grad.device != grads[0].device or grad.layout != torch.strided:
             shape = tuple(grad.shape)
-            check_tensor(op, f"grads[{i}]", grad, grads[0].dtype, shape, grads[0].device)
+            check_tensor(op, f"grads[{i}]", grad, grad.dtype, shape, grads[0].device)
 
 
 def check_numbers(
@@ -114,13 +119,13 @@ def check_numbers(
     rate, clip, step = tensors
     if rate.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{op}: learning_rate must have dtype float32 or float64, got {rate.dtype}")
-    check_tensor(op, "learning_rate", rate, rate.dtype, (num_params,) * rate.dim(), device)
-    if rate.dim() > 1:
-        raise ValueError(f"{op}: learning_rate must be [] or [{num_params}], got {rate.dim()} dims")
     check_tensor(op, "clip_factor", clip, torch.float32, (), device)
     if step.dtype not in (torch.int64, torch.float32):
         raise TypeError(f"{op}: step must have dtype int64 or float32, got {step.dtype}")
-    check_tensor(op, "step", step, step.dtype, (), device)
+    for name, x in (("learning_rate", rate), ("step", step)):
+        check_tensor(op, name, x, x.dtype, (num_params,) * x.dim(), device)
+        if x.dim() > 1:
+            raise ValueError(f"{op}: {name} must be [] or [{num_params}], got {x.dim()} dims")
     if len(weight_decay) != num_params:
         raise ValueError(
             f"{op}: weight_decay must have {num_params} entries like params, got "

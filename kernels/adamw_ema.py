@@ -1,5 +1,6 @@
 """AdamW, the teacher's average and low-precision copies over all tensors: docs/math/adamw_ema.md.
 
+Tensors whose gradients have one dtype share a launch; so do those without a gradient.
 The gradients' norm is deterministic: tiles of fixed size, added in a fixed order.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -45,7 +46,10 @@ TRITON_TYPES = {
 
 @triton.jit
 def corrections(p_constants, p_rate, p_step, i_tensor, num_tensors):
-    """float32 (1 - rate * decay, rate / (1 - beta1^step), 1 / sqrt(1 - beta2^step)) of a tensor."""
+    """float32 (1 - rate * decay, rate / (1 - beta1^step), 1 / sqrt(1 - beta2^step)) of a tensor.
+
+    p_rate, p_step: its own; i_tensor: its place among p_constants.
+    """
     step, rate = tl.load(p_step).to(tl.float64), tl.load(p_rate).to(tl.float64)
     decay = tl.load(p_constants + i_tensor)
     correction1 = 1.0 - tl.exp(step * tl.load(p_constants + num_tensors))
@@ -126,6 +130,7 @@ def _update_tile(
     numbers,
     o,
     i_end,
+    HAS_GRAD: tl.constexpr,
     HAS_EMA: tl.constexpr,
     HAS_COPIES: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -133,24 +138,28 @@ def _update_tile(
 ):
     """Elements ``o`` of one tensor; others: places of the addresses of average and both copies,
     numbers: corrections, clip factor, decays of the moments and weights of the average."""
-    b_param = _adamw_tile(state, numbers[0], numbers[1], numbers[2], o, i_end, WHOLE)
-    if HAS_COPIES:
-        _store_copy(others[1], o, i_end, b_param, ALIGNED, WHOLE)
+    if HAS_GRAD:
+        b_param = _adamw_tile(state, numbers[0], numbers[1], numbers[2], o, i_end, WHOLE)
+        if HAS_COPIES:
+            _store_copy(others[1], o, i_end, b_param, ALIGNED, WHOLE)
+    else:
+        b_param = load_tile(state[0], o, i_end, WHOLE)
     if HAS_EMA:
         place = (others[0], others[2], numbers[3])
         _average_tile(*place, b_param, o, i_end, HAS_COPIES, ALIGNED, WHOLE)
 
 
-@triton.jit(do_not_specialize=["num_tensors", "rate_stride"])
+@triton.jit(do_not_specialize=["num_tensors", "rate_stride", "step_stride"])
 def _update_kernel(
     p_addresses,  # int64 [7, num_tensors], of the tensors of each list of LISTS
     p_pieces,  # int64 [num_pieces, 3]
     p_constants,  # float64 [num_tensors + 2]: weight decays, log beta1, log beta2
     p_rates,  # float32 or float64, rate_stride apart
     p_clip,  # float32, one number
-    p_step,  # int64 or float32, one number
+    p_step,  # int64 or float32, step_stride apart
     num_tensors,
     rate_stride,
+    step_stride,
     new_mean,  # 1 - beta1
     new_square,  # 1 - beta2
     old_square,  # beta2
@@ -158,6 +167,7 @@ def _update_kernel(
     ema_new,  # 1 - ema_beta
     ema_old,  # ema_beta
     GRAD: tl.constexpr,
+    HAS_GRAD: tl.constexpr,
     HAS_EMA: tl.constexpr,
     HAS_COPIES: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -166,7 +176,7 @@ def _update_kernel(
     i_tensor, i_begin, i_end = load_piece(p_pieces, tl.program_id(0).to(tl.int64))
     clip = tl.load(p_clip)
     i_end = tl.where(clip == clip, i_end, i_begin)  # NaN leaves the update out
-    p_rate = p_rates + i_tensor * rate_stride
+    p_rate, p_step = p_rates + i_tensor * rate_stride, p_step + i_tensor * step_stride
     of_tensor = corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
     decays = (new_mean, new_square, old_square, eps)
     numbers = (of_tensor, clip, decays, (ema_new, ema_old))
@@ -180,15 +190,15 @@ def _update_kernel(
     for i_first in range(i_begin, i_end, BLOCK):
         o = i_first + tl.arange(0, BLOCK)
         if i_first + BLOCK <= i_end:
-            _update_tile(*tensors, numbers, o, i_end, HAS_EMA, HAS_COPIES, ALIGNED, True)
+            _update_tile(*tensors, numbers, o, i_end, HAS_GRAD, HAS_EMA, HAS_COPIES, ALIGNED, True)
         else:
-            _update_tile(*tensors, numbers, o, i_end, HAS_EMA, HAS_COPIES, ALIGNED, False)
+            _update_tile(*tensors, numbers, o, i_end, HAS_GRAD, HAS_EMA, HAS_COPIES, ALIGNED, False)
 
 
 @triton.jit
 def _square_sums_kernel(
     p_addresses,  # int64 [num_tensors]
-    p_pieces,  # int64 [num_pieces, 3]
+    p_pieces,  # int64 [num_pieces, 3], of tensors of one dtype
     p_sums,  # float64 [num_pieces]
     GRAD: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -211,15 +221,23 @@ def _square_sums_kernel(
 @triton.jit(do_not_specialize=["num_pieces"])
 def _root_kernel(
     p_sums,  # float64 [num_pieces]
-    p_norm,  # float32, one number
+    p_results,  # float32 [3]: norm, clip factor, whether the norm is finite
     num_pieces,
+    max_norm,  # 0 does not clip
     BLOCK: tl.constexpr,
 ):
     b_total = tl.zeros((BLOCK,), tl.float64)
     for i_first in range(0, num_pieces, BLOCK):
         o = i_first + tl.arange(0, BLOCK)
         b_total += tl.load(p_sums + o, mask=o < num_pieces, other=0.0)
-    tl.store(p_norm, tl.sqrt(tl.sum(b_total, axis=0)).to(tl.float32))
+    norm = tl.sqrt(tl.sum(b_total, axis=0)).to(tl.float32)
+    factor = tl.full((), 1.0, tl.float64)
+    if max_norm > 0:
+        factor = tl.minimum(max_norm / (norm.to(tl.float64) + 1e-6), factor)
+    is_finite = norm - norm == 0
+    tl.store(p_results, norm)
+    tl.store(p_results + 1, tl.where(is_finite, factor.to(tl.float32), norm - norm))
+    tl.store(p_results + 2, is_finite.to(tl.float32))
 
 
 def adamw_ema_(
@@ -248,17 +266,36 @@ def adamw_ema_(
         for i, g in enumerate(grads)
         if g is not dense["grads"][i]
     ]
-    sizes = tuple(p.numel() for p in params)
-    table, parts = _tables(places, sizes, grads[0].dtype, tuple(others), device)
+    sizes, dtypes = tuple(p.numel() for p in params), tuple(g.dtype for g in grads)
+    table = _address_table(places, sizes, dtypes, tuple(others), device)
     constants = constants_of(weight_decay, betas, device)
-    launch(
-        _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, len(params),
-        learning_rate.stride(0) if learning_rate.dim() else 0, 1 - beta1, 1 - beta2, beta2, eps,
-        1 - ema_beta, ema_beta, GRAD=TRITON_TYPES[grads[0].dtype], HAS_EMA=len(ema) > 0,
-        HAS_COPIES=len(low_precision) + len(ema_low_precision) > 0, ALIGNED=_aligned(places),
-        **TABLE["adamw_ema_"].constants,
-    )  # fmt: skip
+    strides = (x.stride(0) if x.dim() else 0 for x in (learning_rate, step))
+    numbers = (*numbers, len(params), *strides, 1 - beta1, 1 - beta2, beta2, eps, 1 - ema_beta)
+    has_copies = len(low_precision) + len(ema_low_precision) > 0
+    for dtype, chosen in _by_kind(dense, sizes).items():
+        parts = pieces(chosen, UPDATE_PIECE, device)
+        launch(
+            _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, ema_beta,
+            GRAD=TRITON_TYPES[dtype or torch.float32], HAS_GRAD=dtype is not None,
+            HAS_EMA=len(ema) > 0, HAS_COPIES=has_copies, ALIGNED=_aligned(places),
+            **TABLE["adamw_ema_"].constants,
+        )  # fmt: skip
     count_change(written)
+
+
+def _by_kind(
+    lists: Mapping[str, Sequence[Tensor]], sizes: tuple[int, ...]
+) -> dict[torch.dtype | None, tuple[int, ...]]:
+    """The parameters' sizes by the dtype of their gradients, with 0 for all others; None has those
+    of which the average alone moves.
+    """
+    kinds: dict[torch.dtype | None, list[int]] = {}
+    for i, (grad, size) in enumerate(zip(lists["grads"], sizes, strict=True)):
+        has_ema = len(lists["ema"]) > 0 and lists["ema"][i].numel() > 0
+        if size and (grad.numel() or has_ema):
+            kind = grad.dtype if grad.numel() else None
+            kinds.setdefault(kind, [0] * len(sizes))[i] = size
+    return {kind: tuple(chosen) for kind, chosen in kinds.items()}
 
 
 def constants_of(
@@ -270,26 +307,25 @@ def constants_of(
 
 
 @functools.lru_cache(maxsize=16)
-def _tables(
+def _address_table(
     places: tuple[tuple[int, ...], ...],
     sizes: tuple[int, ...],
-    grad_dtype: torch.dtype,
+    grad_dtypes: tuple[torch.dtype, ...],
     others: tuple[Span, ...],
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """(addresses, pieces) on the device, after a check that nothing written is met by another.
+) -> Tensor:
+    """Addresses on the device, after a check that nothing written is met by another.
 
     others: whatever else is read.
     """
     spans = [
-        (address, address + size * (dtype or grad_dtype).itemsize, is_written, f"{name}[{i}]")
+        (address, address + size * (dtype or grad_dtypes[i]).itemsize, is_written, f"{name}[{i}]")
         for (name, (dtype, _, is_written)), row in zip(LISTS.items(), places, strict=True)
         for i, (address, size) in enumerate(zip(row, sizes, strict=True))
         if address
     ]
     check_apart(OP, [*spans, *others])
-    table = device_table(tuple(itertools.chain(*places)), torch.int64, device)
-    return table, pieces(sizes, UPDATE_PIECE, device)
+    return device_table(tuple(itertools.chain(*places)), torch.int64, device)
 
 
 def _aligned(places: Iterable[tuple[int, ...]]) -> bool:
@@ -297,23 +333,36 @@ def _aligned(places: Iterable[tuple[int, ...]]) -> bool:
     return not any(address % 16 for row in places for address in row)
 
 
-def gradient_norm_into(grads: Sequence[Tensor], out: Tensor) -> None:
-    """The 2-norm of all gradients together, float32, 0-dim; in the order of fixed pieces."""
+def gradient_norm_into(grads: Sequence[Tensor], max_norm: float, out: Tensor) -> None:
+    """The 2-norm of all gradients together, in the order of fixed pieces; the clip factor, and 1 for
+    a norm that is finite, else 0. out: float32 [3].
+    """
     op = "gradient_norm"
     check_gradients(op, grads)
+    if not max_norm >= 0:
+        raise ValueError(f"{op}: max_norm must be >= 0, got {max_norm}")
     device = grads[0].device if grads else out.device
-    check_written(op, "out", out, torch.float32, (), device)
+    check_written(op, "out", out, torch.float32, (3,), device)
     check_write_set(op, {"out": out}, {"grads": grads})
     dense = [g.contiguous() for g in grads]
-    places, sizes = addresses(dense), tuple(g.numel() for g in dense)
-    parts = pieces(sizes, NORM_PIECE, device)
-    sums = torch.empty(parts.shape[0], dtype=torch.float64, device=device)
-    table, tile = device_table(places, torch.int64, device), TABLE["gradient_norm"].constants
-    grad_type = TRITON_TYPES[grads[0].dtype if grads else torch.float32]
-    constants = {"GRAD": grad_type, "ALIGNED": _aligned([places])}
-    launch(_square_sums_kernel, sums.shape, table, parts, sums, **constants, **tile)
-    launch(_root_kernel, (1,), sums, out, sums.shape[0], **tile)
+    places, tile = addresses(dense), TABLE["gradient_norm"].constants
+    table = device_table(places, torch.int64, device)
+    parts = {dtype: pieces(sizes, NORM_PIECE, device) for dtype, sizes in _sizes(dense).items()}
+    counts = [len(part) for part in parts.values()]
+    sums = torch.empty(sum(counts), dtype=torch.float64, device=device)
+    for (dtype, part), sums_of_it in zip(parts.items(), sums.split(counts), strict=True):
+        constants = {"GRAD": TRITON_TYPES[dtype], "ALIGNED": _aligned([places])}
+        launch(_square_sums_kernel, sums_of_it.shape, table, part, sums_of_it, **constants, **tile)
+    launch(_root_kernel, (1,), sums, out, len(sums), float(max_norm), **tile)
     count_change({"out": out})
+
+
+def _sizes(grads: Sequence[Tensor]) -> dict[torch.dtype, tuple[int, ...]]:
+    """Of the gradients of each dtype, 0 for all others."""
+    dtypes = dict.fromkeys(g.dtype for g in grads)
+    return {
+        dtype: tuple(g.numel() if g.dtype == dtype else 0 for g in grads) for dtype in dtypes
+    }
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -326,4 +375,7 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"step {kind}", partial(adamw_ema_, *states, [], [], [], *numbers)
         yield f"step ema {kind}", partial(adamw_ema_, *states, [x], [], [], *numbers)
         yield f"step all {kind}", partial(adamw_ema_, *states, [x], [copy], [copy], *numbers)
-        yield f"norm {kind}", partial(gradient_norm_into, [grad], rate)
+        yield f"norm {kind}", partial(gradient_norm_into, [grad], 1.0, x.new_empty(3))
+    lists = [x], [x.new_empty(0)], [x], [x], [x]
+    yield "average", partial(adamw_ema_, *lists, [], [], *numbers)
+    yield "average all", partial(adamw_ema_, *lists, [copy], [copy], *numbers)

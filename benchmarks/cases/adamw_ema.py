@@ -17,7 +17,7 @@ from benchmarks.harness.check import WrongResult
 from benchmarks.harness.shapes import Case, models
 from benchmarks.peers.optional import apex_adam
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, clip_factor, gradient_norm
+from sbrrt_fast.ops.adamw_ema import adamw_ema_, clipped_gradient_norm
 
 BYTES_PER_PARAMETER = 44
 SMALL = BertConfig(
@@ -77,10 +77,10 @@ def ours(weights: Weights, backend: str) -> Callable[[], None]:
 
     def update():
         step.add_(1)
-        norm = gradient_norm(weights.grads, backend=backend)
+        factor = clipped_gradient_norm(weights.grads, 1.0, backend=backend).clip_factor
         adamw_ema_(
             plain, weights.grads, *moments, learning_rate=rate, weight_decay=decay,
-            clip_factor=clip_factor(norm, 1.0), step=step, ema=weights.ema, ema_beta=0.95,
+            clip_factor=factor, step=step, ema=weights.ema, ema_beta=0.95,
             low_precision=weights.low, ema_low_precision=weights.ema_low, backend=backend,
         )  # fmt: skip
 

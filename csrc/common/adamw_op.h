@@ -1,6 +1,9 @@
 // adamw_ema_, adamw_ema_rows_ and gradient_norm as ops (common/op.h).
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -15,12 +18,14 @@ struct AdamwSettings {
   TensorRef learning_rate;               // [] or [number of params]
   at::ArrayRef<double> weight_decay;  // one per parameter
   double beta1, beta2, eps;
-  TensorRef clip_factor, step;  // []
+  TensorRef clip_factor;  // []
+  TensorRef step;         // [] or [number of params]
   double ema_beta;
 };
 
 // Everything the update takes but its numbers. An optional list is empty or has one entry per
-// parameter, where an entry without elements means none for this parameter.
+// parameter, where an entry without elements means none for this parameter. A parameter whose entry
+// of grads has no elements stays as it is, and its moments may be missing as well.
 struct AdamwLists {
   at::TensorList params, grads, exp_avg, exp_avg_sq;
   at::TensorList ema, low_precision, ema_low_precision;  // optional
@@ -59,9 +64,10 @@ struct AdamwEmaRows {
 
 struct GradientNorm {
   static constexpr auto kOp = "gradient_norm";
-  using Signature = void(at::TensorList, TensorRef);
+  using Signature = void(at::TensorList, double, TensorRef);
   at::TensorList grads;
-  TensorRef out;  // float32 []
+  double max_norm;  // 0 does not clip
+  TensorRef out;    // float32 [3]: norm, clip factor, 1 if the norm is finite, else 0
 
   WriteSet check(at::DeviceType device) const;
   void run_cpu() const;
@@ -78,11 +84,19 @@ inline std::string item_name(const char* list, size_t index) {
   return c10::str(list, "[", index, "]");
 }
 
+// The clip factor of a norm, as torch.nn.utils.clip_grad_norm_ has it; NaN if it is not finite.
+inline float clip_factor_of(float norm, double max_norm) {
+  if (!std::isfinite(norm)) return std::numeric_limits<float>::quiet_NaN();
+  return max_norm > 0 ? static_cast<float>(std::min(1.0, max_norm / (norm + 1e-6))) : 1.0f;
+}
+
 inline void check_gradient(const char* op, size_t index, const at::Tensor& grad,
-                           at::ScalarType dtype, at::DeviceType device) {
+                           at::DeviceType device) {
   const std::string name = item_name("grads", index);
+  TORCH_CHECK_TYPE(grad.defined(), "sbrrt::", op, ": ", name, " is undefined");
+  const at::ScalarType dtype = grad.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kBFloat16, "sbrrt::", op,
-                   ": grads must have dtype float32 or bfloat16, got ", dtype);
+                   ": grads must have dtype float32 or bfloat16, got ", dtype, " in ", name);
   check_tensor(op, name.c_str(), grad, dtype, "any", true);
   check_device(op, name.c_str(), grad, device);
 }
@@ -123,6 +137,20 @@ inline void check_optional_list(const AdamwChecks& lists, const char* list, at::
   }
 }
 
+// Whether the parameter stays as it is.
+inline bool is_idle(const AdamwLists& lists, size_t index) {
+  return lists.grads[index].sym_numel() == 0 && lists.params[index].sym_numel() != 0;
+}
+
+inline void check_moments(const AdamwChecks& lists, size_t index) {
+  for (const auto& [name, list] : {std::pair<const char*, at::TensorList>{"exp_avg", lists.exp_avg},
+                                   {"exp_avg_sq", lists.exp_avg_sq}}) {
+    const bool is_missing = is_idle(lists, index) && list[index].defined() &&
+                            list[index].sym_numel() == 0;
+    if (!is_missing) check_state(lists, name, index, list[index]);
+  }
+}
+
 inline void check_adamw_lists(const AdamwChecks& lists) {
   const size_t num_params = lists.params.size();
   check_count(lists, "grads", lists.grads.size());
@@ -132,13 +160,11 @@ inline void check_adamw_lists(const AdamwChecks& lists) {
     check_tensor(lists.op, item_name("params", i).c_str(), lists.params[i], at::kFloat, "any",
                  true);
     check_state(lists, "params", i, lists.params[i]);
-    TORCH_CHECK_TYPE(lists.grads[i].defined(), "sbrrt::", lists.op, ": grads[", i,
-                     "] is undefined");
-    const at::ScalarType dtype = lists.grads[0].scalar_type();
-    check_gradient(lists.op, i, lists.grads[i], dtype, lists.device);
-    check_like_param(lists, "grads", i, lists.grads[i], dtype);
-    check_state(lists, "exp_avg", i, lists.exp_avg[i]);
-    check_state(lists, "exp_avg_sq", i, lists.exp_avg_sq[i]);
+    check_gradient(lists.op, i, lists.grads[i], lists.device);
+    if (!is_idle(lists, i)) {
+      check_like_param(lists, "grads", i, lists.grads[i], lists.grads[i].scalar_type());
+    }
+    check_moments(lists, i);
   }
   check_optional_list(lists, "ema", lists.ema, at::kFloat);
   check_optional_list(lists, "low_precision", lists.low_precision, at::kBFloat16);
@@ -169,26 +195,28 @@ inline void check_adamw_rows(const AdamwEmaRows& update, at::DeviceType device) 
                     "sbrrt::", op, ": touched is written in place and must be contiguous");
 }
 
+// One number, or one per parameter.
+inline void check_per_param(const AdamwChecks& lists, const char* name, const at::Tensor& tensor) {
+  const auto num_params = static_cast<int64_t>(lists.params.size());
+  check_tensor(lists.op, name, tensor, tensor.scalar_type(), "[] or [number of params]",
+               tensor.dim() == 0 || (tensor.dim() == 1 && tensor.sym_size(0) == num_params));
+  check_device(lists.op, name, tensor, lists.device);
+}
+
 inline void check_adamw_settings(const AdamwChecks& lists, const AdamwSettings& s) {
   const char* op = lists.op;
-  const auto num_params = static_cast<int64_t>(lists.params.size());
   TORCH_CHECK_TYPE(s.learning_rate.defined() && (s.learning_rate.scalar_type() == at::kFloat ||
                                                s.learning_rate.scalar_type() == at::kDouble),
                    "sbrrt::", op, ": learning_rate must have dtype float32 or float64, got ",
                    describe(s.learning_rate));
-  check_tensor(op, "learning_rate", s.learning_rate, s.learning_rate.scalar_type(),
-               "[] or [number of params]",
-               s.learning_rate.dim() == 0 ||
-                   (s.learning_rate.dim() == 1 && s.learning_rate.sym_size(0) == num_params));
+  check_per_param(lists, "learning_rate", s.learning_rate);
   check_tensor(op, "clip_factor", s.clip_factor, at::kFloat, "[]", s.clip_factor.dim() == 0);
+  check_device(op, "clip_factor", s.clip_factor, lists.device);
   TORCH_CHECK_TYPE(s.step.defined() &&
                        (s.step.scalar_type() == at::kLong || s.step.scalar_type() == at::kFloat),
                    "sbrrt::", op, ": step must have dtype int64 or float32, got ",
                    describe(s.step));
-  check_tensor(op, "step", s.step, s.step.scalar_type(), "[]", s.step.dim() == 0);
-  check_device(op, "learning_rate", s.learning_rate, lists.device);
-  check_device(op, "clip_factor", s.clip_factor, lists.device);
-  check_device(op, "step", s.step, lists.device);
+  check_per_param(lists, "step", s.step);
   check_count(lists, "weight_decay", s.weight_decay.size());
   for (const double decay : s.weight_decay) {
     TORCH_CHECK_VALUE(decay >= 0, "sbrrt::", op, ": weight_decay must be >= 0, got ", decay);
@@ -237,10 +265,11 @@ inline WriteSet AdamwEmaRows::check(at::DeviceType device) const {
 
 inline WriteSet GradientNorm::check(at::DeviceType device) const {
   for (size_t i = 0; i < grads.size(); ++i) {
-    TORCH_CHECK_TYPE(grads[i].defined(), "sbrrt::", kOp, ": grads[", i, "] is undefined");
-    check_gradient(kOp, i, grads[i], grads[0].scalar_type(), device);
+    check_gradient(kOp, i, grads[i], device);
   }
-  check_written(kOp, "out", out, at::kFloat, "[]", out.dim() == 0, device);
+  TORCH_CHECK_VALUE(max_norm >= 0, "sbrrt::", kOp, ": max_norm must be >= 0, got ", max_norm);
+  check_written(kOp, "out", out, at::kFloat, "[3]", out.dim() == 1 && out.sym_size(0) == 3,
+                device);
   Arguments read;
   append(read, "grads", grads);
   return {kOp, {{"out", out}}, read};

@@ -17,15 +17,16 @@ struct AdamwTensor {
   float *param, *exp_avg, *exp_avg_sq;
   float* ema;                                        // or null
   at::BFloat16 *low_precision, *ema_low_precision;   // or null
-  float kept;       // 1 - learning rate * weight decay
-  float step_size;  // learning rate / (1 - beta1^step)
+  float kept;        // 1 - learning rate * weight decay
+  float step_size;   // learning rate / (1 - beta1^step)
+  float root_scale;  // 1 / sqrt(1 - beta2^step)
 };
 
 struct AdamwNumbers {
   float clip_factor;
   float new_mean;                // 1 - beta1
   float new_square, old_square;  // 1 - beta2, beta2
-  float root_scale, eps;         // 1 / sqrt(1 - beta2^step)
+  float eps;
   float ema_new, ema_old;        // 1 - ema_beta, ema_beta
 };
 
@@ -71,6 +72,10 @@ void adamw_piece(const AdamwTensor& t, const AdamwNumbers& n, const Grad* grad, 
   SBRRT_RETURN_ON_THIS_CPU(adamw_piece, t, n, grad, begin, end)
 }
 
+void adamw_average_piece(const AdamwTensor& t, const AdamwNumbers& n, int64_t begin, int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(adamw_average_piece, t, n, begin, end)
+}
+
 void adamw_row_idle(const AdamwTensor& t, const AdamwNumbers& n, bool touched, int64_t begin,
                     int64_t end) {
   SBRRT_RETURN_ON_THIS_CPU(adamw_row_idle, t, n, touched, begin, end)
@@ -112,28 +117,31 @@ T* item(at::TensorList tensors, size_t index) {
   return tensors[index].mutable_data_ptr<T>();
 }
 
-AdamwTensor tensor_of(const AdamwLists& lists, size_t index, double learning_rate,
-                      double weight_decay, double bias_correction) {
+// Without a gradient no number of the parameter's own is looked at.
+AdamwTensor tensor_of(const char* op, const AdamwLists& lists, const AdamwSettings& s,
+                      size_t index) {
+  const auto place = static_cast<int64_t>(index);
+  const bool is_updated = lists.grads[index].numel() > 0;
+  const double rate = is_updated ? number(s.learning_rate, place) : 0;
+  const double step = is_updated ? number(s.step, place) : 1;
+  TORCH_CHECK_VALUE(step >= 1, "sbrrt::", op, ": step counts from 1, got ", step);
+  TORCH_CHECK_VALUE(rate >= 0, "sbrrt::", op, ": learning_rate must be >= 0, got ", rate);
   return {item<float>(lists.params, index),
           item<float>(lists.exp_avg, index),
           item<float>(lists.exp_avg_sq, index),
           item<float>(lists.ema, index),
           item<at::BFloat16>(lists.low_precision, index),
           item<at::BFloat16>(lists.ema_low_precision, index),
-          static_cast<float>(1 - learning_rate * weight_decay),
-          static_cast<float>(learning_rate / bias_correction)};
+          static_cast<float>(1 - rate * s.weight_decay[index]),
+          static_cast<float>(rate / (1 - std::pow(s.beta1, step))),
+          static_cast<float>(1 / std::sqrt(1 - std::pow(s.beta2, step)))};
 }
 
 std::vector<AdamwTensor> tensors_of(const char* op, const AdamwLists& lists,
                                     const AdamwSettings& s) {
-  const double step = number(s.step, 0);
-  TORCH_CHECK_VALUE(step >= 1, "sbrrt::", op, ": step counts from 1, got ", step);
-  const double bias_correction = 1 - std::pow(s.beta1, step);
   std::vector<AdamwTensor> tensors;
   for (size_t i = 0; i < lists.params.size(); ++i) {
-    const double rate = number(s.learning_rate, static_cast<int64_t>(i));
-    TORCH_CHECK_VALUE(rate >= 0, "sbrrt::", op, ": learning_rate must be >= 0, got ", rate);
-    tensors.push_back(tensor_of(lists, i, rate, s.weight_decay[i], bias_correction));
+    tensors.push_back(tensor_of(op, lists, s, i));
   }
   return tensors;
 }
@@ -143,7 +151,6 @@ AdamwNumbers numbers_of(const AdamwSettings& s) {
           static_cast<float>(1 - s.beta1),
           static_cast<float>(1 - s.beta2),
           static_cast<float>(s.beta2),
-          static_cast<float>(1 / std::sqrt(1 - std::pow(s.beta2, number(s.step, 0)))),
           static_cast<float>(s.eps),
           static_cast<float>(1 - s.ema_beta),
           static_cast<float>(s.ema_beta)};
@@ -166,27 +173,42 @@ void update_rows(const AdamwTensor& t, const AdamwNumbers& n, const AdamwRows& r
   }
 }
 
-template <typename Grad>
+// run(a pointer to the tensor's elements), which are float32 or bfloat16.
+template <typename F>
+auto with_data(const at::Tensor& tensor, F run) {
+  return tensor.scalar_type() == at::kFloat ? run(tensor.const_data_ptr<float>())
+                                            : run(tensor.const_data_ptr<at::BFloat16>());
+}
+
+// Without a gradient there is only the average to move.
+void update_piece(const Piece& piece, const AdamwTensor& tensor, const at::Tensor& grad,
+                  const AdamwNumbers& numbers) {
+  if (grad.numel() > 0) {
+    with_data(grad, [&](const auto* data) {
+      adamw_piece(tensor, numbers, data, piece.begin, piece.end);
+    });
+  } else if (tensor.ema) {
+    adamw_average_piece(tensor, numbers, piece.begin, piece.end);
+  }
+}
+
 void update(const std::vector<Piece>& pieces, const std::vector<AdamwTensor>& tensors,
             const std::vector<at::Tensor>& grads, const AdamwNumbers& numbers) {
-  std::vector<const Grad*> data;
-  for (const at::Tensor& grad : grads) data.push_back(grad.const_data_ptr<Grad>());
   at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Piece& piece = pieces[i];
-      adamw_piece(tensors[piece.tensor], numbers, data[piece.tensor], piece.begin, piece.end);
+      update_piece(pieces[i], tensors[pieces[i].tensor], grads[pieces[i].tensor], numbers);
     }
   });
 }
 
-template <typename T>
 double sum_of_all(const std::vector<at::Tensor>& tensors, const std::vector<Piece>& pieces) {
   std::vector<double> sums(pieces.size());
   at::parallel_for(0, static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Piece& piece = pieces[i];
-      const T* data = tensors[piece.tensor].const_data_ptr<T>();
-      sums[i] = gradient_sum(data + piece.begin, piece.end - piece.begin);
+      sums[i] = with_data(tensors[piece.tensor], [&](const auto* data) {
+        return gradient_sum(data + piece.begin, piece.end - piece.begin);
+      });
     }
   });
   double total = 0;
@@ -197,19 +219,16 @@ double sum_of_all(const std::vector<at::Tensor>& tensors, const std::vector<Piec
 }  // namespace
 
 void AdamwEma::run_cpu() const {
-  const auto tensors = tensors_of(kOp, lists, settings);
   const AdamwNumbers numbers = numbers_of(settings);
-  if (tensors.empty() || std::isnan(numbers.clip_factor)) return;  // NaN leaves the update out
-  const bool is_float = lists.grads[0].scalar_type() == at::kFloat;
-  (is_float ? update<float> : update<at::BFloat16>)(pieces_of(lists.params), tensors,
-                                                    dense(lists.grads), numbers);
+  if (std::isnan(numbers.clip_factor)) return;  // the update is left out, and is not counted
+  update(pieces_of(lists.params), tensors_of(kOp, lists, settings), dense(lists.grads), numbers);
 }
 
 void AdamwEmaRows::run_cpu() const {
   check_ascending(rows, param.size(0));
-  const AdamwTensor tensor = tensors_of(kOp, lists(), settings)[0];
   const AdamwNumbers numbers = numbers_of(settings);
   if (std::isnan(numbers.clip_factor)) return;
+  const AdamwTensor tensor = tensor_of(kOp, lists(), settings, 0);
   const at::Tensor dense_grad = grad.contiguous(), dense_rows = rows.contiguous();
   const AdamwRows view{dense_rows.const_data_ptr<int64_t>(), rows.size(0), param.size(1),
                        dense_grad.const_data_ptr<float>(), touched.mutable_data_ptr<bool>()};
@@ -220,15 +239,11 @@ void AdamwEmaRows::run_cpu() const {
 }
 
 void GradientNorm::run_cpu() const {
-  double sum = 0;
-  if (!grads.empty()) {
-    const bool is_float = grads[0].scalar_type() == at::kFloat;
-    const auto tensors = dense(grads);
-    const auto pieces = pieces_of(grads);
-    sum = is_float ? sum_of_all<float>(tensors, pieces)
-                   : sum_of_all<at::BFloat16>(tensors, pieces);
-  }
-  *out.mutable_data_ptr<float>() = static_cast<float>(std::sqrt(sum));
+  const auto norm = static_cast<float>(std::sqrt(sum_of_all(dense(grads), pieces_of(grads))));
+  float* results = out.mutable_data_ptr<float>();
+  results[0] = norm;
+  results[1] = clip_factor_of(norm, max_norm);
+  results[2] = std::isfinite(norm) ? 1.0f : 0.0f;
 }
 
 }  // namespace sbrrt

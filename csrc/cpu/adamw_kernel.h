@@ -40,7 +40,7 @@ inline __attribute__((always_inline)) void adamw_vector(const AdamwTensor& t,
   m = vec_fma(vec_set(n.new_mean), g - m, m);
   const Vec v = vec_fma(vec_set(n.new_square) * g, g,
                         vec_set(n.old_square) * adamw_load(t.exp_avg_sq + i, count));
-  const Vec root = vec_fma(vec_sqrt(v), vec_set(n.root_scale), vec_set(n.eps));
+  const Vec root = vec_fma(vec_sqrt(v), vec_set(t.root_scale), vec_set(n.eps));
   const Vec decayed = adamw_load(t.param + i, count) * vec_set(t.kept);
   const Vec p = decayed - vec_set(t.step_size) * (m / root);
   adamw_store(t.param + i, p, count);
@@ -58,14 +58,22 @@ void adamw_piece(const AdamwTensor& t, const AdamwNumbers& n, const Grad* grad, 
   if (i < end) adamw_vector(t, n, grad, i, end - i);
 }
 
-// The same where the gradient is zero.
+// The average alone, of a parameter that stays as it is.
+void adamw_average_piece(const AdamwTensor& t, const AdamwNumbers& n, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kVecSize) {
+    const int64_t count = std::min<int64_t>(kVecSize, end - i);
+    adamw_average(t, n, adamw_load(t.param + i, count), i, count);
+  }
+}
+
+// An update whose gradient is zero.
 inline __attribute__((always_inline)) void adamw_vector_idle(const AdamwTensor& t,
                                                              const AdamwNumbers& n, int64_t i,
                                                              int64_t count) {
   const Vec old_m = adamw_load(t.exp_avg + i, count);
   const Vec m = vec_fma(vec_set(n.new_mean), vec_set(0) - old_m, old_m);
   const Vec v = vec_set(n.old_square) * adamw_load(t.exp_avg_sq + i, count);
-  const Vec root = vec_fma(vec_sqrt(v), vec_set(n.root_scale), vec_set(n.eps));
+  const Vec root = vec_fma(vec_sqrt(v), vec_set(t.root_scale), vec_set(n.eps));
   const Vec decayed = adamw_load(t.param + i, count) * vec_set(t.kept);
   const Vec p = decayed - vec_set(t.step_size) * (m / root);
   adamw_store(t.param + i, p, count);

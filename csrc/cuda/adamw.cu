@@ -11,7 +11,29 @@
 namespace sbrrt::cuda {
 namespace {
 
+// Elements begin ... end - 1 of one tensor.
 template <typename Grad>
+__device__ inline void update_piece(const AdamwTensor& t, const AdamwFactors& f, int64_t begin,
+                                    int64_t end) {
+  for_each_element(begin, end, is_vector(t), [&](auto n, int64_t i) {
+    AdamwElements<decltype(n)::value> x;
+    load_floats(static_cast<const Grad*>(t.grad) + i, x.grad);
+    load_elements(t, i, true, x);
+    step_elements(f, x);
+    store_elements(t, f, i, true, x);
+  });
+}
+
+// The same of a tensor that stays as it is: its average moves.
+__device__ inline void average_piece(const AdamwTensor& t, const AdamwFactors& f, int64_t begin,
+                                     int64_t end) {
+  for_each_element(begin, end, is_vector(t), [&](auto n, int64_t i) {
+    AdamwElements<decltype(n)::value> x;
+    load_elements(t, i, false, x);
+    store_average(t, f, i, x);
+  });
+}
+
 __global__ void __launch_bounds__(kPieceThreads)
     adamw_ema_kernel(const __grid_constant__ AdamwParams p) {
   SBRRT_SHARED(AdamwFactors, factors, [1]);
@@ -23,12 +45,13 @@ __global__ void __launch_bounds__(kPieceThreads)
   if (f.is_left_out) return;
   const int64_t begin = (static_cast<int>(blockIdx.x) - p.first_block[index]) * kAdamwPiece;
   const int64_t end = begin + kAdamwPiece < t.size ? begin + kAdamwPiece : t.size;
-  for_each_element(begin, end, is_vector(t), [&](auto n, int64_t i) {
-    float grad[decltype(n)::value], update[decltype(n)::value];
-    load_floats(static_cast<const Grad*>(t.grad) + i, grad);
-    update_moments(t, f, grad, i, update);
-    update_params(t, f, update, i);
-  });
+  if (t.grad == nullptr) {
+    average_piece(t, f, begin, end);
+  } else {
+    with_element_type(p.grad_dtype[index], [&](auto type) {
+      update_piece<typename decltype(type)::type>(t, f, begin, end);
+    });
+  }
 }
 
 constexpr int kRowsPerWarp = 4;
@@ -59,11 +82,16 @@ __device__ inline void update_row(const AdamwRowsParams& p, const AdamwFactors& 
   const bool has_moments = has_grad || was_touched;
   const float* from = static_cast<const float*>(t.grad) + place * p.width;
   const auto update = [&](auto n, int64_t j) {
-    float grad[decltype(n)::value] = {}, update[decltype(n)::value] = {};
+    AdamwElements<decltype(n)::value> x;
     const int64_t i = row * p.width + j;
-    if (has_grad) load_floats(from + j, grad);
-    if (has_moments) update_moments(t, f, grad, i, update);
-    update_params(t, f, update, i);
+    if (has_grad) load_floats(from + j, x.grad);
+    load_elements(t, i, has_moments, x);
+    if (has_moments) {
+      step_elements(f, x);
+    } else {
+      decay_elements(f, x);
+    }
+    store_elements(t, f, i, has_moments, x);
   };
   if (is_vector) {
     for (int64_t j = lane_index() * 4; j < p.width; j += kWarpSize * 4) {
@@ -92,11 +120,8 @@ __global__ void __launch_bounds__(kPieceThreads) adamw_ema_rows_kernel(const Ada
 }  // namespace
 
 cudaError_t adamw_ema(const AdamwParams& p, cudaStream_t stream) {
-  return with_dtype(p.grad_dtype, [&](auto type) {
-    using Grad = typename decltype(type)::type;
-    const dim3 grid(static_cast<unsigned>(p.first_block[p.num_tensors]));
-    return launch<adamw_ema_kernel<Grad>>(grid, dim3(kPieceThreads), 0, stream, p);
-  });
+  const dim3 grid(static_cast<unsigned>(p.first_block[p.num_tensors]));
+  return launch<adamw_ema_kernel>(grid, dim3(kPieceThreads), 0, stream, p);
 }
 
 cudaError_t adamw_ema_rows(const AdamwRowsParams& p, cudaStream_t stream) {

@@ -13,7 +13,7 @@ struct AdamwTensor {
   float *param, *exp_avg, *exp_avg_sq;  // [size], dense, as all of them
   float* ema;                             // or null
   void *low_precision, *ema_low_precision;  // bfloat16, or null
-  const void* grad;
+  const void* grad;  // or null: the parameter and its moments stay as they are
   int64_t size;
   double weight_decay;
 };
@@ -24,7 +24,8 @@ struct AdamwNumbers {
   int64_t rate_stride;
   bool rate_is_double;  // else float
   const float* clip_factor;
-  const void* step;
+  const void* step;  // as the rate
+  int64_t step_stride;
   bool step_is_integer;  // int64, else float
   double beta1, beta2, eps, ema_beta;
 };
@@ -35,9 +36,9 @@ constexpr int64_t kAdamwPiece = 16384;  // elements of one block
 // A tensor has the blocks first_block[i] ... first_block[i + 1] - 1.
 struct AdamwParams {
   AdamwNumbers numbers;
-  ElementType grad_dtype;
   int num_tensors;
   int32_t first_block[kMaxAdamwTensors + 1];
+  ElementType grad_dtype[kMaxAdamwTensors];
   AdamwTensor tensors[kMaxAdamwTensors];
 };
 
@@ -53,16 +54,17 @@ struct AdamwRowsParams {
 constexpr int kMaxNormTensors = 1024;
 
 struct GradientNormParams {
-  ElementType dtype;
   int num_tensors;
   const void* data[kMaxNormTensors];
   int64_t size[kMaxNormTensors];
+  ElementType dtype[kMaxNormTensors];
   int32_t first_block[kMaxNormTensors + 1];
   // Of all launches of one norm together; this one's blocks are partial_begin ... on.
   int64_t num_partial, partial_begin;
   unsigned long long* partial;  // [num_partial], the bits of a double each
   unsigned* ticket;             // one, 0 before the first launch
-  float* out;                   // one
+  double max_norm;              // 0 does not clip
+  float* out;                   // [3]: norm, clip factor, 1 if the norm is finite, else 0
 };
 
 constexpr int64_t num_pieces(int64_t size) { return (size + kAdamwPiece - 1) / kAdamwPiece; }

@@ -1,8 +1,10 @@
 // The element types of tensors that kernels read and write.
 #pragma once
 
+#include <cstdint>
+
 namespace sbrrt::cuda {
 
-enum class ElementType { kFloat, kHalf, kBFloat16 };
+enum class ElementType : uint8_t { kFloat, kHalf, kBFloat16 };
 
 }  // namespace sbrrt::cuda

@@ -1,6 +1,7 @@
 """AdamW, the teacher's moving average and low-precision copies, in one pass over all tensors.
 
-With the gradient g scaled by the clip factor, step t from 1, rate eta and weight decay l:
+With the gradient g scaled by the clip factor, a parameter's step t from 1, rate eta and weight
+decay l:
 
     m <- m + (1 - b1) (g - m)
     v <- b2 v + (1 - b2) g^2
@@ -8,7 +9,8 @@ With the gradient g scaled by the clip factor, step t from 1, rate eta and weigh
     e <- e + (1 - beta) (p - e)
 
 A clip factor that is NaN leaves the update out: nothing is written. So the device alone decides
-about an update whose gradient is not finite.
+about an update whose gradient is not finite. A parameter without a gradient stays as it is, and
+only its average moves.
 
 Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is SMART's teacher
 (arXiv 1911.03437, Algorithm 1). ``docs/math/adamw_ema.md`` counts the bytes.
@@ -16,8 +18,10 @@ Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is S
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +44,10 @@ define(
     "Tensor step, float ema_beta)",
     "adamw_rows.adamw_ema_rows_",
 )
-define("gradient_norm_into(Tensor[] grads, Tensor(a!) out)", "adamw_ema.gradient_norm_into")
+define(
+    "gradient_norm_into(Tensor[] grads, float max_norm, Tensor(a!) out)",
+    "adamw_ema.gradient_norm_into",
+)
 
 
 def adamw_ema_reference(
@@ -69,21 +76,26 @@ def adamw_ema_reference(
         "grads": grads, "learning_rate": learning_rate, "clip_factor": clip_factor, "step": step
     }  # fmt: skip
     _check_write_set("adamw_ema_", written, read)
-    step, left_out = step.double(), clip_factor.isnan()
-    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    left_out = clip_factor.isnan()
+    steps = step.double().expand(len(params))
     rates = learning_rate.double().expand(len(params))
-    averages = ema or [None] * len(params)
-    for i, (p, m, v, e) in enumerate(zip(params, exp_avg, exp_avg_sq, averages, strict=True)):
-        g = grads[i].to(p.dtype) * clip_factor.to(p.dtype)
-        _put(m, m.lerp(g, 1 - beta1), left_out)
-        _put(v, (v * beta2).addcmul_(g, g, value=1 - beta2), left_out)
-        denominator = v.sqrt() / correction2.sqrt().to(p.dtype) + eps
-        kept = p * (1 - rates[i] * weight_decay[i]).to(p.dtype)
-        _put(p, kept - (rates[i] / correction1).to(p.dtype) * (m / denominator), left_out)
-        if e is not None and e.numel():
-            _put(e, e.lerp(p, 1 - ema_beta), left_out)
-            _copy(ema_low_precision, i, e, left_out)
-        _copy(low_precision, i, p, left_out)
+    for i, p in enumerate(params):
+        if grads[i].numel():
+            g = grads[i].to(p.dtype) * clip_factor.to(p.dtype)
+            state, numbers = (p, exp_avg[i], exp_avg_sq[i]), (rates[i], weight_decay[i], steps[i])
+            _step_reference(*state, g, *numbers, beta1, beta2, eps, left_out)
+            _copy(low_precision, i, p, left_out)
+        if len(ema) and ema[i].numel():
+            _put(ema[i], ema[i].lerp(p, 1 - ema_beta), left_out)
+            _copy(ema_low_precision, i, ema[i], left_out)
+
+
+def _step_reference(p, m, v, g, rate, decay, step, beta1, beta2, eps, left_out) -> None:
+    _put(m, m.lerp(g, 1 - beta1), left_out)
+    _put(v, (v * beta2).addcmul_(g, g, value=1 - beta2), left_out)
+    denominator = v.sqrt() / (1 - beta2**step).sqrt().to(p.dtype) + eps
+    kept = p * (1 - rate * decay).to(p.dtype)
+    _put(p, kept - (rate / (1 - beta1**step)).to(p.dtype) * (m / denominator), left_out)
 
 
 def _put(target: Tensor, value: Tensor, left_out: Tensor) -> None:
@@ -143,24 +155,31 @@ def _copy(copies: Sequence[Tensor], index: int, source: Tensor, left_out: Tensor
         _put(copies[index], source.to(copies[index].dtype), left_out)
 
 
-def gradient_norm_reference(grads: Sequence[Tensor]) -> Tensor:
-    """See ``gradient_norm``; any floating dtype, summed in float64."""
-    if not grads:
-        return torch.zeros(())
-    total = sum(g.double().square().sum() for g in grads)
-    return total.sqrt().to(torch.promote_types(grads[0].dtype, torch.float32))
+def gradient_norm_reference(grads: Sequence[Tensor], max_norm: float) -> Tensor:
+    """See ``clipped_gradient_norm``; any floating dtype, summed in float64. Returns [3]."""
+    total = sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=torch.float64))
+    norm = total.sqrt().to(torch.promote_types(_dtype_of(grads), torch.float32))
+    is_finite = norm.isfinite()
+    factor = torch.ones_like(norm)
+    if max_norm > 0:
+        factor = (max_norm / (norm.double() + 1e-6)).clamp(max=1.0).to(norm.dtype)
+    return torch.stack([norm, factor.where(is_finite, torch.nan), is_finite.to(norm.dtype)])
 
 
-def _norm_why_not(backend: Backend, grads: Sequence[Tensor]) -> str | None:
+def _dtype_of(grads: Sequence[Tensor]) -> torch.dtype:
     dtypes = {g.dtype for g in grads}
-    if len(dtypes) > 1:
-        return "gradients of several dtypes run on the reference"
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+
+
+def _norm_why_not(backend: Backend, grads: Sequence[Tensor], *args) -> str | None:
     devices = {g.device.type for g in grads} - {backend.device}
     if devices:
         return f"gradients are on {', '.join(sorted(devices))}, not {backend.device}"
-    if grads and backend is not TRITON and grads[0].dtype == torch.float16:
+    one_of_each = {g.dtype: g for g in grads}
+    if backend is not TRITON and torch.float16 in one_of_each:
         return "float16 gradients run on the reference"
-    return backend.dtype_reason("the first gradient", grads[0]) if grads else None
+    reasons = (backend.dtype_reason("a gradient", g) for g in one_of_each.values())
+    return next((reason for reason in reasons if reason), None)
 
 
 def _update_why_not(
@@ -178,9 +197,9 @@ def _rows_why_not(backend: Backend, param: Tensor, grad: Tensor, *args) -> str |
     return reason
 
 
-def _run_norm(backend: Backend, grads: Sequence[Tensor]) -> Tensor:
-    out = empty_floats(grads[0])
-    backend.ops.gradient_norm_into(grads, out)
+def _run_norm(backend: Backend, grads: Sequence[Tensor], max_norm: float) -> Tensor:
+    out = empty_floats(grads[0], 3)
+    backend.ops.gradient_norm_into(grads, max_norm, out)
     return out
 
 
@@ -222,12 +241,13 @@ def adamw_ema_(
 
     Args:
         params, exp_avg, exp_avg_sq: float32, contiguous, written; one entry per parameter.
-        grads: float32 or bfloat16, only read.
+        grads: float32 or bfloat16, each its own, only read. An entry without elements leaves its
+            parameter and its moments, which may be without elements too, as they are.
         learning_rate: float32 or float64, one number or [number of params].
         weight_decay: one number per parameter.
         clip_factor: float32, one number that multiplies every gradient; NaN leaves the update
-            out, so that nothing is written. See ``clip_factor``.
-        step: int64 or float32, one number, this update's from 1.
+            out, so that nothing is written. See ``clipped_gradient_norm``.
+        step: int64 or float32, one number or [number of params]: this update's, from 1.
         betas, eps: AdamW's.
         ema: averages, float32; ema_beta: their momentum in this update.
         low_precision, ema_low_precision: bfloat16 copies of parameters and averages.
@@ -292,25 +312,48 @@ def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
 
     The same bits for any number of threads. No gradients at all have norm 0.
     """
+    return clipped_gradient_norm(grads, 0.0, backend=backend).norm
+
+
+class ClippedNorm(NamedTuple):
+    """Of gradients; all 0-dim, of the norm's dtype and on its device.
+
+    Attributes:
+        norm: before clipping. clip_factor: what gradients are multiplied by; NaN for a norm that is
+            not finite, which leaves the update out. is_finite: 1 for a finite norm, else 0.
+    """
+
+    norm: Tensor
+    clip_factor: Tensor
+    is_finite: Tensor
+
+
+@torch.no_grad()
+def clipped_gradient_norm(
+    grads: Sequence[Tensor], max_norm: float, *, backend: str = "auto"
+) -> ClippedNorm:
+    """``gradient_norm`` with what an update makes of it, in one pass.
+
+    Args:
+        grads: float32 or bfloat16, each its own.
+        max_norm: of the clipped gradients: the factor is ``min(1, max_norm / (norm + 1e-6))``, as
+            torch.nn.utils.clip_grad_norm_ has it. 0 does not clip.
+
+    Raises:
+        ValueError: max_norm is negative.
+        BackendError: the named backend cannot run these inputs.
+    """
+    if not max_norm >= 0:
+        raise ValueError(f"gradient_norm: max_norm must be >= 0, got {max_norm}")
     grads = list(grads)
-    return _norm(grads, backend=backend) if grads else torch.zeros(())
+    results = _norm(grads, max_norm, backend=backend) if grads else torch.tensor([0.0, 1.0, 1.0])
+    return ClippedNorm(*results.unbind())
 
 
 def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None:
     """Why no fused op of this backend can update these parameters, or None."""
     choice = _adamw.explain(backend, params, params)
     return choice.reasons_text if choice.backend in (None, "reference") else None
-
-
-def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """What gradients of this norm are multiplied by, float32 0-dim; 0 does not clip.
-
-    ``min(1, max_norm / (norm + 1e-6))``, as torch.nn.utils.clip_grad_norm_ has it. NaN for a norm
-    that is not finite, which leaves the update out (see ``adamw_ema_``).
-    """
-    clips = max_norm > 0
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) if clips else torch.ones_like(norm)
-    return (factor + (norm - norm)).to(torch.float32)  # plus 0, or NaN
 
 
 OPS = (_adamw, _rows, _norm)

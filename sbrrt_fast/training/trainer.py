@@ -312,7 +312,6 @@ class Trainer:
 
     def _save_state(self, logger: RunLogger, is_finished: bool = False) -> None:
         logger.sync()  # a state never knows of more rounds than the log
-        self.step.update.settle()
         self.progress.num_skipped = self._take_skipped()
         tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
         check_trained(tensors, self.progress.cursor.round)

@@ -186,8 +186,12 @@ def adamw_rows(param, grad, rows, touched, exp_avg, exp_avg_sq, ema, *numbers):
     return [param, touched.double(), exp_avg, exp_avg_sq, ema]
 
 
-def norm(grads):
-    return [sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=F64)).sqrt()]
+def norm(grads, max_norm):
+    norm = sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=F64)).sqrt()
+    if not norm.isfinite():
+        return [torch.tensor([norm, math.nan, 0.0])]
+    factor = min(1.0, max_norm / (norm.item() + 1e-6)) if max_norm > 0 else 1.0
+    return [torch.tensor([norm, factor, 1.0], dtype=F64)]
 
 
 def kl_forward(logits, delta):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.ops.adamw_ema import (
+    ClippedNorm,
     adamw_ema_,
-    clip_factor,
+    clipped_gradient_norm,
     gradient_norm,
-    gradient_norm_reference,
     native_reason,
 )
 from tests.cuda_on_cpu.kernels import adamw as cuda_kernels
@@ -25,6 +25,14 @@ PIECES = SHAPES | {"several pieces": ((16384,), (16385,), (5, 7919), (3,))}
 samples = pytest.mark.parametrize("shapes", PIECES.values(), ids=PIECES)
 every_backend = backends_of("adamw_ema_", "reference", "cuda_on_cpu")
 of_tensors = backends_of("adamw_ema_", "reference")
+
+
+triton_ops = torch.ops.sbrrt_triton
+
+
+def is_interpreted(backend: str) -> bool:
+    """Whether bfloat16 is refused where a backend is chosen, since the interpreter truncates it."""
+    return backend == "triton" and INTERPRETED
 
 
 class State:
@@ -47,7 +55,7 @@ class State:
         settings = {
             "learning_rate": torch.tensor(1e-3, dtype=torch.float64),
             "clip_factor": torch.tensor(1.0),
-            "step": torch.tensor(count),
+            "step": torch.tensor(count or 1),
             "ema_beta": 0.95,
             "betas": (0.9, 0.999),
         } | changes
@@ -57,6 +65,11 @@ class State:
         copies = self.low_precision, self.ema_low_precision
         if self.backend == "cuda_on_cpu":
             cuda_kernels.update((*lists, self.ema), grads, decay, settings, copies)
+            return
+        if is_interpreted(self.backend):
+            numbers = (settings[name] for name in ("clip_factor", "step", "ema_beta"))
+            numbers = settings["learning_rate"], decay, *settings["betas"], 1e-8, *numbers
+            triton_ops.adamw_ema_(self.params, grads, *lists[1:], self.ema, *copies, *numbers)
             return
         names = ("low_precision", "ema_low_precision")
         adamw_ema_(
@@ -77,6 +90,18 @@ def norm(grads: list[Tensor], backend: str) -> Tensor:
     if backend == "cuda_on_cpu":
         return cuda_kernels.norm(grads)
     return gradient_norm(grads, backend=backend).cpu()
+
+
+def clipped(grads: list[Tensor], max_norm: float, backend: str) -> ClippedNorm:
+    """On the CPU."""
+    if backend == "cuda_on_cpu":
+        return ClippedNorm(*cuda_kernels.clipped_norm(grads, max_norm).unbind())
+    if is_interpreted(backend):
+        triton_ops.gradient_norm_into(grads, max_norm, results := torch.full((3,), math.nan))
+        return ClippedNorm(*results.unbind())
+    there = [g.to(DEVICES.get(backend, "cpu")) for g in grads]
+    found = clipped_gradient_norm(there, max_norm, backend=backend)
+    return ClippedNorm(*(x.cpu() for x in found))
 
 
 def torch_adamw(params, weight_decay, rates, **options):
@@ -105,7 +130,7 @@ def test_many_steps_equal_torch(shapes, backend, fused):
     optimizer = torch_adamw(stock, decay, rates, fused=fused)
     for step in range(1, 21):
         grads = ours.grads(scale=10.0 ** (step % 5 - 2))
-        factor = clip_factor(norm(grads, backend), 1.0)
+        factor = clipped(grads, 1.0, backend).clip_factor
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate / step
         for p, g in zip(stock, grads, strict=True):
@@ -127,16 +152,68 @@ def test_many_steps_equal_torch(shapes, backend, fused):
             assert torch.allclose(mine[i].cpu(), state[theirs], rtol=1e-6, atol=0)
 
 
+TURNS = [(0, 1, 2), (0, 1), (2, 3), (0, 1, 2, 3), (3,), (0, 2)]  # who is updated
+SKIPPED_TURN = 2
+
+
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_updated_in_different_turns_equal_torch(dtype, backend):
+    """Numbers of updates of their own in one call; averages of the others move; one is left out."""
+    ours = State([(33, 50), (7,), (16390,), (129, 4)], backend)
+    stock = [torch.nn.Parameter(p.cpu()) for p in copy.deepcopy(ours.params)]
+    averages, steps = [p.cpu().clone() for p in ours.ema], torch.zeros(4)
+    optimizer = torch_adamw(stock, [0.1, 0.0, 0.01, 0.0], [1e-3] * 4, fused=True)
+    for turn, updated in enumerate(TURNS * 3):
+        grads = [g if i in updated else g.new_empty(0) for i, g in enumerate(ours.grads())]
+        grads[1:3] = [g.to(dtype) for g in grads[1:3]]
+        is_made = turn != SKIPPED_TURN
+        steps[list(updated)] += is_made
+        for i, p in enumerate(stock):
+            p.grad = grads[i].cpu().float() if i in updated and is_made else None
+        optimizer.step()
+        if is_made:
+            torch._foreach_lerp_(averages, [p.detach() for p in stock], 0.05)
+        factor = torch.tensor(1.0 if is_made else math.nan)
+        changes = {"step": steps.clone(), "clip_factor": factor}
+        ours.update(grads, None, weight_decay=[0.1, 0.0, 0.01, 0.0], **changes)
+    assert [optimizer.state[p]["step"].item() for p in stock] == steps.tolist()
+    assert len(set(steps.tolist())) > 1
+    for mine, theirs in zip(ours.params + ours.ema, [*stock, *averages], strict=True):
+        assert (mine.cpu() - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+
+
+@every_backend
+def test_a_parameter_without_a_gradient_stays_as_it_is(backend):
+    """With or without moments; its average moves, and the average's copy."""
+    state = State([(40, 5), (16390,), (33,)], backend)
+    state.update(state.grads(), 1)
+    before, grads = copy.deepcopy(state), state.grads()
+    none = grads[0].new_empty(0)
+    state.exp_avg[1], state.exp_avg_sq[1] = none, none
+    state.ema[2] = state.ema_low_precision[2] = none
+    state.ema_low_precision[2] = none.bfloat16()
+    kept = [state.params[1].clone(), *(x[2].clone() for x in (state.params, state.exp_avg))]
+    state.update([grads[0], none, none], None, step=torch.tensor([2, 0, 0]))
+    assert equal([state.params[1], state.params[2], state.exp_avg[2]], kept)
+    assert equal(state.low_precision[1:], before.low_precision[1:])
+    assert not equal(state.params[:1], before.params[:1])
+    moved_average = before.ema[1].lerp(before.params[1], 0.05)
+    torch.testing.assert_close(state.ema[1], moved_average, rtol=1e-6, atol=1e-7)
+    tolerance = 2**-7 if is_interpreted(backend) else 0
+    expected = state.ema[1].bfloat16()
+    torch.testing.assert_close(state.ema_low_precision[1], expected, rtol=tolerance, atol=0)
+
+
 @every_backend
 @pytest.mark.parametrize("name", SHAPES)
 def test_copies_are_the_rounded_tensors(name, backend):
     state = State(SHAPES[name], backend)
     state.update(state.grads(), 1)
     copies = state.low_precision + state.ema_low_precision
-    is_truncated = backend == "triton" and INTERPRETED
     for copied, source in zip(copies, state.params + state.ema, strict=True):
         expected = source.to(torch.bfloat16).float()
-        tolerance = 2**-7 if is_truncated else 0
+        tolerance = 2**-7 if is_interpreted(backend) else 0
         torch.testing.assert_close(copied.float(), expected, rtol=tolerance, atol=0)
 
 
@@ -237,34 +314,58 @@ def test_norm_shows_what_is_not_finite(backend):
     assert backend == "cuda_on_cpu" or of(torch.empty(0)) == 0.0
 
 
+@every_backend
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e9])
-def test_clip_factor_is_torch_s(max_norm):
+def test_clip_factor_is_torch_s(max_norm, backend):
     p = torch.nn.Parameter(torch.zeros(50))
     p.grad = torch.randn(50)
     grad = p.grad.clone()
-    factor = clip_factor(gradient_norm([grad]), max_norm)
+    found = clipped([grad], max_norm, backend)
     if max_norm > 0:
         torch.nn.utils.clip_grad_norm_([p], max_norm)
-    assert torch.allclose(factor * grad, p.grad, rtol=1e-6)
+    assert torch.allclose(found.clip_factor * grad, p.grad, rtol=1e-6)
+    assert found.is_finite == 1
 
 
+@every_backend
 @samples
 @pytest.mark.parametrize("max_norm", [0.5, 1e9])
-def test_clip_factor_equals_float64(shapes, max_norm):
+def test_clip_factor_equals_float64(shapes, max_norm, backend):
     grads = [torch.randn(shape) for shape in shapes]
     exact = torch.cat([g.double().reshape(-1) for g in grads]).norm()
     expected = (max_norm / (exact + 1e-6)).clamp(max=1.0)
-    factor = clip_factor(gradient_norm(grads), max_norm)
-    assert factor.dtype == torch.float32
-    assert torch.allclose(factor.double(), expected, rtol=3e-7, atol=0)
-    assert gradient_norm_reference(grads).double() == pytest.approx(exact.item(), rel=1e-7)
+    found = clipped(grads, max_norm, backend)
+    assert found.clip_factor.dtype == torch.float32
+    assert torch.allclose(found.clip_factor.double(), expected, rtol=3e-7, atol=0)
+    assert found.norm.double() == pytest.approx(exact.item(), rel=3e-7)
 
 
-@pytest.mark.parametrize("norm", [math.nan, math.inf])
+@every_backend
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("max_norm", [0.0, 0.5])
-def test_a_norm_that_is_not_finite_has_no_clip_factor(norm, max_norm):
-    assert clip_factor(torch.tensor(norm), max_norm).isnan()
-    assert clip_factor(torch.tensor(3e38), max_norm).isfinite()
+def test_a_norm_that_is_not_finite_has_no_clip_factor(value, max_norm, backend):
+    found = clipped([torch.ones(70), torch.tensor([value, 1.0])], max_norm, backend)
+    assert not found.norm.isfinite() or (value == 1e30 and backend == "reference")
+    assert bool(found.clip_factor.isnan()) != bool(found.norm.isfinite())
+    assert found.is_finite == float(found.norm.isfinite())
+    largest = clipped([torch.tensor([1e19])], max_norm, backend)
+    assert largest.clip_factor.isfinite() and largest.is_finite == 1
+
+
+@every_backend
+def test_the_norm_of_gradients_of_both_dtypes(backend):
+    grads = [torch.randn(40), torch.randn(16390).bfloat16(), torch.randn(3, 5)]
+    grads[1] = grads[1].float().div(64).bfloat16()
+    exact = torch.cat([g.double().reshape(-1) for g in grads]).norm()
+    found = clipped(grads, 0.5, backend)
+    assert found.norm.double() == pytest.approx(exact.item(), rel=3e-7)
+    assert found.clip_factor.double() == pytest.approx(0.5 / (exact.item() + 1e-6), rel=3e-7)
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, math.nan])
+def test_a_negative_norm_to_clip_to_is_refused(max_norm):
+    with pytest.raises(ValueError, match="max_norm must be >= 0, got (-1|nan)"):
+        clipped_gradient_norm([torch.ones(3)], max_norm)
 
 
 @pytest.mark.parametrize("library", ["sbrrt", "sbrrt_triton"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, clip_factor, gradient_norm
+from sbrrt_fast.ops.adamw_ema import adamw_ema_, clipped_gradient_norm
 from sbrrt_fast.ops.attention import attention
 from sbrrt_fast.ops.embed import embed
 from sbrrt_fast.ops.gelu import bias_gelu
@@ -59,7 +59,7 @@ def test_graphs_do_not_depend_on_the_length(op, backend, sample):
 
 def update(params, grads, m, v, ema, low, ema_low, rate, step):
     """One optimiser step of two parameters."""
-    factor = clip_factor(gradient_norm(grads, backend="cpu"), 1.0)
+    factor = clipped_gradient_norm(grads, 1.0, backend="cpu").clip_factor
     adamw_ema_(
         params, grads, m, v, ema=ema, low_precision=low, ema_low_precision=ema_low, ema_beta=0.9,
         learning_rate=rate, weight_decay=[0.1, 0.0], clip_factor=factor, step=step, backend="cpu",

@@ -55,7 +55,7 @@ def test_other_values_of_the_same_tensors_compile_nothing():
             tensors, tensors, tensors, tensors, tensors, [], [], scalar, [rate] * len(tensors),
             0.9, 0.999, 1e-8, scalar, scalar, step,
         )  # fmt: skip
-        kernels.gradient_norm_into(tensors, scalar.clone())
+        kernels.gradient_norm_into(tensors, rate, scalar.new_empty(3))
 
     runs = ([384], 0.01, 0.9), ([384] * 16, 0.0, 0.99), ([7, 5000, 12], 0.1, 1.0)
     assert_compiles_once(*(partial(run, *arguments) for arguments in runs))

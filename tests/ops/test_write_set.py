@@ -274,4 +274,4 @@ def test_nothing_to_do(backend):
 
 def test_gradients_of_a_kind_without_a_kernel():
     with pytest.raises(ValueError, match="sbrrt::gradient_norm: grads must be dense tensors on"):
-        ops.gradient_norm_into([torch.eye(3).to_sparse()], torch.zeros(()))
+        ops.gradient_norm_into([torch.eye(3).to_sparse()], 0.0, torch.zeros(3))

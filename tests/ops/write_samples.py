@@ -193,7 +193,8 @@ def noise(draw) -> dict:
 def norm(draw) -> dict:
     shapes = [draw.choice([(), (3,), (2, 5), (0, 2)]) for _ in range(draw.choice([1, 2, 9]))]
     dtype = draw.choice([F32, BF16])
-    return {"grads": [torch.randn(shape).to(dtype) for shape in shapes], "out": torch.zeros(())}
+    grads = [torch.randn(shape).to(draw.choice([dtype, F32])) for shape in shapes]
+    return {"grads": grads, "max_norm": draw.choice([0.0, 0.5]), "out": torch.zeros(3)}
 
 
 def mm(draw) -> dict:
@@ -214,11 +215,19 @@ def adamw(draw) -> dict:
     shapes = [draw.choice([(), (3,), (2, 5), (0, 2), (17,)]) for _ in range(count)]
     names = ["params", "grads", "exp_avg", "exp_avg_sq", "ema"]
     values = {name: [torch.rand(shape) for shape in shapes] for name in names}
+    for i in range(count):
+        kind = draw.choice(["float32", "bfloat16", "none", "neither"])
+        if kind == "bfloat16":
+            values["grads"][i] = values["grads"][i].to(BF16)
+        left_out = {"none": names[1:2], "neither": names[1:4]}.get(kind, ())
+        for name in left_out if values["params"][i].numel() else ():
+            values[name][i] = torch.empty(0)
+    step = torch.tensor(3) if draw.random() < 0.5 else torch.arange(2, 2 + count)
     for name in ("low_precision", "ema_low_precision"):
         values[name] = [torch.zeros(shape, dtype=BF16) for shape in shapes]
         if draw.random() < 0.3:
             values[name] = []
-    return values | numbers() | {"weight_decay": [0.1] * count}
+    return values | numbers() | {"weight_decay": [0.1] * count, "step": step}
 
 
 def adamw_rows(draw) -> dict:

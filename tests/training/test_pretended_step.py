@@ -14,6 +14,7 @@ from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.ops.adamw_ema import clipped_gradient_norm
 from sbrrt_fast.ops.task_heads import heads_forward
 from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.captured_step import CapturedStep
@@ -212,8 +213,9 @@ def test_a_frozen_encoder():
     assert_same_without_waiting(written_out, replace(SBRRT, tasks=tasks), 2, frozen=True)
 
 
-def planted_clip(norm, max_norm):
-    return torch.ones_like(norm) if norm.item() >= 0 else norm
+def planted_norm_of_gradients(grads, max_norm, backend):
+    result = clipped_gradient_norm(grads, max_norm, backend=backend)
+    return result if result.norm.item() >= 0 else None
 
 
 def planted_outputs(*arguments, **options):
@@ -233,7 +235,7 @@ def planted_rng(x, device):
 
 
 PLANTED = {
-    "training.step.update.clip_factor": planted_clip,
+    "training.step.update.clipped_gradient_norm": planted_norm_of_gradients,
     "training.step.head_pass.heads_forward": planted_outputs,
     "training.step.round_pass.root_mean_square": planted_norm,
     "training.step.written_out.DropoutStream.normal": planted_noise,

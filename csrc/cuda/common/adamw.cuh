@@ -1,5 +1,6 @@
 // AdamW, the teacher's average and the low-precision copies of a few elements
-// (docs/math/adamw_ema.md). Without a gradient it is zero; without moments they are.
+// (docs/math/adamw_ema.md). Everything is loaded before anything is stored: the compiler does not know
+// that the tensors lie apart, so it moves no load above a store.
 #pragma once
 
 #include "cuda/adamw.h"
@@ -22,12 +23,12 @@ struct AdamwFactors {
 // `index` is the tensor's place in its list. Powers are slow: one thread of a block comes here.
 __device__ inline AdamwFactors adamw_factors(const AdamwNumbers& n, int index,
                                              double weight_decay) {
-  const int64_t place = index * n.rate_stride;
-  const double rate = n.rate_is_double ? static_cast<const double*>(n.learning_rate)[place]
-                                       : static_cast<const float*>(n.learning_rate)[place];
-  const double step = n.step_is_integer
-                          ? static_cast<double>(*static_cast<const int64_t*>(n.step))
-                          : static_cast<double>(*static_cast<const float*>(n.step));
+  const int64_t rate_place = index * n.rate_stride, step_place = index * n.step_stride;
+  const double rate = n.rate_is_double ? static_cast<const double*>(n.learning_rate)[rate_place]
+                                       : static_cast<const float*>(n.learning_rate)[rate_place];
+  const double step =
+      n.step_is_integer ? static_cast<double>(static_cast<const int64_t*>(n.step)[step_place])
+                        : static_cast<double>(static_cast<const float*>(n.step)[step_place]);
   return {*n.clip_factor,
           static_cast<float>(1 - n.beta1),
           static_cast<float>(1 - n.beta2),
@@ -41,46 +42,72 @@ __device__ inline AdamwFactors adamw_factors(const AdamwNumbers& n, int index,
           *n.clip_factor != *n.clip_factor};
 }
 
-// The moments of elements i ... i + N - 1, and the update of the parameter.
+// N neighbouring elements of a tensor and of its state; zero where they are not there.
 template <int N>
-__device__ inline void update_moments(const AdamwTensor& t, const AdamwFactors& f,
-                                      const float (&grad)[N], int64_t i, float (&update)[N]) {
-  float m[N], v[N];
-  load_floats(t.exp_avg + i, m);
-  load_floats(t.exp_avg_sq + i, v);
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    const float g = grad[k] * f.clip_factor;
-    m[k] = fmaf(f.new_mean, g - m[k], m[k]);
-    v[k] = fmaf(f.new_square * g, g, f.old_square * v[k]);
-    update[k] = f.step_size * (m[k] / fmaf(sqrtf(v[k]), f.root_scale, f.eps));
+struct AdamwElements {
+  float grad[N] = {}, mean[N] = {}, square[N] = {}, param[N] = {}, average[N] = {};
+};
+
+// Elements i ... i + N - 1, without the gradient.
+template <int N>
+__device__ inline void load_elements(const AdamwTensor& t, int64_t i, bool has_moments,
+                                     AdamwElements<N>& x) {
+  if (has_moments) {
+    load_floats(t.exp_avg + i, x.mean);
+    load_floats(t.exp_avg_sq + i, x.square);
   }
-  store_floats(t.exp_avg + i, m);
-  store_floats(t.exp_avg_sq + i, v);
+  load_floats(t.param + i, x.param);
+  if (t.ema != nullptr) load_floats(t.ema + i, x.average);
 }
 
 template <int N>
-__device__ inline void update_params(const AdamwTensor& t, const AdamwFactors& f,
-                                     const float (&update)[N], int64_t i) {
-  float p[N], e[N];
-  load_floats(t.param + i, p);
-#pragma unroll
-  for (int k = 0; k < N; ++k) p[k] = p[k] * f.kept - update[k];
-  store_floats(t.param + i, p);
-  if (t.low_precision != nullptr) {
-    store_floats(static_cast<__nv_bfloat16*>(t.low_precision) + i, p);
-  }
-  if (t.ema == nullptr) return;
-  load_floats(t.ema + i, e);
+__device__ inline void step_elements(const AdamwFactors& f, AdamwElements<N>& x) {
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    e[k] = f.ema_new < 0.5f ? fmaf(f.ema_new, p[k] - e[k], e[k])
-                            : p[k] - f.ema_old * (p[k] - e[k]);
+    const float g = x.grad[k] * f.clip_factor;
+    x.mean[k] = fmaf(f.new_mean, g - x.mean[k], x.mean[k]);
+    x.square[k] = fmaf(f.new_square * g, g, f.old_square * x.square[k]);
+    const float root = fmaf(sqrtf(x.square[k]), f.root_scale, f.eps);
+    x.param[k] = x.param[k] * f.kept - f.step_size * (x.mean[k] / root);
   }
-  store_floats(t.ema + i, e);
+}
+
+// The same without moments.
+template <int N>
+__device__ inline void decay_elements(const AdamwFactors& f, AdamwElements<N>& x) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) x.param[k] *= f.kept;
+}
+
+// Moves the average towards the parameter, if there is one.
+template <int N>
+__device__ inline void store_average(const AdamwTensor& t, const AdamwFactors& f, int64_t i,
+                                     AdamwElements<N>& x) {
+  if (t.ema == nullptr) return;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const float distance = x.param[k] - x.average[k];
+    x.average[k] = f.ema_new < 0.5f ? fmaf(f.ema_new, distance, x.average[k])
+                                    : x.param[k] - f.ema_old * distance;
+  }
+  store_floats(t.ema + i, x.average);
   if (t.ema_low_precision != nullptr) {
-    store_floats(static_cast<__nv_bfloat16*>(t.ema_low_precision) + i, e);
+    store_floats(static_cast<__nv_bfloat16*>(t.ema_low_precision) + i, x.average);
   }
+}
+
+template <int N>
+__device__ inline void store_elements(const AdamwTensor& t, const AdamwFactors& f, int64_t i,
+                                      bool has_moments, AdamwElements<N>& x) {
+  if (has_moments) {
+    store_floats(t.exp_avg + i, x.mean);
+    store_floats(t.exp_avg_sq + i, x.square);
+  }
+  store_floats(t.param + i, x.param);
+  if (t.low_precision != nullptr) {
+    store_floats(static_cast<__nv_bfloat16*>(t.low_precision) + i, x.param);
+  }
+  store_average(t, f, i, x);
 }
 
 // Whether four elements can be moved at once, from a multiple of 4 on.

@@ -21,6 +21,16 @@ __device__ inline int tensor_of_block(const int32_t* first_block, int num_tensor
   return low;
 }
 
+// f(TypeTag<T>{}) for the type of a dtype, the same for the whole block.
+template <typename F>
+__device__ inline auto with_element_type(ElementType dtype, F f) {
+  switch (dtype) {
+    case ElementType::kHalf: return f(TypeTag<__half>{});
+    case ElementType::kBFloat16: return f(TypeTag<__nv_bfloat16>{});
+    default: return f(TypeTag<float>{});
+  }
+}
+
 // f(std::integral_constant<int, N>, i) for N elements from i on, N = 4 where four can be moved at
 // once; the block's threads share begin ... end - 1, and begin is a multiple of 4.
 template <typename F>

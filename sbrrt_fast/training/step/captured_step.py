@@ -2,10 +2,10 @@
 
 A group is filled up to one of a few sizes (``data.bucket``). The first two of a size run launch by
 launch, the third is captured; from then on a step is two copies to the device and one replay.
-What a captured step needs from the host (tokens, labels, seed, round, learning rates, numbers of
-updates) lies in device memory that the copies fill, so nothing of it is frozen. Frozen are the
-addresses of weights, averages and moments, and the optimiser's settings: where someone has replaced
-them, a step is launched and then captured anew. What a round reports is launched before its replay.
+What a captured step needs from the host (tokens, labels, seed, round, learning rates) lies in
+device memory that the copies fill, so nothing of it is frozen. Frozen are the addresses of weights,
+averages and moments, and the optimiser's settings: where someone has replaced them, a step is
+launched and then captured anew. What a round reports is launched before its replay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.round_pass import Terms, differentiate, measure
 from sbrrt_fast.training.step.static_group import StaticGroup
 from sbrrt_fast.training.step.step import Step
-from sbrrt_fast.training.step.update import Structure, TensorGroup
+from sbrrt_fast.training.step.update import Plan, Structure
 
 MAX_GRAPHS = 128
 CAPTURE_FAILED = "capture failed"
@@ -58,7 +58,7 @@ class Captured:
     inputs: StaticGroup
     terms: tuple[str, ...]
     values: Tensor
-    plan: list[TensorGroup]
+    plan: Plan
     capacity: tuple[int, ...]
     frozen: Frozen
 
@@ -190,10 +190,9 @@ class CapturedStep:
             )
         return self._captured.get(key)
 
-    def _capture(self, key: Key, group: Group, plan: list[TensorGroup]) -> Captured:
-        num_numbers = sum(len(tensors.indices) + 1 for tensors in plan)
-        inputs = StaticGroup(group, num_numbers, self.device)
-        inputs.load(group, (self.config.seed, 0), [float(self.num_steps)] * num_numbers)
+    def _capture(self, key: Key, group: Group, plan: Plan) -> Captured:
+        inputs = StaticGroup(group, plan.num_numbers, self.device)
+        inputs.load(group, (self.config.seed, 0), [float(self.num_steps)] * plan.num_numbers)
         graph, names = self._new_graph(self.device), []
 
         def work() -> Tensor:

@@ -48,12 +48,6 @@ class TorchUpdate:
             self.teacher.update(step, self.num_steps, skipped)
         return norm
 
-    def settle(self) -> None:
-        """Takes the skipped updates off the optimiser's numbers of updates, before these are saved.
-
-        Waits for the device.
-        """
-
     def take_num_skipped(self) -> int:
         """How many updates were skipped since the last call; waits for the device."""
         count = int(self._num_skipped.item())

@@ -7,10 +7,9 @@ which of them made it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,45 +19,40 @@ from sbrrt_fast.ops.adamw_ema import (
     RowGradient,
     adamw_ema_,
     adamw_ema_rows_,
-    clip_factor,
-    gradient_norm,
+    clipped_gradient_norm,
     native_reason,
 )
-from sbrrt_fast.smart.bregman import Teacher, beta_at, update_averages
+from sbrrt_fast.smart.bregman import Teacher, beta_at
 from sbrrt_fast.training.step.frozen import Frozen
 from sbrrt_fast.training.step.torch_update import TorchUpdate
 from sbrrt_fast.training.step.update_counts import UpdateCounts
 
-_NOTHING: Mapping[int, Tensor] = {}
-
-
 Copies = Mapping[int, Tensor]
 Gradients = Mapping[int, Tensor | RowGradient]
+Structure = tuple[int, ...]  # index in ``members`` of each parameter with a gradient
 
-
-# Index in ``members`` of each parameter with a gradient, and the gradient's dtype; None for rows.
-Structure = tuple[tuple[int, torch.dtype | None], ...]
+_NOTHING: Copies = {}
 
 
 @dataclass(frozen=True)
-class TensorGroup:
-    """Parameters that one op updates: always updated together, with gradients of one dtype.
+class Plan:
+    """What an update of certain parameters needs, whatever their gradients are.
 
     Attributes:
-        indices: int64 [num_parameters], in ``members``. dtype: of the gradients; None for rows.
-        history: index of the first of all parameters that were always updated together with these.
+        indices: of the parameters, in ``members``. ones: see ``UpdateCounts``.
+        num_numbers: how many numbers the host sends, see ``FusedUpdate.numbers``.
     """
 
-    indices: np.ndarray
-    dtype: torch.dtype | None
-    history: int
+    indices: Structure
+    ones: Tensor
+    num_numbers: int
 
 
 class FusedUpdate(TorchUpdate):
     """The update by one op over all tensors.
 
-    What the host knows (rates, numbers of updates) is apart from what the device does: ``plan``
-    and ``numbers`` are the host's, ``run`` sends work to the device and can be captured.
+    What the host knows (the rates) is apart from what the device does: ``plan`` and ``numbers`` are
+    the host's, ``run`` sends work to the device and can be captured.
     """
 
     backend = "auto"
@@ -67,7 +61,9 @@ class FusedUpdate(TorchUpdate):
         super().__init__(*args)
         self._touched: dict[int, tuple[Tensor, Tensor]] = {}
         self._counts = UpdateCounts(len(self.members), self.device)
-        self._plans: dict[Structure, list[TensorGroup]] = {}
+        self._plans: dict[Structure, Plan] = {}
+        none = torch.empty(0, device=self.device)
+        self._empty = none, none.to(torch.bfloat16)
 
     @torch.no_grad()
     def __call__(self, step: int) -> Tensor:
@@ -92,48 +88,32 @@ class FusedUpdate(TorchUpdate):
         return self.run(plan, numbers, gradients, self.beta_at(step), copies, averages)
 
     def structure_of(self, gradients: Gradients) -> Structure:
-        """Which parameters have a gradient, and of which dtype; see ``plan``."""
-        grads = ((i, gradients.get(id(p))) for i, (p, _) in enumerate(self.members))
-        return tuple(
-            (i, None if isinstance(g, RowGradient) else g.dtype) for i, g in grads if g is not None
-        )
+        """Which parameters have a gradient; see ``plan``."""
+        return tuple(i for i, (p, _) in enumerate(self.members) if id(p) in gradients)
 
-    def plan(self, structure: Structure) -> list[TensorGroup]:
-        """The ops of an update. A head is only updated in its task's turns, so counts differ."""
+    def plan(self, structure: Structure) -> Plan:
+        """Of an update of these parameters, which have a state in the optimiser from now on."""
         self._refresh_members()
         self._init_state(structure)
-        plan = self._plans.get(structure)
-        counts = self._counts
-        if plan is None:
-            counts.split_histories([i for i, _ in structure])
-        if plan is None or not all(counts.same_step(g.indices, g.history) for g in plan):
-            groups: dict[tuple, list[int]] = {}
-            for i, dtype in structure:
-                key = dtype, int(counts.histories[i]), counts.sent[i]
-                groups.setdefault(key, []).append(i)
-            plan = [TensorGroup(np.array(indices), *key[:2]) for key, indices in groups.items()]
-            self._plans[structure] = plan
-        return plan
+        if structure not in self._plans:
+            ones = self._counts.ones_of(structure)
+            self._plans[structure] = Plan(structure, ones, len(self.members))
+        return self._plans[structure]
 
-    def settle(self) -> None:
-        self._counts.settle()
-
-    def frozen(self, plan: list[TensorGroup]) -> Frozen:
+    def frozen(self, plan: Plan) -> Frozen:
         """The memory and the settings that a captured ``run`` of this plan depends on."""
         weights = [p for p, _ in self.members]
         if self.teacher is not None:
             weights += self.teacher.averages_by_parameter().values()
-        updated = [self.members[i][0] for tensors in plan for i in tensors.indices]
-        return Frozen(self.optimizer, weights, updated)
+        return Frozen(self.optimizer, weights, [self.members[i][0] for i in plan.indices])
 
-    def numbers(self, plan: list[TensorGroup]) -> list[float]:
-        """Counts the update; for each op the parameters' learning rates and the update's number."""
-        numbers: list[float] = []
-        for tensors in plan:
-            self._counts.sent[tensors.indices] += 1
-            numbers += [self.members[i][1]["lr"] for i in tensors.indices]
-            numbers.append(self._counts.sent[tensors.indices[0]])
-        return numbers
+    def numbers(self, plan: Plan) -> list[float]:
+        """Every parameter's learning rate, for an update that is sent now."""
+        self._counts.send()
+        return [group["lr"] for _, group in self.members]
+
+    def take_num_skipped(self) -> int:
+        return self._counts.take_num_skipped()
 
     def beta_at(self, step: int) -> float:
         """The teacher's momentum in update number ``step``; 1 without a teacher."""
@@ -143,7 +123,7 @@ class FusedUpdate(TorchUpdate):
     @torch.no_grad()
     def run(
         self,
-        plan: list[TensorGroup],
+        plan: Plan,
         numbers: Tensor,
         gradients: Gradients,
         beta: float,
@@ -155,26 +135,19 @@ class FusedUpdate(TorchUpdate):
         Args:
             numbers: float64, the result of ``numbers`` on the device. beta: the teacher's momentum.
         """
-        grads = [gradients[id(p)] for p, _ in self.members if id(p) in gradients]
-        norm = _norm_of(grads, self.backend)
-        factor = clip_factor(norm, self.clip_norm)
-        skipped = factor.isnan()
+        grads = [gradients[id(self.members[i][0])] for i in plan.indices]
+        norm, factor, is_made = clipped_gradient_norm(
+            [g.values if isinstance(g, RowGradient) else g for g in grads],
+            self.clip_norm,
+            backend=self.backend,
+        )
+        self._counts.add(plan.ones, is_made)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        counts = [len(tensors.indices) + 1 for tensors in plan]
-        for tensors, part in zip(plan, numbers.split(counts), strict=True):
-            common = {
-                "clip_factor": factor,
-                "step": self._counts.number(part[-1], tensors.history),
-                "ema_beta": beta,
-                "backend": self.backend,
-            }
-            if tensors.dtype is None:
-                self._update_rows(tensors, part[:-1], gradients, teacher, common)
-            else:
-                self._update(tensors, part[:-1], gradients, teacher, copies, averages, common)
-        self._average_idle(gradients, teacher, beta, skipped)
-        self._counts.skip(skipped, {tensors.history for tensors in plan})
-        self._num_skipped.add_(skipped)
+        common = {"clip_factor": factor, "ema_beta": beta, "backend": self.backend}
+        self._update(numbers, gradients, (teacher, copies, averages), common)
+        for i, gradient in zip(plan.indices, grads, strict=True):
+            if isinstance(gradient, RowGradient):
+                self._update_rows(i, numbers, gradient, teacher, common)
         return norm
 
     def _refresh_members(self) -> None:
@@ -183,44 +156,38 @@ class FusedUpdate(TorchUpdate):
         if groups[0] is not self.members[0][1]:
             self.members = [(p, group) for group in groups for p in group["params"]]
 
+    @torch.no_grad()
     def _init_state(self, structure: Structure) -> None:
         """Gives these parameters a state in the optimiser, whose numbers of updates are ours."""
-        for i, _ in structure:
+        for i in structure:
             parameter, view = self.members[i][0], self._counts.views[i]
             state = self.optimizer.state[parameter]
             if not state:
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-                state["step"] = view
+                state["step"] = view.zero_()
             elif state["step"] is not view:
-                self._counts.settle()  # skipped updates are of the state that was replaced
-                self._counts.sent[i] = state["step"].item()
-                state["step"] = view
+                state["step"] = view.copy_(state["step"])
 
     def _update_rows(
-        self,
-        tensors: TensorGroup,
-        rates: Tensor,
-        gradients: Gradients,
-        teacher: Copies,
-        common: dict,
+        self, i: int, rates: Tensor, gradient: RowGradient, teacher: Copies, common: dict
     ) -> None:
-        for i, rate in zip(tensors.indices, rates, strict=True):
-            parameter, group = self.members[i]
-            state = self.optimizer.state[parameter]
-            adamw_ema_rows_(
-                parameter,
-                gradients[id(parameter)],
-                self._touched_rows(parameter, state),
-                state["exp_avg"],
-                state["exp_avg_sq"],
-                learning_rate=rate,
-                weight_decay=group["weight_decay"],
-                betas=group["betas"],
-                eps=group["eps"],
-                ema=teacher.get(id(parameter)),
-                **common,
-            )
+        parameter, group = self.members[i]
+        state = self.optimizer.state[parameter]
+        adamw_ema_rows_(
+            parameter,
+            gradient,
+            self._touched_rows(parameter, state),
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            learning_rate=rates[i],
+            weight_decay=group["weight_decay"],
+            step=self._counts.views[i],
+            betas=group["betas"],
+            eps=group["eps"],
+            ema=teacher.get(id(parameter)),
+            **common,
+        )
 
     def _touched_rows(self, parameter: Tensor, state: dict) -> Tensor:
         """Which rows of a table have moments; looked up anew where the state was replaced."""
@@ -233,54 +200,57 @@ class FusedUpdate(TorchUpdate):
 
     def _update(
         self,
-        tensors: TensorGroup,
         rates: Tensor,
+        gradients: Gradients,
+        written: tuple[Copies, Copies, Copies],
+        common: dict,
+    ) -> None:
+        """One op over all parameters but tables with a gradient of some rows.
+
+        written: the teacher's averages, bfloat16 copies of parameters and of averages.
+        """
+        entries = zip(*(self._entry(p, gradients, *written) for p, _ in self.members), strict=True)
+        params, grads, means, squares, *others = map(list, entries)
+        ema, low, ema_low = (x if of else [] for x, of in zip(others, written, strict=True))
+        groups = [group for _, group in self.members]
+        adamw_ema_(
+            params,
+            grads,
+            means,
+            squares,
+            learning_rate=rates,
+            weight_decay=[group["weight_decay"] for group in groups],
+            step=self._counts.of_parameters,
+            betas=groups[0]["betas"],
+            eps=groups[0]["eps"],
+            ema=ema,
+            low_precision=low,
+            ema_low_precision=ema_low,
+            **common,
+        )
+
+    def _entry(
+        self,
+        parameter: Tensor,
         gradients: Gradients,
         teacher: Copies,
         copies: Copies,
         averages: Copies,
-        common: dict,
-    ) -> None:
-        params, groups = zip(*(self.members[i] for i in tensors.indices), strict=True)
-        states = [self.optimizer.state[p] for p in params]
-        for parameter in params:
-            self._touched.pop(id(parameter), None)
-        adamw_ema_(
-            params,
-            [gradients[id(p)] for p in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            learning_rate=rates,
-            weight_decay=[g["weight_decay"] for g in groups],
-            betas=groups[0]["betas"],
-            eps=groups[0]["eps"],
-            ema=_entries(teacher, params, torch.float32),
-            low_precision=_entries(copies, params, torch.bfloat16),
-            ema_low_precision=_entries(averages, params, torch.bfloat16),
-            **common,
-        )
+    ) -> tuple[Tensor, ...]:
+        """A parameter's entry of each list of ``adamw_ema_``, without elements where it has none.
 
-    def _average_idle(
-        self, gradients: Gradients, teacher: Copies, beta: float, skipped: Tensor
-    ) -> None:
-        """The teacher also averages parameters without a gradient, which have not moved."""
-        idle = [p for p, _ in self.members if id(p) not in gradients and id(p) in teacher]
-        update_averages([teacher[id(p)] for p in idle], idle, 1.0 - beta, skipped)
-
-
-def _entries(tensors: Copies, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Each parameter's, or an empty tensor; an empty list if there are none at all."""
-    empty = params[0].new_empty(0, dtype=dtype)
-    return [tensors.get(id(p), empty) for p in params] if tensors else []
-
-
-def _norm_of(grads: list[Tensor | RowGradient], backend: str) -> Tensor:
-    """The 2-norm of all together, in one pass per dtype."""
-    tensors = [g.values if isinstance(g, RowGradient) else g for g in grads]
-    dtypes = sorted({x.dtype for x in tensors}, key=str)
-    by_dtype = ([x for x in tensors if x.dtype == dtype] for dtype in dtypes)
-    norms = [gradient_norm(xs, backend=backend) for xs in by_dtype]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        The teacher also averages parameters without a gradient, which stay as they are.
+        """
+        key, none, no_copy = id(parameter), *self._empty
+        gradient, average = gradients.get(key), teacher.get(key, none)
+        if isinstance(gradient, RowGradient) or (gradient is None and average is none):
+            return none, none, none, none, none, no_copy, no_copy
+        if gradient is None:
+            return parameter, none, none, none, average, no_copy, averages.get(key, no_copy)
+        self._touched.pop(key, None)
+        state = self.optimizer.state[parameter]
+        state = state["exp_avg"], state["exp_avg_sq"], average
+        return parameter, gradient, *state, copies.get(key, no_copy), averages.get(key, no_copy)
 
 
 def build_update(

@@ -6,14 +6,15 @@ import math
 
 import torch
 
-from tests.cuda_on_cpu import library
+from tests.cuda_on_cpu import ELEMENT, library
 from tests.ops.cases.adamw import numbers, row_gradient
 
 
 def update_numbers(learning_rate, clip_factor, step, betas, ema_beta, eps=1e-8):
     """What the kernels take of an update's numbers, in order."""
     rate = learning_rate, int(learning_rate.dim() > 0), int(learning_rate.dtype == torch.float64)
-    return *rate, clip_factor, step, int(step.dtype == torch.int64), *betas, eps, ema_beta
+    step = step, int(step.dim() > 0), int(step.dtype == torch.int64)
+    return *rate, clip_factor, *step, *betas, eps, ema_beta
 
 
 def update(lists, grads, weight_decay, settings, copies=((), ()), seed=0):
@@ -25,9 +26,10 @@ def update(lists, grads, weight_decay, settings, copies=((), ()), seed=0):
             [device.pointer(x) if x is not None and x.numel() else 0 for x in (*entries, grad)]
             for entries, grad in zip(tensors, grads, strict=True)
         ]
-        addresses, sizes = torch.tensor(found), torch.tensor([g.numel() for g in grads])
-        host = (x.data_ptr() for x in (addresses, sizes, decay))
-        device.call("update", *update_numbers(**settings), grads[0].dtype, len(grads), *host)
+        addresses, sizes = torch.tensor(found), torch.tensor([p.numel() for p in lists[0]])
+        types = torch.tensor([ELEMENT[g.dtype] for g in grads])
+        host = (x.data_ptr() for x in (addresses, sizes, types, decay))
+        device.call("update", *update_numbers(**settings), len(grads), *host)
 
 
 def update_rows(lists, found, touched, settings, seed=0):
@@ -37,14 +39,22 @@ def update_rows(lists, found, touched, settings, seed=0):
 
 
 def norm(grads, per_launch=1000, seed=0):
+    """The norm alone."""
+    return clipped_norm(grads, 0.0, per_launch, seed)[0]
+
+
+def clipped_norm(grads, max_norm, per_launch=1000, seed=0):
+    """float32 [3]: norm, clip factor, whether the norm is finite."""
     num_partial = sum(-(-g.numel() // 16384) for g in grads)
     partial, ticket = torch.zeros(num_partial + 1, dtype=torch.int64), torch.zeros(1).int()
-    out = torch.full((), math.nan)
+    out = torch.full((3,), math.nan)
     with library("gradient_norm").device(seed) as device:
         addresses = torch.tensor([device.pointer(g) if g.numel() else 0 for g in grads])
         sizes = torch.tensor([g.numel() for g in grads])
-        host = addresses.data_ptr(), sizes.data_ptr(), per_launch
-        device.call("norm", grads[0].dtype, len(grads), *host, num_partial, partial, ticket, out)
+        types = torch.tensor([ELEMENT[g.dtype] for g in grads])
+        host = addresses.data_ptr(), sizes.data_ptr(), types.data_ptr(), per_launch
+        sums = num_partial, partial, ticket
+        device.call("norm", float(max_norm), len(grads), *host, *sums, out)
     return out
 
 

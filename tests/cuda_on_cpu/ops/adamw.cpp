@@ -10,10 +10,10 @@ namespace {
 
 #define NUMBERS                                                                           \
   const void *learning_rate, int64_t rate_stride, int64_t rate_is_double,                 \
-      const float *clip_factor, const void *step, int64_t step_is_integer, double beta1,  \
-      double beta2, double eps, double ema_beta
+      const float *clip_factor, const void *step, int64_t step_stride,                    \
+      int64_t step_is_integer, double beta1, double beta2, double eps, double ema_beta
 #define MAKE_NUMBERS                                                              \
-  {learning_rate, rate_stride, rate_is_double != 0, clip_factor, step,            \
+  {learning_rate, rate_stride, rate_is_double != 0, clip_factor, step, step_stride, \
    step_is_integer != 0, beta1, beta2, eps, ema_beta}
 
 // addresses [num_tensors, 7]: param, moments, ema, copies, gradient.
@@ -25,17 +25,17 @@ AdamwTensor tensor_of(const int64_t* addresses, int64_t size, double weight_deca
 }
 
 // The arrays are the host's.
-cudaError_t update(NUMBERS, int64_t grad_type, int64_t num_tensors, int64_t addresses,
-                   int64_t sizes, int64_t weight_decay) {
+cudaError_t update(NUMBERS, int64_t num_tensors, int64_t addresses, int64_t sizes,
+                   int64_t grad_types, int64_t weight_decay) {
   static AdamwParams params;
   params.numbers = MAKE_NUMBERS;
-  params.grad_dtype = element(grad_type);
   params.num_tensors = static_cast<int>(num_tensors);
   params.first_block[0] = 0;
   for (int64_t i = 0; i < num_tensors; ++i) {
     const int64_t size = reinterpret_cast<const int64_t*>(sizes)[i];
     params.tensors[i] = tensor_of(reinterpret_cast<const int64_t*>(addresses) + 7 * i, size,
                                   reinterpret_cast<const double*>(weight_decay)[i]);
+    params.grad_dtype[i] = element(reinterpret_cast<const int64_t*>(grad_types)[i]);
     params.first_block[i + 1] = params.first_block[i] + static_cast<int32_t>(num_pieces(size));
   }
   return adamw_ema(params, nullptr);

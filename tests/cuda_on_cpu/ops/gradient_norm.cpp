@@ -7,12 +7,12 @@ using namespace sbrrt::cuda;
 
 namespace {
 
-// addresses and sizes [num_tensors] are the host's; per_launch of them go into each launch.
-cudaError_t norm(int64_t type, int64_t num_tensors, int64_t addresses, int64_t sizes,
-                 int64_t per_launch, int64_t num_partial, int64_t* partial, int32_t* ticket,
-                 float* out) {
+// addresses, sizes and types [num_tensors] are the host's; per_launch of them go into each launch.
+cudaError_t norm(double max_norm, int64_t num_tensors, int64_t addresses, int64_t sizes,
+                 int64_t types, int64_t per_launch, int64_t num_partial, int64_t* partial,
+                 int32_t* ticket, float* out) {
   static GradientNormParams params;
-  params.dtype = element(type);
+  params.max_norm = max_norm;
   params.num_partial = num_partial;
   params.partial = reinterpret_cast<unsigned long long*>(partial);
   params.ticket = reinterpret_cast<unsigned*>(ticket);
@@ -26,6 +26,7 @@ cudaError_t norm(int64_t type, int64_t num_tensors, int64_t addresses, int64_t s
       params.data[i] = reinterpret_cast<const void*>(
           reinterpret_cast<const int64_t*>(addresses)[first + i]);
       params.size[i] = reinterpret_cast<const int64_t*>(sizes)[first + i];
+      params.dtype[i] = element(reinterpret_cast<const int64_t*>(types)[first + i]);
       params.first_block[i + 1] =
           params.first_block[i] + static_cast<int32_t>(num_pieces(params.size[i]));
     }

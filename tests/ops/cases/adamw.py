@@ -65,10 +65,13 @@ def numbers(step: int, **changes) -> dict:
 def stock_step(params, grads, exp_avg, exp_avg_sq, ema, weight_decay, *, step, betas, ema_beta,
                learning_rate, clip_factor):  # fmt: skip
     """An update by torch's path for single tensors and a lerp."""
+    steps = step.expand(len(params)).tolist()
     for i, p in enumerate(params):
+        if not grads[i].numel():
+            continue
         adamw(
             [p], [grads[i] * clip_factor.to(p.dtype)], [exp_avg[i]], [exp_avg_sq[i]], [],
-            [torch.tensor(step.item() - 1.0, dtype=p.dtype)], amsgrad=False, beta1=betas[0],
+            [torch.tensor(steps[i] - 1.0, dtype=p.dtype)], amsgrad=False, beta1=betas[0],
             beta2=betas[1], lr=learning_rate.item(), weight_decay=weight_decay[i], eps=1e-8,
             maximize=False, foreach=False,
         )  # fmt: skip
@@ -92,18 +95,25 @@ class UpdateCase(Case):
 
 
 class AdamwCase(UpdateCase):
+    """Gradients of one dtype and a step of all, or a sequence of each; None is no gradient."""
+
     def __init__(self, sample: tuple):
-        shapes, dtype, grad_dtype, step, betas = sample
+        shapes, dtype, grad_dtypes, step, betas = sample
         draw, self.count = Drawn(len(shapes)), len(shapes)
+        if isinstance(grad_dtypes, torch.dtype):
+            grad_dtypes = (grad_dtypes,) * self.count
         params = [draw(*shape, dtype=dtype) for shape in shapes]
         self.inputs = [
             *params,
             *(draw(*shape, dtype=dtype, scale=0.01) for shape in shapes),
             *(draw(*shape, dtype=dtype, scale=0.03).square() for shape in shapes),
             *(p + draw(*p.shape, dtype=dtype, scale=0.01) for p in params),
-            *(draw(*shape, dtype=grad_dtype, scale=0.1) for shape in shapes),
-        ]
-        self.numbers = numbers(step, betas=betas)
+            *(draw(*shape, dtype=of, scale=0.1) if of else torch.empty(0)
+              for shape, of in zip(shapes, grad_dtypes, strict=True)),
+        ]  # fmt: skip
+        self.numbers = numbers(5, betas=betas, step=torch.as_tensor(step))
+        if self.numbers["step"].dim() == 0:
+            self.numbers = numbers(step, betas=betas)
         self.weight_decay = [0.01 if len(shape) > 1 else 0.0 for shape in shapes]
 
     @property
@@ -183,9 +193,14 @@ class RowsCase(UpdateCase):
 
 class NormCase(Case):
     def __init__(self, sample: tuple):
-        shapes, dtype, scale = sample
+        shapes, dtypes, scale = sample
         draw = Drawn(len(shapes))
-        self.inputs = [draw(*shape, dtype=dtype, scale=scale) for shape in shapes]
+        if isinstance(dtypes, torch.dtype):
+            dtypes = (dtypes,) * len(shapes)
+        self.inputs = [
+            draw(*shape, dtype=dtype, scale=scale)
+            for shape, dtype in zip(shapes, dtypes, strict=True)
+        ]
 
     def function(self, backend):
         return lambda *grads: gradient_norm(list(grads), backend=backend)
@@ -241,7 +256,8 @@ SCALAR_BAD = (
     Bad("clip_factor", torch.tensor(1.0).double(), TypeError, "clip_factor must have dtype"),
     Bad("clip_factor", torch.tensor(1.0, device="meta"), ValueError, "must be on "),
     Bad("step", torch.tensor(0), ValueError, "step counts from 1, got 0", CPP),
-    Bad("step", torch.tensor([1]), ValueError, "step must be a dense tensor of shape"),
+    Bad("step", torch.tensor([1] * 3), ValueError, "step must be a dense tensor of shape"),
+    Bad("step", torch.ones(1, 1), ValueError, "step must be "),
     Bad("step", torch.tensor(1, dtype=torch.int32), TypeError, "step must have dtype int64 or"),
     Bad("step", torch.tensor(1, device="meta"), ValueError, "must be on "),
     Bad("ema_beta", 1.5, ValueError, r"ema_beta must be in \[0, 1\], got 1.5"),
@@ -253,7 +269,8 @@ ADAMW_BAD = (
     Bad("params", [torch.zeros(5, 4).t(), PAIR[1]], ValueError, r"params\[0\] is written in"),
     Bad("params", PAIR[:1], ValueError, "(grads|exp_avg) must have 1 like params, got 2"),
     Bad("grads", [PAIR[0], torch.zeros(6)], ValueError, r"grads\[1\] must be .* \[5\]"),
-    Bad("grads", [PAIR[0], PAIR[1].bfloat16()], TypeError, r"grads\[1\] must have"),
+    Bad("grads", [PAIR[0], PAIR[1].double()], TypeError, r"grads must have .* float64"),
+    Bad("step", torch.tensor([1, 0]), ValueError, "step counts from 1, got 0", CPP),
     Bad("grads", [g.half() for g in PAIR], TypeError, "grads must have dtype float32", CPP),
     Bad("grads", [g.double() for g in PAIR], TypeError, "grads must have dtype float32"),
     Bad("grads", [], ValueError, "grads must have 2 like params, got 0"),
@@ -304,7 +321,7 @@ def _double_rows(backend):
 
 
 def _two_dtypes(backend):
-    return gradient_norm([torch.ones(3), torch.ones(3).half()], backend=backend)
+    return gradient_norm([torch.ones(3), torch.ones(3, dtype=F64)], backend=backend)
 
 
 def updates(shapes: dict, **steps) -> dict:
@@ -326,10 +343,20 @@ def norms(shapes: dict) -> dict:
     }
 
 
+MIXED = {
+    "each its own": (
+        ((3, 7), (16390,), (13,), (40, 5), (64,), (9, 9)), F32, (F32, BF16, None, BF16, F32, None),
+        torch.tensor([1, 3, 1, 1000, 7, 0]), (0.9, 0.999),
+    ),
+    "each its own, float32 and none": (
+        ((2049,), (13,), (5, 1639)), F32, (F32, None, F32), torch.tensor([2.0, 1.0, 5.0]),
+        (0.9, 0.999),
+    ),
+}  # fmt: skip
 ADAMW = Op(
     "adamw_ema_", AdamwCase,
     updates(SHAPES) | {f"odd sizes, {name}": (SHAPES["odd sizes"], F32, F32, *given)
-                       for name, given in STEPS.items()},
+                       for name, given in STEPS.items()} | MIXED,
     native=updates(NATIVE_SHAPES), triton=updates(TRITON_SHAPES),
     cuda={f"aligned, {dtype}": (CUDA_SHAPES["aligned"], F32, dtype, *USUAL)
           for dtype in (F32, BF16, F16)}
@@ -352,7 +379,8 @@ ROWS = Op(
     reasons=(Reason(_double_rows, "float64 parameters run on the reference"),),
 )  # fmt: skip
 NORM = Op(
-    "gradient_norm", NormCase, norms(SHAPES), native=norms(NATIVE_SHAPES),
+    "gradient_norm", NormCase,
+    norms(SHAPES) | {"both dtypes": (SHAPES["odd sizes"], (F32, BF16) * 3, 1.0)}, native=norms(NATIVE_SHAPES),
     triton=norms(TRITON_SHAPES), cuda=norms(CUDA_SHAPES)
     | {f"{name}, {F16}": (sizes, F16, 1e-3) for name, sizes in (SHAPES | CUDA_SHAPES).items()},
     small="odd sizes, bfloat16, 10.0",
@@ -360,9 +388,14 @@ NORM = Op(
     orders=("an element more, float32, 1.0", "an element more, bfloat16, 10.0",
             f"an element more, {F16}"),
     sized=lambda n: (((n, 3), (n,)), F32, 1.0),
-    good=lambda: {"grads": [torch.ones(3, 5), torch.ones(7)], "out": torch.zeros(())},
-    bad=(Bad("grads", [torch.ones(3), torch.ones(3).half()], TypeError, r"grads\[1\] must have"),),
-    reasons=(Reason(_two_dtypes, "several dtypes.* on the reference|differ in dtype", ("triton",)),
+    good=lambda: {
+        "grads": [torch.ones(3, 5), torch.ones(7)], "max_norm": 1.0, "out": torch.zeros(3)
+    },
+    bad=(Bad("grads", [torch.ones(3), torch.ones(3).double()], TypeError, "grads must have .*64"),
+         Bad("max_norm", -1.0, ValueError, "max_norm must be >= 0, got -1"),
+         Bad("max_norm", math.nan, ValueError, "max_norm must be >= 0, got nan"),
+         Bad("out", torch.zeros(()), ValueError, r"out must be .* \[3\]")),
+    reasons=(Reason(_two_dtypes, "a gradient is float64, which runs on the reference"),
              Reason(lambda b: gradient_norm([torch.ones(3, dtype=F64)], backend=b),
                     "float64.* on the reference")),
     is_differentiated=False,
