@@ -10,9 +10,11 @@
 #include "common/gelu_op.h"
 #include "common/layernorm_op.h"
 #include "common/matmul_op.h"
+#include "common/objective_op.h"
 #include "common/philox_op.h"
 #include "common/smart_ascend_op.h"
 #include "common/symmetric_kl_op.h"
+#include "common/task_heads_op.h"
 
 namespace sbrrt {
 namespace {
@@ -55,10 +57,17 @@ void add_all(torch::Library& m) {
   add<device, EmbedForward>(m, "embed_forward_into");
   add<device, EmbedBackward>(m, "embed_backward_into");
   add<device, GradientNorm>(m, "gradient_norm_into");
+  add<device, HeadsForward>(m, "heads_forward_into");
+  add<device, HeadsJvp>(m, "heads_jvp_into");
+  add<device, HeadsVjp>(m, "heads_vjp_into");
+  add<device, HeadsWeightGradients>(m, "heads_weight_gradients_into");
   add<device, Matmul>(m, "mm_into");
+  add<device, ObjectiveOp>(m, "objective_into");
   add<device, PhiloxBits>(m, "philox_bits_into");
   add<device, SmartAscend>(m, "smart_ascend_into");
   add<device, SmartNoise>(m, "smart_noise_into");
+  add<device, SmoothnessCotangents>(m, "smoothness_cotangents_into");
+  add<device, SmoothnessValues>(m, "smoothness_values_into");
   add<device, KlForward>(m, "symmetric_kl_forward_into");
   add<device, KlBackward>(m, "symmetric_kl_backward_into");
   add<device, KlFisher>(m, "symmetric_kl_fisher_into");

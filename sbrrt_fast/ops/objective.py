@@ -18,7 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops._backend.dispatch import Implementation, Op, always_available, no_reason
+from sbrrt_fast.ops._backend.backends import CUDA, TRITON, Backend, dtype_name
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.objective_reference import (
     objective_reference,
     smoothness_cotangents_reference,
@@ -36,13 +38,96 @@ __all__ = [
 ]
 
 
-def _reference_op(name: str, reference) -> Op:
-    return Op(name, [Implementation("reference", reference, no_reason, always_available)])
+define(
+    "objective_into(Tensor outputs, Tensor labels, Tensor? adversarial, Tensor? targets, "
+    "Tensor? smart_values, Tensor[] class_weights, Tensor[] label_means, Tensor[] label_scales, "
+    "int[] losses, float[] numbers, float smart_weight, float bregman_weight, float smart_factor, "
+    "Tensor(a!) terms, Tensor(b!) grad_outputs, Tensor(c!)? grad_adversarial)",
+    "objective.objective_into",
+)
+define(
+    "smoothness_cotangents_into(Tensor outputs, Tensor tangents, int[] losses, Tensor(a!) out)",
+    "objective.smoothness_cotangents_into",
+)
+define(
+    "smoothness_values_into(Tensor outputs, Tensor changes, int[] losses, Tensor(a!) out)",
+    "objective.smoothness_values_into",
+)
+
+MAX_CUDA_TASKS = 64  # kMaxTasks of csrc/cuda/objective.h
+MAX_TRITON_CLASSES = 1024  # of kernels.objective, which needs Triton
 
 
-_objective = _reference_op("objective", objective_reference)
-_cotangents = _reference_op("smoothness_cotangents", smoothness_cotangents_reference)
-_values = _reference_op("smoothness_values", smoothness_values_reference)
+def _why_not(backend: Backend, table: ObjectiveTable, *tensors: Tensor | None) -> str | None:
+    for x in tensors:
+        if x is None:
+            continue
+        if x.dtype != torch.float32:
+            return f"{dtype_name(x)} tensors run on the reference"
+        if reason := backend.device_reason("a tensor", x):
+            return reason
+    if backend is CUDA and len(table.specs) > MAX_CUDA_TASKS:
+        return f"{len(table.specs)} tasks are above {MAX_CUDA_TASKS}"
+    num_classes = max(s.num_outputs for s in table.specs)
+    if backend is TRITON and num_classes > MAX_TRITON_CLASSES:
+        return f"{num_classes} classes are above {MAX_TRITON_CLASSES}"
+    return None
+
+
+def _objective_why_not(
+    backend: Backend,
+    table: ObjectiveTable,
+    outputs: Tensor,
+    labels: Tensor,
+    adversarial: Tensor | None,
+    targets: Tensor | None,
+    smart_factor: float,
+    smart_values: Tensor | None,
+) -> str | None:
+    return _why_not(backend, table, outputs, labels, adversarial, targets, smart_values)
+
+
+def _run_objective(
+    backend: Backend,
+    table: ObjectiveTable,
+    outputs: Tensor,
+    labels: Tensor,
+    adversarial: Tensor | None,
+    targets: Tensor | None,
+    smart_factor: float,
+    smart_values: Tensor | None,
+) -> Objective:
+    terms = empty_floats(outputs, len(table.specs), 4)
+    grads = empty_like(outputs), None if adversarial is None else empty_like(adversarial)
+    backend.ops.objective_into(
+        outputs, labels, adversarial, targets, smart_values, table.class_weights,
+        table.label_means, table.label_scales, table.losses, table.numbers, table.smart_weight,
+        table.bregman_weight, smart_factor, terms, *grads,
+    )  # fmt: skip
+    return Objective(terms, *grads)
+
+
+def _run_cotangents(
+    backend: Backend, table: ObjectiveTable, outputs: Tensor, tangents: Tensor
+) -> Tensor:
+    out = empty_like(outputs)
+    backend.ops.smoothness_cotangents_into(outputs, tangents, table.losses, out)
+    return out
+
+
+def _run_values(
+    backend: Backend, table: ObjectiveTable, outputs: Tensor, changes: Tensor
+) -> Tensor:
+    out = empty_floats(outputs, len(table.specs))
+    backend.ops.smoothness_values_into(outputs, changes, table.losses, out)
+    return out
+
+
+_objective = fused_op("objective", _run_objective, _objective_why_not, objective_reference)
+_cotangents = fused_op(
+    "smoothness_cotangents", _run_cotangents, _why_not, smoothness_cotangents_reference
+)
+_values = fused_op("smoothness_values", _run_values, _why_not, smoothness_values_reference)
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ class ObjectiveTable:
     Attributes:
         num_outputs: of all tasks together, the length of flat outputs.
         num_examples: likewise, the length of flat labels.
+        losses, numbers, class_weights, label_means, label_scales: the specs as the writing ops
+            take them; a tensor without elements where there is none.
 
     Raises:
         ValueError: a spec is out of range.
@@ -78,11 +80,26 @@ class ObjectiveTable:
             _check_spec(spec)
         self.num_outputs = sum(s.size for s in self.specs)
         self.num_examples = sum(s.num_examples for s in self.specs)
+        self.losses = [x for s in self.specs for x in _fields(s)]
+        self.numbers = [float(x) for s in self.specs for x in (s.weight, s.label_smoothing)]
+        self.class_weights = self._tensors("class_weights", torch.float32)
+        self.label_means = self._tensors("label_mean", torch.float64)
+        self.label_scales = self._tensors("label_scale", torch.float64)
+
+    def _tensors(self, name: str, dtype: torch.dtype) -> list[Tensor]:
+        none = torch.empty(0, dtype=dtype, device=self.device)
+        tensors = [getattr(spec, name) for spec in self.specs]
+        return [none if x is None else x for x in tensors]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views [num_examples, num_outputs] of a flat [num_outputs] vector, one per task."""
         parts = flat.split([s.size for s in self.specs])
         return [p.view(-1, s.num_outputs) for p, s in zip(parts, self.specs, strict=True)]
+
+
+def _fields(spec: LossSpec) -> list[int]:
+    """One task in the order of csrc/common/objective_op.h."""
+    return [LOSSES.index(spec.loss), spec.num_examples, spec.num_outputs]
 
 
 def _check_spec(spec: LossSpec) -> None:

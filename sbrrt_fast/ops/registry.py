@@ -10,9 +10,11 @@ from sbrrt_fast.ops import (
     embed,
     gelu,
     layernorm,
+    objective,
     smart_ascend,
     smart_noise,
     symmetric_kl,
+    task_heads,
 )
 from sbrrt_fast.ops._backend.dispatch import Op
 
@@ -26,6 +28,8 @@ OPS: tuple[Op, ...] = (
     *smart_ascend.OPS,
     *adamw_ema.OPS,
     *dropout.OPS,
+    *task_heads.OPS,
+    *objective.OPS,
 )
 
 

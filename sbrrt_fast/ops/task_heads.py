@@ -21,7 +21,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops._backend.dispatch import Implementation, Op, always_available, no_reason
+from sbrrt_fast.ops._backend.backends import CUDA, Backend, dtype_name
+from sbrrt_fast.ops._backend.dispatch import fused_op
+from sbrrt_fast.ops._backend.library import define, empty_floats, empty_like
 from sbrrt_fast.ops.task_heads_reference import (
     heads_forward_reference,
     heads_jvp_reference,
@@ -40,14 +42,108 @@ __all__ = [
 ]
 
 
-def _reference_op(name: str, reference) -> Op:
-    return Op(name, [Implementation("reference", reference, no_reason, always_available)])
+define(
+    "heads_forward_into(Tensor pooled, Tensor? factors, Tensor weights, int[] heads, "
+    "float[] scales, Tensor(a!) out)",
+    "task_heads.forward_into",
+)
+define(
+    "heads_jvp_into(Tensor pooled, Tensor? factors, Tensor weights, Tensor pooled_tangent, "
+    "int[] heads, float[] scales, Tensor(a!) out)",
+    "task_heads.jvp_into",
+)
+define(
+    "heads_vjp_into(Tensor pooled, Tensor? factors, Tensor weights, Tensor cotangents, "
+    "int[] heads, float[] scales, Tensor(a!) dpooled)",
+    "task_heads.vjp_into",
+)
+define(
+    "heads_weight_gradients_into(Tensor pooled, Tensor? factors, Tensor cotangents, "
+    "Tensor? other_pooled, Tensor? other_factors, Tensor? other_cotangents, int[] heads, "
+    "Tensor(a!) dweights)",
+    "task_heads.weight_gradients_into",
+)
+
+MAX_CUDA_HEADS = 64  # kMaxHeads of csrc/cuda/task_heads.h
+MAX_PASSES = 2  # of heads_weight_gradients_into
 
 
-_forward = _reference_op("heads_forward", heads_forward_reference)
-_jvp = _reference_op("heads_jvp", heads_jvp_reference)
-_vjp = _reference_op("heads_vjp", heads_vjp_reference)
-_weight_gradients = _reference_op("heads_weight_gradients", heads_weight_gradients_reference)
+def _why_not(backend: Backend, table: HeadTable, *tensors: Tensor | None) -> str | None:
+    for x in tensors:
+        if x is not None and (reason := _tensor_reason(backend, x)):
+            return reason
+    if backend is CUDA and len(table.specs) > MAX_CUDA_HEADS:
+        return f"{len(table.specs)} heads are above {MAX_CUDA_HEADS}"
+    return None
+
+
+def _tensor_reason(backend: Backend, x: Tensor) -> str | None:
+    if x.dtype != torch.float32:
+        return f"{dtype_name(x)} tensors run on the reference"
+    return backend.device_reason("a tensor", x)
+
+
+def _weights_why_not(
+    backend: Backend, table: HeadTable, pooled, factors, cotangents, grad_weights: Tensor
+) -> str | None:
+    if len(pooled) > MAX_PASSES:
+        return f"{len(pooled)} passes are above {MAX_PASSES}"
+    return _why_not(backend, table, *pooled, *factors, *cotangents, grad_weights)
+
+
+def _run_forward(
+    backend: Backend, table: HeadTable, pooled: Tensor, factors: Tensor | None, weights: Tensor
+) -> Tensor:
+    out = empty_floats(pooled, table.num_outputs)
+    backend.ops.heads_forward_into(pooled, factors, weights, table.heads, table.scales, out)
+    return out
+
+
+def _run_jvp(
+    backend: Backend,
+    table: HeadTable,
+    pooled: Tensor,
+    factors: Tensor | None,
+    weights: Tensor,
+    pooled_tangent: Tensor,
+) -> Tensor:
+    out = empty_floats(pooled, table.num_outputs)
+    inputs = pooled, factors, weights, pooled_tangent
+    backend.ops.heads_jvp_into(*inputs, table.heads, table.scales, out)
+    return out
+
+
+def _run_vjp(
+    backend: Backend,
+    table: HeadTable,
+    pooled: Tensor,
+    factors: Tensor | None,
+    weights: Tensor,
+    cotangents: Tensor,
+) -> Tensor:
+    out = empty_like(pooled)
+    inputs = pooled, factors, weights, cotangents
+    backend.ops.heads_vjp_into(*inputs, table.heads, table.scales, out)
+    return out
+
+
+def _run_weight_gradients(
+    backend: Backend, table: HeadTable, pooled, factors, cotangents, grad_weights: Tensor
+) -> None:
+    passes = [*zip(pooled, factors, cotangents, strict=True), (None, None, None)][:MAX_PASSES]
+    inputs = [x for one in passes for x in one]
+    backend.ops.heads_weight_gradients_into(*inputs, table.heads, grad_weights)
+
+
+_forward = fused_op("heads_forward", _run_forward, _why_not, heads_forward_reference)
+_jvp = fused_op("heads_jvp", _run_jvp, _why_not, heads_jvp_reference)
+_vjp = fused_op("heads_vjp", _run_vjp, _why_not, heads_vjp_reference)
+_weight_gradients = fused_op(
+    "heads_weight_gradients",
+    _run_weight_gradients,
+    _weights_why_not,
+    heads_weight_gradients_reference,
+)
 
 
 @torch.no_grad()

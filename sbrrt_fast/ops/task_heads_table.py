@@ -11,6 +11,7 @@ from torch import Tensor
 
 NUM_VECTORS = {"linear": 1, "concat": 2, "concat_difference": 3, "cosine": 0}
 """Pooled vectors' worth of features that a kind's weights have."""
+KINDS = tuple(NUM_VECTORS)
 COSINE_EPS = 1e-6  # lengths below this are taken as this
 
 
@@ -76,6 +77,7 @@ class HeadTable:
         num_sequences: the highest row in use, plus 1.
         num_outputs: of all tasks together, the length of the flat outputs.
         num_weights: the highest element of the flat weights in use, plus 1.
+        heads, scales: the specs as the writing ops take them.
 
     Raises:
         ValueError: a spec is out of range, or two overlap.
@@ -89,6 +91,8 @@ class HeadTable:
         self.num_sequences = max(s.rows.stop for s in self.specs)
         self.num_outputs = sum(s.size for s in self.specs)
         self.num_weights = max((r.stop for r in ranges), default=0)
+        self.heads = [x for spec in self.specs for x in _fields(spec)]
+        self.scales = [float(spec.scale) for spec in self.specs]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views [num_examples, num_outputs] of a flat [num_outputs] vector, one per task."""
@@ -106,6 +110,12 @@ class HeadTable:
         """Views of W [num_outputs, num_features] and b of a flat vector; none of ``cosine``."""
         views = [flat[r.start : r.stop] for r in spec.weight_ranges(self.hidden_size)]
         return [views[0].view(spec.num_outputs, -1), views[1]] if views else []
+
+
+def _fields(spec: HeadSpec) -> list[int]:
+    """One head in the order of csrc/common/task_heads_op.h."""
+    numbers = spec.num_examples, spec.first_sequence, spec.num_outputs
+    return [KINDS.index(spec.kind), *numbers, spec.weight_offset, spec.bias_offset]
 
 
 def _check(specs: Sequence[HeadSpec], hidden_size: int) -> None:
