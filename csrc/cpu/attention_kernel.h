@@ -170,6 +170,14 @@ void run(const AttentionProblem& problem, const JvpMatrices<T>& matrices,
   }
 }
 
+}  // namespace sbrrt::SBRRT_ISA
+
+#if defined(SBRRT_LANES_AVX512_BF16)
+#include "cpu/attention_pair_kernel.h"
+#endif
+
+namespace sbrrt::SBRRT_ISA {
+
 // Forward, backward or tangent, by the type of `matrices`.
 template <typename Matrices>
 void run_pair(const AttentionProblem& problem, const Matrices& matrices, const AttentionPair& pair,

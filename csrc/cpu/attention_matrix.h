@@ -15,19 +15,29 @@ constexpr int kTileRows = 4, kTileVectors = 2;
 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-// A matrix read one element at a time, in any order.
+// A product's left factor, read one element at a time, in any order; what it meets of a row of the
+// right one; and how the two are multiplied. PairFactor of attention_pairs.h is another.
 struct Factor {
+  using Right = float;
+  using Terms = Vec;
+  static constexpr int kTerms = 1;  // of a sum that are read at a time
+
   const float* data;
   int64_t row, column;  // strides
+
+  static Terms load(const Right* b) { return vec_load(b); }
+  static Terms spread(const float* a) { return vec_set(*a); }
+  static Vec add_product(Terms left, Terms right, Vec sum) { return vec_fma(left, right, sum); }
 };
 
 // Terms summed in a row; the sums of longer products are summed in turn, which halves their error.
 constexpr int kDepth = 64;
 
 // c [kRows, kVectors vectors] = a [kRows, depth] b [depth, kVectors vectors] + (add ? c : 0)
-template <int kRows, int kVectors>
-void multiply_tile(Factor a, const float* b, int64_t b_stride, int depth, float* c,
+template <int kRows, int kVectors, typename Left>
+void multiply_tile(Left a, const typename Left::Right* b, int64_t b_stride, int depth, float* c,
                    int64_t c_stride, bool add) {
+  using Terms = typename Left::Terms;
   Vec sums[kRows][kVectors];
   SBRRT_UNROLL
   for (int i = 0; i < kRows; ++i) {
@@ -37,14 +47,16 @@ void multiply_tile(Factor a, const float* b, int64_t b_stride, int depth, float*
     }
   }
   for (int k = 0; k < depth; ++k) {
-    Vec right[kVectors];
+    Terms right[kVectors];
     SBRRT_UNROLL
-    for (int v = 0; v < kVectors; ++v) right[v] = vec_load(b + v * kVecSize);
+    for (int v = 0; v < kVectors; ++v) right[v] = Left::load(b + v * kVecSize);
     SBRRT_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const Vec left = vec_set(a.data[i * a.row]);
+      const Terms left = Left::spread(a.data + i * a.row);
       SBRRT_UNROLL
-      for (int v = 0; v < kVectors; ++v) sums[i][v] = vec_fma(left, right[v], sums[i][v]);
+      for (int v = 0; v < kVectors; ++v) {
+        sums[i][v] = Left::add_product(left, right[v], sums[i][v]);
+      }
     }
     a.data += a.column;
     b += b_stride;
@@ -59,21 +71,22 @@ void multiply_tile(Factor a, const float* b, int64_t b_stride, int depth, float*
   }
 }
 
-using Tile = void (*)(Factor, const float*, int64_t, int, float*, int64_t, bool);
+template <typename Left>
+using Tile = void (*)(Left, const typename Left::Right*, int64_t, int, float*, int64_t, bool);
 
-template <int kVectors, int... kIndex>
-constexpr std::array<Tile, kTileRows> tiles(std::integer_sequence<int, kIndex...>) {
-  return {&multiply_tile<kIndex + 1, kVectors>...};
+template <int kVectors, typename Left, int... kIndex>
+constexpr std::array<Tile<Left>, kTileRows> tiles(std::integer_sequence<int, kIndex...>) {
+  return {&multiply_tile<kIndex + 1, kVectors, Left>...};
 }
 
-// c [rows, kVectors vectors] = a [rows, depth] b [depth, kVectors vectors] + (add ? c : 0), for a
-// depth of at most kDepth. Tiles share the rows evenly: a small one is too few independent sums to
-// keep the processor busy.
-template <int kVectors>
-void multiply_panel(Factor a, const float* b, int64_t b_stride, int rows, int depth, float* c,
-                    int64_t c_stride, bool add) {
+// c [rows, kVectors vectors] = a [rows, depth] b [depth, kVectors vectors] + (add ? c : 0), in one
+// run of terms. Tiles share the rows evenly: a small one is too few independent sums to keep the
+// processor busy.
+template <int kVectors, typename Left>
+void multiply_panel(Left a, const typename Left::Right* b, int64_t b_stride, int rows, int depth,
+                    float* c, int64_t c_stride, bool add) {
   static constexpr auto kTiles =
-      tiles<kVectors>(std::make_integer_sequence<int, kTileRows>{});
+      tiles<kVectors, Left>(std::make_integer_sequence<int, kTileRows>{});
   const int num_tiles = (rows + kTileRows - 1) / kTileRows;
   const int least = rows / num_tiles, num_larger = rows % num_tiles;
   for (int t = 0; t < num_tiles; ++t) {
@@ -99,17 +112,18 @@ void multiply(Factor a, Factor b, int rows, int depth, float* c, int64_t c_strid
 
 // c [rows, columns] = a [rows, kWidth] b [kWidth, columns] + (add ? c : 0), columns being whole
 // vectors; b and c have the same stride.
-template <int kWidth>
-void multiply_columns(Factor a, const float* b, int64_t stride, int rows, int columns, float* c,
-                      bool add = false) {
+template <int kWidth, typename Left>
+void multiply_columns(Left a, const typename Left::Right* b, int64_t stride, int rows, int columns,
+                      float* c, bool add = false) {
   static_assert(kWidth <= kDepth);
+  constexpr int kSteps = kWidth / Left::kTerms;
   int left = columns / kVecSize;
   for (int num_panels = (left + kTileVectors - 1) / kTileVectors; num_panels > 0; --num_panels) {
     const int num_vectors = (left + num_panels - 1) / num_panels;
     switch (num_vectors) {
-      case 1: multiply_panel<1>(a, b, stride, rows, kWidth, c, stride, add); break;
-      case 2: multiply_panel<2>(a, b, stride, rows, kWidth, c, stride, add); break;
-      default: multiply_panel<kTileVectors>(a, b, stride, rows, kWidth, c, stride, add);
+      case 1: multiply_panel<1>(a, b, stride, rows, kSteps, c, stride, add); break;
+      case 2: multiply_panel<2>(a, b, stride, rows, kSteps, c, stride, add); break;
+      default: multiply_panel<kTileVectors>(a, b, stride, rows, kSteps, c, stride, add);
     }
     left -= num_vectors;
     b += num_vectors * kVecSize;

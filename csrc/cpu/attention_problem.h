@@ -1,6 +1,8 @@
 // What attention's kernels are given, free of instruction sets.
 #pragma once
 
+#include <c10/util/BFloat16.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -50,7 +52,7 @@ struct ForwardMatrices {
 
 template <typename T>
 struct BackwardMatrices {
-  RowView<const T> grad, query, key, value;
+  RowView<const T> grad, query, key, value, out;
   const float* logsumexp;
   RowView<T> query_grad, key_grad, value_grad;
 };
@@ -83,6 +85,17 @@ class Buffer {
   size_t capacity_ = 0;
 };
 
+using Pair = uint32_t;  // two bfloat16, neighbouring terms of a sum
+
+// A thread's memory for products of bfloat16 (attention_pairs.h).
+struct PairScratch {
+  Buffer<Pair> query_columns, grad_columns, query_rows, grad_rows, key_rows;
+  Buffer<at::BFloat16> keys, values;
+  Buffer<at::BFloat16> weights, weight_grads;  // [keys of a chunk, queries of a block]
+  Buffer<Pair> weight_pairs, other_pairs;      // of neighbouring keys
+  Buffer<uint16_t> kept;
+};
+
 // One thread's memory. "Columns" are transposed: [head_dim, queries of a block].
 struct AttentionScratch {
   Buffer<float> query_columns, grad_columns;
@@ -91,6 +104,7 @@ struct AttentionScratch {
   Buffer<float> result, key_result, value_result;
   Buffer<uint64_t> blocks;
   Buffer<uint32_t> words, shifted_words;
+  PairScratch pairs;
 };
 
 }  // namespace sbrrt

@@ -13,12 +13,24 @@ struct PhiloxGroup {
   Lanes word[4][kPhiloxUnroll];
 
   PhiloxGroup(const uint64_t* blocks, const PhiloxStream& stream) {
+    Lanes numbers[kPhiloxUnroll];
+    SBRRT_UNROLL
+    for (int u = 0; u < kPhiloxUnroll; ++u) numbers[u] = load(blocks + u * kNumLanes);
+    draw(numbers, stream);
+  }
+
+  PhiloxGroup(const Lanes (&blocks)[kPhiloxUnroll], const PhiloxStream& stream) {
+    draw(blocks, stream);
+  }
+
+ private:
+  void draw(const Lanes (&blocks)[kPhiloxUnroll], const PhiloxStream& stream) {
     const Lanes multiplier0 = broadcast(kPhiloxMultiplier0);
     const Lanes multiplier1 = broadcast(kPhiloxMultiplier1);
     auto& [c0, c1, c2, c3] = word;
     SBRRT_UNROLL
     for (int u = 0; u < kPhiloxUnroll; ++u) {
-      c0[u] = load(blocks + u * kNumLanes);
+      c0[u] = blocks[u];
       c1[u] = high_half(c0[u]);
       c2[u] = broadcast(stream.site);
       c3[u] = broadcast(stream.step);
