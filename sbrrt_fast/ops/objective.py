@@ -98,10 +98,12 @@ def _run_objective(
     smart_values: Tensor | None,
 ) -> Objective:
     terms = empty_floats(outputs, len(table.specs), 4)
+    # units that went to another dtype with their model
+    means, scales = ([x.double() for x in xs] for xs in (table.label_means, table.label_scales))
     grads = empty_like(outputs), None if adversarial is None else empty_like(adversarial)
     backend.ops.objective_into(
         outputs, labels, adversarial, targets, smart_values, table.class_weights,
-        table.label_means, table.label_scales, table.losses, table.numbers, table.smart_weight,
+        means, scales, table.losses, table.numbers, table.smart_weight,
         table.bregman_weight, smart_factor, terms, *grads,
     )  # fmt: skip
     return Objective(terms, *grads)

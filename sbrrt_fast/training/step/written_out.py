@@ -83,6 +83,11 @@ class WrittenOutPass:
         return Block(self.stream.over(self.tokens.tail(first, token)), token)
 
     @property
+    def through(self) -> Through:
+        arguments = self.student, self.heads, self.model.weights, self.at, self.tangent
+        return Through(*arguments)
+
+    @property
     def tangent(self) -> Tangent | None:
         return self.others and Tangent(self.others, self.tokens.num_tokens)
 
@@ -124,8 +129,7 @@ class WrittenOutPass:
         one_output, num_tokens = self.tables.one_output, self.group.num_row_tokens
         through, tangents = None, torch.zeros_like(self.outputs)
         if self.others is not None:
-            arguments = self.student, self.heads, self.model.weights, self.at, self.tangent
-            through = Through(*arguments)
+            through = self.through
             tangents = through.outputs_of(self._hidden)
             cotangents = self.cotangents(tangents)
         if one_output is not None:
@@ -150,7 +154,10 @@ class WrittenOutPass:
     @torch.no_grad()
     def climb(self, ascent: Ascent) -> Tensor:
         """The perturbation float32 [num_tokens, hidden]."""
-        first = self.first_gradient() if ascent.is_tangent else None
+        if ascent.is_tangent:
+            first = self.first_gradient()
+        else:
+            first, self.jacobian = None, GroupJacobian(None, self.through)
         return ascent.climb(self, self.delta, self.perturbed, first)
 
     def change(self, delta: Tensor) -> Tensor:
