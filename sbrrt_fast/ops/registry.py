@@ -9,6 +9,7 @@ from sbrrt_fast.ops import (
     dropout,
     embed,
     gelu,
+    gradient_norm,
     layernorm,
     smart_ascend,
     smart_noise,
@@ -25,6 +26,7 @@ OPS: tuple[Op, ...] = (
     *smart_noise.OPS,
     *smart_ascend.OPS,
     *adamw_ema.OPS,
+    *gradient_norm.OPS,
     *dropout.OPS,
 )
 

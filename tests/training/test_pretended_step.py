@@ -15,7 +15,7 @@ from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.heads import task_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.ops.adamw_ema import clipped_gradient_norm
+from sbrrt_fast.ops.gradient_norm import clipped_gradient_norm
 from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.fast_step import FastStep
 from sbrrt_fast.training.step.graph_step import GraphStep

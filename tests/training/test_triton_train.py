@@ -110,7 +110,7 @@ EXPECTED = {
     *(f"{op}.{way}" for op in ("attention", "layernorm", "gelu") for way in WAYS),
     *("embed.forward_into", "embed.backward_into", "adamw_ema.adamw_ema_"),
     *("symmetric_kl.forward_into", "symmetric_kl.backward_into", "symmetric_kl.fisher_into"),
-    "adamw_ema.gradient_norm_into",
+    "gradient_norm.gradient_norm_into",
     *("draws.smart_noise_into", "smart_ascend.smart_ascend_into"),
 }
 
