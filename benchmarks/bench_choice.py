@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from sbrrt_fast.ops._backend.dispatch import Op
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, gradient_norm
+from sbrrt_fast.ops.adamw_ema import adamw_ema_
 from sbrrt_fast.ops.attention import attention
 from sbrrt_fast.ops.gelu import bias_gelu
+from sbrrt_fast.ops.gradient_norm import gradient_norm
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 from sbrrt_fast.ops.smart_ascend import smart_ascend
 from sbrrt_fast.ops.smart_noise import smart_noise

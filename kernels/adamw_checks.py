@@ -13,8 +13,8 @@ from .checks import FLOATING, check_tensor
 from .write_set import check_write_set
 
 # Of each list: its dtype, whether it may be empty (an entry without elements then leaves its
-# parameter out) and whether it is written. A parameter whose entry of grads has no elements stays as
-# it is, and its moments may have none either.
+# parameter out) and whether it is written. A parameter whose entry of grads has no elements stays
+# as it is, and its moments may have none either.
 LISTS = {
     "params": (torch.float32, False, True),
     "exp_avg": (torch.float32, False, True),

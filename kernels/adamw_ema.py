@@ -1,15 +1,13 @@
 """AdamW, the teacher's average and low-precision copies over all tensors: docs/math/adamw_ema.md.
 
-Tensors whose gradients have one dtype share a launch; so do those without a gradient.
-The gradients' norm is deterministic: tiles of fixed size, added in a fixed order.
-"""
+Tensors whose gradients have one dtype share a launch; so do those without a gradient."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,13 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adamw_checks import LISTS, OP, SCALARS, check_gradients, check_lists, check_numbers
-from .checks import check_written
+from .adamw_checks import LISTS, OP, SCALARS, check_lists, check_numbers
 from .launch import launch
 from .launch_table import TABLE
 from .memory import extent_of
 from .tensor_table import (
+    TRITON_TYPES,
     addresses,
+    aligned,
     device_table,
     load_piece,
     load_tile,
@@ -31,17 +30,10 @@ from .tensor_table import (
     store_tile,
     tensor_at,
 )
-from .write_set import Span, check_apart, check_autograd, check_write_set, count_change
+from .write_set import Span, check_apart, check_autograd, count_change
 
 # A program updates a piece, a few tiles, which share the float64 arithmetic of the corrections.
 UPDATE_PIECE = 8192
-# Tiles are summed in float32, pieces in float64. A hundred million gradients make 6,700 pieces.
-NORM_PIECE = 16384
-TRITON_TYPES = {
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 
 
 @triton.jit
@@ -177,7 +169,9 @@ def _update_kernel(
     clip = tl.load(p_clip)
     i_end = tl.where(clip == clip, i_end, i_begin)  # NaN leaves the update out
     p_rate, p_step = p_rates + i_tensor * rate_stride, p_step + i_tensor * step_stride
-    of_tensor = corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
+    of_tensor = (1.0, 0.0, 1.0)  # without a gradient its step may be 0
+    if HAS_GRAD:
+        of_tensor = corrections(p_constants, p_rate, p_step, i_tensor, num_tensors)
     decays = (new_mean, new_square, old_square, eps)
     numbers = (of_tensor, clip, decays, (ema_new, ema_old))
     p_address = p_addresses + i_tensor
@@ -193,51 +187,6 @@ def _update_kernel(
             _update_tile(*tensors, numbers, o, i_end, HAS_GRAD, HAS_EMA, HAS_COPIES, ALIGNED, True)
         else:
             _update_tile(*tensors, numbers, o, i_end, HAS_GRAD, HAS_EMA, HAS_COPIES, ALIGNED, False)
-
-
-@triton.jit
-def _square_sums_kernel(
-    p_addresses,  # int64 [num_tensors]
-    p_pieces,  # int64 [num_pieces, 3], of tensors of one dtype
-    p_sums,  # float64 [num_pieces]
-    GRAD: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    i_piece = tl.program_id(0).to(tl.int64)
-    i_tensor, i_begin, i_end = load_piece(p_pieces, i_piece)
-    p_grad = tensor_at(p_addresses + i_tensor, GRAD, ALIGNED)
-    total = tl.zeros((), tl.float64)
-    for i_first in range(i_begin, i_end, BLOCK):
-        o = i_first + tl.arange(0, BLOCK)
-        if i_first + BLOCK <= i_end:
-            b_grad = load_tile(p_grad, o, i_end, True)
-        else:
-            b_grad = load_tile(p_grad, o, i_end, False)
-        total += tl.sum(b_grad * b_grad, axis=0).to(tl.float64)
-    tl.store(p_sums + i_piece, total)
-
-
-@triton.jit(do_not_specialize=["num_pieces"])
-def _root_kernel(
-    p_sums,  # float64 [num_pieces]
-    p_results,  # float32 [3]: norm, clip factor, whether the norm is finite
-    num_pieces,
-    max_norm,  # 0 does not clip
-    BLOCK: tl.constexpr,
-):
-    b_total = tl.zeros((BLOCK,), tl.float64)
-    for i_first in range(0, num_pieces, BLOCK):
-        o = i_first + tl.arange(0, BLOCK)
-        b_total += tl.load(p_sums + o, mask=o < num_pieces, other=0.0)
-    norm = tl.sqrt(tl.sum(b_total, axis=0)).to(tl.float32)
-    factor = tl.full((), 1.0, tl.float64)
-    if max_norm > 0:
-        factor = tl.minimum(max_norm / (norm.to(tl.float64) + 1e-6), factor)
-    is_finite = norm - norm == 0
-    tl.store(p_results, norm)
-    tl.store(p_results + 1, tl.where(is_finite, factor.to(tl.float32), norm - norm))
-    tl.store(p_results + 2, is_finite.to(tl.float32))
 
 
 def adamw_ema_(
@@ -277,7 +226,7 @@ def adamw_ema_(
         launch(
             _update_kernel, (parts.shape[0],), table, parts, constants, *numbers, ema_beta,
             GRAD=TRITON_TYPES[dtype or torch.float32], HAS_GRAD=dtype is not None,
-            HAS_EMA=len(ema) > 0, HAS_COPIES=has_copies, ALIGNED=_aligned(places),
+            HAS_EMA=len(ema) > 0, HAS_COPIES=has_copies, ALIGNED=aligned(places),
             **TABLE["adamw_ema_"].constants,
         )  # fmt: skip
     count_change(written)
@@ -328,43 +277,6 @@ def _address_table(
     return device_table(tuple(itertools.chain(*places)), torch.int64, device)
 
 
-def _aligned(places: Iterable[tuple[int, ...]]) -> bool:
-    """Whether 16-byte accesses may be used; fresh tensors begin at multiples of 64 or more."""
-    return not any(address % 16 for row in places for address in row)
-
-
-def gradient_norm_into(grads: Sequence[Tensor], max_norm: float, out: Tensor) -> None:
-    """The 2-norm of all gradients together, in the order of fixed pieces; the clip factor, and 1 for
-    a norm that is finite, else 0. out: float32 [3].
-    """
-    op = "gradient_norm"
-    check_gradients(op, grads)
-    if not max_norm >= 0:
-        raise ValueError(f"{op}: max_norm must be >= 0, got {max_norm}")
-    device = grads[0].device if grads else out.device
-    check_written(op, "out", out, torch.float32, (3,), device)
-    check_write_set(op, {"out": out}, {"grads": grads})
-    dense = [g.contiguous() for g in grads]
-    places, tile = addresses(dense), TABLE["gradient_norm"].constants
-    table = device_table(places, torch.int64, device)
-    parts = {dtype: pieces(sizes, NORM_PIECE, device) for dtype, sizes in _sizes(dense).items()}
-    counts = [len(part) for part in parts.values()]
-    sums = torch.empty(sum(counts), dtype=torch.float64, device=device)
-    for (dtype, part), sums_of_it in zip(parts.items(), sums.split(counts), strict=True):
-        constants = {"GRAD": TRITON_TYPES[dtype], "ALIGNED": _aligned([places])}
-        launch(_square_sums_kernel, sums_of_it.shape, table, part, sums_of_it, **constants, **tile)
-    launch(_root_kernel, (1,), sums, out, len(sums), float(max_norm), **tile)
-    count_change({"out": out})
-
-
-def _sizes(grads: Sequence[Tensor]) -> dict[torch.dtype, tuple[int, ...]]:
-    """Of the gradients of each dtype, 0 for all others."""
-    dtypes = dict.fromkeys(g.dtype for g in grads)
-    return {
-        dtype: tuple(g.numel() if g.dtype == dtype else 0 for g in grads) for dtype in dtypes
-    }
-
-
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
     """See the package's docstring."""
     x, copy = (torch.empty(384, device="meta", dtype=d) for d in (torch.float32, torch.bfloat16))
@@ -375,7 +287,6 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"step {kind}", partial(adamw_ema_, *states, [], [], [], *numbers)
         yield f"step ema {kind}", partial(adamw_ema_, *states, [x], [], [], *numbers)
         yield f"step all {kind}", partial(adamw_ema_, *states, [x], [copy], [copy], *numbers)
-        yield f"norm {kind}", partial(gradient_norm_into, [grad], 1.0, x.new_empty(3))
     lists = [x], [x.new_empty(0)], [x], [x], [x]
     yield "average", partial(adamw_ema_, *lists, [], [], *numbers)
     yield "average all", partial(adamw_ema_, *lists, [copy], [copy], *numbers)

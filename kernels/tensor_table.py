@@ -7,7 +7,7 @@ gradients come back to the same addresses from torch's allocator. A step then co
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import triton
@@ -15,11 +15,21 @@ import triton.language as tl
 from torch import Tensor
 
 PIECE_FIELDS = 3  # tensor, first element, end
+TRITON_TYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
 
 
 def addresses(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """Where their elements are; 0 for a tensor without any."""
     return tuple(x.data_ptr() if x.numel() else 0 for x in tensors)
+
+
+def aligned(places: Iterable[tuple[int, ...]]) -> bool:
+    """Whether 16-byte accesses may be used; fresh tensors begin at multiples of 64 or more."""
+    return not any(address % 16 for row in places for address in row)
 
 
 @functools.lru_cache(maxsize=64)

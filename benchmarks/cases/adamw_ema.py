@@ -17,7 +17,8 @@ from benchmarks.harness.check import WrongResult
 from benchmarks.harness.shapes import Case, models
 from benchmarks.peers.optional import apex_adam
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, clipped_gradient_norm
+from sbrrt_fast.ops.adamw_ema import adamw_ema_
+from sbrrt_fast.ops.gradient_norm import clipped_gradient_norm
 
 BYTES_PER_PARAMETER = 44
 SMALL = BertConfig(

@@ -54,8 +54,8 @@ TWO_KERNELS = {"attention_backward", "embed_tables"}  # launchers of two, one af
 SHORT_OR_LONG = {"attention_forward", "attention_jvp"}  # launchers of one of two
 MAX_SHORT_KEYS = 128  # kMaxShortKeys
 TENSORS_PER_LAUNCH = {"adamw_ema_": 400, "gradient_norm_into": 1024}  # kMax...Tensors
-# Zeros that the bindings write: gradient_norm's ticket, and a gradient where there are none; those of
-# embed_backward per table.
+# Zeros that the bindings write: gradient_norm's ticket, and a gradient where there are none; those
+# of embed_backward per table.
 CLEARED = {"gradient_norm_into": 2, "embed_backward_into": 1}
 
 READS_STRIDES = {

@@ -22,6 +22,7 @@ from sbrrt_fast.kernels import (
     draws,
     embed,
     gelu,
+    gradient_norm,
     layernorm,
     smart_ascend,
 )
@@ -263,7 +264,7 @@ def _adamw(op: str, device: torch.device) -> list[Call]:
     lists = [[torch.zeros(shape, device=device) for shape in shapes] for _ in range(5)]
     if op == "gradient_norm":
         results = (torch.empty(3, device=device),)
-        return [Call(adamw_ema.gradient_norm_into, lists[0], 1.0, results=results)]
+        return [Call(gradient_norm.gradient_norm_into, lists[0], 1.0, results=results)]
     copies, averages = ([x.bfloat16() for x in lists[0]] for _ in range(2))
     one = torch.ones((), device=device)
     numbers = one, [0.01] * len(shapes), 0.9, 0.999, 1e-8, one, one, 0.99

@@ -18,17 +18,16 @@ Source: arXiv 1711.05101, Algorithm 2, as in torch.optim.AdamW; the average is S
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops._backend.backends import TRITON, Backend, dtype_name
+from sbrrt_fast.ops._backend.backends import Backend, dtype_name
 from sbrrt_fast.ops._backend.dispatch import fused_op
-from sbrrt_fast.ops._backend.library import define, empty_floats
+from sbrrt_fast.ops._backend.library import define
+from sbrrt_fast.ops.gradient_norm import why_not_gradients
 
 define(
     "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, "
@@ -43,10 +42,6 @@ define(
     "float weight_decay, float beta1, float beta2, float eps, Tensor clip_factor, "
     "Tensor step, float ema_beta)",
     "adamw_rows.adamw_ema_rows_",
-)
-define(
-    "gradient_norm_into(Tensor[] grads, float max_norm, Tensor(a!) out)",
-    "adamw_ema.gradient_norm_into",
 )
 
 
@@ -155,39 +150,12 @@ def _copy(copies: Sequence[Tensor], index: int, source: Tensor, left_out: Tensor
         _put(copies[index], source.to(copies[index].dtype), left_out)
 
 
-def gradient_norm_reference(grads: Sequence[Tensor], max_norm: float) -> Tensor:
-    """See ``clipped_gradient_norm``; any floating dtype, summed in float64. Returns [3]."""
-    total = sum((g.double().square().sum() for g in grads), torch.zeros((), dtype=torch.float64))
-    norm = total.sqrt().to(torch.promote_types(_dtype_of(grads), torch.float32))
-    is_finite = norm.isfinite()
-    factor = torch.ones_like(norm)
-    if max_norm > 0:
-        factor = (max_norm / (norm.double() + 1e-6)).clamp(max=1.0).to(norm.dtype)
-    return torch.stack([norm, factor.where(is_finite, torch.nan), is_finite.to(norm.dtype)])
-
-
-def _dtype_of(grads: Sequence[Tensor]) -> torch.dtype:
-    dtypes = {g.dtype for g in grads}
-    return functools.reduce(torch.promote_types, dtypes) if dtypes else torch.float32
-
-
-def _norm_why_not(backend: Backend, grads: Sequence[Tensor], *args) -> str | None:
-    devices = {g.device.type for g in grads} - {backend.device}
-    if devices:
-        return f"gradients are on {', '.join(sorted(devices))}, not {backend.device}"
-    one_of_each = {g.dtype: g for g in grads}
-    if backend is not TRITON and torch.float16 in one_of_each:
-        return "float16 gradients run on the reference"
-    reasons = (backend.dtype_reason("a gradient", g) for g in one_of_each.values())
-    return next((reason for reason in reasons if reason), None)
-
-
 def _update_why_not(
     backend: Backend, params: Sequence[Tensor], grads: Sequence[Tensor], *args
 ) -> str | None:
     if other := [p for p in params if p.dtype != torch.float32]:
         return f"{dtype_name(other[0])} parameters run on the reference"
-    return _norm_why_not(backend, grads)
+    return why_not_gradients(backend, grads)
 
 
 def _rows_why_not(backend: Backend, param: Tensor, grad: Tensor, *args) -> str | None:
@@ -195,12 +163,6 @@ def _rows_why_not(backend: Backend, param: Tensor, grad: Tensor, *args) -> str |
     if reason is None and grad.dtype != torch.float32:
         return f"a {dtype_name(grad)} gradient of rows runs on the reference"
     return reason
-
-
-def _run_norm(backend: Backend, grads: Sequence[Tensor], max_norm: float) -> Tensor:
-    out = empty_floats(grads[0], 3)
-    backend.ops.gradient_norm_into(grads, max_norm, out)
-    return out
 
 
 _adamw = fused_op(
@@ -215,7 +177,6 @@ _rows = fused_op(
     _rows_why_not,
     adamw_ema_rows_reference,
 )
-_norm = fused_op("gradient_norm", _run_norm, _norm_why_not, gradient_norm_reference)
 
 
 @torch.no_grad()
@@ -246,7 +207,7 @@ def adamw_ema_(
         learning_rate: float32 or float64, one number or [number of params].
         weight_decay: one number per parameter.
         clip_factor: float32, one number that multiplies every gradient; NaN leaves the update
-            out, so that nothing is written. See ``clipped_gradient_norm``.
+            out, so that nothing is written. See ``ops.gradient_norm``.
         step: int64 or float32, one number or [number of params]: this update's, from 1.
         betas, eps: AdamW's.
         ema: averages, float32; ema_beta: their momentum in this update.
@@ -306,54 +267,10 @@ def adamw_ema_rows_(
     )  # fmt: skip
 
 
-@torch.no_grad()
-def gradient_norm(grads: Sequence[Tensor], *, backend: str = "auto") -> Tensor:
-    """The 2-norm of all gradients together, 0-dim, float32 (float64 for float64 gradients).
-
-    The same bits for any number of threads. No gradients at all have norm 0.
-    """
-    return clipped_gradient_norm(grads, 0.0, backend=backend).norm
-
-
-class ClippedNorm(NamedTuple):
-    """Of gradients; all 0-dim, of the norm's dtype and on its device.
-
-    Attributes:
-        norm: before clipping. clip_factor: what gradients are multiplied by; NaN for a norm that is
-            not finite, which leaves the update out. is_finite: 1 for a finite norm, else 0.
-    """
-
-    norm: Tensor
-    clip_factor: Tensor
-    is_finite: Tensor
-
-
-@torch.no_grad()
-def clipped_gradient_norm(
-    grads: Sequence[Tensor], max_norm: float, *, backend: str = "auto"
-) -> ClippedNorm:
-    """``gradient_norm`` with what an update makes of it, in one pass.
-
-    Args:
-        grads: float32 or bfloat16, each its own.
-        max_norm: of the clipped gradients: the factor is ``min(1, max_norm / (norm + 1e-6))``, as
-            torch.nn.utils.clip_grad_norm_ has it. 0 does not clip.
-
-    Raises:
-        ValueError: max_norm is negative.
-        BackendError: the named backend cannot run these inputs.
-    """
-    if not max_norm >= 0:
-        raise ValueError(f"gradient_norm: max_norm must be >= 0, got {max_norm}")
-    grads = list(grads)
-    results = _norm(grads, max_norm, backend=backend) if grads else torch.tensor([0.0, 1.0, 1.0])
-    return ClippedNorm(*results.unbind())
-
-
 def native_reason(params: Sequence[Tensor], backend: str = "auto") -> str | None:
     """Why no fused op of this backend can update these parameters, or None."""
     choice = _adamw.explain(backend, params, params)
     return choice.reasons_text if choice.backend in (None, "reference") else None
 
 
-OPS = (_adamw, _rows, _norm)
+OPS = (_adamw, _rows)

@@ -51,7 +51,7 @@ def fitted(sample: Sample, backend: str) -> Iterator[tuple[str, Sample]]:
     """The sample in dtypes that the backend takes, and what to call it."""
     if backend == "reference":
         yield "", _with(sample, {F32: F64, BF16: F64, F16: F64})
-    elif BF16 in sample:
+    elif _has(sample, BF16):
         for half in halves(backend):
             yield f" in {half}".replace("torch.", ""), _with(sample, {BF16: half})
     else:
@@ -59,7 +59,13 @@ def fitted(sample: Sample, backend: str) -> Iterator[tuple[str, Sample]]:
 
 
 def _with(sample: Sample, dtypes: dict) -> Sample:
-    return tuple(dtypes.get(x, x) if isinstance(x, torch.dtype) else x for x in sample)
+    """A sample, or a part of it that is a tuple, with other dtypes."""
+    parts = (_with(x, dtypes) if isinstance(x, tuple) else x for x in sample)
+    return tuple(dtypes.get(x, x) if isinstance(x, torch.dtype) else x for x in parts)
+
+
+def _has(sample: Sample, dtype: torch.dtype) -> bool:
+    return any(_has(x, dtype) if isinstance(x, tuple) else x is dtype for x in sample)
 
 
 def params(

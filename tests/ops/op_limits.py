@@ -142,7 +142,7 @@ def adamw_rows(device: str) -> Iterator[Call]:
 
 def norms(device: str) -> Iterator[Call]:
     for a, b in itertools.product(DTYPES, DTYPES):
-        yield f"{a}, {b}", ([torch.ones(3, dtype=d, device=device) for d in (a, b)],), {}
+        yield f"{a}, {b}", ([torch.ones(3, dtype=d, device=device) for d in (a, b)], 1.0), {}
 
 
 CALLS: dict[str, Callable[[str], Iterator[Call]]] = {

@@ -9,13 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sbrrt_fast.ops.adamw_ema import (
-    ClippedNorm,
-    adamw_ema_,
-    clipped_gradient_norm,
-    gradient_norm,
-    native_reason,
-)
+from sbrrt_fast.ops.adamw_ema import adamw_ema_, native_reason
+from sbrrt_fast.ops.gradient_norm import ClippedNorm, clipped_gradient_norm, gradient_norm
 from tests.cuda_on_cpu.kernels import adamw as cuda_kernels
 from tests.ops.backends import DEVICES, INTERPRETED, backends_of
 from tests.ops.cases.adamw import SHAPES, good_update
@@ -364,7 +359,7 @@ def test_the_norm_of_gradients_of_both_dtypes(backend):
 
 @pytest.mark.parametrize("max_norm", [-1.0, math.nan])
 def test_a_negative_norm_to_clip_to_is_refused(max_norm):
-    with pytest.raises(ValueError, match="max_norm must be >= 0, got (-1|nan)"):
+    with pytest.raises(ValueError, match=r"max_norm must be >= 0, got (-1|nan)"):
         clipped_gradient_norm([torch.ones(3)], max_norm)
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from sbrrt_fast.ops.adamw_ema import adamw_ema_, clipped_gradient_norm
+from sbrrt_fast.ops.adamw_ema import adamw_ema_
 from sbrrt_fast.ops.attention import attention
 from sbrrt_fast.ops.embed import embed
 from sbrrt_fast.ops.gelu import bias_gelu
+from sbrrt_fast.ops.gradient_norm import clipped_gradient_norm
 from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 from sbrrt_fast.ops.symmetric_kl import symmetric_kl_delta
 from tests.ops.backends import DEVICES, FUSED, Derivatives, case_of, params, small

@@ -92,7 +92,8 @@ for name in json.load(sys.stdin):
         library.impl(name, lambda *args: None, "CPU")
 
 from sbrrt_fast.errors import BackendError
-from sbrrt_fast.ops.adamw_ema import gradient_norm, native_reason
+from sbrrt_fast.ops.adamw_ema import native_reason
+from sbrrt_fast.ops.gradient_norm import gradient_norm
 from sbrrt_fast.ops.registry import OPS, require
 from sbrrt_fast.ops.symmetric_kl import symmetric_kl_delta
 told = []

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from sbrrt_fast.kernels import adamw_ema as kernels
-from sbrrt_fast.ops.adamw_ema import gradient_norm
+from sbrrt_fast.kernels import gradient_norm as norm_kernels
+from sbrrt_fast.ops.gradient_norm import gradient_norm
 from tests.ops.backends import assert_all_right
 from tests.ops.cases import OPS
 from tests.ops.cases.adamw import good_update
@@ -41,6 +42,7 @@ def test_planted_bugs_at_the_edges_of_tiles_are_caught(monkeypatch):
     assert_all_right(OP, "triton", whole)
     for name in ("an element more, float32", "an element less, float32"):
         assert_caught("adamw_ema_", name, monkeypatch)
+    monkeypatch.setattr(norm_kernels, "load_tile", _forgets_the_end)
     assert_caught("gradient_norm", "odd sizes, float32, 1.0", monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(kernels, "store_tile", _never_whole)
@@ -55,7 +57,7 @@ def test_other_values_of_the_same_tensors_compile_nothing():
             tensors, tensors, tensors, tensors, tensors, [], [], scalar, [rate] * len(tensors),
             0.9, 0.999, 1e-8, scalar, scalar, step,
         )  # fmt: skip
-        kernels.gradient_norm_into(tensors, rate, scalar.new_empty(3))
+        norm_kernels.gradient_norm_into(tensors, rate, scalar.new_empty(3))
 
     runs = ([384], 0.01, 0.9), ([384] * 16, 0.0, 0.99), ([7, 5000, 12], 0.1, 1.0)
     assert_compiles_once(*(partial(run, *arguments) for arguments in runs))

@@ -9,7 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sbrrt_fast._extension import extension, extension_error
-from sbrrt_fast.ops.adamw_ema import RowGradient, adamw_ema_, adamw_ema_rows_, gradient_norm
+from sbrrt_fast.ops.adamw_ema import RowGradient, adamw_ema_, adamw_ema_rows_
+from sbrrt_fast.ops.gradient_norm import gradient_norm
 from tests.ops.on_device import devices, moved
 from tests.ops.op_checks import BF16, F32
 from tests.ops.test_fuzz_into import IN_PLACE

@@ -14,7 +14,7 @@ from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.ops.adamw_ema import clipped_gradient_norm
+from sbrrt_fast.ops.gradient_norm import clipped_gradient_norm
 from sbrrt_fast.ops.task_heads import heads_forward
 from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.captured_step import CapturedStep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sbrrt_fast.training.checkpoint import optimizer_tensors
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.step import Step
@@ -64,8 +66,6 @@ def test_an_update_that_is_left_out_was_never_made(kind, config):
     )
     assert ours.update.take_num_skipped() == (3 if is_joint else 4)
     assert ours.update.take_num_skipped() == never.update.take_num_skipped() == 0
-    for step in (ours, never):
-        step.update.settle()
     found, expected = state(ours), state(never)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -76,36 +76,60 @@ def test_an_update_that_is_left_out_was_never_made(kind, config):
 
 
 @pytest.mark.parametrize("kind", ["written out", "captured"])
-def test_settling_in_between_changes_nothing(kind):
-    """The host hears of what was left out at any time, or never."""
-    told, untold = build(STEPS[kind]), build(STEPS[kind])
+def test_the_optimiser_has_the_numbers_of_updates_made_at_any_time(kind):
+    """And saving them changes nothing."""
+    saved, untouched = build(STEPS[kind]), build(STEPS[kind])
     for index in range(NUM_ROUNDS):
-        for step in (told, untold):
+        for step in (saved, untouched):
             step.round([spoilt(batch, index) for batch in make_round(index)], index)
-        told.update.settle()
-    untold.update.settle()
-    found, expected = state(told), state(untold)
+        numbers = numbers_of_updates(saved)
+        left_out = [sum(is_bad(i, name) for i in range(index + 1)) for name in ("para", "sts")]
+        assert numbers["heads.sst.classifier.bias"] == index + 1
+        assert numbers["heads.para.classifier.bias"] == index + 1 - left_out[0]
+        assert max(numbers.values()) == 3 * (index + 1) - sum(left_out)
+    found, expected = state(saved), state(untouched)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    numbers = {name: int(x) for name, x in found.items() if name.endswith(".step")}
-    assert numbers["optimizer.heads.sst.classifier.bias.step"] == NUM_ROUNDS
-    assert numbers["optimizer.heads.para.classifier.bias.step"] == NUM_ROUNDS - 2
-    assert max(numbers.values()) == 3 * NUM_ROUNDS - len(BAD)
 
 
-def test_parameters_that_part_later_keep_what_they_shared():
-    """An update is left out before another one tells its parameters apart."""
+def numbers_of_updates(step) -> dict[str, int]:
+    """By name of the parameter."""
+    tensors = optimizer_tensors(step.optimizer, step.model.named_parameters())
+    begin, end = "optimizer.", ".step"
+    found = {n: int(x) for n, x in tensors.items() if n.endswith(end)}
+    return {name.removeprefix(begin).removesuffix(end): x for name, x in found.items()}
+
+
+@pytest.mark.parametrize("kind", ["written out", "captured"])
+def test_numbers_of_updates_that_are_loaded_go_on(kind):
+    """From the optimiser's own state, the first of which says how often it was updated."""
+    step = build(STEPS[kind])
+    for index in range(3):
+        step.round([spoilt(batch, index) for batch in make_round(index)], index)
+    loaded = copy.deepcopy(step.optimizer.state_dict())
+    before = numbers_of_updates(step)
+    loaded["state"][0]["step"] += 40
+    step.optimizer.load_state_dict(loaded)
+    after = numbers_of_updates(step)
+    name = next(n for n, count in after.items() if count == before[n] + 40)
+    for index in range(3, 6):
+        step.round(make_round(index), index)
+    added = {n: count - before[n] for n, count in numbers_of_updates(step).items()}
+    assert added.pop(name) in (43, 49)  # of a head or of what all tasks share
+    assert set(added.values()) == {3, 9}
+
+
+def test_numbers_of_updates_are_counted_where_they_are_made():
     counts, made = UpdateCounts(3, torch.device("cpu")), [0, 0, 0]
     updates = [((0, 1), True), ((0, 1), False), ((1, 2), True), ((0, 2), False), ((1,), True)]
-    for places, is_left_out in updates:
-        counts.split_histories(places)
-        counts.sent[list(places)] += 1
-        for i in places:
-            number = counts.number(torch.tensor(float(counts.sent[i])), int(counts.histories[i]))
-            assert number == made[i] + 1
+    for indices, is_left_out in updates:
+        counts.send()
+        counts.add(counts.ones_of(indices), torch.tensor(0.0 if is_left_out else 1.0))
+        for i in indices:
             made[i] += not is_left_out
-        counts.skip(torch.tensor(is_left_out), {int(counts.histories[i]) for i in places})
-    counts.settle()
-    assert counts.sent.tolist() == made == [2, 1, 1]
+        assert counts.of_parameters.tolist() == [view.item() for view in counts.views] == made
+    assert made == [2, 1, 1]
+    assert counts.take_num_skipped() == 3
+    assert counts.take_num_skipped() == 0
 
 
 class NeverWaits(TorchDispatchMode):

@@ -19,9 +19,9 @@ from sbrrt_fast.ops.adamw_ema import (
     RowGradient,
     adamw_ema_,
     adamw_ema_rows_,
-    clipped_gradient_norm,
     native_reason,
 )
+from sbrrt_fast.ops.gradient_norm import clipped_gradient_norm
 from sbrrt_fast.smart.bregman import Teacher, beta_at
 from sbrrt_fast.training.step.frozen import Frozen
 from sbrrt_fast.training.step.torch_update import TorchUpdate

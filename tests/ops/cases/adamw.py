@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from sbrrt_fast.ops.adamw_ema import RowGradient, adamw_ema_, adamw_ema_rows_, gradient_norm
+from sbrrt_fast.ops.adamw_ema import RowGradient, adamw_ema_, adamw_ema_rows_
+from sbrrt_fast.ops.gradient_norm import gradient_norm
 from tests.ops.cases.base import Bad, Case, Drawn, Op, Reason
 from tests.ops.op_checks import BF16, F32, F64
 from tests.ops.triton_only import ADAMW as ADAMW_BOUND
@@ -111,9 +112,8 @@ class AdamwCase(UpdateCase):
             *(draw(*shape, dtype=of, scale=0.1) if of else torch.empty(0)
               for shape, of in zip(shapes, grad_dtypes, strict=True)),
         ]  # fmt: skip
-        self.numbers = numbers(5, betas=betas, step=torch.as_tensor(step))
-        if self.numbers["step"].dim() == 0:
-            self.numbers = numbers(step, betas=betas)
+        steps = torch.as_tensor(step)
+        self.numbers = numbers(int(steps.max()), betas=betas) | {"step": steps}
         self.weight_decay = [0.01 if len(shape) > 1 else 0.0 for shape in shapes]
 
     @property
@@ -380,7 +380,8 @@ ROWS = Op(
 )  # fmt: skip
 NORM = Op(
     "gradient_norm", NormCase,
-    norms(SHAPES) | {"both dtypes": (SHAPES["odd sizes"], (F32, BF16) * 3, 1.0)}, native=norms(NATIVE_SHAPES),
+    norms(SHAPES) | {"both dtypes": (SHAPES["odd sizes"], (F32, BF16) * 3, 1.0)},
+    native=norms(NATIVE_SHAPES),
     triton=norms(TRITON_SHAPES), cuda=norms(CUDA_SHAPES)
     | {f"{name}, {F16}": (sizes, F16, 1e-3) for name, sizes in (SHAPES | CUDA_SHAPES).items()},
     small="odd sizes, bfloat16, 10.0",
