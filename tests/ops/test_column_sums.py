@@ -14,7 +14,7 @@ from tests.ops.triton_only import DEVICE
 assert extension is not None, extension_error
 assert column_sums  # which defines the op
 NAN = float("nan")
-# layers, rows, width: odd ones, one row, none, more than are added at once, a whole block of columns
+# layers, rows, width: odd ones, one row, none, more than are added at once, a block of columns
 SHAPES = [(1, 1, 1), (3, 0, 5), (2, 1, 33), (3, 67, 257), (1, 700, 384), (2, 131, 1152), (0, 4, 8)]
 LIBRARIES = {"cpu": torch.ops.sbrrt, "triton": torch.ops.sbrrt_triton}
 

@@ -9,8 +9,17 @@ from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 from tests.ops.backends import backends_of, run
 from tests.ops.cases import OPS
 from tests.ops.cases.layernorm import EPS, LayerNormCase
-from tests.ops.op_checks import BF16, F32, RNG, Calls, assert_as_good_as_stock
-from tests.ops.triton_only import NORM
+from tests.ops.op_checks import (
+    BF16,
+    F32,
+    RNG,
+    SITE,
+    Calls,
+    assert_as_good_as_stock,
+    num_threads,
+)
+from tests.ops.op_references import layernorm_backward
+from tests.ops.triton_only import DEVICE, NORM
 
 OP = OPS["dropout_add_layernorm"]
 every_backend = backends_of("dropout_add_layernorm", "cuda_on_cpu")
@@ -102,6 +111,52 @@ def test_nan_stays_in_its_row(backend):
     assert out[5].isnan().all()
     rest = torch.arange(len(out)) != 5
     assert torch.equal(out[rest], clean[rest])
+
+
+BOUNDS = torch.tensor([0, 0, 1, 34, 34, 98, 131, 131], dtype=torch.int32)
+
+
+def backward_arguments(width: int, bounds: torch.Tensor) -> list[torch.Tensor]:
+    """Of dropout_add_layernorm_backward_into: as many rows as the bounds have, none written."""
+    rows = int(bounds[-1])
+    case = LayerNormCase((rows, width, F32, F32, 0.1, "dense"))
+    statistics = torch.randn(rows), torch.rand(rows)
+    read = case.grad, torch.randn(rows, width), *case.inputs[:4], *statistics
+    dropout = 0.1, RNG, SITE, case.offsets
+    dx, dresidual = torch.empty(rows, width), torch.empty(rows, width)
+    sums = torch.full((3, len(bounds) - 1, 3 * width), float("nan"))
+    return [*read, *dropout, dx, dresidual, bounds, sums[1].unflatten(1, (3, width))]
+
+
+@pytest.mark.parametrize("width", [33, 384])
+@pytest.mark.parametrize("library", ["sbrrt", "sbrrt_triton"])
+def test_sums_of_segments(width, library):
+    """Empty, of one row, of more rows than are added at once; in the middle of a buffer."""
+    arguments = backward_arguments(width, BOUNDS)
+    moved = [x.to(DEVICE) if library != "sbrrt" and torch.is_tensor(x) else x for x in arguments]
+    getattr(torch.ops, library).dropout_add_layernorm_backward_into(*moved)
+    *_, exact = layernorm_backward(*arguments[:12], BOUNDS)
+    torch.testing.assert_close(moved[-1].cpu().double(), exact, rtol=1e-5, atol=1e-4)
+    assert not moved[-1][BOUNDS.diff() == 0].any()
+
+
+def test_sums_of_segments_do_not_depend_on_threads_or_neighbours():
+    """A segment's sums are those of a call for its rows alone."""
+    arguments, found = backward_arguments(384, BOUNDS), []
+    for count in (1, 2, 3):
+        with num_threads(count):
+            arguments[-1] = torch.full((len(BOUNDS) - 1, 3, 384), float("nan"))
+            torch.ops.sbrrt.dropout_add_layernorm_backward_into(*arguments)
+            found.append(arguments[-1])
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    grad, product, x, bias, residual, weight, mean, rstd, *dropout, dx, dresidual, _, _ = arguments
+    rows, alone = slice(34, 98), torch.empty(1, 3, 384)
+    torch.ops.sbrrt.dropout_add_layernorm_backward_into(
+        grad[rows], product[rows], x[rows], bias, residual[rows], weight, mean[rows], rstd[rows],
+        *dropout[:3], dropout[3][rows], dx[rows], dresidual[rows],
+        torch.tensor([0, 64], dtype=torch.int32), alone,
+    )  # fmt: skip
+    assert torch.equal(alone[0], found[0][4])
 
 
 def test_autocast_keeps_the_residual_in_float32():
