@@ -39,6 +39,7 @@ from sbrrt_fast.training.step.sbrrt_step import (
     SbrrtStep,
     root_mean_square,
 )
+from sbrrt_fast.training.step.streams import Streams
 from sbrrt_fast.training.step.update import FusedUpdate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,6 +67,7 @@ class FastStep(SbrrtStep):
         if teacher is not None:
             self.momentum = PackedEncoder(teacher.module.encoder, ops, dtype, trains=False)
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
+        self.streams = Streams(self.device)
         self._grads: dict[int, Tensor | RowGradient] = {}
         assert isinstance(self.update, FusedUpdate), "the written-out step has a fused update"
 
@@ -143,6 +145,9 @@ class FastStep(SbrrtStep):
                 hidden = student.forward(Block(stream))[:num_tokens]
                 with torch.enable_grad():
                     clean = heads(hidden)
+        if self.momentum:  # after the clean pass, which has made what both passes look at
+            with clock("teacher"), self.streams.fork("teacher"):
+                targets = self._teach(heads)
         if perturbs:
             with clock("ascent"):
                 adversary.ascend()
@@ -152,10 +157,8 @@ class FastStep(SbrrtStep):
             with clock("adversarial"):
                 adversarial, smart, reported = adversary.adversarial_pass()
             _add(terms, "smart", reported)
-        if self.momentum:
-            with clock("teacher"):
-                targets = self._teach(heads)
         with clock("backward"):
+            self.streams.join("teacher")
             with torch.enable_grad():
                 total = self._losses(group, clean, smart, targets, terms)
             self._backward(total, clean, adversarial, heads, statistics)
