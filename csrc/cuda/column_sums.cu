@@ -12,6 +12,7 @@ constexpr int kWarps = 16;
 
 __global__ void __launch_bounds__(kWarps* kWarpSize)
     column_sums_kernel(const __grid_constant__ ColumnSumsParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, sums, [kWarps][kWarpSize]);
   const int lane = lane_index(), warp = warp_index();
   const int64_t num_columns = p.num_parts * p.width;
