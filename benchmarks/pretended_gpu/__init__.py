@@ -21,10 +21,11 @@ The dispatcher does not see what a CUDA kernel's host code does: ops of the exte
 torch that wait on CUDA alone, are taken at their schema's word.
 
 ``memory`` has the values, ``rules`` what is refused, ``operations`` the ops, ``names`` what Python
-sees.
+sees, ``streams`` the streams.
 """
 
 from benchmarks.pretended_gpu.gpu import PretendedGpu, recording
 from benchmarks.pretended_gpu.rules import Refused, name_of, waits_for_device
+from benchmarks.pretended_gpu.streams import STREAMS
 
-__all__ = ["PretendedGpu", "Refused", "name_of", "recording", "waits_for_device"]
+__all__ = ["STREAMS", "PretendedGpu", "Refused", "name_of", "recording", "waits_for_device"]

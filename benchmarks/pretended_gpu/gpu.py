@@ -15,6 +15,8 @@ from benchmarks.pretended_gpu.memory import Marks, Memory
 from benchmarks.pretended_gpu.names import Names
 from benchmarks.pretended_gpu.operations import Operations
 from benchmarks.pretended_gpu.rules import Refused
+from benchmarks.pretended_gpu.streams import NAMES as STREAM_NAMES
+from benchmarks.pretended_gpu.streams import STREAMS
 from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.registry import OPS
 
@@ -58,6 +60,8 @@ class PretendedGpu:
         for op in OPS:
             yield patch.dict(op._not_built, cuda=None)
         yield patch.object(torch.cuda, "Event", _Event)
+        for name in STREAM_NAMES:
+            yield patch.object(torch.cuda, name, getattr(STREAMS, name))
         # autograd.grad runs Python code of backward passes, which must be within the modes.
         yield patch.object(torch.autograd, "has_torch_function", lambda arguments: False)
         yield Operations(self)

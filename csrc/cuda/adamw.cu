@@ -36,6 +36,7 @@ __device__ inline void average_piece(const AdamwTensor& t, const AdamwFactors& f
 
 __global__ void __launch_bounds__(kPieceThreads)
     adamw_ema_kernel(const __grid_constant__ AdamwParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(AdamwFactors, factors, [1]);
   const int index = tensor_of_block(p.first_block, p.num_tensors);
   const AdamwTensor& t = p.tensors[index];
@@ -106,6 +107,7 @@ __device__ inline void update_row(const AdamwRowsParams& p, const AdamwFactors& 
 }
 
 __global__ void __launch_bounds__(kPieceThreads) adamw_ema_rows_kernel(const AdamwRowsParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(AdamwFactors, factors, [1]);
   if (threadIdx.x == 0) factors[0] = adamw_factors(p.numbers, 0, p.tensor.weight_decay);
   __syncthreads();

@@ -65,6 +65,7 @@ template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kShortThreads,
                                   AttentionTuning<T, kDim, kKeys>::kBackwardBlocks)
     attention_backward_short(const AttentionBackwardParams p, int heads_per_block) {
+  await_previous_kernel();
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
   const int padded = round_up_to_tile(sequence.length), num_tiles = padded / kTile;
@@ -113,6 +114,7 @@ constexpr size_t kQueriesBytes = 6 * sizeof(T) * kKeys * kRowStride<T, kDim>;
 template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_backward_queries(const AttentionBackwardParams p) {
+  await_previous_kernel();
   static_assert(kQueriesBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
@@ -179,6 +181,7 @@ constexpr size_t kKeysBytes =
 template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_backward_keys(const AttentionBackwardParams p) {
+  await_previous_kernel();
   static_assert(kKeysBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   static_assert(kKeptKeys % kKeys == 0, "a block's keys have their bits in the same words");
   constexpr int kSize = kKeys * kRowStride<T, kDim>;

@@ -101,6 +101,7 @@ template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kShortThreads,
                                   AttentionTuning<T, kDim, kKeys>::kForwardBlocks)
     attention_forward_short(const AttentionForwardParams p, int heads_per_block) {
+  await_previous_kernel();
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
   const int padded = round_up_to_tile(sequence.length), head_size = padded * kRowStride<T, kDim>;
@@ -134,6 +135,7 @@ constexpr size_t kForwardLongBytes = 5 * sizeof(T) * kKeys * kRowStride<T, kDim>
 template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_forward_long(const AttentionForwardParams p) {
+  await_previous_kernel();
   static_assert(kForwardLongBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);

@@ -93,6 +93,7 @@ template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kShortThreads,
                                   AttentionTuning<T, kDim, kKeys>::kJvpBlocks)
     attention_jvp_short(const AttentionJvpParams p, int heads_per_block) {
+  await_previous_kernel();
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);
   const HeadGroup heads = head_group(p.batch, heads_per_block);
   const int padded = round_up_to_tile(sequence.length), size = padded * kRowStride<T, kDim>;
@@ -128,6 +129,7 @@ constexpr size_t kTangentLongBytes = 10 * sizeof(T) * kKeys * kRowStride<T, kDim
 template <typename T, int kDim, int kKeys>
 __global__ void __launch_bounds__(AttentionTuning<T, kDim, kKeys>::kLongThreads)
     attention_jvp_long(const AttentionJvpParams p) {
+  await_previous_kernel();
   static_assert(kTangentLongBytes<T, kDim, kKeys> <= kMaxSharedBytes);
   constexpr int kSize = kKeys * kRowStride<T, kDim>;
   const Sequence sequence = sequence_of(p.batch, blockIdx.x);

@@ -14,6 +14,7 @@
 #include "common/dropout.h"
 #include "common/op.h"
 #include "cuda/column_sums.h"
+#include "cuda/common/launch_setting.h"
 #include "cuda/common/params.h"
 
 namespace sbrrt::cuda {
@@ -32,6 +33,7 @@ class Launch {
  public:
   Launch(const char* op, const at::Tensor& first, std::initializer_list<at::Tensor> others)
       : op_(op), guard_(first.device()), stream_(c10::cuda::getCurrentCUDAStream()) {
+    TORCH_CHECK_VALUE(programmatic_launch() >= 0, "SBRRT_PROGRAMMATIC_LAUNCH must be 0 or 1");
     for (const at::Tensor& other : others) {
       TORCH_CHECK_VALUE(other.device() == first.device(), "sbrrt::", op, ": tensors are on ",
                         first.device(), " and ", other.device(), "; they must share a GPU");

@@ -18,6 +18,7 @@ __device__ inline float* sums_of(const ColumnSumsParams& p, int64_t layer) {
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarpSize)
     column_sums_kernel(const __grid_constant__ ColumnSumsParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, sums, [kWarps][kWarpSize]);
   const int lane = lane_index(), warp = warp_index();
   const int64_t first = int64_t{blockIdx.x} * kWarpSize, column = first + lane;

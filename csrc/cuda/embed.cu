@@ -42,6 +42,7 @@ class EmbeddingRow {
 
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads) embed_forward_kernel(const EmbedForwardParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [Shape::kWarps]);
   const int64_t token = int64_t{blockIdx.x} * Shape::kGroups + group_index<Shape>();
   if (token >= p.in.num_tokens) return;
@@ -70,6 +71,7 @@ __global__ void __launch_bounds__(Shape::kThreads) embed_forward_kernel(const Em
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     embed_backward_kernel(const EmbedBackwardParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [kBackwardFloats<Shape>]);
   const int width = p.in.width;
   ParameterSums<Shape> sums;

@@ -98,6 +98,7 @@ __device__ inline void clear_between(T* out, int64_t width, int64_t low, int64_t
 template <typename T, int N>
 __global__ void __launch_bounds__(kSumWarps* kWarpSize)
     embed_tables_kernel(const __grid_constant__ EmbedTablesParams p) {
+  await_previous_kernel();
   const Task task = task_of<N>(p, int64_t{blockIdx.x} * kSumWarps + warp_index());
   if (task.table.out == nullptr) return;
   const SortedTokens tokens{task.table, p.num_tokens};
@@ -146,6 +147,7 @@ __device__ inline int64_t num_continued(const SortedTokens& tokens, int64_t chun
 template <typename T, int N>
 __global__ void __launch_bounds__(kJoinWarps* kWarpSize)
     embed_join_kernel(const __grid_constant__ EmbedTablesParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [1 + kJoinWarps][kWarpSize * N]);
   const Task task = task_of<N>(p, blockIdx.x);
   const SortedTokens tokens{task.table, p.num_tokens};

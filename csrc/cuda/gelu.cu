@@ -57,6 +57,7 @@ __device__ inline void for_each_row(int64_t num_rows, F row) {
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_forward_kernel(const GeluForwardParams p) {
+  await_previous_kernel();
   const int64_t column = (int64_t{blockIdx.x} * kWarpSize + lane_index()) * N;
   if (column >= p.width) return;
   float bias[N];
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_forward_kernel(const G
 
 template <typename T, int N>
 __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_grad_kernel(const GeluGradParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [kWarps][kWarpSize * N]);
   const int first = lane_index() * N;
   const int64_t start = int64_t{blockIdx.x} * kWarpSize * N, column = start + first;

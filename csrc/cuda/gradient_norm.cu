@@ -70,6 +70,7 @@ __device__ inline double published(unsigned long long* from) {
 
 __global__ void __launch_bounds__(kPieceThreads)
     gradient_norm_kernel(const __grid_constant__ GradientNormParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(double, shared, [kPieceWarps]);
   SBRRT_SHARED(bool, is_last, [1]);
   const double sum = block_total(squares_of_piece(p), shared);

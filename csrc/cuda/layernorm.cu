@@ -58,6 +58,7 @@ __device__ inline void store_row(const Rows& out, const Rows& low, int64_t row, 
 template <typename X, typename R, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     layernorm_forward_kernel(const LayerNormForwardParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [Shape::kWarps]);
   const int64_t row = int64_t{blockIdx.x} * Shape::kGroups + group_index<Shape>();
   if (row >= p.in.num_rows) return;
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
 template <typename X, typename R, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     layernorm_backward_kernel(const LayerNormBackwardParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [kBackwardFloats<Shape>]);
   const int width = p.in.width;
   ParameterSums<Shape> sums;
@@ -123,6 +125,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
 template <typename X, typename R, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads)
     layernorm_jvp_kernel(const LayerNormJvpParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(float, shared, [2 * Shape::kWarps]);
   const int64_t row = int64_t{blockIdx.x} * Shape::kGroups + group_index<Shape>();
   if (row >= p.in.num_rows) return;

@@ -24,6 +24,7 @@ __device__ inline void for_each_words(const PhiloxRowsParams& p, F make) {
 
 template <typename Bits, int N>
 __global__ void __launch_bounds__(kThreads) dropout_mask_kernel(const DropoutMaskParams p) {
+  await_previous_kernel();
   for_each_words<Bits, N>(p.rows, [&](const uint32_t(&words)[N], Bits* to) {
     Vec<Bits, N> factors;
 #pragma unroll
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(kThreads) dropout_mask_kernel(const DropoutMas
 
 template <int N>
 __global__ void __launch_bounds__(kThreads) philox_bits_kernel(const PhiloxRowsParams p) {
+  await_previous_kernel();
   for_each_words<uint32_t, N>(p, [&](const uint32_t(&words)[N], uint32_t* to) {
     Vec<uint32_t, N> bits;
 #pragma unroll
@@ -77,6 +79,7 @@ __device__ inline void normal_pair(uint32_t first, uint32_t second, float* to) {
 }
 
 __global__ void __launch_bounds__(kThreads) smart_noise_kernel(const PhiloxRowsParams p) {
+  await_previous_kernel();
   for_each_words<float, 4>(p, [&](const uint32_t(&words)[4], float* to) {
     Vec<float, 4> normals;
     normal_pair(words[0], words[1], normals.at);

@@ -135,6 +135,7 @@ __device__ inline double projected(const AscendOptions& options, double scale, d
 
 template <int N, bool kSequence>
 __global__ void __launch_bounds__(kThreads, kBlocks) smart_ascend_kernel(const AscendParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(double, shared, [kWarps]);
   const AscendOptions& options = p.options;
   const Group<N, kSequence> group(p);

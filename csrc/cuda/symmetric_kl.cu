@@ -83,6 +83,7 @@ __device__ inline int64_t example_of(const KlParams& p) {
 }
 
 __global__ void __launch_bounds__(kThreads, 1) kl_forward_kernel(const KlForwardParams p) {
+  await_previous_kernel();
   const int64_t example = example_of(p.in);
   if (example == p.in.num_examples) return;
   const KlRow row(p.in, example);
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(kThreads, 1) kl_forward_kernel(const KlForward
 }
 
 __global__ void __launch_bounds__(kThreads, 1) kl_backward_kernel(const KlBackwardParams p) {
+  await_previous_kernel();
   const int64_t example = example_of(p.in);
   if (example == p.in.num_examples) return;
   const KlRow row(p.in, example);
@@ -122,6 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1) kl_backward_kernel(const KlBackwa
 }
 
 __global__ void __launch_bounds__(kThreads, 1) kl_fisher_kernel(const KlFisherParams p) {
+  await_previous_kernel();
   const int64_t example = example_of(p.in);
   if (example == p.in.num_examples) return;
   const KlRow row(p.in, example);

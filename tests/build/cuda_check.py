@@ -5,7 +5,8 @@
 FOLDER is what ``SBRRT_KERNEL_COUNTS`` named while the kernels' tests ran: it tells how large blocks
 get, of which the machine code knows the bound on threads alone. The exit status is 1 if a kernel
 spills registers, is launched with larger blocks than it or its chip can have, multiplies 16-bit
-matrices without matrix instructions, or was never executed in the tests.
+matrices without matrix instructions, does not begin with the wait for the kernel before it where
+that may still run, or was never executed in the tests.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ WARPS, BLOCKS, SCHEDULERS = 64, 32, 4
 REGISTERS = 16 << 10  # of a scheduler
 HALF_ATTENTION = re.compile(r"attention\w*<(__half|__nv_bfloat16)\b")
 GLOBAL_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS)\.\S*")
+# Instructions that may touch global memory, and griddepcontrol.wait.
+ANY_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS|ATOMG|ATOM|REDG|RED|LD|ST|UBLKCP)\.")
+WAIT, FIRST_WITH_WAIT = re.compile(r"\bACQBULK\b"), 90
 # Lines of cuobjdump: a chip; a function, in the three kinds of listing.
 MARK = re.compile(
     r"^(?:arch = sm_(?P<arch>\d+)|\s*Function (?P<usage>\S+?):?|\s*Function : (?P<sass>\S+)"
@@ -47,7 +51,7 @@ class Kernel:
     ``threads`` and ``shared`` bytes are of the largest block that was launched; where none is
     known, of the largest it was compiled for. ``warps`` is how many a multiprocessor then has at
     most, and ``limit`` what it has no more of. ``wide`` of its ``accesses`` to global memory move
-    16 bytes.
+    16 bytes. It ``waits`` for the kernel before it ahead of the first of them.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Kernel:
     hmma: int = 0
     wide: int = 0
     accesses: int = 0
+    waits: bool = True
     executed: bool = True
 
     def faults(self) -> list[str]:
@@ -73,6 +78,8 @@ class Kernel:
             f"has {self.shared} bytes of shared memory, over {most}": self.shared > most,
             "multiplies 16-bit matrices without matrix instructions": not self.hmma
             and HALF_ATTENTION.match(self.name),
+            "touches global memory without await_previous_kernel()": self.arch >= FIRST_WITH_WAIT
+            and not self.waits,
             "is never executed by the tests": not self.executed,
         }
         return [text for text, holds in found.items() if holds]
@@ -107,6 +114,12 @@ def instructions(text: str) -> dict[str, int]:
         "wide": sum(access.endswith(".128") for access in accesses),
         "accesses": len(accesses),
     }
+
+
+def waits_first(text: str) -> bool:
+    """Whether a function in ``cuobjdump -sass`` waits for the kernel before it first of all."""
+    wait, access = WAIT.search(text), ANY_ACCESS.search(text)
+    return wait is not None and (access is None or wait.start() < access.start())
 
 
 def most_threads(text: str) -> int:
@@ -168,13 +181,14 @@ def kernels(library: Path, launches: dict[str, Executed] | None) -> list[Kernel]
         found = instructions(sass[arch, mangled])
         was_executed = launches is None or name in launches
         size = {"threads": threads, "max_threads": bound, "warps": warps, "limit": limit}
-        rows.append(Kernel(name, arch, executed=was_executed, **size, **facts, **found))
+        does = {"executed": was_executed, "waits": waits_first(sass[arch, mangled])}
+        rows.append(Kernel(name, arch, **does, **size, **facts, **found))
     return sorted(rows, key=lambda kernel: (kernel.name, kernel.arch))
 
 
 def table(rows: Sequence[Kernel]) -> str:
     """The rows as aligned text, with a ``!`` before those with a fault."""
-    names = [field.name for field in fields(Kernel) if field.name != "executed"]
+    names = [field.name for field in fields(Kernel) if field.type != "bool"]
     cells = [["", *names]] + [
         ["!" if row.faults() else "", *(str(getattr(row, name)) for name in names)] for row in rows
     ]

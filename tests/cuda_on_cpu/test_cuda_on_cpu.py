@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 import torch
 
 from tests.cuda_on_cpu import CudaError, library
+from tests.cuda_on_cpu.build import ROOT
 from tests.cuda_on_cpu.sanitized import run_sanitized
 
 # In the order of Bug in cuda_on_cpu/ops/planted.cpp; what `checked` says of each. None: the result
@@ -31,6 +33,8 @@ SCALE_BUGS = {
     "syncwarp_forgotten": "another thread wrote it|nobody wrote it",
     "signed_overflow": "overflow of a sum",
     "wide_shift": "shift by too much",
+    "previous_kernel_not_awaited": r"read of 4 bytes .* before await_previous_kernel\(\)",
+    "store_before_previous_kernel": r"write of 4 bytes .* before await_previous_kernel\(\)",
 }
 TILE_BUGS = {
     "no_wait": "has not been waited for",
@@ -45,6 +49,7 @@ BUGS = ["none", *SCALE_BUGS, *TILE_BUGS]
 # Those that `plain`, which does not see accesses, cannot notice.
 UNSEEN_BY_PLAIN = {"load_out_of_bounds", "host_pointer", "blocks_collide", "syncwarp_forgotten"}
 UNSEEN_BY_PLAIN |= {"signed_overflow", "wide_shift", "shared_out_of_bounds"}
+UNSEEN_BY_PLAIN |= {"store_before_previous_kernel"}
 
 
 def scale(variant: str, bug: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,6 +106,27 @@ def test_plain_fails_in_some_order(bug: str) -> None:
         except CudaError:
             continue
     assert right < 20
+
+
+def test_plain_refuses_a_thread_that_never_waits_for_the_kernel_before() -> None:
+    with pytest.raises(CudaError, match=r"ended without await_previous_kernel\(\)"):
+        scale("plain", "previous_kernel_not_awaited", 0)
+
+
+KERNEL = re.compile(r"__global__ .*?(\w+)\([^()]*\) \{\s*([^;]*);", re.DOTALL)
+
+
+def test_every_kernel_begins_with_the_wait_for_the_kernel_before() -> None:
+    """A launch lets it start while that one runs; ``launch`` is the one place that launches."""
+    kernels = []
+    for path in sorted((ROOT / "csrc" / "cuda").rglob("*.cu*")):
+        text = path.read_text()
+        here = KERNEL.findall(text)
+        assert len(here) == text.count("__global__ ") and "<<<" not in text, path.name
+        kernels += here
+    assert len(kernels) > 20
+    late = [name for name, first in kernels if first != "await_previous_kernel()"]
+    assert not late, f"without await_previous_kernel(): {late}"
 
 
 def test_an_error_names_kernel_block_and_thread() -> None:

@@ -1,4 +1,5 @@
-// What every kernel file includes: CUDA's runtime and number types, shared memory, thread indices.
+// What every kernel file includes: CUDA's runtime and number types, shared memory, thread indices,
+// and what every kernel begins with.
 // With SBRRT_CUDA_ON_CPU the names come from tests/cuda_on_cpu, which runs kernels on the CPU.
 #pragma once
 
@@ -11,6 +12,7 @@
 
 // SBRRT_SHARED(float, tile, [16][33]); is one array per block. shared_memory<T>() is the dynamic part.
 #if defined(SBRRT_CUDA_ON_CPU)
+#include <cuda_on_cpu/previous_kernel.h>
 #include <cuda_on_cpu/shared.h>
 #else
 #define SBRRT_SHARED(type, name, size) __shared__ __align__(16) type name size
@@ -20,6 +22,17 @@ template <typename T>
 __device__ inline T* shared_memory() {
   extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
   return reinterpret_cast<T*>(dynamic_shared_memory);
+}
+
+// The first statement of every kernel. From compute capability 9.0 on a kernel is started while the
+// one before it in the stream still runs (launch.cuh), and may touch global memory from here on: all
+// of that one is done and visible. The next kernel may be started as soon as all blocks are here; it
+// waits in turn. Kernels for older chips start when the one before has ended.
+__device__ inline void await_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
 }
 }  // namespace sbrrt::cuda
 #endif

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,13 +18,24 @@ from sbrrt_fast.model.packed.layer import Block, Layer, Tangent, span_of
 from sbrrt_fast.model.packed.weights import (
     NORM_VECTORS,
     EncoderWeights,
-    LayerWeights,
     ModelGradients,
     embedding_tables,
 )
 from sbrrt_fast.model.packed.workspace import Workspace
 from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.ops.embed import embed_forward
+
+WEIGHTS = "weights"  # the side stream of the weights' products
+
+
+class InLine:
+    """Side streams that are none: work runs where it stands."""
+
+    def fork(self, name: str) -> AbstractContextManager:
+        return nullcontext()
+
+    def join(self, name: str) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,12 @@ class KeptRows:
 class PackedEncoder:
     """A MiniBert's forward, tangent, pull-back and backward, without autograd.
 
+    Attributes:
+        gradients: of the weights, after ``backward``; None of a teacher.
+        streams: where the weights' products of a backward may run beside the rest.
+        on_layer: called in ``backward`` with a layer's index as soon as its matrices' gradients are
+            complete, on the stream that makes them; all else is complete when it returns.
+
     Args:
         encoder: whose weights; packed batches only.
         ops: the writing ops of one backend, by name (``ops._backend.backends``).
@@ -74,6 +92,8 @@ class PackedEncoder:
         self.weights = EncoderWeights(encoder, dtype)
         device = encoder.embeddings.word_embeddings.weight.device
         self.workspace = Workspace(self.config, dtype, device, keep=trains)
+        self.streams = InLine()
+        self.on_layer: Callable[[int], object] = lambda index: None
         self.gradients = ModelGradients(encoder, self.weights, num_head_weights) if trains else None
         self.layers = [
             Layer(ops, self.config, i, weights) for i, weights in enumerate(self.weights.layers)
@@ -135,7 +155,10 @@ class PackedEncoder:
                 ``kept`` rows. The products' cotangents are kept always.
         """
         sums = self.workspace.norm_sums[:, : block.num_sequences] if keeps else None
-        return self._chain(grad, [block], sums)
+        self._set_cotangent(grad, block.rows)
+        for index in self._backwards:
+            self._back(index, [block], sums)
+        return self._cotangent(block.rows)
 
     def backward(
         self, grad: Tensor, blocks: Sequence[Block], kept: KeptRows | None = None
@@ -146,33 +169,40 @@ class PackedEncoder:
             grad: float32 [rows, hidden], at the last hidden states of the blocks' rows.
             kept: the rows before those of the blocks, that were pulled back already.
         """
-        start, stop = span_of(blocks)
-        self.workspace.clear_padding(stop)
+        rows, sums = span_of(blocks), self.workspace.norm_sums
+        self.workspace.clear_padding(rows[1])
         num_kept = 0
         if kept is not None:
             num_kept = kept.num_sequences
-            self._scale(start, kept.row_factors)
-        sums = self.workspace.norm_sums
+            self._scale(rows[0], kept.row_factors)
         count = num_kept + sum(block.num_sequences for block in blocks)
-        grad_input = self._chain(grad, blocks, sums[:, num_kept:count], self.gradients.layers)
-        self._sum_vectors(stop, count, kept)
-        return grad_input
+        self._set_cotangent(grad, rows)
+        for index in self._backwards:
+            self._back(index, blocks, sums[:, num_kept:count])
+            with self.streams.fork(WEIGHTS):
+                arguments = self.saved[index], self.d[index], rows[1], self.gradients.layers[index]
+                self.layers[index].weight_gradients(*arguments)
+                self.on_layer(index)
+        self._sum_vectors(rows[1], count, kept)
+        self.streams.join(WEIGHTS)
+        return self._cotangent(rows)
 
-    def _chain(
-        self,
-        grad: Tensor,
-        blocks: Sequence[Block],
-        norm_sums: Tensor | None,
-        grads: list[LayerWeights] | None = None,
-    ) -> Tensor:
-        start, stop = span_of(blocks)
-        d = self.d[0].rows(start, stop)
+    @property
+    def _backwards(self) -> Iterable[int]:
+        return reversed(range(len(self.layers)))
+
+    def _back(self, index: int, blocks: Sequence[Block], norm_sums: Tensor | None) -> None:
+        """One layer's backward; ``norm_sums`` has the last layer first."""
+        sums = None if norm_sums is None else norm_sums[len(self.layers) - 1 - index]
+        self.layers[index].backward(self.saved[index], self.d[index], blocks, sums)
+
+    def _set_cotangent(self, grad: Tensor, rows: tuple[int, int]) -> None:
+        d = self.d[0].rows(*rows)
         d.hidden.copy_(grad)
         d.product.zero_()
-        for i in reversed(range(len(self.layers))):
-            of_layer = None if grads is None else grads[i]
-            sums = None if norm_sums is None else norm_sums[len(self.layers) - 1 - i]
-            self.layers[i].backward(self.saved[i], self.d[i], blocks, sums, of_layer)
+
+    def _cotangent(self, rows: tuple[int, int]) -> Tensor:
+        d = self.d[0].rows(*rows)
         return d.hidden + d.product
 
     def _scale(self, stop: int, factors: Tensor) -> None:

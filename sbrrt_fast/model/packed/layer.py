@@ -123,7 +123,6 @@ class Layer:
         d: Cotangents,
         blocks: Sequence[Block],
         norm_sums: Tensor | None = None,
-        grads: LayerWeights | None = None,
     ) -> None:
         """Turns d of ``next_saved.x`` (``d.hidden + d.product``) into d of ``saved.x``.
 
@@ -131,28 +130,28 @@ class Layer:
             blocks: adjacent rows, each with its own dropout, that share the products.
             norm_sums: float32 [num_sequences of the blocks, 2, 3, H], where the LayerNorms' sums
                 over each sequence go, or None.
-            grads: where the matrices' gradients go, or None to compute none. They are taken over
-                all rows up to the blocks' end: the ones before have their cotangents already.
         """
-        w, mm, (start, stop) = self.weights, self.ops.mm_into, span_of(blocks)
-        g = d.rows(*padded_rows(start, stop))
-        a, factor = saved.rows(*padded_rows(0, stop)), d.rows(*padded_rows(0, stop))
+        w, mm = self.weights, self.ops.mm_into
+        g = d.rows(*padded_rows(*span_of(blocks)))
         self._add_norm_backward(NORM2, saved, d, blocks, norm_sums)
         mm(g.narrow2, w.outer, g.wide)
-        if grads:
-            mm(factor.narrow2.t(), a.activated, grads.outer)
         self._gelu_backward(saved, d, blocks)
         mm(g.wide, w.inner, g.product)
-        if grads:
-            mm(factor.wide.t(), a.y_low, grads.inner)
         self._add_norm_backward(NORM1, saved, d, blocks, norm_sums)
         mm(g.narrow1, w.attention_out, g.context)
-        if grads:
-            mm(factor.narrow1.t(), a.context, grads.attention_out)
         self._attend_backward(saved, d, blocks)
         mm(g.qkv, w.qkv, g.product)
-        if grads:
-            mm(factor.qkv.t(), a.x_low, grads.qkv)
+
+    def weight_gradients(
+        self, saved: Activations, d: Cotangents, num_rows: int, grads: LayerWeights
+    ) -> None:
+        """The matrices' gradients over the first rows, from what ``backward`` has left of them."""
+        mm, rows = self.ops.mm_into, padded_rows(0, num_rows)
+        a, g = saved.rows(*rows), d.rows(*rows)
+        mm(g.narrow2.t(), a.activated, grads.outer)
+        mm(g.wide.t(), a.y_low, grads.inner)
+        mm(g.narrow1.t(), a.context, grads.attention_out)
+        mm(g.qkv.t(), a.x_low, grads.qkv)
 
     def _attend(self, saved: Activations, primal: Block | None, tangent: Tangent | None) -> None:
         if primal:

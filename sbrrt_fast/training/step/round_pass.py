@@ -44,7 +44,7 @@ class RoundPass(Protocol):
         """The adversarial outputs."""
 
     def teach(self) -> None:
-        """The teacher's outputs."""
+        """The teacher's outputs, which nothing needs before ``backward``."""
 
     def backward(self) -> list[dict[str, Tensor]]:
         """Leaves the gradients of all losses; returns each task's terms.
@@ -86,6 +86,9 @@ def go_forward(
     reports: Terms = {}
     with clock("clean"):
         this.clean(ascent)
+    if has_teacher:
+        with clock("teacher"):
+            this.teach()
     if ascent is not None:
         with clock("ascent"):
             delta = this.climb(ascent)
@@ -94,9 +97,6 @@ def go_forward(
                 reports = measure(this, ascent, delta)
         with clock("adversarial"):
             this.perturb(ascent, delta)
-    if has_teacher:
-        with clock("teacher"):
-            this.teach()
     return reports
 
 

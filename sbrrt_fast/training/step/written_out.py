@@ -31,6 +31,8 @@ from sbrrt_fast.training.step.jacobian import GroupJacobian, Rows, Through
 from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS
 from sbrrt_fast.training.step.written_out_model import WrittenOutModel
 
+TEACHER = "teacher"  # the side stream of its pass
+
 
 class WrittenOutPass:
     """``round_pass.RoundPass`` and ``smart.ascent.CleanPass`` of a group.
@@ -205,20 +207,23 @@ class WrittenOutPass:
 
     @torch.no_grad()
     def teach(self) -> None:
-        """The teacher's outputs."""
+        """The teacher's outputs; on a stream of its own, after what both passes look at."""
+        with self.model.streams.fork(TEACHER):
+            self.targets = self._teacher_outputs()
+
+    def _teacher_outputs(self) -> Tensor:
         teacher, stream = self.model.momentum, self._other(TEACHER_PASS)
         heads = self.heads if stream is self.stream else self.heads.on(stream)
         block = Block(stream)
         teacher.begin(self.tokens.num_tokens, 0)
         teacher.set_input(block.rows, teacher.embed(stream)[0])
         hidden = teacher.forward(block)[: self.tokens.num_tokens]
-        self.targets = heads.forward(
-            hidden, self.model.teacher_weights, teacher.encoder.pooler
-        ).outputs
+        return heads.forward(hidden, self.model.teacher_weights, teacher.encoder.pooler).outputs
 
     @torch.no_grad()
     def backward(self) -> list[dict[str, Tensor]]:
         """Gradients of everything that trains, into the model's; each task's terms."""
+        self.model.streams.join(TEACHER)
         result = self._objective()
         passes = [(self.heads, self.at, result.grad_outputs)]
         if self.adversarial is not None:

@@ -16,6 +16,7 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.group_tables import GroupTables
+from sbrrt_fast.training.step.streams import Streams
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,6 +47,7 @@ class WrittenOutModel:
         if teacher is not None:
             self.momentum = PackedEncoder(teacher.module.encoder, backend.ops, dtype, False)
             self.teacher_weights = HeadWeights(teacher.module)
+        self.streams = self.student.streams = Streams(self.device)
         self.grads = self.student.gradients
         self.grad_words: RowGradient | None = None
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())

@@ -33,6 +33,8 @@ enum Bug : int64_t {
   kSyncwarpForgotten,
   kSignedOverflow,
   kWideShift,
+  kPreviousKernelNotAwaited,
+  kStoreBeforePreviousKernel,
   kNoWait,
   kNoCommit,
   kWaitForTooFew,
@@ -87,9 +89,11 @@ __device__ int undefined(int x, Bug bug) {
 }
 
 __global__ void scale_rows(const __grid_constant__ ScaleParams params) {
+  const Bug bug = params.bug;
+  if (bug == kStoreBeforePreviousKernel) params.y[blockIdx.x * params.width] = 0.0f;
+  if (bug != kPreviousKernelNotAwaited) await_previous_kernel();
   SBRRT_SHARED(float, partial, [kWarps]);
   SBRRT_SHARED(float, greetings, [kWarpSize]);
-  const Bug bug = params.bug;
   if (bug == kThreadLeavesEarly && threadIdx.x == 77) return;
   neighbours(greetings, bug);
   const int one = undefined(blockIdx.x + 1, bug) > 0;
@@ -123,6 +127,7 @@ constexpr int kTile = 16;
 // Two warps; warp w multiplies rows 8 w ... 8 w + 7 of b.
 template <typename T>
 __global__ void tile_product(const __grid_constant__ TileParams params) {
+  await_previous_kernel();
   T* tiles = shared_memory<T>();  // a, then b
   const Bug bug = params.bug;
   const int chunk = threadIdx.x % 32;  // of 8 numbers
@@ -168,6 +173,7 @@ struct CountParams {
 };
 
 __global__ void count(const __grid_constant__ CountParams params) {
+  await_previous_kernel();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const bool inside = i < params.num_values;
   const unsigned above = __ballot_sync(kFullMask, inside && params.values[i] > 0);
@@ -193,6 +199,7 @@ struct RoundParams {
 };
 
 __global__ void round_trip(const __grid_constant__ RoundParams params) {
+  await_previous_kernel();
   for (int64_t i = threadIdx.x; i < params.num_values; i += blockDim.x) {
     params.half[i] = to_float(from_float<__half>(params.x[i]));
     params.bfloat16[i] = to_float(from_float<__nv_bfloat16>(params.x[i]));

@@ -156,6 +156,7 @@ __attribute__((noinline)) void run_next() {
 }
 
 void thread_ends() {
+  if (!current->may_start) fail("ended without await_previous_kernel()");
   current->done = true;
   ++block.num_done;
   if (block.num_at_barrier > 0) {
@@ -177,7 +178,7 @@ void prepare_block(uint3 index, size_t shared_bytes) {
   ready.clear();
   for (int i = 0; i < block.num_threads; ++i) {
     Thread& thread = threads[i];
-    thread.done = false;
+    thread.done = thread.may_start = false;
     thread.number = i;
     thread.index = position(i, block.shape);
     thread.waits_for = nullptr;
@@ -243,6 +244,8 @@ bool on_own_stack(const void* address) {
   const char* at = static_cast<const char*>(address);
   return at >= bottom && at < bottom + kStackBytes - kGuardBytes;
 }
+
+void await_previous_kernel() { current->may_start = true; }
 
 uint3 thread_index() { return current->index; }
 uint3 block_index() { return block.index; }

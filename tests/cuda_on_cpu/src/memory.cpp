@@ -236,6 +236,7 @@ void check_cells(Cell* cells, size_t offset, const void* address, size_t bytes, 
 void check_global(const void* address, size_t bytes, Access access) {
   if (access == Access::read) ++num_global_reads;
   if (Buffer* buffer = buffer_at(address, bytes)) {
+    if (!current->may_start) refuse(address, bytes, access, "before await_previous_kernel()");
     const size_t offset = static_cast<const char*>(address) - buffer->begin;
     return check_cells(buffer->cells, offset, address, bytes, access, true);
   }
@@ -255,9 +256,9 @@ void check_access(const void* address, size_t bytes, Access access) {
 void check_atomic(const void* address, size_t bytes) {
   check_aligned(address, bytes);
   if (!checked || on_own_stack(address)) return;
-  if (!in_arena(address) && !buffer_at(address, bytes)) {
-    refuse(address, bytes, Access::write, "out of bounds");
-  }
+  if (in_arena(address)) return;
+  if (!buffer_at(address, bytes)) refuse(address, bytes, Access::write, "out of bounds");
+  if (!current->may_start) refuse(address, bytes, Access::write, "before await_previous_kernel()");
 }
 
 void check_aligned(const void* address, int bytes) {

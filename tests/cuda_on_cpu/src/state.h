@@ -8,6 +8,7 @@
 #include <cuda_on_cpu/launch.h>
 #include <cuda_on_cpu/memory.h>
 #include <cuda_on_cpu/mma.h>
+#include <cuda_on_cpu/previous_kernel.h>
 #include <cuda_on_cpu/shared.h>
 
 #include <setjmp.h>
@@ -35,6 +36,7 @@ struct Thread {
   jmp_buf context;
   bool started = false;  // its fiber exists
   bool done = false;
+  bool may_start = false;  // it has waited for the kernel before
   int number = 0;  // in the block, x fastest
   uint3 index{};
   const char* waits_for = nullptr;
