@@ -42,8 +42,8 @@ def test_a_captured_step_is_the_same_in_every_order(name):
     assert_same_bits(train(ours), train(theirs))
     assert_same_bits(state(ours), state(theirs))
     assert ours.num_replays
-    for captured in ours._captured.values():
-        main, *sides = captured.graph.num_calls.values()
+    for one in ours._captured.values():
+        main, *sides = one.graph.num_calls.values()
         assert len(sides) == 1 + (config.bregman.weight > 0)
         assert all(main > side >= 8 for side in sides)  # the weights' products, the teacher's pass
 
