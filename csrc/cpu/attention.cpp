@@ -154,19 +154,17 @@ void AttentionForward::run_cpu() const {
   });
 }
 
-// `out` serves implementations that do not hold a row of probabilities; where the row is at hand,
-// its own sum is more exact than one with a rounded result.
+// `out` serves implementations that cannot hold a row of probabilities; here the row is at hand,
+// and its own sum is more exact than one with a rounded result.
 void AttentionBackward::run_cpu() const {
   const DenseQueryKeyValue dense(in);
-  const at::Tensor dense_grad = with_dense_rows(grad), dense_out = with_dense_rows(out);
-  const at::Tensor sums = logsumexp.contiguous();
+  const at::Tensor dense_grad = with_dense_rows(grad), sums = logsumexp.contiguous();
   run(kOp, in.query, sequences, [&](auto element) {
     using T = decltype(element);
     return BackwardMatrices<T>{read<T>(dense_grad),  read<T>(dense.query),
                                read<T>(dense.key),   read<T>(dense.value),
-                               read<T>(dense_out),   sums.const_data_ptr<float>(),
-                               written<T>(dquery),   written<T>(dkey),
-                               written<T>(dvalue)};
+                               sums.const_data_ptr<float>(), written<T>(dquery),
+                               written<T>(dkey),     written<T>(dvalue)};
   });
 }
 

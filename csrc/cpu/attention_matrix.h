@@ -65,9 +65,10 @@ void multiply_tile(Left a, const typename Left::Right* b, int64_t b_stride, int 
   for (int i = 0; i < kRows; ++i) {
     SBRRT_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      float* out = c + i * c_stride + v * kVecSize;
+      float* out = c + v * kVecSize;
       vec_store(out, add ? vec_load(out) + sums[i][v] : sums[i][v]);
     }
+    c += c_stride;
   }
 }
 

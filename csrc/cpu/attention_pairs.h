@@ -13,8 +13,6 @@ struct PairFactor {
   const at::BFloat16* data;
   int64_t row, column;  // elements from row to row and from pair to pair
 
-  PairFactor at_row(int64_t i) const { return {data + i * row, row, column}; }
-
   static Terms load(const Pair* b) { return (Terms)_mm512_loadu_si512(b); }
   static Terms spread(const at::BFloat16* a) {
     int pair;
@@ -31,16 +29,6 @@ inline __m512i alternate(int second) {
   const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i offset = _mm512_set1_epi32(second);
   return _mm512_or_si512(first, _mm512_slli_epi32(_mm512_add_epi32(first, offset), 16));
-}
-
-// c [rows, kWidth] = a [rows, depth] b [depth, kWidth] + (add ? c : 0), the depth in pairs; b and c
-// are dense.
-template <int kWidth>
-void multiply_rows(PairFactor a, const Pair* b, int rows, int depth, float* c, bool add) {
-  constexpr int kVectors = 2;
-  for (int j = 0; j < kWidth; j += kVectors * kVecSize) {
-    multiply_panel<kVectors>(a, b + j, kWidth, rows, depth, c + j, kWidth, add);
-  }
 }
 
 // packed [kWidth / 2, stride] = pairs of the rows' features, transposed; zeros right of num_rows up
@@ -93,15 +81,39 @@ PairFactor pair_factor(RowView<const at::BFloat16> rows, int num_rows,
   return {packed, kWidth, 2};
 }
 
-// rows = sums [num_rows, kWidth] times scale
+// A product's result [num_rows, kWidth], summed in a buffer of floats.
 template <int kWidth>
-void store_scaled(const float* sums, int num_rows, float scale, RowView<at::BFloat16> rows) {
-  for (int i = 0; i < num_rows; ++i) {
-    SBRRT_UNROLL
-    for (int j = 0; j < kWidth; j += kVecSize) {
-      vec_store(rows.data + i * rows.stride + j, vec_load(sums + i * kWidth + j) * vec_set(scale));
+class PairResult {
+ public:
+  PairResult(int num_rows, Buffer<float>& buffer)
+      : sums_(buffer.of(num_rows * kWidth)), num_rows_(num_rows) {}
+
+  // += a [num_rows, depth] b [depth, kWidth], or = where it is the first; the depth in pairs.
+  void add(PairFactor a, const Pair* b, int depth, bool is_first) const {
+    constexpr int kVectors = 2;
+    for (int j = 0; j < kWidth; j += kVectors * kVecSize) {
+      multiply_panel<kVectors>(a, b + j, kWidth, num_rows_, depth, sums_ + j, kWidth, !is_first);
     }
   }
-}
+
+  // rows = the result times a number, or each row times its own
+  void store(float scale, RowView<at::BFloat16> rows) const {
+    for (int i = 0; i < num_rows_; ++i) store_row(i, scale, rows);
+  }
+  void store(const float* scales, RowView<at::BFloat16> rows) const {
+    for (int i = 0; i < num_rows_; ++i) store_row(i, scales[i], rows);
+  }
+
+ private:
+  void store_row(int i, float scale, RowView<at::BFloat16> rows) const {
+    SBRRT_UNROLL
+    for (int j = 0; j < kWidth; j += kVecSize) {
+      vec_store(rows.data + i * rows.stride + j, vec_load(sums_ + i * kWidth + j) * vec_set(scale));
+    }
+  }
+
+  float* sums_;
+  int num_rows_;
+};
 
 }  // namespace sbrrt::SBRRT_ISA

@@ -52,7 +52,7 @@ struct ForwardMatrices {
 
 template <typename T>
 struct BackwardMatrices {
-  RowView<const T> grad, query, key, value, out;
+  RowView<const T> grad, query, key, value;
   const float* logsumexp;
   RowView<T> query_grad, key_grad, value_grad;
 };
@@ -89,10 +89,11 @@ using Pair = uint32_t;  // two bfloat16, neighbouring terms of a sum
 
 // A thread's memory for products of bfloat16 (attention_pairs.h).
 struct PairScratch {
-  Buffer<Pair> query_columns, grad_columns, query_rows, grad_rows, key_rows;
   Buffer<at::BFloat16> keys, values;
-  Buffer<at::BFloat16> weights, weight_grads;  // [keys of a chunk, queries of a block]
-  Buffer<Pair> weight_pairs, other_pairs;      // of neighbouring keys
+  Buffer<Pair> query_columns, grad_columns;
+  Buffer<Pair> query_rows, grad_rows, key_rows, tangent_rows;
+  Buffer<at::BFloat16> weights, weight_grads;  // [keys, queries of a block]
+  Buffer<Pair> weight_pairs, tangent_pairs;    // of neighbouring keys
   Buffer<uint16_t> kept;
 };
 
