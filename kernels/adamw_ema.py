@@ -21,6 +21,7 @@ from .checks import check_written
 from .launch import launch
 from .launch_table import TABLE
 from .memory import extent_of
+from .previous_kernel import await_previous
 from .tensor_table import (
     addresses,
     device_table,
@@ -163,6 +164,7 @@ def _update_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_tensor, i_begin, i_end = load_piece(p_pieces, tl.program_id(0).to(tl.int64))
     clip = tl.load(p_clip)
     i_end = tl.where(clip == clip, i_end, i_begin)  # NaN leaves the update out
@@ -194,6 +196,7 @@ def _square_sums_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_piece = tl.program_id(0).to(tl.int64)
     i_tensor, i_begin, i_end = load_piece(p_pieces, i_piece)
     p_grad = tensor_at(p_addresses + i_tensor, GRAD, ALIGNED)
@@ -215,6 +218,7 @@ def _root_kernel(
     num_pieces,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     b_total = tl.zeros((BLOCK,), tl.float64)
     for i_first in range(0, num_pieces, BLOCK):
         o = i_first + tl.arange(0, BLOCK)

@@ -24,6 +24,7 @@ from .checks import (
 )
 from .launch import launch
 from .philox import load_stream
+from .previous_kernel import await_previous
 from .rows import (
     RowDropout,
     column_sums_into,
@@ -115,6 +116,7 @@ def _forward_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     place = (tl.program_id(0).to(tl.int64), num_rows, width)
@@ -158,6 +160,7 @@ def _backward_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     i_program = tl.program_id(0).to(tl.int64)
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
@@ -215,6 +218,7 @@ def _jvp_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     place = (tl.program_id(0).to(tl.int64), num_rows, width)

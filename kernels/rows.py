@@ -13,6 +13,7 @@ from .checks import check_dropout, check_indices
 from .launch import launch
 from .launch_table import TABLE
 from .philox import dropout_factors, dropout_numbers, row_words
+from .previous_kernel import await_previous
 
 MAX_WIDTH = 8192  # a row is held in registers: 16 elements a thread at 16 warps
 
@@ -140,6 +141,7 @@ def _column_sums_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    await_previous()
     i_sum = tl.program_id(0)
     o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < width
