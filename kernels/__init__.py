@@ -11,6 +11,9 @@ arguments). ``sbrrt_fast/ops/_backend/library.py`` makes ops of the host functio
 A matrix is passed with the stride between its rows (``checks.strided``); it may be columns of a
 wider one. What is not wanted or not there is None, which a kernel asks for when it is compiled.
 
+A kernel begins with ``await_previous()`` (``previous_kernel``), since ``launch`` may start it while
+the one before it still runs.
+
 Names in kernels: ``p_`` a pointer, with the dtype and shape it points at in a comment; ``i_`` a
 scalar index, ``o_`` offsets, ``m_`` a mask, ``b_`` a block of values. Numbers that change from one
 batch to the next are neither constexpr nor specialised (``do_not_specialize``), so that no batch

@@ -19,6 +19,7 @@ from .adamw_checks import LISTS, OP, SCALARS, check_lists, check_numbers
 from .launch import launch
 from .launch_table import TABLE
 from .memory import extent_of
+from .previous_kernel import await_previous
 from .tensor_table import (
     TRITON_TYPES,
     addresses,
@@ -165,6 +166,7 @@ def _update_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_tensor, i_begin, i_end = load_piece(p_pieces, tl.program_id(0).to(tl.int64))
     clip = tl.load(p_clip)
     i_end = tl.where(clip == clip, i_end, i_begin)  # NaN leaves the update out

@@ -16,6 +16,7 @@ from torch import Tensor
 from .adamw_checks import ROWS_OP, SCALARS, check_numbers, check_table
 from .adamw_ema import adamw_step, constants_of, corrections, lerp
 from .launch import launch
+from .previous_kernel import await_previous
 from .rows import load_float, row_tile, tile_rows
 from .write_set import count_change
 
@@ -45,6 +46,7 @@ def _rows_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     clip = tl.load(p_clip)
     num_rows = tl.where(clip == clip, num_rows, 0)  # NaN leaves the update out
     i_first = tl.program_id(0).to(tl.int64) * ROWS

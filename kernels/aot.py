@@ -4,7 +4,8 @@
     python -m sbrrt_fast.kernels.aot --only attention --arch 90 --json table.json
 
 The exit status is 1 if a kernel does not compile, spills registers, needs more shared memory than a
-block of the chip can have, or multiplies 16-bit matrices without matrix instructions.
+block of the chip can have, multiplies 16-bit matrices without matrix instructions, or does not wait
+for the kernel before it where that may still run.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import driver
 
 from .launch import Launch, recording
 
@@ -46,12 +50,18 @@ POINTERS = {
 }
 OPTIONS = ("num_warps", "num_stages", "maxnreg")
 MATRIX_INSTRUCTION = re.compile(r"\b(HMMA|HGMMA|IMMA|DMMA)\.")
+# griddepcontrol.wait, and what may touch global memory.
+WAIT_OR_ACCESS = re.compile(r"\b(?:ACQBULK|(?:LDG|STG|LDGSTS|ATOMG|ATOM|REDG|RED|LD|ST|UBLKCP)\.)")
+FIRST_WITH_WAIT = 90
 HALF_DOT = re.compile(r"tt\.dot .*x(f16|bf16)> \*")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one launch became on one chip; ``spills`` and ``shared`` are bytes."""
+    """What one launch became on one chip; ``spills`` and ``shared`` are bytes.
+
+    It ``waits`` for the kernel before it ahead of its first access to global memory.
+    """
 
     module: str
     name: str
@@ -63,6 +73,7 @@ class Row:
     spills: int = 0
     matrix: str = ""
     instructions: int = 0
+    waits: bool = True
     error: str = ""
 
     def faults(self) -> list[str]:
@@ -75,6 +86,10 @@ class Row:
                 (f"spills {self.spills} bytes", self.spills),
                 (f"needs {self.shared} bytes of shared memory, over {limit}", self.shared > limit),
                 ("multiplies 16-bit matrices without matrix instructions", self.matrix == "none"),
+                (
+                    "touches global memory without await_previous()",
+                    self.arch >= FIRST_WITH_WAIT and not self.waits,
+                ),
             )
             if holds
         ]
@@ -141,7 +156,8 @@ def row_of(module: str, name: str, launch: Launch, arch: int) -> Row:
     place = module, name, launch.kernel.__name__, arch
     try:
         target = GPUTarget("cuda", arch, 32)
-        compiled = triton.compile(source_of(launch), target=target, options=options)
+        with _as_on(target):
+            compiled = triton.compile(source_of(launch), target=target, options=options)
         usage = resources(compiled.asm["cubin"])
     except Exception as error:  # the compiler has many kinds; each is the row's finding
         return Row(*place, error=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
@@ -152,8 +168,20 @@ def row_of(module: str, name: str, launch: Launch, arch: int) -> Row:
     return Row(*place, num_warps=num_warps, shared=shared, matrix=matrix, **usage)
 
 
+def _as_on(target: GPUTarget):
+    """Kernels that ask which chip they are compiled for hear of this one."""
+    chip = SimpleNamespace(get_current_target=lambda: target)
+    return patch.object(type(driver), "active", chip)
+
+
+def waits_first(assembly: str) -> bool:
+    """Whether machine code waits for the kernel before it, then touches global memory."""
+    first = WAIT_OR_ACCESS.search(assembly)
+    return first is not None and first[0] == "ACQBULK"
+
+
 def resources(cubin: bytes) -> dict:
-    """Registers, spilled bytes, machine instructions and the kinds of matrix instruction."""
+    """Registers, spilled bytes, instructions and their kinds; whether the wait comes first."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
@@ -166,6 +194,7 @@ def resources(cubin: bytes) -> dict:
         "registers": number["REG"],
         "spills": number["STACK"] + number["LOCAL"],
         "instructions": len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", assembly, re.MULTILINE)),
+        "waits": waits_first(assembly),
         "matrix": " ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))),
     }
 
@@ -192,7 +221,7 @@ def compile_all(only: Sequence[str], archs: Sequence[int], match: str, jobs: int
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned text, with a ``!`` before those with a fault."""
-    names = [field.name for field in fields(Row) if field.name != "error"]
+    names = [field.name for field in fields(Row) if field.name not in ("waits", "error")]
     cells = [["", *names]] + [
         ["!" if row.faults() else "", *(str(getattr(row, name)) for name in names)] for row in rows
     ]

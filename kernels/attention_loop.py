@@ -20,6 +20,7 @@ from .attention_parts import (
     store_numbers,
     store_rows,
 )
+from .previous_kernel import await_previous
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
@@ -37,6 +38,7 @@ def forward_loop_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     place = locate(p_cu_seqlens, num_heads)
     i_query = tl.program_id(1) * BLOCK_QUERY
     if i_query >= place[3]:
@@ -82,6 +84,7 @@ def backward_query_loop_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     place = locate(p_cu_seqlens, num_heads)
     i_query = tl.program_id(1) * BLOCK_QUERY
     if i_query >= place[3]:
@@ -127,6 +130,7 @@ def backward_key_loop_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     place = locate(p_cu_seqlens, num_heads)
     i_key = tl.program_id(1) * BLOCK_KEY
     if i_key >= place[3]:
@@ -174,6 +178,7 @@ def jvp_loop_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     place = locate(p_cu_seqlens, num_heads)
     i_query = tl.program_id(1) * BLOCK_QUERY
     if i_query >= place[3]:

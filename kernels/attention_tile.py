@@ -21,6 +21,7 @@ from .attention_parts import (
     store_numbers,
     store_rows,
 )
+from .previous_kernel import await_previous
 
 
 @triton.jit(do_not_specialize=["site", "threshold"])
@@ -38,6 +39,7 @@ def forward_tile_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     place = locate(p_cu_seqlens, num_heads)
     i_query = tl.program_id(1) * BLOCK_QUERY
     if i_query >= place[3]:
@@ -84,6 +86,7 @@ def backward_tile_kernel(
     ALIGNED: tl.constexpr,
     WIDTHS: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     stride = num_heads * HEAD_DIM * WIDTHS  # strides of their own would take registers to a spill
     place = locate(p_cu_seqlens, num_heads)
     o_query, o_key = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_KEY)
@@ -127,6 +130,7 @@ def jvp_tile_kernel(
     DROPOUT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
+    await_previous()
     place = locate(p_cu_seqlens, num_heads)
     o_query, o_key = tl.arange(0, BLOCK_QUERY), tl.arange(0, BLOCK_KEY)
     b_query = load_rows(p_query, query_stride, place, o_query, HEAD_DIM)

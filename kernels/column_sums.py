@@ -14,6 +14,7 @@ from torch import Tensor
 from .checks import check_floating, check_statistics, check_written_rows
 from .launch import launch
 from .launch_table import TABLE
+from .previous_kernel import await_previous
 from .rows import load_float
 from .write_set import check_write_set, count_change
 
@@ -39,6 +40,7 @@ def _column_sums_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    await_previous()
     i_layer = tl.program_id(0).to(tl.int64)
     o_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     m_column = o_column < width

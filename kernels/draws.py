@@ -24,6 +24,7 @@ from .checks import (
 from .launch import launch
 from .launch_table import TABLE
 from .philox import dropout_factors, dropout_numbers, load_stream, row_normals, row_words
+from .previous_kernel import await_previous
 from .write_set import check_write_set, count_change
 
 
@@ -56,6 +57,7 @@ def _draw_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    await_previous()
     o_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     i_column = tl.program_id(1) * COLUMNS
     i_first = tl.load(p_offsets + o_row, mask=o_row < num_rows, other=0) + i_column

@@ -33,6 +33,7 @@ from .embed_tables import CHUNK, table_gradient_into
 from .launch import launch
 from .layernorm import normalize, project, standardize
 from .philox import load_stream
+from .previous_kernel import await_previous
 from .rows import (
     RowDropout,
     load_float,
@@ -95,6 +96,7 @@ def _forward_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     i_tile = tl.program_id(0).to(tl.int64)
     o_token, o, m = tile_rows(i_tile * ROWS, num_tokens, width, ROWS, BLOCK)
     word, position = (p_word, p_ids, num_words), (p_position, p_positions, num_positions)
@@ -139,6 +141,7 @@ def _backward_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     i_program = tl.program_id(0).to(tl.int64)
     word, position = (p_word, p_ids, num_words), (p_position, p_positions, num_positions)
     tables = (word, position, (p_type, p_types, num_types))

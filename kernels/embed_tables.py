@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .launch import launch
 from .launch_table import TABLE
+from .previous_kernel import await_previous
 
 CHUNK = 128
 """Sorted tokens after which a sum ends; a row of the table that more tokens read has several."""
@@ -46,6 +47,7 @@ def _table_kernel(
     COLUMNS: tl.constexpr,
 ):
     """The first token of each row, or of a chunk, adds up all of that row's in the chunk."""
+    await_previous()
     i_token = tl.program_id(0)
     i_chunk = i_token // CHUNK
     i_row = _sorted_row(p_index, p_order, i_token, num_tokens)
@@ -89,6 +91,7 @@ def _join_kernel(
     COLUMNS: tl.constexpr,
 ):
     """The chunk where a row begins that goes on behind it adds up that row's partial sums."""
+    await_previous()
     i_chunk = tl.program_id(0)
     i_end = (i_chunk + 1) * CHUNK
     i_row = _sorted_row(p_index, p_order, i_end - 1, num_tokens)

@@ -15,6 +15,7 @@ from .checks import check_floats, check_rows, check_written, check_written_rows,
 from .column_sums import partial_sums_into
 from .launch import launch
 from .launch_table import TABLE
+from .previous_kernel import await_previous
 from .write_set import check_write_set, count_change
 
 
@@ -57,6 +58,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    await_previous()
     o_row, o_column, m = _tile(num_rows, width, ROWS, COLUMNS)
     b_t = _biased(p_x, p_bias, x_stride, o_row, o_column, m, width)
     tl.store(p_out + o_row * out_stride + o_column[None, :], b_t * _normal_cdf(b_t), mask=m)
@@ -78,6 +80,7 @@ def _jacobian_product_kernel(
     COLUMNS: tl.constexpr,
 ):
     """The Jacobian is diagonal: a VJP and a JVP are the same product."""
+    await_previous()
     o_row, o_column, m = _tile(num_rows, width, ROWS, COLUMNS)
     b_t = _biased(p_x, p_bias, x_stride, o_row, o_column, m, width)
     p_tile = p_vector + o_row * vector_stride + o_column[None, :]

@@ -17,6 +17,7 @@ from .adamw_checks import check_gradients
 from .checks import check_written
 from .launch import launch
 from .launch_table import TABLE
+from .previous_kernel import await_previous
 from .tensor_table import (
     TRITON_TYPES,
     addresses,
@@ -42,6 +43,7 @@ def _square_sums_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_piece = tl.program_id(0).to(tl.int64)
     i_tensor, i_begin, i_end = load_piece(p_pieces, i_piece)
     p_grad = tensor_at(p_addresses + i_tensor, GRAD, ALIGNED)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import interpreter
+from .previous_kernel import starts_early
 
 interpreter.mend()
 _records: list[Launch] | None = None
@@ -43,7 +44,12 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **constants) -> None:
         _records.append(Launch(kernel, arguments, constants))
         return
     with _on_device_of(arguments[0]):
-        kernel[grid](*arguments, **constants)
+        kernel[grid](*arguments, **constants, **_options(arguments[0]))
+
+
+def _options(tensor: Tensor) -> dict[str, bool]:
+    """Every kernel begins with ``await_previous``, so where it may it starts early."""
+    return {"launch_pdl": True} if tensor.is_cuda and starts_early(tensor.device.index) else {}
 
 
 def _on_device_of(tensor: Tensor):

@@ -25,6 +25,7 @@ from .checks import (
 )
 from .launch import launch
 from .philox import load_stream
+from .previous_kernel import await_previous
 from .rows import (
     RowDropout,
     load_float,
@@ -115,6 +116,7 @@ def _forward_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     place = (tl.program_id(0).to(tl.int64) * ROWS, num_rows, width)
@@ -174,6 +176,7 @@ def _backward_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     i_begin, i_end = _rows_of_program(p_segments, num_rows, ROWS)
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
@@ -231,6 +234,7 @@ def _jvp_kernel(
     BLOCK: tl.constexpr,
     DROPS: tl.constexpr,
 ):
+    await_previous()
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     place = (tl.program_id(0).to(tl.int64) * ROWS, num_rows, width)

@@ -30,6 +30,7 @@ from .checks import (
 )
 from .launch import launch
 from .launch_table import TABLE
+from .previous_kernel import await_previous
 from .rows import load_float, row_block
 from .write_set import check_write_set, count_change
 
@@ -124,6 +125,7 @@ def _token_kernel(
     PROJECTION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_token = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, BLOCK)
     m = o < _num_moved(p_mask, i_token, width)
@@ -146,6 +148,7 @@ def _gradient_size_kernel(
     IS_SUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_token = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, BLOCK)
     m = o < _num_moved(p_mask, i_token, width)
@@ -178,6 +181,7 @@ def _sequence_kernel(
     TOKENS: tl.constexpr,
 ):
     """Moves a token; MEASURES its size, or else projects it by the size of its sequence."""
+    await_previous()
     i_token = tl.program_id(0).to(tl.int64)
     o = tl.arange(0, BLOCK)
     m = o < _num_moved(p_mask, i_token, width)

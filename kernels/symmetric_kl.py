@@ -23,6 +23,7 @@ from .checks import (
     strided,
 )
 from .launch import launch
+from .previous_kernel import await_previous
 from .rows import store_rows
 from .write_set import check_write_set, count_change
 
@@ -114,6 +115,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
+    await_previous()
     o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
     inputs = ((p_logits, logits_stride), (p_delta, delta_stride))
     _, b_ratio, b_diff = _compare(*inputs, o_row, o_class, m, num_classes)
@@ -137,6 +139,7 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
+    await_previous()
     o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
     inputs = ((p_logits, logits_stride), (p_delta, delta_stride))
     b_q, b_ratio, b_diff = _compare(*inputs, o_row, o_class, m, num_classes)
@@ -163,6 +166,7 @@ def _fisher_kernel(
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
+    await_previous()
     o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
     b_tangent = _load_double(p_tangent, o_row * tangent_stride + o_class, m, 0.0)
     b_q = tl.exp(_log_softmax(_load_logits(p_logits, o_row * logits_stride + o_class, m)))

@@ -33,9 +33,9 @@ WARPS, BLOCKS, SCHEDULERS = 64, 32, 4
 REGISTERS = 16 << 10  # of a scheduler
 HALF_ATTENTION = re.compile(r"attention\w*<(__half|__nv_bfloat16)\b")
 GLOBAL_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS)\.\S*")
-# Instructions that may touch global memory, and griddepcontrol.wait.
-ANY_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS|ATOMG|ATOM|REDG|RED|LD|ST|UBLKCP)\.")
-WAIT, FIRST_WITH_WAIT = re.compile(r"\bACQBULK\b"), 90
+# griddepcontrol.wait, and what may touch global memory.
+WAIT_OR_ACCESS = re.compile(r"\b(?:ACQBULK|(?:LDG|STG|LDGSTS|ATOMG|ATOM|REDG|RED|LD|ST|UBLKCP)\.)")
+FIRST_WITH_WAIT = 90
 # Lines of cuobjdump: a chip; a function, in the three kinds of listing.
 MARK = re.compile(
     r"^(?:arch = sm_(?P<arch>\d+)|\s*Function (?P<usage>\S+?):?|\s*Function : (?P<sass>\S+)"
@@ -118,8 +118,8 @@ def instructions(text: str) -> dict[str, int]:
 
 def waits_first(text: str) -> bool:
     """Whether a function in ``cuobjdump -sass`` waits for the kernel before it first of all."""
-    wait, access = WAIT.search(text), ANY_ACCESS.search(text)
-    return wait is not None and (access is None or wait.start() < access.start())
+    first = WAIT_OR_ACCESS.search(text)
+    return first is not None and first[0] == "ACQBULK"
 
 
 def most_threads(text: str) -> int:

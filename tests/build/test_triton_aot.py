@@ -64,12 +64,25 @@ FAULTS = {
     "spills 8 bytes": {"spills": 8},
     "needs 166913 bytes of shared memory, over 166912": {"shared": 163 * 1024 + 1},
     "multiplies 16-bit matrices without matrix instructions": {"matrix": "none"},
+    "touches global memory without await_previous()": {"arch": 90, "waits": False},
     "CompilationError: no": {"error": "CompilationError: no"},
 }
 
 
 @pytest.mark.parametrize(("fault", "facts"), FAULTS.items())
 def test_faults_are_told(fault, facts):
-    row = aot.Row("attention", "a call", "a_kernel", 80, **facts)
+    row = aot.Row("attention", "a call", "a_kernel", **{"arch": 80} | facts)
     assert "; ".join(row.faults()) == fault
     assert aot.table([row]).splitlines()[1].startswith("!" if fault else " ")
+
+
+def test_older_chips_need_no_wait():
+    assert not aot.Row("attention", "a call", "a_kernel", 80, waits=False).faults()
+
+
+@pytest.mark.parametrize(
+    ("assembly", "waits"),
+    [("ACQBULK ; LDG.E R0", True), ("LDG.E R0 ; ACQBULK", False), ("LDS R0 ; EXIT", False)],
+)
+def test_the_wait_comes_first(assembly, waits):
+    assert aot.waits_first(assembly) == waits
