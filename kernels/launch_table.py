@@ -208,6 +208,10 @@ TABLE: dict[str, Choice] = {
         {"BLOCK": 1024, "num_warps": 4},
         "eight elements a thread: two 16-byte loads",
     ),
+    "task_heads": Choice(
+        {"BLOCK": 256, "num_warps": 2},
+        "four elements a thread: a 16-byte load, and enough programs of a few dozen vectors",
+    ),
     "dropout_mask": Choice(
         {"ROWS": 4, "COLUMNS": 256, "num_warps": 4},
         "eight elements a thread: two Philox blocks",

@@ -126,7 +126,8 @@ inline void check_entries(const char* op, const char* list, at::TensorList tenso
     TORCH_CHECK_TYPE(tensor.defined(), "sbrrt::", op, ": ", name, " is undefined");
     const int64_t size = by_class ? tasks[i].num_classes() : 1;
     const bool is_meant = by_class ? !tasks[i].is_squared() : tasks[i].is_squared();
-    const bool has_shape = tensor.dim() == (by_class ? 1 : 0) && is_meant && tensor.sym_numel() == size;
+    const bool has_shape =
+        is_meant && tensor.dim() == (by_class ? 1 : 0) && tensor.sym_numel() == size;
     check_tensor(op, name.c_str(), tensor, dtype, by_class ? "[num_classes] or [0]" : "[] or [0]",
                  tensor.sym_numel() == 0 || has_shape);
     check_device(op, name.c_str(), tensor, device);
@@ -163,9 +164,13 @@ inline WriteSet ObjectiveOp::check(at::DeviceType device) const {
                device);
   Arguments written{{"terms", terms}, {"grad_outputs", grad_outputs}};
   Arguments read{{"outputs", outputs}, {"labels", labels}};
-  if (adversarial) check_vector(kOp, "adversarial", *adversarial, num_outputs, "[num_outputs]", device);
+  if (adversarial) {
+    check_vector(kOp, "adversarial", *adversarial, num_outputs, "[num_outputs]", device);
+  }
   if (targets) check_vector(kOp, "targets", *targets, num_outputs, "[num_outputs]", device);
-  if (smart_values) check_vector(kOp, "smart_values", *smart_values, num_tasks, "[num_tasks]", device);
+  if (smart_values) {
+    check_vector(kOp, "smart_values", *smart_values, num_tasks, "[num_tasks]", device);
+  }
   check_objective_lists(*this, tasks, device);
   TORCH_CHECK_VALUE(grad_adversarial.has_value() == adversarial.has_value() &&
                         (adversarial || !smart_values),

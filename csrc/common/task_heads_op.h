@@ -92,8 +92,8 @@ inline Head read_head(const char* op, const int64_t* fields, double scale, int64
   TORCH_CHECK_VALUE(kind >= 0 && kind < kHeadKinds && count >= 1 && count <= kMost &&
                         sequence >= 0 && sequence <= kMost && outputs >= 1 && outputs <= kMost &&
                         (is_cosine ? outputs == 1 : has_weights),
-                    "sbrrt::", op, ": heads must be kind, num_examples, first_sequence, num_outputs, "
-                    "weight_offset and bias_offset each, all in range, got ",
+                    "sbrrt::", op, ": heads must be kind, num_examples, first_sequence, "
+                    "num_outputs, weight_offset and bias_offset each, all in range, got ",
                     at::IntArrayRef(fields, kHeadFields));
   return {static_cast<HeadKind>(kind), static_cast<int32_t>(count), static_cast<int32_t>(outputs),
           sequence, weight, bias, first_output, scale};
@@ -130,8 +130,8 @@ inline void check_ranges(const char* op, const char* what, Ranges ranges, int64_
   std::sort(ranges.begin(), ranges.end());
   int64_t end = 0;
   for (const auto& [first, second] : ranges) {
-    TORCH_CHECK_VALUE(first >= end, "sbrrt::", op, ": two of the heads share ", what, " from ", first,
-                      " on");
+    TORCH_CHECK_VALUE(first >= end, "sbrrt::", op, ": two of the heads share ", what, " from ",
+                      first, " on");
     end = second;
   }
   TORCH_CHECK_VALUE(end <= limit, "sbrrt::", op, ": the heads have ", what, " up to ", end,

@@ -238,7 +238,8 @@ void HeadsWeightGradients::run_cpu() const {
   std::vector<float> features, coefficients;
   for (const Head& head : read_heads(kOp, heads, {})) {
     if (head.is_cosine()) continue;
-    const int64_t num_features = head.num_vectors() * pooled.size(1), num_outputs = head.num_outputs;
+    const int64_t num_features = head.num_vectors() * pooled.size(1);
+    const int64_t num_outputs = head.num_outputs;
     const int64_t num_rows = head.num_examples * static_cast<int64_t>(passes.size());
     features.resize(num_rows * num_features);
     coefficients.clear();
