@@ -34,8 +34,16 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step, load_splits
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
+from sbrrt_fast.training.step.graph_step import CAPTURE_FAILED, SIGHTS
+from sbrrt_fast.training.step.group import TaskBatch
 from sbrrt_fast.training.step.optimizer import build_optimizer
-from sbrrt_fast.training.step.sbrrt_step import SbrrtStep, TaskBatch
+from sbrrt_fast.training.step.sbrrt_step import SbrrtStep
+
+__all__ = [  # the step's own names too, which cases and peers import from here
+    "CAPTURE_FAILED", "RUN_ROUNDS", "SBRRT", "SIGHTS", "Rounds", "SbrrtStep", "TaskBatch",
+    "backbone", "build_model", "build_ours", "data_dir", "is_shape_of", "real_rounds", "sbrrt",
+    "step_and_rounds", "training_parts",
+]  # fmt: skip
 
 RUN_ROUNDS = 1000  # of the run that the timed rounds are the first of
 SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read
@@ -55,7 +63,7 @@ def sbrrt(update: str = "per_task", precision: str = "bf16") -> RunConfig:
 
 class Rounds:
     """The rounds of a case: of ``round`` (8 examples a task), ``round-N``, or ``tokens-L``, whose
-    sequences all have L tokens, about 1024 in all."""
+    sequences all have L tokens, of 512 at most, and 2560 in all."""
 
     def __init__(self, settings: Settings, case: Case):
         self.settings, self.case = settings, case
@@ -105,7 +113,7 @@ class Rounds:
         kind, _, number = self.case.batch.partition("-")
         each = SEQUENCES_PER_EXAMPLE[name]
         if kind == "tokens":
-            return [int(number)] * (each * max(1, 1024 // (5 * int(number))))
+            return [int(number)] * (each * (512 // int(number)))
         return drawn(name, int(number or 8) * each, generator)
 
     def _labels(self, task: TaskConfig, tokens: TokenBatch, generator: torch.Generator):
