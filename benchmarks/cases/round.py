@@ -93,6 +93,10 @@ class Round(Benchmark):
     name, graph = "round", False
     variants = names.ALL  # the most telling first, as time may be short
 
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self._one_batch: dict[tuple[str, str], bool] = {}
+
     def cases(self):
         for batch in ["round", "round-32"] if self.settings.is_gpu else ["round"]:
             for model in models(self.settings):
@@ -105,7 +109,7 @@ class Round(Benchmark):
         budget = self.settings.round_budget
         if case.model == "minilm" or self.settings.is_gpu:
             return budget
-        return replace(budget, min_samples=3, max_samples=3, warm_ups=1)
+        return replace(budget, min_samples=1, max_samples=3, warm_ups=1)
 
     def share(self, case: Case) -> float:
         """The first case may take the most, the last what is left."""
@@ -142,13 +146,16 @@ class Round(Benchmark):
         return self.once("trainee", case, lambda: fresh_trainee(rounds, self.device, 0.1))
 
     def _is_one_batch(self, case: Case, variant: str) -> bool:
-        """Whether a joint peer is quicker with all tasks padded into one batch."""
+        """Whether a joint peer is quicker with all tasks padded into one batch.
+
+        It is tried once for every size of a batch, with the first model.
+        """
         if not (names.is_peer(variant) and names.is_joint(variant)):
             return False
-        precision = names.precision_of(variant)
-        return self.once(
-            f"one batch {precision}", case, lambda: self._try_one_batch(case, precision)
-        )
+        key = case.batch, names.precision_of(variant)
+        if key not in self._one_batch:
+            self._one_batch[key] = self._try_one_batch(case, key[1])
+        return self._one_batch[key]
 
     def _try_one_batch(self, case: Case, precision: str) -> bool:
         peers, batches = hugging_face_round(), Rounds.of(self.settings, case)[0]

@@ -104,6 +104,7 @@ def record_cases(
     clock: Clock = time.perf_counter,
     until: Deadline | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> dict[Case, dict[str, Row]]:
     """Checks and times the variants of cases that take turns, as many as there is time for.
 
@@ -121,7 +122,7 @@ def record_cases(
     prepared = [Preparation(benchmark, case, clock, progress) for case in cases]
     rows: dict[Case, dict[str, Row]] = {case: {} for case in cases}
     try:
-        _time(prepared, rows, until or Deadline())
+        _time(prepared, rows, until or Deadline(), tell)
     except FreshProcess:
         raise
     except Exception as error:
@@ -151,7 +152,10 @@ def _note(stage: Stage, prepared: Preparation, rows: dict[str, Row]) -> None:
 
 
 def _time(
-    prepared: Sequence[Preparation], rows: dict[Case, dict[str, Row]], until: Deadline
+    prepared: Sequence[Preparation],
+    rows: dict[Case, dict[str, Row]],
+    until: Deadline,
+    tell: Callable[[str], object],
 ) -> None:
     """Fills in the rows of the cases."""
     ready, first = until.part(PREPARATION), prepared[0]
@@ -160,12 +164,14 @@ def _time(
             each.take(variant)
         else:
             each.absent[variant] = NO_TIME
-    first.progress.begin(name_of(first.benchmark, [each.case for each in prepared]))
+    what = name_of(first.benchmark, [each.case for each in prepared])
+    first.progress.begin(what)
     watches = {
         (each.case, variant): each.watches[variant]
         for each, variant in _in_order(prepared)
         if variant in each.watches
     }
+    tell(f"{what}: {len(watches)} ready, which take turns for up to {until.left:.0f} s")
     samples = interleave(watches, first.benchmark.budget(first.case), until)
     for each in prepared:
         taken = {variant: x for (case, variant), x in samples.items() if case == each.case}

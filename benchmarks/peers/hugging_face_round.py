@@ -190,7 +190,7 @@ class HuggingFaceRound:
 
 
 def is_one_batch_quicker(
-    trainee: Trainee, precision: str, batches: list[TaskBatch], num_rounds: int = 3
+    trainee: Trainee, precision: str, batches: list[TaskBatch], num_rounds: int = 2
 ) -> tuple[bool, float]:
     """Whether joint rounds are quicker with all tasks in one padded batch than with one batch each.
 
