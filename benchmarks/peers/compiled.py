@@ -30,6 +30,7 @@ def compiled(function: Callable, **options) -> Callable:
     Returns:
         The compiled function. A call raises Absent where torch would run it eagerly.
     """
+    dynamo.config.specialize_float = True  # a probability of dropout is no size
     dynamo.config.recompile_limit = MOST_GRAPHS
     dynamo.config.fail_on_recompile_limit_hit = True
     graph = torch.compile(function, dynamic=True, fullgraph=True, **options)
