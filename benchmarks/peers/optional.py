@@ -49,6 +49,7 @@ def _peers(name: str) -> ModuleType:
 def sentence_transformer(folder: Path, device: torch.device):
     """A folder's model in sentence-transformers, without dropout."""
     module = _imported("sentence_transformers", "sentence-transformers")
+    import_module("transformers.utils.logging").disable_progress_bar()
     return module.SentenceTransformer(str(folder), device=str(device)).eval()
 
 
