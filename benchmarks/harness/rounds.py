@@ -141,7 +141,7 @@ class Rounds:
         return real_rounds(self._tasks, RoundConfig(batch_size=number), 0, RUN_ROUNDS)
 
 
-@lru_cache(maxsize=3)  # a case, its small one that is checked, and another
+@lru_cache(maxsize=16)  # the sizes of a sweep, or a case and its small one that is checked
 def _kept(settings: Settings, case: Case, data: Path | None, backbone: str) -> Rounds:
     return Rounds(settings, case)
 
