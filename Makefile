@@ -69,7 +69,7 @@ wheel:  ## build, check and try the wheels for the Pythons here (PYTHONS='3.11 3
 	$(PYTHON) -m tests.build.wheels $(if $(PYTHONS),--python $(PYTHONS)) --torch '$(TORCH)' \
 	  --minilm '$(MINILM)' $(ARGS)
 
-bench: env  ## benchmarks: JSON, report and plots in runs/bench (QUICK=1 under 2 minutes, OUT=dir)
+bench: env  ## benchmarks: JSON, report and plots in runs/bench (15 minutes; QUICK=1 under 2, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
 
 gpu-check:  ## build, checks, benchmarks on a GPU machine, 4 and 8 minutes (CALL=1, CALL=2, OUT=dir)

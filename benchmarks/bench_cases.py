@@ -58,3 +58,5 @@ def test_variant(benchmark, comparison, case, variant):
     benchmark.group = f"{comparison.name} {case}"
     benchmark.extra_info.update(variant=variant, **comparison.counts(case))
     benchmark(watch.call)
+    if reason := comparison.refusal(variant):
+        pytest.fail(f"its times do not count: {reason}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import groupby
 
 from benchmarks.cases import memory, stages
 from benchmarks.cases.registry import BENCHMARKS
@@ -13,7 +14,7 @@ from benchmarks.harness.deadline import NO_TIME, Deadline
 from benchmarks.harness.machine import measure
 from benchmarks.harness.progress import Progress
 from benchmarks.harness.results import Row, Stage
-from benchmarks.harness.runner import record_case
+from benchmarks.harness.runner import name_of, record_cases
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.shapes import Case
 from benchmarks.harness.text import duration
@@ -22,12 +23,13 @@ Tell = Callable[[str], object]
 FIGURES = {"stages": stages.stages, "memory": memory.memory}
 SHARES = {
     "machine": 1,
-    "round": 46,
-    "stages": 6,
-    "memory": 8,
-    "evaluate": 4,
-    "ops": 17,
-    "sweep": 18,
+    "round": 40,
+    "sweep": 19,
+    "memory": 5,
+    "stages": 3,
+    "evaluate": 5,
+    "ops": 13,
+    "compiled": 14,
 }  # of the time of a run; what a stage leaves goes to those after it
 STAGES = tuple(SHARES)
 
@@ -54,10 +56,10 @@ def run_stage(
     start, until, progress = time.perf_counter(), until or Deadline(), progress or Progress()
     if name == "machine" or name in FIGURES:
         run_figures(stage, name, settings, until, progress)
-    for benchmark, case in cases_of(name, settings):
-        key = f"{benchmark.name} {case}"
-        if only in key and key not in progress.done:
-            run_case(stage, benchmark, case, tell, until, progress)
+    for benchmark, cases in turns_of(name, settings, only):
+        key = name_of(benchmark, cases)
+        if key not in progress.done:
+            run_cases(stage, benchmark, cases, tell, until, progress)
             progress.end(key)
     stage.seconds += time.perf_counter() - start
     tell(f"{name}: {stage.seconds:.0f} s")
@@ -75,29 +77,46 @@ def is_main(case: Case) -> bool:
     return case.model != "bert-base" and case.batch not in ("task", "128", "512")
 
 
-def run_case(
+def turns_of(
+    name: str, settings: Settings, only: str = ""
+) -> Iterator[tuple[Benchmark, list[Case]]]:
+    """The cases of a stage that have ``only`` in their name, those that take turns together."""
+    pairs = [(b, case) for b, case in cases_of(name, settings) if only in f"{b.name} {case}"]
+    for benchmark, group in groupby(pairs, key=lambda pair: pair[0]):
+        cases = [case for _, case in group]
+        yield from (
+            [(benchmark, cases)]
+            if benchmark.is_interleaved
+            else ((benchmark, [case]) for case in cases)
+        )
+
+
+def run_cases(
     stage: Stage,
     benchmark: Benchmark,
-    case: Case,
+    cases: Sequence[Case],
     tell: Tell,
     until: Deadline,
     progress: Progress,
 ) -> None:
-    """One that fails, or that there is no time for, is left out, and ``tell`` hears it."""
-    key, before = f"{benchmark.name} {case}", len(stage.failures)
-    rows: dict[str, Row] = {}
+    """Those that fail, or that there is no time for, are left out, and ``tell`` hears it."""
+    key, before = name_of(benchmark, cases), len(stage.failures)
+    rows: dict[Case, dict[str, Row]] = {}
     if key in progress.broken:
         stage.note_failure(key, progress.broken[key])
     elif not until.left:
-        stage.note_absent(benchmark.name, str(case), NO_TIME)
+        for case in cases:
+            stage.note_absent(benchmark.name, str(case), NO_TIME)
     else:
         progress.begin(key)
-        part = until.part(benchmark.share(case))
-        rows = record_case(stage, benchmark, case, until=part, progress=progress)
+        part = until.part(benchmark.share(cases[0]))
+        tell(f"{key}: checks and warms up its variants")
+        rows = record_cases(stage, benchmark, cases, until=part, progress=progress, tell=tell)
     for failure in stage.failures[before:]:
         tell(f"LEFT OUT {failure['what']}: {failure['error']}")
-    times = ", ".join(f"{name} {duration(row.seconds)}" for name, row in rows.items())
-    tell(f"{key}: {times or NO_TIME}")
+    for case in cases:
+        times = ", ".join(f"{n} {duration(row.seconds)}" for n, row in rows.get(case, {}).items())
+        tell(f"{benchmark.name} {case}: {times or NO_TIME}")
 
 
 def run_figures(

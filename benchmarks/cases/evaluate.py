@@ -51,8 +51,9 @@ class PaddedEvaluation:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_low):
             for ids, mask in self.batches:
                 ids, mask = ids.to(self.device), mask.to(self.device)
-                outputs.append(self.model.outputs(TASK, self.model.embed(ids), mask).cpu())
-        return torch.cat(outputs).float()
+                pooled = self.model.encoder(self.model.embed(ids), mask)
+                outputs += self.model.head_outputs([(TASK, len(ids))], pooled)
+        return torch.cat(outputs).float().cpu()
 
 
 class Evaluate(Benchmark):

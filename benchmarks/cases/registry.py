@@ -5,7 +5,9 @@ from __future__ import annotations
 from benchmarks.cases.adamw_ema import AdamwEma
 from benchmarks.cases.assemble import Assemble
 from benchmarks.cases.attention import Attention
+from benchmarks.cases.compiled_round import CompiledRound
 from benchmarks.cases.embed import Embed
+from benchmarks.cases.encode import Encode
 from benchmarks.cases.evaluate import Evaluate
 from benchmarks.cases.gelu import BiasGelu
 from benchmarks.cases.layernorm import LayerNorm
@@ -20,4 +22,10 @@ OPS = (
     Attention, LayerNorm, BiasGelu, Embed, AdamwEma, Optimizer, SymmetricKl, Fisher, SmartNoise,
     SmartAscend, DropoutMask,
 )  # fmt: skip
-BENCHMARKS = {"round": (Round,), "ops": OPS, "evaluate": (Assemble, Evaluate), "sweep": (Sweep,)}
+BENCHMARKS = {
+    "round": (Round,),
+    "sweep": (Sweep,),
+    "evaluate": (Assemble, Evaluate, Encode),
+    "ops": OPS,
+    "compiled": (CompiledRound,),
+}

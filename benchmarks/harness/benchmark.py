@@ -60,12 +60,14 @@ class Benchmark(ABC):
     Attributes:
         name: of the op. variants: names, in the order of the tables.
         graph: whether a GPU may replay its calls from a graph.
+        is_interleaved: whether all its cases take turns, not only the variants of one.
         is_captured: whether the variant at hand may capture graphs; not where that failed before.
     """
 
     name: str
     variants: Sequence[str]
     graph = True
+    is_interleaved = False
     is_captured = True
 
     def __init__(self, settings: Settings):
@@ -117,6 +119,10 @@ class Benchmark(ABC):
     def all_variants(self, case: Case) -> list[str]:
         """Those that are prepared, in this order; last a copy of the bytes that a call moves."""
         return [*self.variants, *([FLOOR] if self.cost(case).bytes else [])]
+
+    def refusal(self, variant: str) -> str:
+        """Why the times that were just taken of a variant do not count; "" where they do."""
+        return ""
 
     def watch(self, case: Case, variant: str, graph: bool = False, **clock) -> Stopwatch:
         """A variant that is checked and warmed up, on inputs drawn alike for all variants.

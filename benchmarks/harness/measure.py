@@ -13,9 +13,10 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from benchmarks.harness.deadline import Deadline
 from sbrrt_fast.training.step.cuda_graph import error_chain
 
 Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 GRAPH_CALLS = 32  # at least so many calls in a captured graph
 
 
@@ -174,18 +176,23 @@ class Stopwatch:
 
 
 def interleave(
-    watches: Mapping[str, Stopwatch], budget: Budget, until: Deadline | None = None
-) -> dict[str, Samples]:
+    watches: Mapping[Name, Stopwatch], budget: Budget, until: Deadline | None = None
+) -> dict[Name, Samples]:
     """Samples of every variant, taken in turn; none that would end too late.
 
-    A variant that has none for that reason has its last warm-up instead, if that was warm.
+    Where there is no time for the least number of samples of all, the last variants have none. A
+    variant that has none for that reason has its last warm-up instead, if that was warm.
+
+    Args:
+        watches: the most telling first.
     """
     until = until or Deadline()
     seconds = {name: [watch.only] if watch.only else [] for name, watch in watches.items()}
+    chosen = affordable(watches, budget, until.left)
     start, turn = time.perf_counter(), 0
     with _no_collection():
         while _goes_on(turn, time.perf_counter() - start, budget):
-            due = [n for n, w in watches.items() if _is_due(w, len(seconds[n]), budget, until)]
+            due = [n for n in chosen if _is_due(watches[n], len(seconds[n]), budget, until)]
             if not due:
                 break
             first = turn % len(due)
@@ -197,6 +204,18 @@ def interleave(
         if watch.spare and not seconds[name]:
             samples[name] = Samples((watch.spare,), "one call, a warm-up")
     return {name: taken for name, taken in samples.items() if taken.seconds}
+
+
+def affordable(watches: Mapping[Name, Stopwatch], budget: Budget, seconds: float) -> list[Name]:
+    """The first of the variants, as many as have their least number of samples in that time."""
+    chosen, needed = [], 0.0
+    for name, watch in watches.items():
+        if not watch.only:
+            needed += min(budget.min_samples * watch.seconds, budget.variant_seconds)
+        if chosen and needed > seconds:
+            break
+        chosen.append(name)
+    return chosen
 
 
 @contextmanager

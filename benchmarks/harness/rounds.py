@@ -34,10 +34,16 @@ from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.build import build_step, load_splits
 from sbrrt_fast.training.round_robin import Batches, RoundRobin
-from sbrrt_fast.training.step.captured_step import CapturedStep
+from sbrrt_fast.training.step.captured_step import CAPTURE_FAILED, SIGHTS, CapturedStep
 from sbrrt_fast.training.step.group import TaskBatch, tokens_by_task
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.step.step import Step
+
+__all__ = [  # the step's own names too, which cases and peers import from here
+    "CAPTURE_FAILED", "RUN_ROUNDS", "SBRRT", "SIGHTS", "CapturedStep", "Rounds", "Step",
+    "TaskBatch", "backbone", "build_model", "build_ours", "data_dir", "is_shape_of", "real_rounds",
+    "sbrrt", "step_and_rounds", "training_parts",
+]  # fmt: skip
 
 RUN_ROUNDS = 1000  # of the run that the timed rounds are the first of
 SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read
@@ -57,7 +63,7 @@ def sbrrt(update: str = "per_task", precision: str = "bf16") -> RunConfig:
 
 class Rounds:
     """The rounds of a case: of ``round`` (8 examples a task), ``round-N``, or ``tokens-L``, whose
-    sequences all have L tokens, about 1024 in all."""
+    sequences all have L tokens, of 512 at most, and 2560 in all."""
 
     def __init__(self, settings: Settings, case: Case):
         self.settings, self.case = settings, case
@@ -113,7 +119,7 @@ class Rounds:
         kind, _, number = self.case.batch.partition("-")
         each = SEQUENCES_PER_EXAMPLE[name]
         if kind == "tokens":
-            return [int(number)] * (each * max(1, 1024 // (5 * int(number))))
+            return [int(number)] * (each * (512 // int(number)))
         return drawn(name, int(number or 8) * each, generator)
 
     def _labels(self, task: TaskConfig, tokens: TokenBatch, generator: torch.Generator):
@@ -141,7 +147,7 @@ class Rounds:
         return real_rounds(self._tasks, RoundConfig(batch_size=number), 0, RUN_ROUNDS)
 
 
-@lru_cache(maxsize=3)  # a case, its small one that is checked, and another
+@lru_cache(maxsize=16)  # the sizes of a sweep, or a case and its small one that is checked
 def _kept(settings: Settings, case: Case, data: Path | None, backbone: str) -> Rounds:
     return Rounds(settings, case)
 

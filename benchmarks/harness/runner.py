@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from benchmarks.harness.benchmark import FLOOR, Benchmark, absence
 from benchmarks.harness.deadline import NO_TIME, Deadline
-from benchmarks.harness.measure import CaptureFailed, Stopwatch, interleave, is_lost
+from benchmarks.harness.measure import CaptureFailed, Samples, Stopwatch, interleave, is_lost
 from benchmarks.harness.progress import FreshProcess, Progress
 from benchmarks.harness.results import Row, Stage
 from benchmarks.harness.shapes import Case
@@ -93,51 +93,110 @@ def record_case(
     until: Deadline | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Row]:
-    """Checks and times the variants of a case, as many as there is time for.
+    """``record_cases`` of one case; its rows by variant."""
+    return record_cases(stage, benchmark, [case], clock, until, progress)[case]
+
+
+def record_cases(
+    stage: Stage,
+    benchmark: Benchmark,
+    cases: Sequence[Case],
+    clock: Clock = time.perf_counter,
+    until: Deadline | None = None,
+    progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda line: None,
+) -> dict[Case, dict[str, Row]]:
+    """Checks and times the variants of cases that take turns, as many as there is time for.
 
     Each is warmed up as soon as it is checked, so that what is ready can be timed however long the
     next one takes. A variant that fails, or computes something else, is left out alone. The stage
     has the rows, and why there are no others; an error that stops the whole case is a failure.
 
     Returns:
-        The rows by variant.
+        The rows by case and variant.
 
     Raises:
         FreshProcess: one of them has made this process useless.
     """
-    prepared = Preparation(benchmark, case, clock, progress or Progress())
-    what, rows = f"{benchmark.name} {case}", {}
+    progress = progress or Progress()
+    prepared = [Preparation(benchmark, case, clock, progress) for case in cases]
+    rows: dict[Case, dict[str, Row]] = {case: {} for case in cases}
     try:
-        rows = _time(prepared, until or Deadline())
+        _time(prepared, rows, until or Deadline(), tell)
     except FreshProcess:
         raise
     except Exception as error:
         traceback.print_exc()
-        stage.note_failure(what, error)
-    stage.rows += rows.values()
-    for variant, error in prepared.failures.items():
-        stage.note_failure(f"{what} {variant}", error)
-    for variant, reason in prepared.absent.items():
-        stage.note_absent(what if reason == NO_TIME else benchmark.name, variant, reason)
+        stage.note_failure(name_of(benchmark, cases), error)
+    for each in prepared:
+        _note(stage, each, rows[each.case])
     stage.notes += [f"{benchmark.name} {note}" for note in benchmark.notes]
     benchmark.notes.clear()
     return rows
 
 
-def _time(prepared: Preparation, until: Deadline) -> dict[str, Row]:
-    benchmark, case, ready = prepared.benchmark, prepared.case, until.part(PREPARATION)
-    for variant in benchmark.all_variants(case):
+def name_of(benchmark: Benchmark, cases: Sequence[Case]) -> str:
+    """Of cases that take turns: of the only one, or of the first with how many there are."""
+    more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
+    return f"{benchmark.name} {cases[0]}{more}"
+
+
+def _note(stage: Stage, prepared: Preparation, rows: dict[str, Row]) -> None:
+    """What came of a case, in the stage."""
+    benchmark, what = prepared.benchmark, f"{prepared.benchmark.name} {prepared.case}"
+    stage.rows += rows.values()
+    for variant, error in prepared.failures.items():
+        stage.note_failure(f"{what} {variant}", error)
+    for variant, reason in prepared.absent.items():
+        stage.note_absent(what if reason == NO_TIME else benchmark.name, variant, reason)
+
+
+def _time(
+    prepared: Sequence[Preparation],
+    rows: dict[Case, dict[str, Row]],
+    until: Deadline,
+    tell: Callable[[str], object],
+) -> None:
+    """Fills in the rows of the cases."""
+    ready, first = until.part(PREPARATION), prepared[0]
+    for each, variant in _in_order(prepared):
         if ready.left or variant == FLOOR:
-            prepared.take(variant)
+            each.take(variant)
         else:
-            prepared.absent[variant] = NO_TIME
-    prepared.progress.begin(f"{benchmark.name} {case}")
-    samples = interleave(prepared.watches, benchmark.budget(case), until)
-    prepared.absent |= {name: NO_TIME for name in prepared.watches if name not in samples}
+            each.absent[variant] = NO_TIME
+    what = name_of(first.benchmark, [each.case for each in prepared])
+    first.progress.begin(what)
+    watches = {
+        (each.case, variant): each.watches[variant]
+        for each, variant in _in_order(prepared)
+        if variant in each.watches
+    }
+    tell(f"{what}: {len(watches)} ready, which take turns for up to {until.left:.0f} s")
+    samples = interleave(watches, first.benchmark.budget(first.case), until)
+    for each in prepared:
+        taken = {variant: x for (case, variant), x in samples.items() if case == each.case}
+        rows[each.case].update(_rows(each, taken))
+
+
+def _in_order(prepared: Sequence[Preparation]) -> list[tuple[Preparation, str]]:
+    """Every variant of every case, the most telling first: a variant's cases together."""
+    benchmark = prepared[0].benchmark
+    pairs = [(each, name) for each in prepared for name in benchmark.all_variants(each.case)]
+    order = {name: i for i, name in enumerate([*benchmark.variants, FLOOR])}
+    return sorted(pairs, key=lambda pair: order[pair[1]])
+
+
+def _rows(prepared: Preparation, samples: dict[str, Samples]) -> dict[str, Row]:
+    """Of a case's variants that have times, and whose times count."""
+    benchmark, case = prepared.benchmark, prepared.case
+    refused = {name: reason for name in samples if (reason := benchmark.refusal(name))}
+    missing = {name: NO_TIME for name in prepared.watches if name not in samples}
+    prepared.absent |= missing | refused
     counts = benchmark.counts(case)
     return {
         name: Row.of(benchmark.name, str(case), name, taken, **counts)
         for name, taken in samples.items()
+        if name not in refused
     }
 
 

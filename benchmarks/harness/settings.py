@@ -48,7 +48,7 @@ class Settings:
         if self.quick:
             return Budget(seconds=8, min_samples=3, max_samples=7, warm_ups=1, variant_seconds=10)
         return Budget(
-            seconds=45,
+            seconds=240,
             min_samples=5,
             max_samples=15,
             warm_ups=2,

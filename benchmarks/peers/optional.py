@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -30,10 +31,26 @@ def _on_gpu(x_device: torch.device, distribution: str) -> None:
 
 def hugging_face() -> ModuleType:
     """``peers.hugging_face``, which imports transformers."""
+    return _peers("hugging_face")
+
+
+def hugging_face_round() -> ModuleType:
+    """``peers.hugging_face_round``, which imports transformers."""
+    return _peers("hugging_face_round")
+
+
+def _peers(name: str) -> ModuleType:
     try:
-        return import_module("benchmarks.peers.hugging_face")
+        return import_module(f"benchmarks.peers.{name}")
     except ModuleNotFoundError as error:
         raise Absent(f"{error.name} is not installed") from None
+
+
+def sentence_transformer(folder: Path, device: torch.device):
+    """A folder's model in sentence-transformers, without dropout."""
+    module = _imported("sentence_transformers", "sentence-transformers")
+    import_module("transformers.utils.logging").disable_progress_bar()
+    return module.SentenceTransformer(str(folder), device=str(device)).eval()
 
 
 def liger_layernorm(device: torch.device) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.harness.benchmark import Absent
 from benchmarks.harness.settings import Settings
 from benchmarks.harness.shapes import Case
+from benchmarks.peers.compiled import compiled as compile_whole
 
 SDPA_BACKENDS = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -43,7 +44,7 @@ def eager_or_compiled(name: str, eager: Callable, settings: Settings, case: Case
 def _compiled(function: Callable) -> Callable:
     # A backward that is timed again and again keeps its buffers.
     functorch_config.donated_buffer = False
-    return torch.compile(function, dynamic=True)
+    return compile_whole(function)
 
 
 def attention_eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.cases.encode import LIKE, PEER
+from benchmarks.cases.round_variants import FAST, JOINT, PLAIN, REFERENCE
 from benchmarks.harness.results import Results, Row, by_case
 
-ROUND, FAST = ("round", "minilm round train"), "fast bf16"
+ROUND, COMPILED = ("round", "minilm round train"), ("round", "minilm round train compiled")
 MIB = 2**20
 
 
@@ -61,55 +63,75 @@ def why_absent(results: Results, benchmark: str, variant: str) -> str:
     return f"no `{variant}` in this run"
 
 
-def times_faster(*rivals: str, ours: str = FAST) -> Callable[[Results], tuple[float, str]]:
-    """The time of the quickest of some peers over that of our round, with one step per task."""
+def times_faster(
+    ours: str, *rivals: str, key: tuple[str, str] = ROUND
+) -> Callable[[Results], tuple[float, str]]:
+    """The time of the quickest of some peers over that of ours, in one case of a run."""
 
     def find(results: Results) -> tuple[float, str]:
-        known = by_case(results.rows).get(ROUND, {})
+        known = by_case(results.rows).get(key, {})
         present = [known[name] for name in rivals if name in known]
         if not present:
-            raise Unknown(why_absent(results, ROUND[0], rivals[0]))
+            raise Unknown(why_absent(results, key[0], rivals[0]))
         rival = min(present, key=lambda row: row.seconds)
-        figure = rival.seconds / row_of(results, ROUND, ours).seconds
-        joint = known.get(f"{ours} joint")
-        more = f"; {rival.seconds / joint.seconds:.1f}x with one step per round" if joint else ""
-        return figure, f"{figure:.1f}x ({rival.variant}){more}"
+        figure = rival.seconds / row_of(results, key, ours).seconds
+        return figure, f"{figure:.1f}x (`{ours}`, `{rival.variant}`)"
 
     return find
 
 
-def over_plain(results: Results) -> tuple[float, str]:
-    figure = row_of(results, ROUND, FAST).seconds / row_of(results, ROUND, "plain bf16").seconds
-    return figure, f"{figure:.2f}"
-
-
-def memory_ratio(results: Results) -> tuple[float, str]:
-    """Of what a round takes beyond weights, moments and teacher."""
-    memory = results.detail("memory")
-    if not {FAST, "reference fp32"} <= set(memory):
-        raise Unknown("no memory in this run")
-    ours, reference = memory[FAST]["round_bytes"], memory["reference fp32"]["round_bytes"]
-    figure = ours / reference
-    return figure, f"{figure:.2f} ({ours / MIB:.0f} of {reference / MIB:.0f} MiB)"
-
-
-def per_token_spread(variant: str) -> Callable[[Results], tuple[float, str]]:
-    """The largest time per token over the smallest, over batches of the sweep."""
+def over_plain(steps: str) -> Callable[[Results], tuple[float, str]]:
+    """The time of a round over that of a plain one, both joint or with a step per task."""
 
     def find(results: Results) -> tuple[float, str]:
-        rows = {
-            row.case: row.seconds / row.tokens
-            for row in results.rows
-            if row.benchmark == "sweep" and row.variant == variant and " round-" in row.case
-        }
-        if len(rows) < 2:
-            raise Unknown("no sweep in this run")
-        figure = max(rows.values()) / min(rows.values())
-        sizes = [int(case.split()[1].partition("-")[2]) for case in rows]
-        shown = ", ".join(f"{1e6 * x:.0f}" for x in rows.values())
-        return figure, f"{figure:.2f} ({shown} us a token, batch {min(sizes)} to {max(sizes)})"
+        names = FAST + steps, PLAIN + steps
+        fast, plain = (row_of(results, ROUND, name).seconds for name in names)
+        return fast / plain, f"{fast / plain:.2f}"
 
     return find
+
+
+def memory_ratio(variant: str) -> Callable[[Results], tuple[float, str]]:
+    """Of what a round takes beyond weights, moments and teacher."""
+
+    def find(results: Results) -> tuple[float, str]:
+        memory = results.detail("memory")
+        if not {variant, REFERENCE} <= set(memory):
+            raise Unknown(f"no memory of `{variant}` in this run")
+        ours, reference = (memory[name]["round_bytes"] for name in (variant, REFERENCE))
+        figure = ours / reference
+        return figure, f"{figure:.2f} ({ours / MIB:.0f} of {reference / MIB:.0f} MiB)"
+
+    return find
+
+
+def per_token_spread(
+    variant: str, kind: str, ends: tuple[int, int]
+) -> Callable[[Results], tuple[float, str]]:
+    """The largest time per token over the smallest in the sweep of ``round`` or ``tokens``, which
+    must have both ends."""
+
+    def find(results: Results) -> tuple[float, str]:
+        rows = sorted(
+            (int(row.case.split()[1].partition("-")[2]), row)
+            for row in results.rows
+            if (row.benchmark, row.variant) == ("sweep", variant)
+            and f" {kind}-" in row.case
+            and row.samples > 1
+        )
+        if missing := set(ends) - {size for size, _ in rows}:
+            raise Unknown(f"`{variant}` has no samples of {kind}-{min(missing)} in this run")
+        each = [row.seconds / row.tokens for _, row in rows]
+        figure = max(each) / min(each)
+        return figure, f"{figure:.2f} ({', '.join(_point(size, row) for size, row in rows)})"
+
+    return find
+
+
+def _point(size: int, row: Row) -> str:
+    """Microseconds per token at a size, with half the distance of the quartiles."""
+    half = (row.high - row.low) / 2 / row.seconds
+    return f"{size}: {1e6 * row.seconds / row.tokens:.0f} us ±{half:.0%}"
 
 
 def assembling(results: Results) -> tuple[float, str]:
@@ -147,23 +169,63 @@ def missing_bf16(results: Results) -> str:
     )
 
 
-BF16 = ("hf bf16 sdpa", "hf bf16 eager")
+def peers(precision: str, what: str) -> tuple[str, str]:
+    """Hugging Face's in a precision, by either attention."""
+    return tuple(f"hf {precision} {attention}{what}" for attention in ("sdpa", "eager"))
+
+
+def against(precision: str, steps: str, least: float) -> Goal:
+    """SBRRT in bf16 against Hugging Face's, with as many optimiser steps."""
+    kind = {"fp32": "fp32 eager", "bf16": "bf16 autocast"}[precision]
+    rivals = (f"hf fp32 eager{steps}",) if precision == "fp32" else peers("bf16", steps)
+    text = f"SBRRT against Hugging Face {kind}, {STEPS[steps]}, CPU"
+    return Goal(text, f">= {least:g}x", at_least(least), times_faster(FAST + steps, *rivals), "cpu")
+
+
+def alike(what: str, ours: str, rivals: tuple[str, ...], device: str = "") -> list[Goal]:
+    """For information: the same work in the same precision on both sides, joint and per task."""
+    return [
+        Goal(f"{what}, {STEPS[steps]}", "-", None,
+             times_faster(ours + steps, *(rival + steps for rival in rivals)), device)
+        for steps in STEPS
+    ]  # fmt: skip
+
+
+def spread(kind: str, ends: tuple[int, int], unit: str, most: float) -> list[Goal]:
+    what = f"Time per token, {ends[0]} to {ends[1]} {unit}, largest over smallest"
+    return [
+        Goal(f"{what}, {STEPS[steps]}", f"<= {most:g}", at_most(most),
+             per_token_spread(FAST + steps, kind, ends))
+        for steps in STEPS
+    ]  # fmt: skip
+
+
+STEPS = {JOINT: "a step per round", "": "a step per task"}
+GRAPHS = "hf bf16 graphs"
+VECTORS = "encode", "minilm texts vectors"
 GOALS = (
-    Goal("SBRRT round against Hugging Face fp32 eager, CPU", ">= 8x", at_least(8.0),
-         times_faster("hf fp32 eager"), "cpu"),
-    Goal("SBRRT round against Hugging Face bf16 autocast, CPU", ">= 4x", at_least(4.0),
-         times_faster(*BF16), "cpu"),
-    Goal("The same in fp32 on both sides, against fp32 eager, CPU", "-", None,
-         times_faster("hf fp32 eager", ours="fast fp32"), "cpu"),
-    Goal("SBRRT round against our reference, eager, GPU", ">= 12x", at_least(12.0),
-         times_faster("reference fp32"), "cuda"),
-    Goal("SBRRT round against torch.compile with graphs, GPU", ">= 2.2x", at_least(2.2),
-         times_faster("hf bf16 graphs"), "cuda"),
-    Goal("SBRRT round over a plain round", "<= 3.0", at_most(3.0), over_plain),
-    Goal("Memory of a round against the reference's", "<= 0.5", at_most(0.5), memory_ratio),
-    Goal("Time per token, batch 8 to 64, largest over smallest, a step per task", "<= 1.2",
-         at_most(1.2), per_token_spread(FAST)),
-    Goal("The same, a step per round", "<= 1.2", at_most(1.2), per_token_spread(f"{FAST} joint")),
+    against("fp32", JOINT, 10.0),
+    against("bf16", JOINT, 5.0),
+    against("fp32", "", 8.0),
+    against("bf16", "", 4.0),
+    *alike("SBRRT, fp32 on both sides", "fast fp32", peers("fp32", "")),
+    *alike("SBRRT, TF32 on their side", "fast fp32", peers("tf32", ""), "cuda"),
+    *alike("Plain against plain, bf16 on both sides", PLAIN, peers("bf16", " plain")),
+    *alike("Plain against plain, fp32 on both sides", "plain fp32", peers("fp32", " plain")),
+    Goal("SBRRT against our reference, eager, a step per task, GPU", ">= 12x", at_least(12.0),
+         times_faster(FAST, REFERENCE), "cuda"),
+    *(Goal(f"SBRRT against torch.compile with graphs, {STEPS[steps]}, GPU", ">= 2.2x",
+           at_least(2.2), times_faster(FAST + steps, GRAPHS + steps, key=COMPILED), "cuda")
+      for steps in STEPS),
+    Goal("SBRRT over plain, a step per round", "<= 2.2", at_most(2.2), over_plain(JOINT)),
+    Goal("SBRRT over plain, a step per task", "-", None, over_plain("")),
+    *(Goal(f"Memory of a round against the reference's, {STEPS[steps]}", "<= 0.5", at_most(0.5),
+           memory_ratio(FAST + steps)) for steps in STEPS),
+    *spread("round", (8, 64), "examples a task", 1.2),
+    *spread("tokens", (16, 512), "tokens a sequence", 1.25),
+    *(Goal(f"Sentence vectors against sentence-transformers, {precision} on both sides", "-", None,
+           times_faster(f"ours {precision} {LIKE}", f"{PEER} {precision} {LIKE}", key=VECTORS))
+      for precision in ("fp32", "bf16")),
     Goal("Putting a round's batches together", "< 0.3 ms", lambda x: x < 3e-4, assembling),
     Goal("Fast step against the reference, dropout on", "200 rounds", at_least(1.0),
          elsewhere("docs/results.md")),

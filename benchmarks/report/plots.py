@@ -6,10 +6,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.cases.round_variants import counterpart
 from benchmarks.harness.machine import Machine
 from benchmarks.harness.results import Results, by_case, is_ours, is_peer, quickest
 from benchmarks.report.floor import cost_of
-from benchmarks.report.goals import FAST, ROUND
+from benchmarks.report.goals import ROUND
 from sbrrt_fast.experiments.plots import save_figure
 from sbrrt_fast.training.cost.profile import STAGES
 
@@ -24,10 +25,10 @@ def ratios(results: Results) -> Figure | None:
         if ours and peer and benchmark not in NO_PEER and _is_shown(case):
             speed_ups[f"{benchmark} {_short(case)}"] = peer.seconds / ours.seconds
     rounds = by_case(results.rows).get(ROUND, {})
-    if FAST in rounds:
-        for name, row in rounds.items():
-            if not is_ours(name):
-                speed_ups[f"round, {name}"] = row.seconds / rounds[FAST].seconds
+    for name, row in rounds.items():
+        ours = rounds.get(counterpart(name))
+        if ours and not is_ours(name):
+            speed_ups[f"round, {name}"] = row.seconds / ours.seconds
     if not speed_ups:
         return None
     figure = Figure(figsize=(8, 1 + 0.25 * len(speed_ups)), layout="constrained")
@@ -43,7 +44,7 @@ def ratios(results: Results) -> Figure | None:
 def _is_shown(case: str) -> bool:
     words = case.split()
     of_round = words[0] == "minilm" and words[1] in ("round", "all") and "both" not in words
-    return of_round or words[0] in ("any",) or "predict" in words
+    return of_round or words[0] in ("any",) or words[-1] in ("predict", "vectors")
 
 
 def _short(case: str) -> str:
@@ -120,7 +121,7 @@ def per_token(results: Results) -> Figure | None:
     if not lines["round"]:
         return None
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    titles = {"round": "examples a task", "tokens": "tokens a sequence, about 1024 in all"}
+    titles = {"round": "examples a task", "tokens": "tokens a sequence"}
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for name, points in lines[kind].items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=name)

@@ -62,7 +62,7 @@ class Changes:
 
     Attributes:
         drift: median change over all that is not ours. ours: the changes of what is.
-        missing: what is ours in A and not in B. failures: of B.
+        missing: what is ours in A and not in B, or with other tokens there. failures: of B.
     """
 
     drift: float
@@ -81,9 +81,10 @@ class Changes:
 
 
 def changes_between(a: Results, b: Results) -> Changes:
-    """What is in both runs."""
+    """What is in both runs, with as many tokens."""
     before, after = ({row.key: row for row in run.rows} for run in (a, b))
-    ratios = {key: after[key].seconds / row.seconds for key, row in before.items() if key in after}
+    alike = [key for key, row in before.items() if key in after and after[key].tokens == row.tokens]
+    ratios = {key: after[key].seconds / before[key].seconds for key in alike}
     of_case: dict[tuple[str, str], list[float]] = {}
     for (benchmark, case, variant), ratio in ratios.items():
         if not is_ours(variant):
@@ -95,7 +96,7 @@ def changes_between(a: Results, b: Results) -> Changes:
         for key in ratios
         if is_ours(key[2])
     ]
-    missing = [key for key in before if key not in after and is_ours(key[2])]
+    missing = [key for key in before if key not in ratios and is_ours(key[2])]
     return Changes(drift, ours, missing, b.failures)
 
 
@@ -118,7 +119,9 @@ def lines_of(changes: Changes, a: Results, b: Results, threshold: float) -> list
     lines += [f"faster  {change}" for change in changes.faster(threshold)]
     lines += [f"STOPPED {failure['what']}: {failure['error']}" for failure in changes.failures]
     if changes.missing:
-        lines.append(f"{len(changes.missing)} times of ours are in the first run alone")
+        lines.append(
+            f"{len(changes.missing)} times of ours are in the first run alone, or of other sizes"
+        )
     if not changes.slower(threshold):
         lines.append(f"nothing is slower by more than {threshold:.0%} beyond noise")
     return lines

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.cases.round_variants import FAST, counterpart, is_peer, is_plain
 from benchmarks.harness.machine import ROOT, Machine
 from benchmarks.harness.results import Results, Row, by_case, is_ours, quickest, write_text
 from benchmarks.harness.text import duration, markdown_table
 from benchmarks.report.floor import floor_table
-from benchmarks.report.goals import FAST, GOALS, MIB, missing_bf16
+from benchmarks.report.goals import GOALS, MIB, ROUND, missing_bf16
 
 REPORT, README, COMMITTED = "report.md", ROOT / "README.md", ROOT / "benchmarks" / "results"
 BEGIN = "<!-- made by `python -m benchmarks.report --readme`: do not edit -->"
@@ -91,11 +92,21 @@ def _rounds(results: Results) -> list[str]:
     lines = []
     for (benchmark, case), rows in by_case(results.rows).items():
         ours = rows.get(FAST) or quickest(rows, is_ours)
-        if ours and benchmark in ("round", "evaluate"):
+        if ours and benchmark in ("round", "evaluate", "encode"):
             head = ["variant", "ms", "quartiles", f"over `{ours.variant}`", "tokens/s"]
             lines += [f"## {benchmark}: {case}, {ours.tokens} tokens", ""]
-            lines += table(head, round_lines(rows, ours))
+            cells = round_lines(rows, ours)
+            if benchmark == ROUND[0]:
+                head.append("over ours of the same steps")
+                cells = [[*line, like_with_like(rows, line[0])] for line in cells]
+            lines += table(head, cells)
     return lines
+
+
+def like_with_like(rows: dict[str, Row], variant: str) -> str:
+    """A round's time over that of ours in bf16, both SBRRT or both plain, with as many steps."""
+    ours = rows.get(counterpart(variant))
+    return f"{rows[variant].seconds / ours.seconds:.2f} (`{ours.variant}`)" if ours else "-"
 
 
 def _stages(results: Results) -> list[str]:
@@ -125,16 +136,23 @@ def _per_token(results: Results) -> list[str]:
     variants = list(dict.fromkeys(name for rows in sweep.values() for name in rows))
     cells = [
         [case, str(next(iter(rows.values())).tokens)]
-        + [f"{1e6 * rows[v].seconds / rows[v].tokens:.0f}" if v in rows else "-" for v in variants]
+        + [_micros_per_token(rows[v]) if v in rows else "-" for v in variants]
         for case, rows in sweep.items()
     ]
-    return ["## Microseconds per token", "", *table(["round", "tokens", *variants], cells)]
+    head = ["round", "tokens", *(f"{v} (quartiles)" for v in variants)]
+    return ["## Microseconds per token", "", *table(head, cells)]
+
+
+def _micros_per_token(row: Row) -> str:
+    """The median, with its quartiles where there are several samples."""
+    middle, low, high = (f"{1e6 * x / row.tokens:.0f}" for x in (row.seconds, row.low, row.high))
+    return f"{middle} ({low} to {high})" if row.samples > 1 else f"{middle} (one sample)"
 
 
 def _ops(results: Results) -> list[str]:
     lines, groups = [], {}
     for (benchmark, case), rows in by_case(results.rows).items():
-        if benchmark not in ("round", "sweep", "evaluate") and quickest(rows, is_ours):
+        if benchmark not in ("round", "sweep", "evaluate", "encode") and quickest(rows, is_ours):
             groups.setdefault(benchmark, {})[case] = rows
     for benchmark, cases in groups.items():
         names = list(dict.fromkeys(n for rows in cases.values() for n in rows))
@@ -188,8 +206,10 @@ def readme_table(runs: list[Results]) -> str:
     for results in runs:
         cells = []
         for (benchmark, case), rows in by_case(results.rows).items():
-            if benchmark == "round" and FAST in rows:
+            is_main = benchmark == ROUND[0] and not case.endswith("compiled")
+            if is_main and FAST in rows:
                 model, each = case.split()[0], round_lines(rows, rows[FAST])
+                each = [line for line in each if not (is_peer(line[0]) and is_plain(line[0]))]
                 size = case.split()[1].partition("-")[2] or "8"
                 cells += [[model, size, f"`{name}`", *rest[:3]] for name, *rest in each]
         lines += [where(results) + ".", *filter(None, [missing_bf16(results)]), ""]

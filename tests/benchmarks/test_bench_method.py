@@ -13,7 +13,8 @@ from benchmarks.cases import round as round_case
 from benchmarks.cases.adamw_ema import SMALL, AdamwEma
 from benchmarks.cases.optimizer import Optimizer
 from benchmarks.cases.registry import OPS
-from benchmarks.cases.round import FAST, Round
+from benchmarks.cases.round import Round
+from benchmarks.cases.round_variants import FAST
 from benchmarks.harness import runner
 from benchmarks.harness.benchmark import Absent, Benchmark, Differentiable, Plain
 from benchmarks.harness.check import WrongResult, check_close
@@ -27,7 +28,7 @@ from benchmarks.harness.measure import (
 )
 from benchmarks.harness.progress import FreshProcess, Progress
 from benchmarks.harness.results import Stage
-from benchmarks.harness.runner import record_case
+from benchmarks.harness.runner import record_case, record_cases
 from benchmarks.harness.settings import NUM_ROUNDS, Settings
 from benchmarks.harness.shapes import MODELS, Case
 
@@ -92,6 +93,16 @@ def test_no_sample_begins_that_would_end_too_late():
     }  # fmt: skip
 
 
+def test_where_time_is_short_the_first_variants_have_it():
+    """9 samples of each take 90 seconds: with 60, the last variant has none."""
+    calls, budget = {"goal": 3.0, "peer": 3.0, "beside": 4.0}, Budget(0, 9, 9)
+    samples, order = sampled(calls, budget, until=60)
+    assert Counter(order) == {"goal": 9, "peer": 9}
+    assert samples["beside"].method == "one call, a warm-up"
+    samples, _ = sampled(calls, budget, until=91)
+    assert {len(x.seconds) for x in samples.values()} == {9}
+
+
 @pytest.mark.parametrize(("seconds", "calls"), [(0.1, 7), (5.0, 3)])
 def test_warm_ups_end_in_time(seconds, calls):
     clock = Clock()
@@ -148,6 +159,27 @@ def test_slow_preparation_leaves_what_is_ready_its_figure(seconds, timed):
     assert found == (timed or {"ours": 1.0, "eager": 1.0, "sdpa": 1.0})
     if timed:
         assert stage.rows[0].method == "one call, a warm-up"
+
+
+def test_cases_take_turns_with_each_other_variant_by_variant():
+    clock, stage = Clock(), Stage()
+    benchmark, cases = Scripted(clock), [CASE, replace(CASE, batch="y")]
+    rows = record_cases(stage, benchmark, cases, clock)
+    variants = ["ours", "eager", "sdpa"]
+    # Prepared with a warm-up, then sampled twice, each turn beginning with another one.
+    assert clock.order[:6] == [name for name in variants for _ in cases]
+    assert clock.order[6:] == [*clock.order[:6], *clock.order[1:6], clock.order[0]]
+    assert {case: list(rows[case]) for case in cases} == dict.fromkeys(cases, variants)
+    assert {row.case for row in stage.rows} == {str(case) for case in cases}
+
+
+def test_a_variant_whose_times_do_not_count_has_no_row():
+    clock, stage = Clock(), Stage()
+    benchmark = Scripted(clock)
+    benchmark.refusal = {"ours": "", "eager": "compiled again", "sdpa": ""}.get
+    assert record_case(stage, benchmark, CASE, clock).keys() == {"ours", "sdpa"}
+    reason = {"benchmark": "scripted", "variant": "eager", "reason": "compiled again"}
+    assert stage.absent == [reason]
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, WrongResult])
@@ -254,16 +286,17 @@ RIGHT = {"sst/loss": 1.5, "sst/smart": 1e-4}
         (RIGHT | {"sst/loss": 1.49}, "sst/loss is 1.49, not 1.5"),
         (RIGHT | {"sst/smart": 3e-4}, "sst/smart is 0.0003"),
         ({"sst/smart": 1e-4}, "there is no sst/loss"),
+        ({"sst/loss": 1.5}, "there is no sst/smart"),
         (RIGHT | {"sst/loss": float("nan")}, "sst/loss is nan"),
     ],
 )
 def test_a_round_with_other_losses_is_found(terms, told, monkeypatch):
-    def build(name, rounds, device, p=0.1, log=print, graphs=True):
+    def build(name, *args, **options):
         found = RIGHT if name == "reference fp32" else terms
         return lambda batches, index: {n: torch.tensor(x).double() for n, x in found.items()}
 
     monkeypatch.setattr(round_case, "build", build)
-    benchmark, case = Round(QUICK), Case("minilm", "round", "", "train")
+    benchmark, case = Round(Settings(CPU, quick=False)), Case("minilm", "round", "", "train")
     if told is None:
         assert len(benchmark.calls(case, "fast fp32", 1)) == 1
         return

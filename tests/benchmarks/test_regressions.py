@@ -80,6 +80,15 @@ def test_quartiles_that_overlap_are_noise():
     assert changes_between(a, b).slower() == []
 
 
+def test_a_case_of_another_size_is_not_compared():
+    a, b = made(0), made(1)
+    rows = b.stages["ops"].rows
+    rows[:] = [replace(r, tokens=2560) if r.benchmark == "embed" else r for r in rows]
+    found = changes_between(a, b)
+    assert names(found.ours) == set(OPS) - {"embed"}
+    assert {key[0] for key in found.missing} == {"embed"} and len(found.missing) == 6
+
+
 def saved(results: Results, folder) -> str:
     return str(results.save(folder))
 
