@@ -26,12 +26,13 @@ def _store_total(p_sum, is_its_program, o_column, b_total, m_column):
             tl.store(p_sum + o_column, b_total, mask=m_column)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_weights", "num_rows"])
 def _column_sums_kernel(
     p_x,  # [num_layers, num_rows, width], layers layer_stride and rows row_stride apart
     layer_stride,
     row_stride,
-    p_weights,  # float32 [num_rows], or None: 1
+    p_weights,  # float32 [num_weights], of the first rows, or None; 1 of the others
+    num_weights,
     p_out,  # layer i's sums [width] at i out_stride; without a stride the first layer's
     out_stride,
     p_second,  # [width], the second layer's without a stride; those that are None are not wanted
@@ -50,7 +51,7 @@ def _column_sums_kernel(
         o = i_layer * layer_stride + o_row.to(tl.int64)[:, None] * row_stride + o_column[None, :]
         b_x = load_float(p_x, o, (o_row < num_rows)[:, None] & m_column[None, :])
         if p_weights is not None:
-            b_x *= load_float(p_weights, o_row, o_row < num_rows)[:, None]
+            b_x *= tl.load(p_weights + o_row, mask=o_row < num_weights, other=1.0)[:, None]
         b_total += tl.sum(b_x, axis=0)
     if out_stride is not None:
         tl.store(p_out + i_layer * out_stride + o_column, b_total, mask=m_column)
@@ -69,10 +70,10 @@ def _launch(x: Tensor, *others) -> None:
 
 
 def column_sums_into(x: Tensor, weights: Tensor | None, out: Tensor) -> None:
-    """out[l, j] = sum over r of weights[r] x[l, r, j]; the sums are float32.
+    """out[l, j] = sum over r of weights[r] x[l, r, j], in float32; rows without a weight have 1.
 
     Args:
-        x: [num_layers, num_rows, width]. weights: float32 [num_rows], or None: 1.
+        x: [num_layers, num_rows, width]. weights: float32, of at most num_rows first rows, or None.
         out: float32 [num_layers, width].
 
     Raises:
@@ -82,12 +83,12 @@ def column_sums_into(x: Tensor, weights: Tensor | None, out: Tensor) -> None:
     check_floating(op, "x", x, 3)
     num_layers, num_rows, width = x.shape
     if weights is not None:
-        check_statistics(op, x.device, num_rows, weights=weights)
+        check_statistics(op, x.device, min(len(weights), num_rows), weights=weights)
         weights = weights.contiguous()
     check_written_rows(op, "out", out, torch.float32, (num_layers, width), x.device)
     check_write_set(op, {"out": out}, {"x": x, "weights": weights})
     x = x if x.stride(2) == 1 or width == 1 else x.contiguous()
-    _launch(x, weights, out, out.stride(0), None)
+    _launch(x, weights, 0 if weights is None else len(weights), out, out.stride(0), None)
     count_change({"out": out})
 
 
@@ -97,7 +98,7 @@ def partial_sums_into(partial: Tensor, *sums: Tensor | None) -> None:
     Each goes into a tensor [width] of any dtype, or nowhere.
     """
     first, second = (*sums, None)[:2]
-    _launch(partial.transpose(0, 1), None, first, None, second)
+    _launch(partial.transpose(0, 1), None, 0, first, None, second)
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:

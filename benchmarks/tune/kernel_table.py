@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -155,11 +156,11 @@ OURS: dict[str, Callable[[Arguments], int]] = {  # where it is not one per launc
     "gradient_norm_into": _in_launches("gradient_norm_into", "grads", cleared=1),
 }
 
-# A launch of torch._foreach_* takes so many tensors of two lists and so many chunks of them.
-FOREACH_TENSORS, FOREACH_CHUNKS, FOREACH_CHUNK = 64, 320, 65536
+# A launch of torch._foreach_* takes so many tensors, by the number of lists, and so many chunks.
+FOREACH_TENSORS, FOREACH_CHUNKS, FOREACH_CHUNK = {1: 110, 2: 64}, 320, 65536
 
 
-def _foreach(a: Arguments) -> int:
+def _foreach(a: Arguments, num_lists: int = 2) -> int:
     launches = tensors = chunks = 0
     for x in a["self"]:
         tensors += 1
@@ -167,7 +168,7 @@ def _foreach(a: Arguments) -> int:
             chunks += 1
             if chunks == FOREACH_CHUNKS:
                 launches, chunks, tensors = launches + 1, 0, 1
-        if tensors == FOREACH_TENSORS and chunks:
+        if tensors == FOREACH_TENSORS[num_lists] and chunks:
             launches, chunks, tensors = launches + 1, 0, 0
     return launches + (chunks > 0)
 
@@ -177,7 +178,7 @@ NOTHING = {
     "is_same_size", "new_empty", "new_empty_strided", "to",
 }  # fmt: skip
 TORCH: dict[str, int | Callable[[Arguments], int]] = {
-    **dict.fromkeys(("mm", "addmm", "bmm"), 1),
+    **dict.fromkeys(("mm", "mv", "addmm", "bmm"), 1),
     **dict.fromkeys(("sum", "mean", "amax", "any", "linalg_vector_norm"), 1),
     **dict.fromkeys(("zeros", "ones", "full", "zeros_like", "ones_like", "scalar_tensor"), 1),
     **dict.fromkeys(("new_zeros", "fill_", "zero_", "masked_fill_", "arange"), 1),
@@ -185,6 +186,7 @@ TORCH: dict[str, int | Callable[[Arguments], int]] = {
     **dict.fromkeys(("_log_softmax", "_log_softmax_backward_data", "nll_loss_forward"), 1),
     "cat": lambda a: math.ceil(len(a["tensors"]) / 128),  # as many inputs as a launch takes
     "stack": lambda a: math.ceil(len(a["tensors"]) / 128),
+    "constant_pad_nd": 2,  # the value, and a copy into a part of it
     "slice_backward": 2,  # zeros, and a copy into a part of them
     "select_backward": 2,
     "index_add": 2,  # a copy, and the sums into it
@@ -194,4 +196,5 @@ TORCH: dict[str, int | Callable[[Arguments], int]] = {
     "mse_loss": 2,  # the squares, their mean
     "mse_loss_backward": 1,
     "_foreach_lerp_": _foreach,
+    "_foreach_zero_": partial(_foreach, num_lists=1),
 }

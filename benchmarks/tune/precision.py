@@ -61,7 +61,7 @@ def ascent_gradient(step: Step, batch: TaskBatch, rng: Tensor) -> Tensor:
     this = begin(step, batch, rng)
     with torch.no_grad():
         this.clean(step.ascent)
-        return this.first_gradient()
+        return this.first_gradient(step.ascent.config.sigma)
 
 
 def exact_gradient(step: Step, batch: TaskBatch, rng: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 
 namespace sbrrt {
 
-// out[l, j] = sum over r of weights[r] x[l, r, j], in fp32; without weights they are 1.
+// out[l, j] = sum over r of weights[r] x[l, r, j], in fp32; rows without a weight have 1.
 struct ColumnSums {
   static constexpr auto kOp = "column_sums";
   using Signature = void(TensorRef, MaybeTensorRef, TensorRef);
@@ -25,7 +25,11 @@ inline WriteSet ColumnSums::check(at::DeviceType device) const {
                     kOp, ": x must be a dense tensor of shape [layers, rows, features >= 1], got ",
                     describe(x));
   check_device(kOp, "x", x, device);
-  if (weights) check_statistic(kOp, "weights", *weights, x.sym_size(1), device);
+  if (weights) {
+    check_tensor(kOp, "weights", *weights, at::kFloat, "[at most the rows of x]",
+                 weights->dim() == 1 && weights->sym_size(0) <= x.sym_size(1));
+    check_device(kOp, "weights", *weights, device);
+  }
   check_tensor(kOp, "out", out, at::kFloat, "[layers of x, features of x]",
                out.dim() == 2 && out.sym_size(0) == x.sym_size(0) &&
                    out.sym_size(1) == x.sym_size(2));

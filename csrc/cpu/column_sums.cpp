@@ -25,6 +25,14 @@ struct ColumnRows {
   bool is_bfloat16;
 };
 
+// Of the first rows; rows without one have 1.
+struct ColumnWeights {
+  const float* data;
+  int64_t count;
+
+  float of(int64_t row) const { return row < count ? data[row] : 1.0f; }
+};
+
 }  // namespace
 }  // namespace sbrrt
 
@@ -34,7 +42,7 @@ struct ColumnRows {
 namespace sbrrt {
 namespace {
 
-void sum_block(const ColumnRows& rows, const float* weights, float* part, float* out) {
+void sum_block(const ColumnRows& rows, const ColumnWeights& weights, float* part, float* out) {
   SBRRT_RETURN_ON_THIS_CPU(sum_columns, rows, weights, part, out)
 }
 
@@ -52,7 +60,8 @@ ColumnRows columns_of(const at::Tensor& x, int64_t layer, int64_t column) {
 void ColumnSums::run_cpu() const {
   const at::Tensor dense = with_dense_layers(x);
   const at::Tensor dense_weights = weights ? weights->contiguous() : at::Tensor();
-  const float* weight = weights ? dense_weights.const_data_ptr<float>() : nullptr;
+  const ColumnWeights of_rows{weights ? dense_weights.const_data_ptr<float>() : nullptr,
+                              weights ? dense_weights.size(0) : 0};
   const int64_t num_blocks = (x.size(2) + kColumnBlock - 1) / kColumnBlock;
   const int64_t grain = std::max<int64_t>(1, kGrain / (kColumnBlock * (x.size(1) + 1)));
   at::parallel_for(0, x.size(0) * num_blocks, grain, [&](int64_t begin, int64_t end) {
@@ -60,7 +69,7 @@ void ColumnSums::run_cpu() const {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t layer = i / num_blocks, column = i % num_blocks * kColumnBlock;
       float* to = out.mutable_data_ptr<float>() + layer * out.stride(0) + column;
-      sum_block(columns_of(dense, layer, column), weight, part.get(), to);
+      sum_block(columns_of(dense, layer, column), of_rows, part.get(), to);
     }
   });
 }

@@ -9,7 +9,7 @@ template <int kRows, typename T>
 inline void add_rows(const T* x, int64_t stride, const float* weights, int64_t width, float* sums) {
   Vec weight[kRows];
   SBRRT_UNROLL
-  for (int r = 0; r < kRows; ++r) weight[r] = vec_set(weights == nullptr ? 1.0f : weights[r]);
+  for (int r = 0; r < kRows; ++r) weight[r] = vec_set(weights[r]);
   int64_t j = 0;
   for (; j + kVecSize <= width; j += kVecSize) {
     Vec sum = vec_load(sums + j);
@@ -26,7 +26,8 @@ inline void add_rows(const T* x, int64_t stride, const float* weights, int64_t w
 }
 
 template <typename T>
-inline void sum_columns_of(const ColumnRows& rows, const float* weights, float* part, float* out) {
+inline void sum_columns_of(const ColumnRows& rows, const ColumnWeights& weights, float* part,
+                           float* out) {
   const T* x = static_cast<const T*>(rows.data);
   const int64_t width = rows.width;
   std::fill_n(out, width, 0.0f);
@@ -34,18 +35,21 @@ inline void sum_columns_of(const ColumnRows& rows, const float* weights, float* 
     const int64_t end = std::min(begin + kRowsPerPart, rows.num_rows);
     std::fill_n(part, kColumnBlock, 0.0f);
     int64_t row = begin;
-    const auto weights_at = [&](int64_t n) { return weights == nullptr ? nullptr : weights + n; };
     for (; row + 4 <= end; row += 4) {
-      add_rows<4>(x + row * rows.stride, rows.stride, weights_at(row), width, part);
+      float four[4];
+      for (int r = 0; r < 4; ++r) four[r] = weights.of(row + r);
+      add_rows<4>(x + row * rows.stride, rows.stride, four, width, part);
     }
     for (; row < end; ++row) {
-      add_rows<1>(x + row * rows.stride, rows.stride, weights_at(row), width, part);
+      const float one = weights.of(row);
+      add_rows<1>(x + row * rows.stride, rows.stride, &one, width, part);
     }
     for (int64_t j = 0; j < width; ++j) out[j] += part[j];
   }
 }
 
-inline void sum_columns(const ColumnRows& rows, const float* weights, float* part, float* out) {
+inline void sum_columns(const ColumnRows& rows, const ColumnWeights& weights, float* part,
+                        float* out) {
   const auto run = rows.is_bfloat16 ? sum_columns_of<at::BFloat16> : sum_columns_of<float>;
   run(rows, weights, part, out);
 }

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
     const T* x = row_of<T>(p.x, 0) + blockIdx.y * p.layer_stride + column;
 #pragma unroll 4
     for (int64_t row = warp; row < p.num_rows; row += kWarps) {
-      const float weight = p.weights == nullptr ? 1.0f : p.weights[row];
+      const float weight = row < p.num_weights ? p.weights[row] : 1.0f;
       sum = fmaf(weight, to_float(x[row * p.x.stride]), sum);
     }
   }

@@ -16,7 +16,8 @@ struct ColumnSumsParams {
   int64_t num_layers, num_rows, width;
   ConstRows x;           // of layer 0
   int64_t layer_stride;  // of x
-  const float* weights;  // [num_rows], or null: 1
+  const float* weights;  // [num_weights], of the first rows; 1 of the others
+  int64_t num_weights;
   // Layer l is written at out[0] + l * out_stride; if that is 0 at out[l], or nowhere if it is null.
   float* out[kMaxColumnSums];
   int64_t out_stride;

@@ -16,6 +16,7 @@ void ColumnSums::run_cuda() const {
          ColumnSumsParams{element_type(x), x.size(0), x.size(1), x.size(2),
                           {dense.const_data_ptr(), dense.stride(1)}, dense.stride(0),
                           weights ? dense_weights.const_data_ptr<float>() : nullptr,
+                          weights ? dense_weights.size(0) : 0,
                           {out.mutable_data_ptr<float>()}, x.size(0) > 1 ? out.stride(0) : 0});
 }
 

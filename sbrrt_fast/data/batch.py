@@ -134,18 +134,6 @@ class TokenBatch:
             max_length=max(batch.max_length for batch in batches),
         )
 
-    def tail(self, num_sequences: int, num_tokens: int) -> TokenBatch:
-        """A packed batch without its first sequences, which have so many tokens."""
-        assert self.packed
-        tokens = ("input_ids", "token_types", "positions", "is_real", "is_special")
-        return TokenBatch(
-            **{name: getattr(self, name)[num_tokens:] for name in tokens},
-            sequence=self.sequence[num_tokens:] - num_sequences,
-            cu_seqlens=self.cu_seqlens[num_sequences:] - num_tokens,
-            rows=self.rows[num_sequences:],
-            max_length=self.max_length,
-        )
-
     @classmethod
     def from_padded(
         cls, input_ids: Tensor, attention_mask: Tensor, token_types: Tensor

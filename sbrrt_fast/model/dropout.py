@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -63,9 +65,14 @@ class DropoutStream:
         """The stream of another pass over the same batch, with masks of its own."""
         return DropoutStream(self.batch, self.rng, self.max_positions, pass_id, self.backend)
 
-    def over(self, batch: TokenBatch) -> DropoutStream:
-        """The same pass over another arrangement of its sequences."""
-        return DropoutStream(batch, self.rng, self.max_positions, self.pass_id, self.backend)
+    def rows(self, width: int) -> StreamRows:
+        """What a layer of ``width`` features takes of the batch."""
+        batch = self.batch
+        offsets = self._hidden_offsets(width)
+        return StreamRows(
+            batch.cu_seqlens, batch.max_length, batch.rows, offsets,
+            self.rng, self.pass_id, self.max_positions,
+        )  # fmt: skip
 
     def hidden(self, width: int, p: float, site: int) -> tuple[float, Tensor, int, Tensor]:
         """(p, rng, site, offsets): what an op on rows [num_tokens, width] takes."""
@@ -100,7 +107,7 @@ class DropoutStream:
         return noise if whole == width else noise[:, :width].contiguous()
 
     def _site(self, site: int) -> int:
-        return self.pass_id << 16 | site
+        return site_of(self.pass_id, site)
 
     def _hidden_offsets(self, width: int) -> Tensor:
         if width not in self._offsets:
@@ -111,3 +118,63 @@ class DropoutStream:
         self, offsets: Tensor, width: int, p: float, site: int, dtype: torch.dtype
     ) -> Tensor | None:
         return dropout_mask(offsets, width, p, self.rng, self._site(site), dtype) if p else None
+
+
+@dataclass(frozen=True)
+class StreamRows:
+    """Packed sequences and a pass's dropout, as the layers of an encoder take them.
+
+    Attributes:
+        cu_seqlens, max_length, rows: see ``TokenBatch``.
+        offsets: int64 [num_tokens], of each token's first hidden feature (``ops.dropout``).
+        rng, pass_id, max_positions: see ``DropoutStream``.
+    """
+
+    cu_seqlens: Tensor
+    max_length: int
+    rows: Tensor
+    offsets: Tensor
+    rng: Tensor
+    pass_id: int
+    max_positions: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.rows)
+
+    def tail(self, num_sequences: int, num_tokens: int) -> StreamRows:
+        """The rows without the first sequences, which have so many tokens."""
+        return replace(
+            self,
+            cu_seqlens=self.cu_seqlens[num_sequences:] - num_tokens,
+            rows=self.rows[num_sequences:],
+            offsets=self.offsets[num_tokens:],
+        )
+
+    def then(self, other: StreamRows) -> StreamRows:
+        """These rows, and those of ``other``, of the same pass, behind them."""
+        assert self.pass_id == other.pass_id
+        return replace(
+            self,
+            cu_seqlens=torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + self.num_tokens]),
+            max_length=max(self.max_length, other.max_length),
+            rows=torch.cat([self.rows, other.rows]),
+            offsets=torch.cat([self.offsets, other.offsets]),
+        )
+
+    def hidden(self, p: float, site: int) -> tuple[float, Tensor, int, Tensor]:
+        """(p, rng, site, offsets): what an op on hidden states takes."""
+        return p, self.rng, site_of(self.pass_id, site), self.offsets
+
+    def attention(self, p: float, site: int) -> tuple[float, Tensor, int, Tensor, int]:
+        """(p, rng, site, rows, max_positions): what attention takes."""
+        return p, self.rng, site_of(self.pass_id, site), self.rows, self.max_positions
+
+
+def site_of(pass_id: int, site: int) -> int:
+    """The site of a pass, where passes have masks of their own."""
+    return pass_id << 16 | site

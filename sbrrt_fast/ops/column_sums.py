@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sbrrt_fast.ops._backend.library import define, empty_floats
 
-# x [num_layers, num_rows, width] in a compute dtype, weights float32 [num_rows] or None: 1,
+# x [num_layers, num_rows, width] in a compute dtype; weights float32, of the first rows, or None:
+# the others have 1;
 # out float32 [num_layers, width]
 define(
     "column_sums_into(Tensor x, Tensor? weights, Tensor(a!) out)", "column_sums.column_sums_into"

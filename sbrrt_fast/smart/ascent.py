@@ -101,7 +101,11 @@ class Ascent:
 
     def start(self, noise: Tensor, mask: Tensor) -> Tensor:
         """The perturbation before the first step, from standard normal noise."""
-        return self.config.sigma * noise * mask[..., None]
+        return self.config.sigma * self.direction(noise, mask)
+
+    def direction(self, noise: Tensor, mask: Tensor) -> Tensor:
+        """``start`` without its sigma."""
+        return noise * mask[..., None]
 
     @torch.no_grad()
     def climb(

@@ -26,7 +26,7 @@ def unwritten(*shape: int, dtype: torch.dtype = torch.float32, gap: int = 0) -> 
 
 def layer_sums(x: Tensor, weights: Tensor | None, out: Tensor, seed: int = 0) -> None:
     """Of x [num_layers, num_rows, width] with dense rows, into out [num_layers, width]."""
-    read = *x.shape, x.dtype, x, *x.stride()[:2], weights
+    read = *x.shape, x.dtype, x, *x.stride()[:2], weights, 0 if weights is None else len(weights)
     library("column_sums").call("sums", *read, out, out.stride(0), None, seed=seed)
 
 

@@ -21,18 +21,18 @@ def test_column_sums(height, width):
 def test_column_sums_of_two_gradients(wanted):
     """Each goes where it is wanted; parts end within a block's columns."""
     x, out = torch.randn(67, 2 * 33), [unwritten(33) if i in wanted else None for i in range(2)]
-    library("column_sums").call("sums", 2, 67, 33, F32, x, 33, 66, None, out[0], 0, out[1])
+    library("column_sums").call("sums", 2, 67, 33, F32, x, 33, 66, None, 0, out[0], 0, out[1])
     for i in wanted:
         assert torch.equal(out[i], column_sums(x).split(33)[i])
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, torch.float16])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("share", [None, 0.0, 0.4, 1.0])
 @pytest.mark.parametrize(("layers", "height", "width"), [(3, 0, 5), (1, 1, 1), (5, 67, 33)])
-def test_layers(layers, height, width, weighted, dtype):
+def test_layers(layers, height, width, share, dtype):
     """Layers that lie between each other's rows, into rows with gaps."""
     x = torch.randn(height, layers, width + 4).to(dtype)[..., :width].transpose(0, 1)
-    weights = torch.randn(height) if weighted else None
+    weights = None if share is None else torch.randn(int(share * height))
     out = unwritten(layers, width, gap=3)
     layer_sums(x, weights, out)
     (exact,) = REFERENCES["column_sums_into"](x, weights)
@@ -43,4 +43,4 @@ def test_layers(layers, height, width, weighted, dtype):
 def test_more_layers_than_results_are_refused():
     x, out = torch.randn(3, 2, 5), unwritten(5)
     with pytest.raises(CudaError, match="returned error 1"):
-        library("column_sums").call("sums", 3, 2, 5, F32, x, 10, 5, None, out, 0, out)
+        library("column_sums").call("sums", 3, 2, 5, F32, x, 10, 5, None, 0, out, 0, out)

@@ -81,7 +81,8 @@ def parts_of(x, bounds):
 
 
 def column_sums(x, weights):
-    weights = torch.ones(x.shape[1]) if weights is None else weights
+    weights = torch.ones(0) if weights is None else weights
+    weights = torch.cat([weights, torch.ones(x.shape[1] - len(weights))])
     return [(weights.double()[:, None] * x.double()).sum(1)]
 
 

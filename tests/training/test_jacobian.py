@@ -104,7 +104,7 @@ def jacobians(names) -> tuple:
         this = step.passes.begin(group, RNG)
         this.clean(step.ascent)
         with torch.no_grad():
-            this.first_gradient()
+            this.first_gradient(1.0)
         found.append((this, this.jacobian))
     return found
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sbrrt_fast.model import dropout as sites
@@ -23,7 +22,6 @@ from sbrrt_fast.model.packed.weights import (
 )
 from sbrrt_fast.model.packed.workspace import Workspace
 from sbrrt_fast.ops.adamw_ema import RowGradient
-from sbrrt_fast.ops.embed import embed_forward
 
 WEIGHTS = "weights"  # the side stream of the weights' products
 
@@ -53,13 +51,6 @@ class KeptRows:
     @property
     def num_sequences(self) -> int:
         return len(self.sequence_factors)
-
-    def weights(self, num_rows: int, num_sequences: int) -> tuple[Tensor, Tensor]:
-        """Factors of so many rows and sequences: 1 of those behind."""
-        return tuple(
-            F.pad(x, (0, count - len(x)), value=1.0)
-            for x, count in ((self.row_factors, num_rows), (self.sequence_factors, num_sequences))
-        )
 
 
 class PackedEncoder:
@@ -108,11 +99,20 @@ class PackedEncoder:
         self.saved, self.d = self.workspace.reserve(num_rows, num_sequences)
 
     def embed(self, stream: DropoutStream) -> tuple[Tensor, Tensor, Tensor]:
-        """The embedding layer's output [num_tokens, hidden], and its mean and rstd."""
+        """Sets the first layer's input in the first rows to the embedding layer's output.
+
+        Returns:
+            that output [num_tokens, hidden], in the workspace, and its mean and rstd.
+        """
         batch, eps = stream.batch, self.encoder.embeddings.LayerNorm.eps
         tokens = batch.input_ids, batch.positions, batch.token_types
-        tables = embedding_tables(self.encoder)
-        return embed_forward(self.ops, *tokens, *tables, eps, *self._embedding_site(stream))
+        tables, rows = embedding_tables(self.encoder), (0, batch.num_tokens)
+        out, statistics = self.input(rows), self.saved[0].x.new_empty(2, batch.num_tokens)
+        self.ops.embed_forward_into(
+            *tokens, *tables, eps, *self._embedding_site(stream), out, *statistics
+        )
+        self.lower(rows)
+        return out, *statistics
 
     def embed_backward(
         self, grad: Tensor, stream: DropoutStream, mean: Tensor, rstd: Tensor
@@ -133,12 +133,20 @@ class PackedEncoder:
         )  # fmt: skip
         return RowGradient(batch.words, grad_words)
 
-    def set_input(self, rows: tuple[int, int], x: Tensor) -> None:
-        """Sets the first layer's input in some rows."""
+    def input(self, rows: tuple[int, int]) -> Tensor:
+        """The first layer's input in some rows, float32, to be written; then call ``lower``."""
+        return self.saved[0].rows(*rows).x
+
+    def lower(self, rows: tuple[int, int]) -> None:
+        """Takes over into the compute dtype what was written to ``input``."""
         first = self.saved[0].rows(*rows)
-        first.x.copy_(x)
         if first.x_low.dtype != first.x.dtype:
-            first.x_low.copy_(x)
+            first.x_low.copy_(first.x)
+
+    def last_cotangent(self, rows: tuple[int, int]) -> Tensor:
+        """Where the gradient at the last hidden states of some rows goes, float32, before a
+        ``pull_back`` or ``backward`` of these rows."""
+        return self.d[0].rows(*rows).hidden
 
     def forward(self, primal: Block | None, tangent: Tangent | None = None) -> Tensor:
         """Last hidden states float32 [all rows, hidden]; see ``Layer.forward``."""
@@ -146,27 +154,24 @@ class PackedEncoder:
             layer.forward(saved, next_saved, primal, tangent)
         return self.saved[-1].x
 
-    def pull_back(self, grad: Tensor, block: Block, keeps: bool = False) -> Tensor:
+    def pull_back(self, block: Block, keeps: bool = False) -> Tensor:
         """Gradient at the first layer's input, float32 [rows, hidden]; none of the weights.
 
         Args:
-            grad: float32 [rows, hidden], at the last hidden states of the block's rows.
+            block: rows whose ``last_cotangent`` is set.
             keeps: also keeps the sums over the LayerNorms' rows that ``backward`` takes of its
                 ``kept`` rows. The products' cotangents are kept always.
         """
         sums = self.workspace.norm_sums[:, : block.num_sequences] if keeps else None
-        self._set_cotangent(grad, block.rows)
         for index in self._backwards:
             self._back(index, [block], sums)
         return self._cotangent(block.rows)
 
-    def backward(
-        self, grad: Tensor, blocks: Sequence[Block], kept: KeptRows | None = None
-    ) -> Tensor:
+    def backward(self, blocks: Sequence[Block], kept: KeptRows | None = None) -> Tensor:
         """Gradient at the first layer's input, float32 [rows, hidden]; leaves the weights' too.
 
         Args:
-            grad: float32 [rows, hidden], at the last hidden states of the blocks' rows.
+            blocks: rows whose ``last_cotangent`` is set.
             kept: the rows before those of the blocks, that were pulled back already.
         """
         rows, sums = span_of(blocks), self.workspace.norm_sums
@@ -176,7 +181,6 @@ class PackedEncoder:
             num_kept = kept.num_sequences
             self._scale(rows[0], kept.row_factors)
         count = num_kept + sum(block.num_sequences for block in blocks)
-        self._set_cotangent(grad, rows)
         for index in self._backwards:
             self._back(index, blocks, sums[:, num_kept:count])
             with self.streams.fork(WEIGHTS):
@@ -196,11 +200,6 @@ class PackedEncoder:
         sums = None if norm_sums is None else norm_sums[len(self.layers) - 1 - index]
         self.layers[index].backward(self.saved[index], self.d[index], blocks, sums)
 
-    def _set_cotangent(self, grad: Tensor, rows: tuple[int, int]) -> None:
-        d = self.d[0].rows(*rows)
-        d.hidden.copy_(grad)
-        d.product.zero_()
-
     def _cotangent(self, rows: tuple[int, int]) -> Tensor:
         d = self.d[0].rows(*rows)
         return d.hidden + d.product
@@ -216,7 +215,8 @@ class PackedEncoder:
         """The gradients of biases and of the LayerNorms, of all layers at once."""
         space, add = self.workspace, self.ops.column_sums_into
         sums = space.norm_sums[:, :num_sequences].flatten(2)
-        rows, sequences = (None, None) if kept is None else kept.weights(stop, num_sequences)
+        rows = None if kept is None else kept.row_factors
+        sequences = None if kept is None else kept.sequence_factors
         add(sums, sequences, self.gradients.vectors_of(*NORM_VECTORS))
         for name, bias in (("wide", "inner_bias"), ("qkv", "qkv_bias")):
             add(space.cotangents[name][:, :stop], rows, self.gradients.vectors_of(bias))

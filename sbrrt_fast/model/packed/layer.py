@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.config import BertConfig
-from sbrrt_fast.model.dropout import DropoutStream
+from sbrrt_fast.model.dropout import StreamRows
 from sbrrt_fast.model.packed.weights import LayerWeights
 from sbrrt_fast.model.packed.workspace import Activations, Cotangents, Hidden, padded_rows
 
@@ -29,19 +29,19 @@ class Block:
     """Rows of the workspace and the tokens in them.
 
     Attributes:
-        stream: the tokens' batch and dropout. start: their first row.
+        tokens: their sequences and dropout. start: their first row.
     """
 
-    stream: DropoutStream
+    tokens: StreamRows
     start: int = 0
 
     @cached_property
     def rows(self) -> tuple[int, int]:
-        return self.start, self.start + self.stream.batch.num_tokens
+        return self.start, self.start + self.tokens.num_tokens
 
     @property
     def num_sequences(self) -> int:
-        return self.stream.batch.num_sequences
+        return self.tokens.num_sequences
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Tangent:
 
     @cached_property
     def rows(self) -> tuple[int, int]:
-        return self.start, self.start + self.block.stream.batch.num_tokens
+        return self.start, self.start + self.block.tokens.num_tokens
 
 
 class Norm(NamedTuple):
@@ -88,6 +88,7 @@ class Layer:
 
     def __init__(self, ops, config: BertConfig, index: int, weights: LayerWeights):
         self.ops, self.config, self.weights = ops, config, weights
+        self.is_last = index == config.num_hidden_layers - 1
         self.attention_site = sites.attention_site(index)
         self.sites = {NORM1: sites.attention_output_site(index), NORM2: sites.output_site(index)}
 
@@ -124,7 +125,9 @@ class Layer:
         blocks: Sequence[Block],
         norm_sums: Tensor | None = None,
     ) -> None:
-        """Turns d of ``next_saved.x`` (``d.hidden + d.product``) into d of ``saved.x``.
+        """Turns d of ``next_saved.x`` into d of ``saved.x``, ``d.hidden + d.product``.
+
+        Of the last layer's result d is ``d.hidden`` alone.
 
         Args:
             blocks: adjacent rows, each with its own dropout, that share the products.
@@ -206,15 +209,17 @@ class Layer:
         norm_sums: Tensor | None,
     ) -> None:
         w, first = self.weights, 0
+        is_first = self.is_last and norm is NORM2  # of the way back
         for block in blocks:
             a, g = saved.rows(*block.rows), d.rows(*block.rows)
             sums = None
             if norm_sums is not None:
                 sums = norm_sums[first : first + block.num_sequences, norm.index]
                 first += block.num_sequences
-            segments = None if sums is None else block.stream.batch.cu_seqlens
+            segments = None if sums is None else block.tokens.cu_seqlens
+            product = None if is_first else g.product
             self.ops.dropout_add_layernorm_backward_into(
-                g.hidden, g.product, *_inputs(norm, a, w), getattr(a, norm.mean),
+                g.hidden, product, *_inputs(norm, a, w), getattr(a, norm.mean),
                 getattr(a, norm.rstd), *self._dropout(block, norm), getattr(g, norm.narrow),
                 g.hidden, segments, sums,
             )  # fmt: skip
@@ -234,14 +239,14 @@ class Layer:
 
     def _heads(self, block: Block) -> tuple:
         """What attention takes after its tensors."""
-        batch, config = block.stream.batch, self.config
-        dropout = block.stream.attention(config.attention_probs_dropout_prob, self.attention_site)
-        return batch.cu_seqlens, batch.max_length, config.num_attention_heads, *dropout
+        tokens, config = block.tokens, self.config
+        dropout = tokens.attention(config.attention_probs_dropout_prob, self.attention_site)
+        return tokens.cu_seqlens, tokens.max_length, config.num_attention_heads, *dropout
 
     def _dropout(self, block: Block, norm: Norm) -> tuple:
         config = self.config
         p, site = config.hidden_dropout_prob, self.sites[norm]
-        return block.stream.hidden(config.hidden_size, p, site)
+        return block.tokens.hidden(p, site)
 
 
 def span_of(blocks: Sequence[Block]) -> tuple[int, int]:

@@ -156,8 +156,9 @@ class Workspace:
         Rows that only round a product up meet each other there, whatever they held before.
         """
         factors = [self.activations[name] for name in PRODUCT_INPUTS]
-        for factor in (*factors, *(self.cotangents[name] for name in PRODUCT_COTANGENTS)):
-            factor[:, stop : stop + ROW_STEP].zero_()
+        factors += [self.cotangents[name] for name in PRODUCT_COTANGENTS]
+        rows = slice(stop, stop + ROW_STEP)
+        torch._foreach_zero_([layer[rows] for factor in factors for layer in factor.unbind()])
 
     @property
     def num_bytes(self) -> int:

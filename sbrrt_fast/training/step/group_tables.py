@@ -56,6 +56,8 @@ class OneOutput:
 
     def outputs(self, changes: Tensor) -> Tensor:
         """float32 [num_outputs]: the outputs' changes from each example's."""
+        if self.num_outputs == self.num_examples:
+            return changes
         return self.lift * changes[self.example_of_output]
 
 

@@ -92,12 +92,12 @@ class HeadPass:
             self.table, at.pooled, self.factors, weights.flat, cotangents, backend=self.backend
         )
 
-    def spread(self, at: HeadOutputs, grad_pooled: Tensor, start: int = 0) -> Tensor:
-        """The gradient of the last hidden states from row ``start`` on."""
+    def spread(self, at: HeadOutputs, grad_pooled: Tensor, out: Tensor, start: int = 0) -> None:
+        """Writes the gradient of the last hidden states from row ``start`` on."""
         grad = grad_pooled
         if self.encoder.pooler is not None:
             grad = (grad * _tanh_gradient(at)) @ self.encoder.pooler.dense.weight
-        return self.matrix[:, start:].t() @ grad
+        torch.mm(self.matrix[:, start:].t(), grad, out=out)
 
 
 def weight_gradients(

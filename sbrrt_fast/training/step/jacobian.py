@@ -36,21 +36,14 @@ class Rows:
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """The embeddings' gradient [num_tokens, hidden] from the outputs' [num_outputs]."""
-        return self.rows * self._of_tokens(cotangents)[:, None]
-
-    def finish(self, cotangents: Tensor) -> tuple[Tensor, KeptRows]:
-        """The rest of a backward from the outputs' gradient: every cotangent of the pull-back times
-        one number per example.
-
-        Returns:
-            the embeddings' gradient, and the factors of the rows that the pull-back has kept.
-        """
         numbers = self.one_output.numbers(cotangents)
-        kept = KeptRows(numbers[self._example], numbers[self.one_output.example_of_sequence])
-        return self.rows * kept.row_factors[:, None], kept
+        return self.rows * numbers[self._example][:, None]
 
-    def _of_tokens(self, cotangents: Tensor) -> Tensor:
-        return self.one_output.numbers(cotangents)[self._example]
+    def finish(self, cotangents: Tensor) -> KeptRows:
+        """The rest of a backward from the outputs' gradient: factors, one per example, of every
+        cotangent that the pull-back has kept, ``rows`` too."""
+        numbers = self.one_output.numbers(cotangents)
+        return KeptRows(numbers[self._example], numbers[self.one_output.example_of_sequence])
 
 
 class Through:
@@ -78,7 +71,8 @@ class Through:
 
     def jvp(self, delta: Tensor) -> Tensor:
         """The whole group's outputs' changes with that of these examples' embeddings."""
-        self.student.set_input(self.tangent.rows, delta)
+        self.student.input(self.tangent.rows).copy_(delta)
+        self.student.lower(self.tangent.rows)
         return self.outputs_of(self.student.forward(None, self.tangent))
 
     def outputs_of(self, hidden: Tensor) -> Tensor:
@@ -89,9 +83,9 @@ class Through:
     def vjp(self, cotangents: Tensor) -> Tensor:
         """These examples' embeddings' gradient from the whole group's outputs'."""
         grad = self.heads.vjp(self.outputs, self.weights, cotangents)
-        return self.student.pull_back(
-            self.heads.spread(self.outputs, grad, self.block.start), self.block
-        )
+        place = self.student.last_cotangent(self.block.rows)
+        self.heads.spread(self.outputs, grad, place, self.block.start)
+        return self.student.pull_back(self.block)
 
 
 class GroupJacobian:

@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from sbrrt_fast.data.batch import TokenBatch
-from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
-from sbrrt_fast.model.packed.layer import Block, Tangent
+from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream, StreamRows
+from sbrrt_fast.model.packed.encoder import KeptRows
+from sbrrt_fast.model.packed.layer import Block, Tangent, span_of
 from sbrrt_fast.ops.objective import (
     Objective,
     objective,
     smoothness_cotangents,
     smoothness_values,
 )
-from sbrrt_fast.smart.ascent import Ascent, Tokens, unit_scale
+from sbrrt_fast.smart.ascent import Ascent, Tokens
 from sbrrt_fast.training.step.group import Group
 from sbrrt_fast.training.step.head_pass import (
     HeadOutputs,
@@ -50,7 +51,7 @@ class WrittenOutPass:
         positions, self.tables = model.config.max_position_embeddings, model.tables(group)
         self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, self.backend)
         self.heads = HeadPass(self.tables.heads, self.stream, model.encoder, self.backend)
-        self.clean_block = Block(self.stream)
+        self.clean_block = Block(self.stream.rows(model.config.hidden_size))
         self.adversarial = self.targets = self.smart_values = self.jacobian = None
         self.smart_scale = 1.0
 
@@ -62,13 +63,12 @@ class WrittenOutPass:
         tokens, ascends = self.tokens, ascent is not None and ascent.is_tangent
         self.student.begin(2 * tokens.num_tokens, 2 * tokens.num_sequences)
         self.embeddings, *self.statistics = self.student.embed(self.stream)
-        self.student.set_input(self.clean_block.rows, self.embeddings)
         tangent = self.tangent if ascends else None
         if ascent is not None:
-            self.delta = ascent.start(self.noise(NOISE_SITE), self.perturbed.mask)
-            self._scale = unit_scale(self.delta)
+            self.direction = ascent.direction(self.noise(NOISE_SITE), self.perturbed.mask)
         if tangent is not None:
-            self.student.set_input(tangent.rows, self.delta[tangent.block.start :] / self._scale)
+            self.student.input(tangent.rows).copy_(self.direction[tangent.block.start :])
+            self.student.lower(tangent.rows)
         self._hidden = self.student.forward(self.clean_block, tangent)
         hidden = self._hidden[: tokens.num_tokens]
         self.at = self.heads.forward(hidden, self.model.weights, self.model.encoder.pooler)
@@ -82,7 +82,7 @@ class WrittenOutPass:
             return None
         if token == 0:
             return self.clean_block
-        return Block(self.stream.over(self.tokens.tail(first, token)), token)
+        return Block(self.clean_block.tokens.tail(first, token), token)
 
     @property
     def through(self) -> Through:
@@ -123,44 +123,45 @@ class WrittenOutPass:
         table = self.tables.smoothness
         return smoothness_values(table, self.outputs, changes, backend=self.backend)
 
-    def first_gradient(self) -> Tensor:
-        """The ascent's gradient at ``delta``, whose tangent the clean pass has computed.
+    def first_gradient(self, sigma: float) -> Tensor:
+        """The ascent's gradient at sigma times ``direction``, whose tangent ``clean`` computed.
 
         One pull-back serves all: rows of J of the first examples, the gradient of the others.
         """
-        one_output, num_tokens = self.tables.one_output, self.group.num_row_tokens
-        through, tangents = None, torch.zeros_like(self.outputs)
-        if self.others is not None:
-            through = self.through
+        one_output, through = self.tables.one_output, self.others and self.through
+        tangents = cotangents = None
+        if through is not None:
             tangents = through.outputs_of(self._hidden)
             cotangents = self.cotangents(tangents)
-        if one_output is not None:
-            unit = one_output.unit
-            rest = [] if through is None else [cotangents[len(unit) :]]
-            cotangents = torch.cat([unit, *rest])
-        grad_pooled = self.heads.vjp(self.at, self.model.weights, cotangents)
-        grad_hidden = self.heads.spread(self.at, grad_pooled)
-        keeps = one_output is not None
-        grad = self.student.pull_back(grad_hidden, self.clean_block, keeps)
-        rows = None
-        if one_output is not None:
-            ours = grad[:num_tokens]
-            rows = Rows(ours, one_output, self.tokens.sequence[:num_tokens])
-            delta = self.delta[:num_tokens] / self._scale
-            tangents[: one_output.num_outputs] = rows.jvp(delta)
-            first = self.cotangents(tangents)[: one_output.num_outputs]
-            grad = torch.cat([rows.vjp(first), grad[num_tokens:]])
+        if one_output is None:
+            self.jacobian = GroupJacobian(None, through)
+            return sigma * self._pull_back(cotangents, keeps=False)
+        count, unit = self.group.num_row_tokens, one_output.unit
+        first = unit if through is None else torch.cat([unit, cotangents[len(unit) :]])
+        grad = self._pull_back(first, keeps=True)
+        rows = Rows(grad[:count], one_output, self.tokens.sequence[:count])
         self.jacobian = GroupJacobian(rows, through)
-        return self._scale * grad
+        changes = rows.jvp(self.direction[:count])
+        tangents = changes if through is None else torch.cat([changes, tangents[len(unit) :]])
+        ours = rows.vjp(self.cotangents(tangents)[: len(unit)])
+        return sigma * (ours if through is None else torch.cat([ours, grad[count:]]))
+
+    def _pull_back(self, cotangents: Tensor, keeps: bool) -> Tensor:
+        """The embeddings' gradient over all clean rows from the outputs'."""
+        grad_pooled = self.heads.vjp(self.at, self.model.weights, cotangents)
+        place = self.student.last_cotangent(self.clean_block.rows)
+        self.heads.spread(self.at, grad_pooled, place)
+        return self.student.pull_back(self.clean_block, keeps)
 
     @torch.no_grad()
     def climb(self, ascent: Ascent) -> Tensor:
         """The perturbation float32 [num_tokens, hidden]."""
+        sigma, first = ascent.config.sigma, None
         if ascent.is_tangent:
-            first = self.first_gradient()
+            first = self.first_gradient(sigma)
         else:
-            first, self.jacobian = None, GroupJacobian(None, self.through)
-        return ascent.climb(self, self.delta, self.perturbed, first)
+            self.jacobian = GroupJacobian(None, self.through)
+        return ascent.climb(self, sigma * self.direction, self.perturbed, first)
 
     def change(self, delta: Tensor) -> Tensor:
         return self._outputs_at(delta).outputs - self.outputs
@@ -172,24 +173,34 @@ class WrittenOutPass:
             self.tables.smoothness, self.outputs, labels, at.outputs, backend=self.backend
         )
         heads = self.adversarial_heads
-        grad = heads.vjp(at, self.model.weights, pulled.grad_adversarial)
-        return self.student.pull_back(heads.spread(at, grad), self.adversarial_block)
+        grad_pooled = heads.vjp(at, self.model.weights, pulled.grad_adversarial)
+        heads.spread(at, grad_pooled, self.student.last_cotangent(self.adversarial_block.rows))
+        return self.student.pull_back(self.adversarial_block)
 
     @cached_property
     def adversarial_block(self) -> Block:
-        return Block(self._other(ADVERSARIAL_PASS), self.tokens.num_tokens)
+        return Block(self._rows(ADVERSARIAL_PASS), self.tokens.num_tokens)
 
     @cached_property
     def adversarial_heads(self) -> HeadPass:
-        stream = self.adversarial_block.stream
-        return self.heads if stream is self.stream else self.heads.on(stream)
+        return self._heads(ADVERSARIAL_PASS)
 
     def _other(self, pass_id: int) -> DropoutStream:
         return self.stream if self.model.smart.shared_dropout else self.stream.fork(pass_id)
 
+    def _rows(self, pass_id: int) -> StreamRows:
+        """The clean pass's with another's masks, where they are not shared."""
+        rows = self.clean_block.tokens
+        return rows if self.model.smart.shared_dropout else replace(rows, pass_id=pass_id)
+
+    def _heads(self, pass_id: int) -> HeadPass:
+        stream = self._other(pass_id)
+        return self.heads if stream is self.stream else self.heads.on(stream)
+
     def _outputs_at(self, delta: Tensor) -> HeadOutputs:
         block = self.adversarial_block
-        self.student.set_input(block.rows, self.embeddings + delta)
+        torch.add(self.embeddings, delta, out=self.student.input(block.rows))
+        self.student.lower(block.rows)
         hidden = self.student.forward(block)[slice(*block.rows)]
         return self.adversarial_heads.forward(hidden, self.model.weights, self.model.encoder.pooler)
 
@@ -212,12 +223,11 @@ class WrittenOutPass:
             self.targets = self._teacher_outputs()
 
     def _teacher_outputs(self) -> Tensor:
-        teacher, stream = self.model.momentum, self._other(TEACHER_PASS)
-        heads = self.heads if stream is self.stream else self.heads.on(stream)
-        block = Block(stream)
-        teacher.begin(self.tokens.num_tokens, 0)
-        teacher.set_input(block.rows, teacher.embed(stream)[0])
-        hidden = teacher.forward(block)[: self.tokens.num_tokens]
+        teacher, num_tokens = self.model.momentum, self.tokens.num_tokens
+        teacher.begin(num_tokens, 0)
+        teacher.embed(self._other(TEACHER_PASS))
+        hidden = teacher.forward(Block(self._rows(TEACHER_PASS)))[:num_tokens]
+        heads = self._heads(TEACHER_PASS)
         return heads.forward(hidden, self.model.teacher_weights, teacher.encoder.pooler).outputs
 
     @torch.no_grad()
@@ -267,17 +277,34 @@ class WrittenOutPass:
             found = self.model.grads.by_parameter
             places = (found[id(p)] for p in (pooler.dense.weight, pooler.dense.bias))
             pooler_gradients(pairs, *places)
-        rows, start, kept, finished = self.jacobian and self.jacobian.rows, 0, None, []
-        if rows is not None:
-            start = self.group.num_row_tokens
-            ours, kept = rows.finish(passes[0][2][: rows.one_output.num_outputs])
-            finished.append(ours)
-        hidden = [h.spread(at, g) for (h, at, _), g in zip(passes, grad_pooled, strict=True)]
-        grad_hidden = torch.cat([hidden[0][start:], *hidden[1:]])
-        grad = self.student.backward(grad_hidden, self._chain(start), kept)
-        count = self.tokens.num_tokens - start
-        clean = torch.cat([*finished, grad[:count]])
-        total = clean if self.adversarial is None else clean + grad[count:]
+        rows = self.jacobian and self.jacobian.rows
+        start = 0 if rows is None else self.group.num_row_tokens
+        kept = rows and rows.finish(passes[0][2][: rows.one_output.num_outputs])
+        blocks, count = self._chain(start), self.tokens.num_tokens
+        place = self.student.last_cotangent(span_of(blocks))
+        for (heads, at, _), grad, first, out in zip(
+            passes, grad_pooled, (start, 0), place.tensor_split([count - start]), strict=False
+        ):
+            heads.spread(at, grad, out, first)
+        grad = self.student.backward(blocks, kept)
+        self._embed_backward(grad[: count - start], grad[count - start :], kept, rows)
+
+    def _embed_backward(
+        self, grad: Tensor, grad_adversarial: Tensor, kept: KeptRows | None, rows: Rows | None
+    ) -> None:
+        """The embedding layer's gradients.
+
+        Args:
+            grad: of the clean embeddings whose rows went through the backward, the last ones.
+            grad_adversarial: of all, or nothing without an adversarial pass.
+            kept, rows: of the clean embeddings before them.
+        """
+        total = grad
+        if self.adversarial is not None:
+            total, count = grad_adversarial, len(grad_adversarial) - len(grad)
+            total[count:] += grad
+            if kept is not None:
+                total[:count].addcmul_(rows.rows, kept.row_factors[:, None])
         self.model.grad_words = self.student.embed_backward(total, self.stream, *self.statistics)
 
     def _chain(self, start: int) -> list[Block]:
@@ -291,5 +318,4 @@ class WrittenOutPass:
             return [other]
         if not self.model.smart.shared_dropout:
             return [*clean, other]
-        both = TokenBatch.concatenate([clean[0].stream.batch, other.stream.batch])
-        return [Block(self.stream.over(both), start)]
+        return [Block(clean[0].tokens.then(other.tokens), start)]
