@@ -71,7 +71,7 @@ class Recorder(TorchDispatchMode):
             raise NotCapturable(f"{name_of(func)} makes the host wait for the device")
         if func._schema.is_mutable:
             self._remember([*args, *kwargs.values()])
-        if STREAMS.current not in self._given and not func.is_view:
+        if STREAMS.current not in self._follows and not func.is_view:
             raise NotCapturable(f"{name_of(func)} is on a stream that waits for no captured work")
         result = func(*args, **kwargs)
         self._give(Call(STREAMS.current, func, args, kwargs, result))
