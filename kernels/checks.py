@@ -64,6 +64,20 @@ def check_rows(op: str, name: str, x: Tensor) -> tuple[int, int]:
     return x.shape[0], x.shape[1]
 
 
+def check_last_rows(op: str, name: str, tangent: Tensor, x: Tensor) -> None:
+    """The tangent of the last rows of x.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    check_floating(op, name, tangent, 2)
+    check_floats(op, x.device, **{name: (tangent, (len(tangent), x.shape[1]))})
+    if len(tangent) > len(x):
+        raise ValueError(
+            f"{op}: {name} is of the last rows of x, which has {len(x)}, got {_described(tangent)}"
+        )
+
+
 def check_floats(op: str, device: torch.device, **tensors: tuple[Tensor, tuple]) -> None:
     """Each (tensor, shape), by name, is of a dtype that the kernels compute with."""
     for name, (x, shape) in tensors.items():

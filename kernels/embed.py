@@ -31,7 +31,7 @@ from .checks import (
 from .column_sums import partial_sums_into
 from .embed_tables import CHUNK, table_gradient_into
 from .launch import launch
-from .layernorm import normalize, project, standardize
+from .layernorm_rows import normalize, project, standardize
 from .philox import load_stream
 from .previous_kernel import await_previous
 from .rows import (

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_floats, check_rows, check_written, check_written_rows, strided
+from .checks import (
+    check_floats,
+    check_last_rows,
+    check_rows,
+    check_written,
+    check_written_rows,
+    strided,
+)
 from .column_sums import partial_sums_into
 from .launch import launch
 from .launch_table import TABLE
@@ -46,14 +53,19 @@ def _biased(p_x, p_bias, x_stride, o_row, o_column, m, width):
     return b_x + b_bias[None, :]
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_tangents"])
 def _forward_kernel(
     p_x,  # [num_rows, width], rows x_stride apart
     x_stride,
     p_bias,  # [width]
     p_out,  # [num_rows, width], rows out_stride apart; may be p_x
     out_stride,
+    p_tx,  # the last rows' tangents, rows tx_stride apart, or None
+    tx_stride,
+    p_tout,  # and those of out, rows tout_stride apart; may be p_tx
+    tout_stride,
     num_rows,
+    num_tangents,
     width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -62,6 +74,13 @@ def _forward_kernel(
     o_row, o_column, m = _tile(num_rows, width, ROWS, COLUMNS)
     b_t = _biased(p_x, p_bias, x_stride, o_row, o_column, m, width)
     tl.store(p_out + o_row * out_stride + o_column[None, :], b_t * _normal_cdf(b_t), mask=m)
+    if p_tx is not None:
+        i_first = num_rows - num_tangents
+        if (tl.program_id(0).to(tl.int64) + 1) * ROWS > i_first:
+            o_tangent, m_tangent = o_row - i_first, m & (o_row >= i_first)
+            p_tile = p_tx + o_tangent * tx_stride + o_column[None, :]
+            b_out = tl.load(p_tile, mask=m_tangent, other=0.0).to(tl.float32) * _gelu_grad(b_t)
+            tl.store(p_tout + o_tangent * tout_stride + o_column[None, :], b_out, mask=m_tangent)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -91,19 +110,33 @@ def _jacobian_product_kernel(
         tl.store(p_sums, tl.sum(b_out, axis=0), mask=o_column < width)
 
 
-def forward_into(x: Tensor, bias: Tensor, out: Tensor) -> None:
+def forward_into(
+    x: Tensor, bias: Tensor, out: Tensor, x_tangent: Tensor | None = None,
+    out_tangent: Tensor | None = None,
+) -> None:  # fmt: skip
     """gelu(x + bias) of x [num_rows, features] and bias [features], into out, of x's dtype.
 
-    out may be x.
+    out may be x, and out_tangent x_tangent.
+
+    Args:
+        x_tangent, out_tangent: [num_tangents, features], of the last rows; both or none.
     """
-    op, read = "bias_gelu_forward", {"x": x, "bias": bias}
+    op, read = "bias_gelu_forward", {"x": x, "bias": bias, "x_tangent": x_tangent}
     num_rows, width = _check(op, x, bias)
     check_written_rows(op, "out", out, x.dtype, (num_rows, width), x.device)
-    check_write_set(op, {"out": out}, read, [("out", "x")])
+    if (x_tangent is None) != (out_tangent is None):
+        raise ValueError(f"{op}: x_tangent and out_tangent go together; pass both or none")
+    if x_tangent is not None:
+        check_last_rows(op, "x_tangent", x_tangent, x)
+        check_written_rows(op, "out_tangent", out_tangent, x.dtype, x_tangent.shape, x.device)
+    written = {"out": out, "out_tangent": out_tangent}
+    check_write_set(op, written, read, [("out", "x"), ("out_tangent", "x_tangent")])
     tile = TABLE["gelu forward"].constants
-    tensors = *strided(x), bias.contiguous(), *strided(out)
-    launch(_forward_kernel, _grid(num_rows, width, tile), *tensors, num_rows, width, **tile)
-    count_change({"out": out})
+    tensors = *strided(x), bias.contiguous(), *strided(out), *strided(x_tangent)
+    sizes = num_rows, 0 if x_tangent is None else len(x_tangent), width
+    grid = _grid(num_rows, width, tile)
+    launch(_forward_kernel, grid, *tensors, *strided(out_tangent), *sizes, **tile)
+    count_change(written)
 
 
 def backward_into(grad: Tensor, x: Tensor, bias: Tensor, dx: Tensor, dbias: Tensor | None) -> None:
@@ -156,6 +189,7 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         x = torch.empty(8, width, dtype=dtype, device="meta")
         bias, name = x.new_empty(width, dtype=torch.float32), f"{width} {str(dtype)[6:]}"
         yield f"forward {name}", partial(forward_into, x, bias, x)
+        yield f"forward and tangent {name}", partial(forward_into, x, bias, x, x[:4], x[:4])
         yield f"backward {name}", partial(backward_into, x, x, bias, x, bias)
         yield f"inputs {name}", partial(backward_into, x, x, bias, x, None)
         yield f"jvp {name}", partial(jvp_into, x, x, bias, x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,80 +15,20 @@ from .checks import (
     check_dimensions,
     check_epsilon,
     check_floats,
-    check_rows,
     check_statistics,
     check_tensor,
     check_written_rows,
     check_written_statistics,
     strided,
 )
-from .launch import launch
+from .layernorm_rows import ResidualSum, normalize, project, residual_tile, standardize
 from .philox import load_stream
 from .previous_kernel import await_previous
-from .rows import (
-    RowDropout,
-    load_float,
-    row_factors,
-    row_tile,
-    store_rows,
-    store_sum,
-    tile_rows,
-)
+from .rows import RowDropout, load_float, row_tile, store_rows, store_sum
 from .write_set import check_write_set, count_change
 
 
-@triton.jit
-def normalize(b_s, m, width, eps):
-    """(mean, rstd, standardised rows) of rows that are 0 where ``m`` is False."""
-    mean = tl.sum(b_s, axis=1, keep_dims=True) / width
-    b_centred = tl.where(m, b_s - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(b_centred * b_centred, axis=1, keep_dims=True) / width + eps)
-    return mean, rstd, b_centred * rstd
-
-
-@triton.jit
-def standardize(b_s, p_mean, p_rstd, o_row, m, num_rows):
-    """(standardised rows, rstd) from the rows' statistics."""
-    mean = load_float(p_mean, o_row, o_row < num_rows)
-    rstd = load_float(p_rstd, o_row, o_row < num_rows)
-    return tl.where(m, (b_s - mean) * rstd, 0.0), rstd
-
-
-@triton.jit
-def project(b_g, b_z, rstd, width):
-    """rstd (g - mean(g) - z mean(g z)): LayerNorm's derivative, its own adjoint."""
-    mean = tl.sum(b_g, axis=1, keep_dims=True) / width
-    product = tl.sum(b_g * b_z, axis=1, keep_dims=True) / width
-    return rstd * (b_g - mean - b_z * product)
-
-
-@triton.jit
-def _residual_tile(
-    x,
-    p_bias,
-    residual,
-    p_offsets,
-    dropout,
-    i_first,
-    num_rows,
-    width,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DROPS: tl.constexpr,
-):
-    """A tile's rows, features, mask, dropout's factors M and residual + M (x + bias).
-
-    x and residual are (pointer, stride); dropout is (stream, threshold, scale); the tile begins
-    with row i_first.
-    """
-    o_row, o, m = tile_rows(i_first, num_rows, width, ROWS, BLOCK)
-    b_factor = row_factors(p_offsets, o_row, num_rows, dropout, BLOCK, DROPS)
-    b_x = load_float(x[0], o_row * x[1] + o, m) + load_float(p_bias, o, o < width)
-    b_s = load_float(residual[0], o_row * residual[1] + o, m) + b_factor * b_x
-    return o_row, o, m, b_factor, b_s
-
-
-@triton.jit(do_not_specialize=["num_rows", "site", "threshold"])
+@triton.jit(do_not_specialize=["num_rows", "num_tangents", "site", "threshold"])
 def _forward_kernel(
     p_x,  # [num_rows, width], rows x_stride apart
     x_stride,
@@ -109,7 +48,16 @@ def _forward_kernel(
     low_stride,
     p_mean,  # float32 [num_rows]
     p_rstd,  # float32 [num_rows]
+    p_tx,  # the last rows' tangents, rows tx_stride apart, or None
+    tx_stride,
+    p_tresidual,  # and those of the residual, rows tresidual_stride apart
+    tresidual_stride,
+    p_tout,  # and of the results, as p_out and p_low
+    tout_stride,
+    p_tlow,
+    tlow_stride,
     num_rows,
+    num_tangents,
     width,
     eps,
     ROWS: tl.constexpr,
@@ -120,13 +68,22 @@ def _forward_kernel(
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     place = (tl.program_id(0).to(tl.int64) * ROWS, num_rows, width)
-    o_row, o, m, _, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
+    o_row, o, m, b_factor, b_s = residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     mean, rstd, b_z = normalize(b_s, m, width, eps)
     tl.store(p_mean + o_row, mean, mask=o_row < num_rows)
     tl.store(p_rstd + o_row, rstd, mask=o_row < num_rows)
     b_out = b_z * load_float(p_weight, o, o < width) + load_float(p_shift, o, o < width)
     store_rows(p_out, out_stride, o_row, o, m, b_out)
     store_rows(p_low, low_stride, o_row, o, m, b_out)
+    if p_tx is not None:
+        i_first = num_rows - num_tangents
+        if place[0] + ROWS > i_first:
+            o_tangent, m_tangent = o_row - i_first, m & (o_row >= i_first)
+            b_ts = b_factor * load_float(p_tx, o_tangent * tx_stride + o, m_tangent)
+            b_ts += load_float(p_tresidual, o_tangent * tresidual_stride + o, m_tangent)
+            b_out = load_float(p_weight, o, o < width) * project(b_ts, b_z, rstd, width)
+            store_rows(p_tout, tout_stride, o_tangent, o, m_tangent, b_out)
+            store_rows(p_tlow, tlow_stride, o_tangent, o, m_tangent, b_out)
 
 
 @triton.jit
@@ -185,7 +142,7 @@ def _backward_kernel(
     b_dbias = tl.zeros((ROWS, BLOCK), tl.float32)
     for i_first in range(i_begin, i_end, ROWS):
         place = (i_first, i_end, width)
-        o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
+        o_row, o, m, b_factor, b_s = residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
         b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, i_end)
         b_grad = load_float(p_grad, o_row * grad_stride + o, m)
         if p_product is not None:
@@ -238,7 +195,7 @@ def _jvp_kernel(
     dropout = (load_stream(p_rng, site), threshold, scale)
     sources = ((p_x, x_stride), p_bias, (p_residual, residual_stride), p_offsets, dropout)
     place = (tl.program_id(0).to(tl.int64) * ROWS, num_rows, width)
-    o_row, o, m, b_factor, b_s = _residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
+    o_row, o, m, b_factor, b_s = residual_tile(*sources, *place, ROWS, BLOCK, DROPS)
     b_z, rstd = standardize(b_s, p_mean, p_rstd, o_row, m, num_rows)
     b_ts = b_factor * load_float(p_tx, o_row * tx_stride + o, m)
     b_ts += load_float(p_tresidual, o_row * tresidual_stride + o, m)
@@ -247,70 +204,37 @@ def _jvp_kernel(
     store_rows(p_low, low_stride, o_row, o, m, b_out)
 
 
-@dataclass(frozen=True)
-class _ResidualSum:
-    """residual + dropout(x + bias) and LayerNorm's weight, which all three host functions read."""
-
-    op: str
-    x: Tensor
-    bias: Tensor
-    residual: Tensor
-    weight: Tensor
-    dropout: RowDropout
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.x.shape
-
-    def check(self) -> None:
-        num_rows, width = check_rows(self.op, "x", self.x)
-        check_floats(
-            self.op, self.x.device, bias=(self.bias, (width,)),
-            residual=(self.residual, (num_rows, width)), weight=(self.weight, (width,)),
-        )  # fmt: skip
-        self.dropout.check(self.op, num_rows, self.x.device)
-
-    def check_results(self, out: Tensor, low: Tensor | None) -> None:
-        """low: a copy of out in another dtype, if it is wanted."""
-        op, device = self.op, self.x.device
-        check_written_rows(op, "out", out, self.residual.dtype, self.shape, device)
-        if low is not None:
-            check_floats(op, device, low=(low, self.shape))
-            check_written_rows(op, "low", low, low.dtype, self.shape, device)
-
-    def read(self) -> dict[str, Tensor]:
-        """The tensors by name."""
-        tensors = {"x": self.x, "bias": self.bias, "residual": self.residual}
-        return {**tensors, "weight": self.weight, **self.dropout.read()}
-
-    def launch(self, kernel, num_programs: int, *arguments, **constants) -> None:
-        """With the kernels' common arguments before the others."""
-        tensors = *strided(self.x), self.bias.contiguous(), *strided(self.residual)
-        common = *tensors, self.weight.contiguous(), *self.dropout.arguments()
-        drops = self.dropout.p > 0
-        launch(kernel, (num_programs,), *common, *arguments, DROPS=drops, **constants)
-
-
 def forward_into(
     x: Tensor, bias: Tensor, residual: Tensor, weight: Tensor, shift: Tensor, eps: float, p: float,
     rng: Tensor, site: int, offsets: Tensor, out: Tensor, low: Tensor | None, mean: Tensor,
-    rstd: Tensor,
+    rstd: Tensor, x_tangent: Tensor | None = None, residual_tangent: Tensor | None = None,
+    out_tangent: Tensor | None = None, low_tangent: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """out [num_rows, width] of the residual's dtype, low the same in its own, mean and rstd."""
+    """out [num_rows, width] of the residual's dtype, low the same in its own, mean and rstd.
+
+    The tangents [num_tangents, width] are of the last rows, all or none but for low_tangent.
+    """
     op = "dropout_add_layernorm_forward"
-    source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
+    source = ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
     source.check()
     num_rows, width = x.shape
     check_floats(op, x.device, shift=(shift, (width,)))
     check_epsilon(op, eps)
     source.check_results(out, low)
     check_written_statistics(op, x.device, num_rows, mean=mean, rstd=rstd)
-    written = {"out": out, "low": low, "mean": mean, "rstd": rstd}
-    check_write_set(op, written, {**source.read(), "shift": shift})
+    tangents = {"x_tangent": x_tangent, "residual_tangent": residual_tangent}
+    tangent_results = {"out_tangent": out_tangent, "low_tangent": low_tangent}
+    num_tangents = source.check_tangents(**tangents, **tangent_results)
+    written = {"out": out, "low": low, "mean": mean, "rstd": rstd, **tangent_results}
+    check_write_set(op, written, {**source.read(), "shift": shift, **tangents})
     tile = row_tile("layernorm forward", width)
+    matrices = [
+        part for t in (*tangents.values(), *tangent_results.values()) for part in strided(t)
+    ]
     source.launch(
         _forward_kernel, triton.cdiv(num_rows, tile["ROWS"]), shift.contiguous(), *strided(out),
-        *strided(low), mean, rstd, num_rows, width, eps, **tile,
+        *strided(low), mean, rstd, *matrices, num_rows, num_tangents, width, eps,
+        **tile,
     )  # fmt: skip
     count_change(written)
 
@@ -327,7 +251,7 @@ def backward_into(
     over the segment's rows.
     """
     op = "dropout_add_layernorm_backward"
-    source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
+    source = ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
     source.check()
     (num_rows, width), device = x.shape, x.device
     gradients = {"grad": grad} if product is None else {"grad": grad, "product": product}
@@ -379,7 +303,7 @@ def jvp_into(
 ) -> None:  # fmt: skip
     """The result's tangent along those of x and residual: out of the residual's dtype, and low."""
     op = "dropout_add_layernorm_jvp"
-    source = _ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
+    source = ResidualSum(op, x, bias, residual, weight, RowDropout(p, rng, site, offsets))
     source.check()
     num_rows, width = x.shape
     tangents = {"x_tangent": x_tangent, "residual_tangent": residual_tangent}
@@ -410,6 +334,8 @@ def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
         saved, results = (*row, *statistics, *dropout), (x, residual)
         forward = partial(forward_into, *row, vector, 1e-12, *dropout, residual)
         yield f"forward {name}", partial(forward, low, *statistics)
+        tangents = x[:4], residual[:4], residual[:4], None if low is None else low[:4]
+        yield f"forward and tangent {name}", partial(forward, low, *statistics, *tangents)
         sums = residual.new_empty(4, 3, width)
         segments = sums.new_empty(5, dtype=torch.int32)
         for kind, wanted in (("backward", (segments, sums)), ("inputs", (None, None))):

@@ -8,8 +8,9 @@ namespace sbrrt {
 
 struct GeluForward {
   static constexpr auto kOp = "bias_gelu_forward";
-  using Signature = void(TensorRef, TensorRef, TensorRef);
+  using Signature = void(TensorRef, TensorRef, TensorRef, MaybeTensorRef, MaybeTensorRef);
   TensorRef x, bias, out;
+  MaybeTensorRef x_tangent, out_tangent;  // of the last rows; both or none
 
   WriteSet check(at::DeviceType device) const;
   void run_cpu() const;
@@ -47,7 +48,16 @@ inline void check_gelu_inputs(const char* op, TensorRef x, TensorRef bias,
 inline WriteSet GeluForward::check(at::DeviceType device) const {
   check_gelu_inputs(kOp, x, bias, device);
   check_written_rows(kOp, "out", out, x, x.scalar_type(), device);
-  return {kOp, {{"out", out}}, {{"x", x}, {"bias", bias}}, {{"out", "x"}}};
+  TORCH_CHECK_VALUE(x_tangent.has_value() == out_tangent.has_value(), "sbrrt::", kOp,
+                    ": x_tangent and out_tangent go together; pass both or none");
+  Arguments written{{"out", out}}, read{{"x", x}, {"bias", bias}};
+  if (x_tangent) {
+    check_last_rows(kOp, "x_tangent", *x_tangent, x, device);
+    check_written_rows(kOp, "out_tangent", *out_tangent, *x_tangent, x.scalar_type(), device);
+    append(written, "out_tangent", out_tangent);
+    append(read, "x_tangent", x_tangent);
+  }
+  return {kOp, std::move(written), read, {{"out", "x"}, {"out_tangent", "x_tangent"}}};
 }
 
 inline WriteSet GeluBackward::check(at::DeviceType device) const {

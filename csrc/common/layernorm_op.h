@@ -17,7 +17,8 @@ struct LayerNormForward {
   static constexpr auto kOp = "dropout_add_layernorm_forward";
   using Signature = void(TensorRef, TensorRef, TensorRef, TensorRef, TensorRef, double, double,
                          TensorRef, int64_t, TensorRef, TensorRef, MaybeTensorRef, TensorRef,
-                         TensorRef);
+                         TensorRef, MaybeTensorRef, MaybeTensorRef, MaybeTensorRef,
+                         MaybeTensorRef);
   ResidualTensors in;
   TensorRef shift;
   double eps;
@@ -25,8 +26,11 @@ struct LayerNormForward {
   TensorRef out;
   MaybeTensorRef low;  // a bfloat16 copy of out
   StatisticsTensors statistics;
+  // Of the last rows: all or none, but for low_tangent, which may be left out.
+  MaybeTensorRef x_tangent, residual_tangent, out_tangent, low_tangent;
 
   WriteSet check(at::DeviceType device) const;
+  void check_tangents(at::DeviceType device) const;
   void run_cpu() const;
   void run_cuda() const;
 };
@@ -90,16 +94,38 @@ inline Arguments layernorm_read(const ResidualTensors& t, const DropoutArguments
           {"weight", t.weight}, {"rng", dropout.rng}, {"offsets", dropout.offsets}};
 }
 
+inline void LayerNormForward::check_tangents(at::DeviceType device) const {
+  const bool has_tangents = x_tangent.has_value();
+  TORCH_CHECK_VALUE(residual_tangent.has_value() == has_tangents &&
+                        out_tangent.has_value() == has_tangents &&
+                        (has_tangents || !low_tangent.has_value()),
+                    "sbrrt::", kOp, ": x_tangent, residual_tangent and out_tangent go together, and "
+                    "low_tangent with them; pass all of them or none");
+  if (!has_tangents) return;
+  check_last_rows(kOp, "x_tangent", *x_tangent, in.x, device);
+  check_rows(kOp, "residual_tangent", *residual_tangent, x_tangent->sym_size(0), in.x.sym_size(1),
+             device);
+  check_written_rows(kOp, "out_tangent", *out_tangent, *x_tangent, in.residual.scalar_type(), device);
+  if (low_tangent) {
+    check_written_rows(kOp, "low_tangent", *low_tangent, *x_tangent, at::kBFloat16, device);
+  }
+}
+
 inline WriteSet LayerNormForward::check(at::DeviceType device) const {
   check_residual_sum(kOp, in, dropout, device);
   check_vector(kOp, "shift", shift, in.x.sym_size(1), device);
   check_epsilon(kOp, eps);
   check_layernorm_outputs(kOp, out, low, in.residual, device);
   check_written_statistics(kOp, statistics, in.x.sym_size(0), device);
+  check_tangents(device);
   Arguments written{{"out", out}, {"mean", statistics.mean}, {"rstd", statistics.rstd}};
   append(written, "low", low);
+  append(written, "out_tangent", out_tangent);
+  append(written, "low_tangent", low_tangent);
   Arguments read = layernorm_read(in, dropout);
   read.emplace_back("shift", shift);
+  append(read, "x_tangent", x_tangent);
+  append(read, "residual_tangent", residual_tangent);
   return {kOp, std::move(written), read};
 }
 

@@ -56,6 +56,16 @@ inline void check_written_rows(const char* op, const char* argument, const at::T
   check_separate_rows(op, argument, tensor);
 }
 
+// The tangent of the last rows of a forward's input.
+inline void check_last_rows(const char* op, const char* argument, const at::Tensor& tangent,
+                            const at::Tensor& x, at::DeviceType device) {
+  check_first_rows(op, argument, tangent, device);
+  check_rows(op, argument, tangent, tangent.sym_size(0), x.sym_size(1), device);
+  TORCH_CHECK_VALUE(tangent.sym_size(0) <= x.sym_size(0), "sbrrt::", op, ": ", argument,
+                    " is of the last rows of x, which has ", x.sym_size(0), ", got ",
+                    describe(tangent));
+}
+
 // A parameter [width], or statistics [num_rows].
 inline void check_vector(const char* op, const char* argument, const at::Tensor& tensor,
                          const c10::SymInt& size, at::DeviceType device) {

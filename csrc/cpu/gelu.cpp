@@ -1,6 +1,4 @@
 // bias_gelu on the CPU: gelu(x + bias) with the exact erf, its backward and its JVP.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,6 +7,7 @@
 
 #include "common/gelu_op.h"
 #include "cpu/gelu_tables.h"
+#include "cpu/row_blocks.h"
 #include "cpu/rows.h"
 
 namespace sbrrt {
@@ -20,9 +19,16 @@ struct GeluInputs {
   const float* bias;  // [padded_width(width)]
 };
 
+// Of the rows from `first` on; row n of them is row first + n of the others.
+struct GeluTangents {
+  int64_t first;
+  ConstRows x;
+  Rows out;
+};
+
 // A thread's rows, [padded_width(width)] each.
 struct GeluBuffers {
-  float *x, *grad, *out;
+  float *x, *grad, *out, *out_tangent;
 };
 
 }  // namespace
@@ -37,9 +43,9 @@ namespace {
 // Rows per block of the column sums: fixed, so the sums do not depend on the number of threads.
 constexpr int64_t kBlockRows = 32;  // 50k elements, near 10 us: well above the cost of a fork
 
-void forward_rows(const GeluInputs& in, const Rows& out, const GeluBuffers& buffers, int64_t begin,
-                  int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(gelu_forward, in, out, buffers, begin, end)
+void forward_rows(const GeluInputs& in, const Rows& out, const GeluTangents& tangents,
+                  const GeluBuffers& buffers, int64_t begin, int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(gelu_forward, in, out, tangents, buffers, begin, end)
 }
 
 void grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out, float* sums,
@@ -47,15 +53,15 @@ void grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out, flo
   SBRRT_RETURN_ON_THIS_CPU(gelu_grad, in, grad, out, sums, buffers, begin, end)
 }
 
-int64_t num_row_blocks(int64_t num_rows) { return (num_rows + kBlockRows - 1) / kBlockRows; }
-
-// Calls run(block, buffers, begin, end) for every block of rows, on all threads.
+// Calls run(block, buffers, begin, end) for every block of rows, on all threads; the last rows have a
+// tangent.
 template <typename F>
-void for_each_block(int64_t num_rows, int64_t width, F run) {
+void for_each_block(int64_t num_rows, int64_t width, F run, int64_t num_tangents = 0) {
   const int64_t padded = padded_width(width);
-  at::parallel_for(0, num_row_blocks(num_rows), 1, [&](int64_t begin, int64_t end) {
-    const AlignedArray<float> floats(3 * padded);
-    const GeluBuffers buffers{floats.get(), floats.get() + padded, floats.get() + 2 * padded};
+  share_blocks(num_rows, kBlockRows, num_rows - num_tangents, [&](int64_t begin, int64_t end) {
+    const AlignedArray<float> floats(4 * padded);
+    float* f = floats.get();
+    const GeluBuffers buffers{f, f + padded, f + 2 * padded, f + 3 * padded};
     for (int64_t block = begin; block < end; ++block) {
       run(block, buffers, block * kBlockRows, std::min((block + 1) * kBlockRows, num_rows));
     }
@@ -78,7 +84,7 @@ void run_grad(TensorRef grad, TensorRef x, TensorRef bias, TensorRef out, MaybeT
   const DenseInputs in(x, bias);
   const at::Tensor dense = with_dense_rows(grad);
   const int64_t padded = padded_width(x.size(1));
-  const int64_t num_blocks = sums ? num_row_blocks(x.size(0)) : 0;
+  const int64_t num_blocks = sums ? num_blocks_of(x.size(0), kBlockRows) : 0;
   const AlignedArray<float> block_sums(num_blocks * padded);
   for_each_block(x.size(0), x.size(1),
                  [&](int64_t block, const GeluBuffers& buffers, int64_t begin, int64_t end) {
@@ -92,10 +98,14 @@ void run_grad(TensorRef grad, TensorRef x, TensorRef bias, TensorRef out, MaybeT
 
 void GeluForward::run_cpu() const {
   const DenseInputs in(x, bias);
-  for_each_block(x.size(0), x.size(1),
-                 [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
-                   forward_rows(in.view, rows(out), buffers, begin, end);
-                 });
+  const int64_t num_tangents = x_tangent ? x_tangent->size(0) : 0;
+  const at::Tensor tangent = x_tangent ? with_dense_rows(*x_tangent) : in.x;
+  const GeluTangents tangents{x.size(0) - num_tangents, const_rows(tangent),
+                              rows(x_tangent ? *out_tangent : out)};
+  const auto run = [&](int64_t, const GeluBuffers& buffers, int64_t begin, int64_t end) {
+    forward_rows(in.view, rows(out), tangents, buffers, begin, end);
+  };
+  for_each_block(x.size(0), x.size(1), run, num_tangents);
 }
 
 void GeluBackward::run_cpu() const { run_grad(grad, x, bias, dx, dbias); }

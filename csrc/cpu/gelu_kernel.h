@@ -7,6 +7,23 @@ namespace sbrrt::SBRRT_ISA {
 
 #if defined(SBRRT_LANES_AVX512)
 
+// Where numbers t lie in the tables.
+struct TablePlace {
+  __m512i piece;
+  Vec r;
+  __mmask16 is_above;  // whether t >= 0
+
+  explicit TablePlace(Vec t) {
+    const Vec shift = vec_set(12582912.0f);  // 1.5 * 2^23: a sum's low bits are the nearest integer
+    const Vec scaled = vec_abs(t) * vec_set(static_cast<float>(kGeluPiecesPerUnit));
+    const Vec size = vec_min(vec_set(kGeluPieces - 1), scaled);  // of a NaN: the second
+    const Vec shifted = size + shift;
+    r = size - (shifted - shift);
+    piece = _mm512_castps_si512(shifted);
+    is_above = _mm512_cmp_ps_mask(t, vec_set(0.0f), _CMP_GE_OQ);
+  }
+};
+
 // A function f with f(t) = 1 - f(-t) from the table of f(-a): a register holds half of the pieces'
 // coefficients of one order, and an instruction looks them up for all lanes.
 class TableFunction {
@@ -18,17 +35,15 @@ class TableFunction {
     }
   }
 
-  Vec operator()(Vec t) const {
-    const Vec shift = vec_set(12582912.0f);  // 1.5 * 2^23: a sum's low bits are the nearest integer
-    const Vec scaled = vec_abs(t) * vec_set(static_cast<float>(kGeluPiecesPerUnit));
-    const Vec size = vec_min(vec_set(kGeluPieces - 1), scaled);  // of a NaN: the second
-    const Vec shifted = size + shift, r = size - (shifted - shift);
-    const __m512i piece = _mm512_castps_si512(shifted);
-    Vec tail = coefficient(kGeluDegree, piece);
+  Vec operator()(Vec t) const { return (*this)(TablePlace(t)); }
+
+  Vec operator()(const TablePlace& place) const {
+    Vec tail = coefficient(kGeluDegree, place.piece);
     SBRRT_UNROLL
-    for (int k = kGeluDegree - 1; k >= 0; --k) tail = vec_fma(tail, r, coefficient(k, piece));
-    const __mmask16 is_above = _mm512_cmp_ps_mask(t, vec_set(0.0f), _CMP_GE_OQ);
-    return _mm512_mask_sub_ps(tail, is_above, vec_set(1.0f), tail);
+    for (int k = kGeluDegree - 1; k >= 0; --k) {
+      tail = vec_fma(tail, place.r, coefficient(k, place.piece));
+    }
+    return _mm512_mask_sub_ps(tail, place.is_above, vec_set(1.0f), tail);
   }
 
  private:
@@ -44,6 +59,17 @@ struct NormalCdf : TableFunction {
 };
 struct GeluDerivative : TableFunction {
   GeluDerivative() : TableFunction(gelu_derivative_table()) {}
+};
+
+struct CdfAndDerivative {
+  NormalCdf cdf;
+  GeluDerivative derivative;
+
+  void operator()(Vec t, Vec& cdf_of_t, Vec& derivative_of_t) const {
+    const TablePlace place(t);
+    cdf_of_t = cdf(place);
+    derivative_of_t = derivative(place);
+  }
 };
 
 #else
@@ -78,10 +104,19 @@ struct NormalCdf {
   Vec operator()(Vec t) const { return normal_values(t).cdf; }
 };
 
+inline Vec derivative_of(Vec t, const NormalValues& n) {
+  return vec_fma(t * vec_set(0.398942280f), n.bell, n.cdf);
+}
+
 struct GeluDerivative {
-  Vec operator()(Vec t) const {
+  Vec operator()(Vec t) const { return derivative_of(t, normal_values(t)); }
+};
+
+struct CdfAndDerivative {
+  void operator()(Vec t, Vec& cdf, Vec& derivative) const {
     const NormalValues n = normal_values(t);
-    return vec_fma(t * vec_set(0.398942280f), n.bell, n.cdf);
+    cdf = n.cdf;
+    derivative = derivative_of(t, n);
   }
 };
 
@@ -104,11 +139,39 @@ inline void gelu_forward_rows(const GeluInputs& in, const Rows& out, const GeluB
   }
 }
 
-inline void gelu_forward(const GeluInputs& in, const Rows& out, const GeluBuffers& buffers,
-                         int64_t begin, int64_t end) {
+// The same and their tangents.
+template <typename T>
+inline void gelu_tangent_rows(const GeluInputs& in, const Rows& out, const GeluTangents& tangents,
+                              const GeluBuffers& buffers, int64_t begin, int64_t end) {
+  const CdfAndDerivative functions;
+  const float* bias = in.bias;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t tangent_row = row - tangents.first;
+    const T* x = open_row<T>(in.x, row, in.width, buffers.x);
+    const T* tx = open_row<T>(tangents.x, tangent_row, in.width, buffers.grad);
+    T* y = open_row<T>(out, row, in.width, buffers.out);
+    T* ty = open_row<T>(tangents.out, tangent_row, in.width, buffers.out_tangent);
+    for (int64_t j = 0; j < in.width; j += kVecSize) {
+      const Vec t = vec_load(x + j) + vec_load(bias + j), tangent = vec_load(tx + j);
+      Vec cdf, derivative;
+      functions(t, cdf, derivative);
+      vec_store(y + j, t * cdf);
+      vec_store(ty + j, tangent * derivative);
+    }
+    close_row(out, row, in.width, y);
+    close_row(tangents.out, tangent_row, in.width, ty);
+  }
+}
+
+inline void gelu_forward(const GeluInputs& in, const Rows& out, const GeluTangents& tangents,
+                         const GeluBuffers& buffers, int64_t begin, int64_t end) {
   const bool is_direct = is_whole_bfloat16(in.x, in.width);
+  const int64_t first = std::clamp(tangents.first, begin, end);
   const auto run = is_direct ? gelu_forward_rows<at::BFloat16> : gelu_forward_rows<float>;
-  run(in, out, buffers, begin, end);
+  run(in, out, buffers, begin, first);
+  const auto run_tangents = is_direct && tangents.x.is_bfloat16 ? gelu_tangent_rows<at::BFloat16>
+                                                                : gelu_tangent_rows<float>;
+  if (first < end) run_tangents(in, out, tangents, buffers, first, end);
 }
 
 // out = grad * gelu'(x + bias), and its column sums.

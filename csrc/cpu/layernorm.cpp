@@ -26,6 +26,20 @@ struct ResidualOutputs {
   float *mean, *rstd;  // [num_rows]
 };
 
+// Of the rows from `first` on; row n of them is row first + n of the others.
+struct ResidualTangents {
+  int64_t first;
+  ConstRows x, residual;
+  Rows y, low;  // as in ResidualOutputs
+};
+
+struct ForwardRows {
+  const ResidualInputs& in;
+  const LayerNormParameters& parameters;
+  const ResidualOutputs& out;
+  const ResidualTangents& tangents;
+};
+
 struct ResidualGradients {
   Rows dx, dresidual;
 };
@@ -51,10 +65,8 @@ struct ForwardInputs {
 namespace sbrrt {
 namespace {
 
-void forward_rows(const ResidualInputs& in, const LayerNormParameters& parameters,
-                  const ResidualOutputs& out, LayerNormBuffers& buffers, int64_t begin,
-                  int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(layernorm_forward, in, parameters, out, buffers, begin, end)
+void forward_rows(const ForwardRows& rows, LayerNormBuffers& buffers, int64_t begin, int64_t end) {
+  SBRRT_RETURN_ON_THIS_CPU(layernorm_forward, rows, buffers, begin, end)
 }
 
 void backward_rows(const OutputGrad& dy, const ForwardInputs& in, const ResidualGradients& out,
@@ -165,10 +177,18 @@ void LayerNormForward::run_cpu() const {
   const ResidualOutputs outputs{rows(out), optional_rows(low),
                                 statistics.mean.mutable_data_ptr<float>(),
                                 statistics.rstd.mutable_data_ptr<float>()};
-  for_each_layernorm_block(out.size(0), out.size(1), [&](auto& buffers, int64_t, int64_t begin,
-                                                         int64_t end) {
-    forward_rows(dense.view, parameters, outputs, buffers, begin, end);
-  });
+  const int64_t num_rows = out.size(0), num_tangents = x_tangent ? x_tangent->size(0) : 0;
+  const at::Tensor tx = x_tangent ? with_dense_rows(*x_tangent) : at::Tensor();
+  const at::Tensor tresidual = x_tangent ? with_dense_rows(*residual_tangent) : at::Tensor();
+  const ConstRows none{nullptr, 0, false};
+  const ResidualTangents tangents{num_rows - num_tangents, x_tangent ? const_rows(tx) : none,
+                                  x_tangent ? const_rows(tresidual) : none,
+                                  optional_rows(out_tangent), optional_rows(low_tangent)};
+  const ForwardRows forward{dense.view, parameters, outputs, tangents};
+  const auto run = [&](auto& buffers, int64_t, int64_t begin, int64_t end) {
+    forward_rows(forward, buffers, begin, end);
+  };
+  for_each_layernorm_block(num_rows, out.size(1), run, num_tangents);
 }
 
 void LayerNormBackward::run_cpu() const {

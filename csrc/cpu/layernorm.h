@@ -1,11 +1,10 @@
 // What the LayerNorm kernels are given; shared by dropout_add_layernorm and embed.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cstdint>
 
+#include "cpu/row_blocks.h"
 #include "cpu/rows.h"
 
 namespace sbrrt {
@@ -28,14 +27,16 @@ struct LayerNormSums {
 // Rows whose forward passes alternate, so that a row's sums are added up while the next is read.
 constexpr int kRowsPerGroup = 2;
 
-// A thread's rows of floats and a row's random words.
+// A thread's rows of floats and the random words of a group's rows.
 class LayerNormBuffers {
  public:
   explicit LayerNormBuffers(int64_t width)
-      : padded_(padded_width(width)), floats_(kNumRows * padded_), words_(padded_ + kWordPadding) {}
+      : padded_(padded_width(width)),
+        floats_(kNumRows * padded_),
+        words_(kRowsPerGroup * (padded_ + kWordPadding)) {}
 
   float* row(int64_t i) { return floats_.get() + i * padded_; }
-  uint32_t* words() { return words_.get(); }
+  uint32_t* words(int64_t i = 0) { return words_.get() + i * (padded_ + kWordPadding); }
 
   static constexpr int64_t kWordPadding = 160;  // dropout_words_capacity(n) <= n + this
 
@@ -50,13 +51,15 @@ class LayerNormBuffers {
 constexpr int64_t kLayerNormBlockRows = 32;
 
 inline int64_t num_layernorm_blocks(int64_t num_rows) {
-  return (num_rows + kLayerNormBlockRows - 1) / kLayerNormBlockRows;
+  return num_blocks_of(num_rows, kLayerNormBlockRows);
 }
 
-// Calls run(buffers, block, begin, end) for every block of rows, on all threads.
+// Calls run(buffers, block, begin, end) for every block of rows, on all threads; the last rows have
+// a tangent.
 template <typename F>
-void for_each_layernorm_block(int64_t num_rows, int64_t width, F run) {
-  at::parallel_for(0, num_layernorm_blocks(num_rows), 1, [&](int64_t first, int64_t last) {
+void for_each_layernorm_block(int64_t num_rows, int64_t width, F run, int64_t num_tangents = 0) {
+  share_blocks(num_rows, kLayerNormBlockRows, num_rows - num_tangents, [&](int64_t first,
+                                                                           int64_t last) {
     LayerNormBuffers buffers(width);
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kLayerNormBlockRows;

@@ -36,8 +36,7 @@ __device__ inline NormalValues normal_values(float t) {
   return {t < 0.0f ? tail : 1.0f - tail, bell};
 }
 
-__device__ inline float gelu_derivative(float t) {
-  const NormalValues n = normal_values(t);
+__device__ inline float gelu_derivative(float t, const NormalValues& n) {
   return fmaf(t * 0.398942280f, n.bell, n.cdf);
 }
 
@@ -55,7 +54,7 @@ __device__ inline void for_each_row(int64_t num_rows, F row) {
   for (int64_t n = begin + warp_index(); n < end; n += kWarps) row(n);
 }
 
-template <typename T, int N>
+template <typename T, int N, bool kTangents>
 __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_forward_kernel(const GeluForwardParams p) {
   await_previous_kernel();
   const int64_t column = (int64_t{blockIdx.x} * kWarpSize + lane_index()) * N;
@@ -63,14 +62,20 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_forward_kernel(const G
   float bias[N];
   load_floats(p.bias + column, bias);
   for_each_row(p.num_rows, [&](int64_t row) {
-    float x[N];
+    float x[N], tangent[N] = {};
+    const int64_t tangent_row = row - (p.num_rows - p.tangents.num_rows);
+    const bool has_tangent = kTangents && tangent_row >= 0;
     load_floats(row_of<T>(p.x, row) + column, x);
+    if (has_tangent) load_floats(row_of<T>(p.tangents.x, tangent_row) + column, tangent);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float t = x[i] + bias[i];
-      x[i] = t * normal_values(t).cdf;
+      const NormalValues n = normal_values(t);
+      x[i] = t * n.cdf;
+      if constexpr (kTangents) tangent[i] *= gelu_derivative(t, n);
     }
     store_floats(row_of<T>(p.out, row) + column, x);
+    if (has_tangent) store_floats(row_of<T>(p.tangents.out, tangent_row) + column, tangent);
   });
 }
 
@@ -89,7 +94,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) gelu_grad_kernel(const Gelu
       load_floats(row_of<T>(p.grad, row) + column, grad);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        grad[i] *= gelu_derivative(x[i] + bias[i]);
+        const float t = x[i] + bias[i];
+        grad[i] *= gelu_derivative(t, normal_values(t));
         sums[i] += grad[i];
       }
       store_floats(row_of<T>(p.out, row) + column, grad);
@@ -126,12 +132,15 @@ int64_t gelu_row_blocks(int64_t num_rows) { return ceil_div(num_rows, rows_of_bl
 
 cudaError_t gelu_forward(const GeluForwardParams& p, cudaStream_t stream) {
   const int n = 16 / dtype_size(p.dtype);
-  const bool whole = is_whole(p.x, n) && is_whole(p.out, n) && is_aligned(p.bias);
+  const bool whole = is_whole(p.x, n) && is_whole(p.out, n) && is_whole(p.tangents.x, n) &&
+                     is_whole(p.tangents.out, n) && is_aligned(p.bias);
   return with_kernel(p.dtype, p.width, whole, [&](auto type, auto vec) {
     using T = typename decltype(type)::type;
     constexpr int N = decltype(vec)::value;
-    return launch<gelu_forward_kernel<T, N>>(grid_of(p.num_rows, p.width, N),
-                                             dim3(kWarps * kWarpSize), 0, stream, p);
+    const dim3 grid = grid_of(p.num_rows, p.width, N), block(kWarps * kWarpSize);
+    return p.tangents.num_rows > 0
+               ? launch<gelu_forward_kernel<T, N, true>>(grid, block, 0, stream, p)
+               : launch<gelu_forward_kernel<T, N, false>>(grid, block, 0, stream, p);
   });
 }
 

@@ -7,12 +7,20 @@
 
 namespace sbrrt::cuda {
 
+// Of the last num_rows rows of a forward.
+struct GeluTangentParams {
+  int64_t num_rows;
+  ConstRows x;
+  Rows out;
+};
+
 struct GeluForwardParams {
   int64_t num_rows, width;
   ElementType dtype;  // of x and out
   ConstRows x;
   const float* bias;  // [width]
   Rows out;
+  GeluTangentParams tangents;  // of the same dtype
 };
 
 // Backward and JVP: out = grad * gelu'(x + bias), where grad is a gradient or a tangent.

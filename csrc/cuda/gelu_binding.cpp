@@ -29,9 +29,14 @@ void run_grad(const char* op, TensorRef grad, TensorRef x, TensorRef bias, Tenso
 void GeluForward::run_cuda() const {
   const Launch launch(kOp, x, {bias, out});
   const at::Tensor dense = with_dense_rows(x), dense_bias = floats(bias);
+  const at::Tensor tangent =
+      x_tangent ? with_dense_rows(x_tangent->to(x.scalar_type())) : at::Tensor();
   launch(&gelu_forward,
          GeluForwardParams{x.size(0), x.size(1), element_type(x), const_rows(dense),
-                           dense_bias.const_data_ptr<float>(), rows(out)});
+                           dense_bias.const_data_ptr<float>(), rows(out),
+                           x_tangent ? GeluTangentParams{tangent.size(0), const_rows(tangent),
+                                                         rows(*out_tangent)}
+                                     : GeluTangentParams{}});
 }
 
 void GeluBackward::run_cuda() const { run_grad(kOp, grad, x, bias, dx, dbias); }

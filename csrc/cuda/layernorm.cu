@@ -55,11 +55,49 @@ __device__ inline void store_row(const Rows& out, const Rows& low, int64_t row, 
   if (low.data != nullptr) store_floats(row_of<__nv_bfloat16>(low, row) + column, y);
 }
 
+// The tangent of a row along t = tresidual + M tx, from its standard row z and the sums of t and t z.
+template <typename R, typename Shape>
+__device__ inline void store_tangent(const RowValues<Shape>& t, const RowValues<Shape>& z,
+                                     const Projection& project, const float* weight, int width,
+                                     const Rows& out, const Rows& low, int64_t row) {
+  for_each_chunk<Shape>(width, [&](int c, int j) {
+    float y[Shape::kVec];
+    load_floats(weight + j, y);
+#pragma unroll
+    for (int i = 0; i < Shape::kVec; ++i) y[i] *= project(t.at[c][i], z.at[c][i]);
+    store_row<R>(out, low, row, j, y);
+  });
+}
+
+// The tangent of a row s, which becomes the standard row.
 template <typename X, typename R, typename Shape>
+__device__ inline void forward_tangent(const LayerNormForwardParams& p, int64_t row,
+                                       const ResidualRow<X, R, Shape>& in,
+                                       const RowStatistics& statistics, RowValues<Shape>& s,
+                                       float* shared) {
+  RowValues<Shape> t;
+  float sum = 0.0f, product_sum = 0.0f;
+  for_each_chunk<Shape>(p.in.width, [&](int c, int j) {
+    float x_tangent[Shape::kVec];
+    load_floats(row_of<X>(p.tangents.x, row) + j, x_tangent);
+    load_floats(row_of<R>(p.tangents.residual, row) + j, t.at[c]);
+#pragma unroll
+    for (int i = 0; i < Shape::kVec; ++i) {
+      s.at[c][i] = statistics.standard(s.at[c][i]);
+      t.at[c][i] = fmaf(x_tangent[i], in.factor(c, i), t.at[c][i]);
+      sum += t.at[c][i];
+      product_sum = fmaf(t.at[c][i], s.at[c][i], product_sum);
+    }
+  });
+  const Projection project(row_sums<Shape>(sum, product_sum, shared), p.in.width, statistics.rstd);
+  store_tangent<R>(t, s, project, p.weight, p.in.width, p.tangents.out, p.tangents.low, row);
+}
+
+template <typename X, typename R, typename Shape, bool kTangents>
 __global__ void __launch_bounds__(Shape::kThreads)
     layernorm_forward_kernel(const LayerNormForwardParams p) {
   await_previous_kernel();
-  SBRRT_SHARED(float, shared, [Shape::kWarps]);
+  SBRRT_SHARED(float, shared, [2 * Shape::kWarps]);
   const int64_t row = int64_t{blockIdx.x} * Shape::kGroups + group_index<Shape>();
   if (row >= p.in.num_rows) return;
   RowValues<Shape> s;
@@ -79,6 +117,10 @@ __global__ void __launch_bounds__(Shape::kThreads)
   if (threadIdx.x % Shape::kRowThreads == 0) {
     p.mean[row] = statistics.mean;
     p.rstd[row] = statistics.rstd;
+  }
+  if constexpr (kTangents) {
+    const int64_t first = p.in.num_rows - p.tangents.num_rows;
+    if (row >= first) forward_tangent(p, row - first, in, statistics, s, shared);
   }
 }
 
@@ -148,13 +190,7 @@ __global__ void __launch_bounds__(Shape::kThreads)
     }
   });
   const Projection project(row_sums<Shape>(sum, product_sum, shared), width, statistics.rstd);
-  for_each_chunk<Shape>(width, [&](int c, int j) {
-    float y[Shape::kVec];
-    load_floats(p.weight + j, y);
-#pragma unroll
-    for (int i = 0; i < Shape::kVec; ++i) y[i] *= project(t.at[c][i], z.at[c][i]);
-    store_row<R>(p.out, p.low, row, j, y);
-  });
+  store_tangent<R>(t, z, project, p.weight, width, p.out, p.low, row);
 }
 
 // run(TypeTag<X>, TypeTag<R>, Shape) for the dtypes and the width.
@@ -181,13 +217,18 @@ dim3 grid_of(int64_t num_rows) {
 
 cudaError_t layernorm_forward(const LayerNormForwardParams& p, cudaStream_t stream) {
   const int n = 16 / dtype_size(p.in.x_dtype);
-  const bool whole = is_whole(p.out, n) && is_whole(p.low, n) && all_aligned({p.weight, p.shift});
+  const ResidualTangentParams& t = p.tangents;
+  const bool whole = is_whole(p.out, n) && is_whole(p.low, n) && is_whole(t.x, n) &&
+                     is_whole(t.residual, n) && is_whole(t.out, n) && is_whole(t.low, n) &&
+                     all_aligned({p.weight, p.shift});
   return with_kernel(p.in, whole, [&](auto x, auto residual, auto shape) {
     using X = typename decltype(x)::type;
     using R = typename decltype(residual)::type;
     using Shape = decltype(shape);
-    return launch<layernorm_forward_kernel<X, R, Shape>>(grid_of<Shape>(p.in.num_rows),
-                                                         dim3(Shape::kThreads), 0, stream, p);
+    const dim3 grid = grid_of<Shape>(p.in.num_rows), block(Shape::kThreads);
+    return p.tangents.num_rows > 0
+               ? launch<layernorm_forward_kernel<X, R, Shape, true>>(grid, block, 0, stream, p)
+               : launch<layernorm_forward_kernel<X, R, Shape, false>>(grid, block, 0, stream, p);
   });
 }
 

@@ -19,6 +19,13 @@ struct ResidualParams {
   RowDropoutParams dropout;
 };
 
+// Of the last num_rows rows of a forward; of the dtypes of x and residual.
+struct ResidualTangentParams {
+  int64_t num_rows;
+  ConstRows x, residual;
+  Rows out, low;  // as in the forward
+};
+
 struct LayerNormForwardParams {
   ResidualParams in;
   const float *weight, *shift;  // [width]
@@ -26,6 +33,7 @@ struct LayerNormForwardParams {
   Rows out;  // of the residual's dtype
   Rows low;  // a bfloat16 copy of out, or no data
   float *mean, *rstd;  // [num_rows]
+  ResidualTangentParams tangents;
 };
 
 // The gradient of out is grad + product.

@@ -1,4 +1,7 @@
 // dropout_add_layernorm on CUDA: from tensors to the launchers of layernorm.h.
+#include <optional>
+#include <utility>
+
 #include "common/layernorm_op.h"
 #include "cuda/binding.h"
 #include "cuda/layernorm.h"
@@ -41,6 +44,15 @@ struct DenseInputs {
                dropout_params(dropout, rng, offsets)} {}
 };
 
+// Dense forms of the tangents, as above.
+struct DenseTangents {
+  at::Tensor x, residual;
+
+  DenseTangents(const DenseInputs& dense, TensorRef x_, TensorRef residual_)
+      : x(with_dense_rows(x_.to(dense.x.scalar_type()))),
+        residual(with_dense_rows(residual_.to(dense.residual.scalar_type()))) {}
+};
+
 Launch launch_of(const char* op, const ResidualTensors& t, const DropoutArguments& dropout,
                  TensorRef other) {
   check_kernel(op, t);
@@ -53,12 +65,19 @@ void LayerNormForward::run_cuda() const {
   const Launch launch = launch_of(kOp, in, dropout, out);
   const DenseInputs dense(in, dropout);
   const at::Tensor dense_shift = floats(shift);
+  const auto tangents = x_tangent ? std::optional<DenseTangents>(
+                                        std::in_place, dense, *x_tangent, *residual_tangent)
+                                  : std::nullopt;
   launch(&layernorm_forward,
          LayerNormForwardParams{
              dense.params, dense.weight.const_data_ptr<float>(),
              dense_shift.const_data_ptr<float>(), static_cast<float>(eps), rows(out),
              optional_rows(low), statistics.mean.mutable_data_ptr<float>(),
-             statistics.rstd.mutable_data_ptr<float>()});
+             statistics.rstd.mutable_data_ptr<float>(),
+             tangents ? ResidualTangentParams{tangents->x.size(0), const_rows(tangents->x),
+                                              const_rows(tangents->residual), rows(*out_tangent),
+                                              optional_rows(low_tangent)}
+                      : ResidualTangentParams{}});
 }
 
 void LayerNormBackward::run_cuda() const {
@@ -82,12 +101,10 @@ void LayerNormBackward::run_cuda() const {
 void LayerNormJvp::run_cuda() const {
   const Launch launch = launch_of(kOp, in, dropout, out);
   const DenseInputs dense(in, dropout);
-  const at::Tensor tx = with_dense_rows(x_tangent.to(dense.x.scalar_type()));
-  const at::Tensor tresidual =
-      with_dense_rows(residual_tangent.to(dense.residual.scalar_type()));
+  const DenseTangents tangents(dense, x_tangent, residual_tangent);
   const at::Tensor means = statistics.mean.contiguous(), rstds = statistics.rstd.contiguous();
   launch(&layernorm_jvp,
-         LayerNormJvpParams{dense.params, const_rows(tx), const_rows(tresidual),
+         LayerNormJvpParams{dense.params, const_rows(tangents.x), const_rows(tangents.residual),
                             dense.weight.const_data_ptr<float>(), means.const_data_ptr<float>(),
                             rstds.const_data_ptr<float>(), rows(out), optional_rows(low)});
 }

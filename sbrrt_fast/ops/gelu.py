@@ -14,7 +14,12 @@ from sbrrt_fast.ops._backend.backends import Backend
 from sbrrt_fast.ops._backend.dispatch import fused_op
 from sbrrt_fast.ops._backend.library import define, empty_like
 
-define("bias_gelu_forward_into(Tensor x, Tensor bias, Tensor(a!) out)", "gelu.forward_into")
+# x_tangent and out_tangent [num_tangent_rows, features] are those of the last rows
+define(
+    "bias_gelu_forward_into(Tensor x, Tensor bias, Tensor(a!) out, Tensor? x_tangent=None, "
+    "Tensor(b!)? out_tangent=None)",
+    "gelu.forward_into",
+)
 define(
     "bias_gelu_backward_into(Tensor grad, Tensor x, Tensor bias, Tensor(a!) dx, Tensor(b!)? dbias)",
     "gelu.backward_into",

@@ -25,9 +25,11 @@ from sbrrt_fast.ops.dropout import dropout_mask
 _ROW = "Tensor x, Tensor bias, Tensor residual, Tensor weight"
 _DROPOUT = "float p, Tensor rng, int site, Tensor offsets"
 _SEGMENT_ROWS = 32
+# the tangents [num_tangent_rows, width] are those of the last rows
 define(
     f"dropout_add_layernorm_forward_into({_ROW}, Tensor shift, float eps, {_DROPOUT}, "
-    "Tensor(a!) out, Tensor(b!)? low, Tensor(c!) mean, Tensor(d!) rstd)",
+    "Tensor(a!) out, Tensor(b!)? low, Tensor(c!) mean, Tensor(d!) rstd, Tensor? x_tangent=None, "
+    "Tensor? residual_tangent=None, Tensor(e!)? out_tangent=None, Tensor(f!)? low_tangent=None)",
     "layernorm.forward_into",
 )
 # segments int32 [num_segments + 1], row bounds from 0 to num_rows; sums float32 [num_segments, 3,

@@ -40,6 +40,21 @@ def test_the_gradient_may_come_in_two_summands(name):
         assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("num_tangents", [1, 3, None])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if n != "no rows"])
+def test_forward_and_tangent_in_one_launch(name, num_tangents):
+    """The bits of the two launches, for the last rows or all of them."""
+    kernels = kernels_of(name)
+    num_rows = len(kernels.case.inputs[0])
+    count = min(num_tangents or num_rows, num_rows)
+    low = unwritten(count, kernels.case.inputs[0].shape[1], dtype=BF16)
+    *forward, tangent = kernels.forward(num_tangents=count, low_tangent=low)
+    for mine, other in zip(forward, kernels.forward()[:3], strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(tangent, kernels.jvp()[num_rows - count :])
+    assert torch.equal(low, tangent.to(BF16))
+
+
 def _bounds(*rows: int) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 

@@ -10,7 +10,8 @@ import torch
 from tests.ops.backends import backends_of, run
 from tests.ops.cases import OPS
 from tests.ops.cases.gelu import GeluCase
-from tests.ops.op_checks import F32
+from tests.ops.op_checks import BF16, F32, num_threads
+from tests.ops.triton_only import DEVICE, equal_but_for_order
 
 OP = OPS["bias_gelu"]
 NAN, INF = float("nan"), float("inf")
@@ -72,3 +73,43 @@ def test_what_is_not_finite_stays_in_its_element(backend, value, expected):
     assert got == pytest.approx(expected, nan_ok=True) or (value == -INF and got == 0)
     out[3, 5] = clean[3, 5]
     assert torch.equal(out, clean)
+
+
+# library, dtype, width; the interpreter has no bfloat16 and is slow
+CALLS = [("sbrrt", dtype, width) for dtype in (F32, BF16) for width in (33, 1536)]
+CALLS += [("sbrrt_triton", dtype, 33) for dtype in (F32, torch.float16)]
+
+
+@pytest.mark.parametrize("first", [0, 3, 41, 66, 67])
+@pytest.mark.parametrize(("library", "dtype", "width"), CALLS)
+def test_forward_and_tangent_at_once(library, dtype, width, first):
+    """The bits of the two ops, from any row on; into other memory and in place."""
+    ops, device = getattr(torch.ops, library), "cpu" if library == "sbrrt" else DEVICE
+    x, tangent = (torch.randn(67, width).to(dtype).to(device) for _ in range(2))
+    bias, last = torch.randn(width, device=device), slice(first, None)
+    tangent = tangent[last]
+    expected, expected_tangent = torch.full_like(x, NAN), torch.full_like(tangent, NAN)
+    ops.bias_gelu_forward_into(x, bias, expected)
+    ops.bias_gelu_jvp_into(tangent, x[last].contiguous(), bias, expected_tangent)
+    apart = torch.full_like(x, NAN), torch.full_like(tangent, NAN)
+    for out, out_tangent in (apart, (x, tangent)):
+        ops.bias_gelu_forward_into(x, bias, out, tangent, out_tangent)
+        assert equal_but_for_order(out, expected)
+        assert equal_but_for_order(out_tangent, expected_tangent)
+
+
+def test_tangents_do_not_depend_on_threads():
+    x, found = torch.randn(131, 384).bfloat16(), []
+    for count in (1, 2, 3):
+        results = torch.full_like(x, NAN), torch.full_like(x[60:], NAN)
+        with num_threads(count):
+            torch.ops.sbrrt.bias_gelu_forward_into(x, x[0], results[0], x[:71], results[1])
+        found.append(results)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def test_opcheck_of_a_forward_with_tangents():
+    x = torch.randn(5, 33).bfloat16()
+    arguments = x, x[0], torch.empty_like(x), x[3:], torch.empty_like(x[3:])
+    torch.library.opcheck(torch.ops.sbrrt.bias_gelu_forward_into.default, arguments)

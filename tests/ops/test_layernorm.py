@@ -19,7 +19,7 @@ from tests.ops.op_checks import (
     num_threads,
 )
 from tests.ops.op_references import layernorm_backward
-from tests.ops.triton_only import DEVICE, NORM
+from tests.ops.triton_only import DEVICE, NORM, equal_but_for_order
 
 OP = OPS["dropout_add_layernorm"]
 every_backend = backends_of("dropout_add_layernorm", "cuda_on_cpu")
@@ -157,6 +157,81 @@ def test_sums_of_segments_do_not_depend_on_threads_or_neighbours():
         torch.tensor([0, 64], dtype=torch.int32), alone,
     )  # fmt: skip
     assert torch.equal(alone[0], found[0][4])
+
+
+# library, dtype, rows, width; the interpreter has no bfloat16 and is slow
+CALLS = [("sbrrt", dtype, 67, width) for dtype in (F32, BF16) for width in (33, 384, 776)]
+CALLS += [("sbrrt_triton", dtype, 7, 33) for dtype in (F32, torch.float16)]
+
+
+def written_by(library: str, op: str, read: list, written: list) -> list[torch.Tensor]:
+    """Results like these, by one op of a library on its device; where it is None there is none."""
+    device = "cpu" if library == "sbrrt" else DEVICE
+    read = [x.to(device) if torch.is_tensor(x) else x for x in read]
+    results = [x if x is None else torch.full_like(x, float("nan"), device=device) for x in written]
+    getattr(getattr(torch.ops, library), f"dropout_add_layernorm_{op}_into")(*read, *results)
+    return [x if x is None else x.cpu() for x in results]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("first", [0, 3, 41, 66, 67])
+@pytest.mark.parametrize(("library", "dtype", "num_rows", "width"), CALLS)
+def test_forward_and_tangent_at_once(library, dtype, num_rows, width, first, p):
+    """The bits of the two ops, from any row on and with dropout's offsets not multiples of 4."""
+    case = LayerNormCase((num_rows, width, dtype, F32, p, "dense"))
+    rows, residual = slice(first, None), case.inputs[2]
+    dropout, low = (p, RNG, SITE, case.offsets), residual.to(dtype)
+    wanted_low = None if dtype is F32 else low
+    read = [*case.inputs, EPS, *dropout]
+    results = [residual, wanted_low, residual[:, 0].contiguous(), residual[:, 0].contiguous()]
+    forward = written_by(library, "forward", read, results)
+    tangents = [t[rows] for t in case.tangents.values()]
+    last = [*(x if x.dim() == 1 else x[rows] for x in case.inputs[:4])]
+    saved = *(x[rows] for x in forward[2:]), *dropout[:3], case.offsets[rows]
+    like = [residual[rows], None if wanted_low is None else low[rows]]
+    expected = [*forward, *written_by(library, "jvp", [*tangents, *last, *saved], like)]
+    found = at_once(library, read, results, tangents, like)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine is other is None or equal_but_for_order(mine, other)
+
+
+def at_once(library: str, read: list, results: list, tangents: list, like: list) -> list:
+    """What one forward op writes with tangents."""
+    device = "cpu" if library == "sbrrt" else DEVICE
+    moved = [x.to(device) if torch.is_tensor(x) else x for x in [*read, *tangents]]
+    memory = [
+        x if x is None else torch.full_like(x, float("nan"), device=device)
+        for x in [*results, *like]
+    ]
+    op = getattr(torch.ops, library).dropout_add_layernorm_forward_into
+    op(*moved[: len(read)], *memory[:4], *moved[len(read) :], *memory[4:])
+    return [x if x is None else x.cpu() for x in memory]
+
+
+def test_tangents_do_not_depend_on_threads():
+    case, found = LayerNormCase((131, 384, BF16, F32, 0.1, "dense")), []
+    tangents = [t[60:] for t in case.tangents.values()]
+    for count in (1, 2, 3):
+        memory = [torch.full((131, 384), float("nan")), torch.empty(131), torch.empty(131)]
+        out_tangent = torch.full((71, 384), float("nan"))
+        with num_threads(count):
+            torch.ops.sbrrt.dropout_add_layernorm_forward_into(
+                *case.inputs, EPS, 0.1, RNG, SITE, case.offsets, memory[0], None, *memory[1:],
+                *tangents, out_tangent,
+            )  # fmt: skip
+        found.append([*memory, out_tangent])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def test_opcheck_of_a_forward_with_tangents():
+    case = LayerNormCase((5, 33, BF16, F32, 0.1, "dense"))
+    out, low = torch.empty(5, 33), torch.empty(5, 33, dtype=BF16)
+    read = *case.inputs, EPS, 0.1, RNG, SITE, case.offsets
+    written = out, low, torch.empty(5), torch.empty(5)
+    tangents = [t[2:] for t in case.tangents.values()]
+    arguments = *read, *written, *tangents, torch.empty(3, 33), torch.empty(3, 33, dtype=BF16)
+    torch.library.opcheck(torch.ops.sbrrt.dropout_add_layernorm_forward_into.default, arguments)
 
 
 def test_autocast_keeps_the_residual_in_float32():

@@ -49,6 +49,28 @@ def gelu(draw) -> dict:
     return values | ({"dbias": None} if draw.random() < 0.5 else {})
 
 
+def gelu_forward(draw) -> dict:
+    """Of the last rows, or of none, with tangents."""
+    return last_rows(draw, gelu(draw), ["x_tangent", "out_tangent"], like="out")
+
+
+def last_rows(draw, values: dict, names: list[str], like: str) -> dict:
+    """With tangents of the last rows or without; a result's is like the result itself."""
+    count = draw.randint(0, len(values["x"]))
+    values["out_tangent"] = torch.zeros_like(values[like])
+    for name in names:
+        whole = None if draw.random() < 0.5 and name == "low_tangent" else values[name]
+        values[name] = None if whole is None else whole[len(whole) - count :].clone()
+    return values | dict.fromkeys(names) if draw.random() < 0.4 else values
+
+
+def layernorm_forward_sample(draw) -> dict:
+    values = layernorm(draw)
+    values["low_tangent"] = torch.zeros(values["x"].shape, dtype=BF16)
+    names = ["x_tangent", "residual_tangent", "out_tangent", "low_tangent"]
+    return last_rows(draw, values, names, like="residual")
+
+
 def layernorm(draw) -> dict:
     """With an eps that keeps rows of few elements well conditioned."""
     num_rows, width = draw.randint(0, 6), draw.choice([2, 5, 8, 16, 17, 32])
@@ -65,7 +87,7 @@ def layernorm(draw) -> dict:
     values |= {"offsets": torch.arange(num_rows) * width}
     values |= segments(draw, num_rows, width)
     names = ["x", "bias", "residual", "weight", "shift", "eps", "p", "rng", "site", "offsets"]
-    _, mean, rstd = layernorm_forward(*(values[name] for name in names))
+    _, mean, rstd, _ = layernorm_forward(*(values[name] for name in names))
     return values | {"mean": mean.float(), "rstd": rstd.float()}
 
 
@@ -249,6 +271,7 @@ def numbers() -> dict:
 
 
 SAMPLES = {
+    "bias_gelu_forward_into": gelu_forward,
     "bias_gelu": gelu,
     "dropout_mask_into": mask,
     "embed": embed,
@@ -258,6 +281,7 @@ SAMPLES = {
     "smart_noise_into": noise,
     "symmetric_kl_fisher_into": fisher,
     "symmetric_kl": symmetric_kl,
+    "dropout_add_layernorm_forward_into": layernorm_forward_sample,
     "dropout_add_layernorm": layernorm,
     "attention": attention,
     "column_sums_into": column_sums,

@@ -78,8 +78,9 @@ def _is_recorded(tensors: list[Tensor]) -> bool:
 
 
 def _tensor_indices(op: str) -> tuple[list[int], list[int]]:
-    """Which inputs of a writing op are tensors, and which are not."""
-    arguments = getattr(TRITON.ops, op)._schema.arguments
+    """Which inputs of a writing op are tensors, and which are not; none that may be left out."""
+    schema = getattr(TRITON.ops, op)._schema
+    arguments = [a for a in schema.arguments if not a.has_default_value()]
     inputs = [a.type.kind() for a in arguments if not (a.alias_info and a.alias_info.is_write)]
     tensors = [i for i, kind in enumerate(inputs) if kind == "TensorType"]
     return tensors, [i for i in range(len(inputs)) if i not in tensors]

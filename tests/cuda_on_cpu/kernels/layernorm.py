@@ -31,17 +31,27 @@ class LayerNormKernels:
     def like(self, x, gap=0):
         return unwritten(*x.shape, dtype=x.dtype, gap=gap)
 
-    def forward(self, low=None):
+    def forward(self, low=None, num_tangents=0, low_tangent=None):
+        """out, mean, rstd, and with tangents of the last rows that of out."""
         *_, weight, shift = self.case.inputs
         out = self.like(self.case.inputs[2])
         mean, rstd = unwritten(len(out)), unwritten(len(out))
         written = *with_stride(out), *with_stride(low), mean, rstd
-        self.call("forward", weight, shift, EPS, *written)
-        return out, mean, rstd
+        out_tangent = self.like(out)[:num_tangents] if num_tangents else None
+        last = self.last_tangents(num_tangents) if num_tangents else (None, 0) * 2
+        tangents = num_tangents, *last, *with_stride(out_tangent), *with_stride(low_tangent)
+        self.call("forward", weight, shift, EPS, *written, *tangents)
+        return out, mean, rstd, out_tangent
+
+    def last_tangents(self, count):
+        """Of x and residual, each with its stride."""
+        return [
+            part for t in self.case.tangents.values() for part in with_stride(t[len(t) - count :])
+        ]
 
     @cached_property
     def statistics(self):
-        return self.forward()[1:]
+        return self.forward()[1:3]
 
     def backward(self, segments=None, grad=None, product=None, gap=0):
         """dx, dresidual, and with segments the sums [num_segments, 3, width] of each."""
@@ -57,7 +67,7 @@ class LayerNormKernels:
 
     def jvp(self, low=None):
         out = self.like(self.case.inputs[2])
-        tangents = [value for t in self.case.tangents.values() for value in with_stride(t)]
+        tangents = self.last_tangents(len(out))
         written = *with_stride(out), *with_stride(low)
         self.call("jvp", *tangents, self.case.inputs[3], *self.statistics, *written)
         return out

@@ -8,8 +8,18 @@ using namespace sbrrt::cuda;
 namespace {
 
 cudaError_t forward(int64_t num_rows, int64_t width, int64_t type, const void* x, int64_t x_stride,
-                    const float* bias, void* out, int64_t out_stride) {
-  return gelu_forward({num_rows, width, element(type), {x, x_stride}, bias, {out, out_stride}},
+                    const float* bias, void* out, int64_t out_stride, int64_t num_tangents,
+                    const void* x_tangent, int64_t x_tangent_stride, void* out_tangent,
+                    int64_t out_tangent_stride) {
+  return gelu_forward({num_rows,
+                       width,
+                       element(type),
+                       {x, x_stride},
+                       bias,
+                       {out, out_stride},
+                       {num_tangents,
+                        {x_tangent, x_tangent_stride},
+                        {out_tangent, out_tangent_stride}}},
                       nullptr);
 }
 

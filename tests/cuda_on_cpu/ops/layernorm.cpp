@@ -16,7 +16,11 @@ namespace {
    {x, x_stride}, {residual, residual_stride}, bias,            dropout_of(p, rng, site, offsets)}
 
 cudaError_t forward(RESIDUAL, const float* weight, const float* shift, double eps, void* out,
-                    int64_t out_stride, void* low, int64_t low_stride, float* mean, float* rstd) {
+                    int64_t out_stride, void* low, int64_t low_stride, float* mean, float* rstd,
+                    int64_t num_tangents, const void* x_tangent, int64_t x_tangent_stride,
+                    const void* residual_tangent, int64_t residual_tangent_stride,
+                    void* out_tangent, int64_t out_tangent_stride, void* low_tangent,
+                    int64_t low_tangent_stride) {
   return layernorm_forward({MAKE_RESIDUAL,
                             weight,
                             shift,
@@ -24,7 +28,12 @@ cudaError_t forward(RESIDUAL, const float* weight, const float* shift, double ep
                             {out, out_stride},
                             {low, low_stride},
                             mean,
-                            rstd},
+                            rstd,
+                            {num_tangents,
+                             {x_tangent, x_tangent_stride},
+                             {residual_tangent, residual_tangent_stride},
+                             {out_tangent, out_tangent_stride},
+                             {low_tangent, low_tangent_stride}}},
                            nullptr);
 }
 

@@ -62,7 +62,7 @@ class GeluCase(Case):
 
 
 def good() -> dict:
-    names = ("grad", "x", "x_tangent", "out", "dx")
+    names = ("grad", "x", "x_tangent", "out", "out_tangent", "dx")
     return {name: torch.zeros(2, 8) for name in names} | {
         "bias": torch.zeros(8),
         "dbias": torch.zeros(8),
@@ -79,8 +79,17 @@ BAD = (
     Bad("bias", torch.zeros(8, device="meta"), ValueError, "must be on"),
     Bad("grad", torch.zeros(3, 8), ValueError, r"grad must be a dense tensor of shape \[2, 8\]"),
     Bad("grad", torch.zeros(2, 8).bool(), TypeError, "grad must have dtype float32"),
-    Bad("x_tangent", torch.zeros(3, 8), ValueError, "x_tangent must be a dense tensor of shape"),
+    Bad(
+        "x_tangent",
+        torch.zeros(3, 8),
+        ValueError,
+        "x_tangent (must be a dense tensor of shape|is of the last rows of x, which has 2)",
+    ),
     Bad("x_tangent", torch.zeros(2, 8).bool(), TypeError, "x_tangent must have dtype float32"),
+    Bad("x_tangent", None, ValueError, "go together; pass both or none", parts=("forward",)),
+    Bad("out_tangent", None, ValueError, "go together; pass both or none"),
+    Bad("out_tangent", torch.zeros(1, 8), ValueError, "out_tangent must be a dense tensor"),
+    Bad("out_tangent", torch.zeros(2, 8, dtype=BF16), TypeError, "out_tangent must have dtype"),
 )
 
 REASONS = (

@@ -98,11 +98,12 @@ class LayerNormCase(Case):
 def good() -> dict:
     """The results are what a forward and a backward write."""
     rows = ("x", "residual", "grad", "product", "x_tangent", "residual_tangent", "out")
+    rows = (*rows, "out_tangent")
     vectors = ("bias", "weight", "shift")
     return (
         {name: torch.zeros(2, 8) for name in (*rows, "dx", "dresidual")}
         | {name: torch.zeros(8) for name in vectors}
-        | {"mean": torch.zeros(2), "rstd": torch.ones(2), "low": None}
+        | {"mean": torch.zeros(2), "rstd": torch.ones(2), "low": None, "low_tangent": None}
         | {"segments": _int32(0, 1, 1, 2), "sums": torch.zeros(3, 3, 8)}
         | {"eps": EPS, "p": 0.1, "rng": RNG, "site": SITE, "offsets": torch.tensor([0, 8])}
     )
@@ -158,6 +159,21 @@ BAD = (
     Bad("sums", torch.zeros(1, 3, 8).expand(3, 3, 8), ValueError, "sums is written .* apart from"),
     Bad("x_tangent", torch.zeros(2, 7), ValueError, "x_tangent must be a dense"),
     Bad("residual_tangent", torch.zeros(2, 7), ValueError, "residual_tangent must be a dense"),
+    Bad(
+        "x_tangent",
+        torch.zeros(3, 8),
+        ValueError,
+        "of the last rows of x, which has 2",
+        parts=("forward",),
+    ),
+    Bad("x_tangent", torch.zeros(1, 8), ValueError, "_tangent must be a dense"),
+    *(
+        Bad(name, None, ValueError, "go together, and low_tangent with them", parts=("forward",))
+        for name in ("x_tangent", "residual_tangent", "out_tangent")
+    ),
+    Bad("out_tangent", torch.zeros(2, 8, dtype=BF16), TypeError, "out_tangent must have dtype"),
+    Bad("low_tangent", torch.zeros(1, 8, dtype=BF16), ValueError, "low_tangent must be a dense"),
+    Bad("low_tangent", torch.zeros(2, 8), TypeError, "low_tangent must have dtype", CPP),
 )
 
 
