@@ -102,8 +102,8 @@ class Layer:
         """``next_saved.x`` from ``saved.x``, and what backward needs.
 
         Args:
-            primal: the rows to compute, or None. tangent: of rows computed now or before; its rows
-                follow those of ``primal``.
+            primal: the rows to compute, or None. tangent: of the last of these, or of rows computed
+                before; its rows follow those of ``primal``.
         """
         w, mm = self.weights, self.ops.mm_into
         both = saved.rows(*padded_rows(*_span(primal, tangent)))
@@ -183,21 +183,23 @@ class Layer:
         primal: Block | None,
         tangent: Tangent | None,
     ) -> None:
-        w = self.weights
+        w, others = self.weights, ()
+        if tangent:
+            a, t = saved.rows(*tangent.block.rows), saved.rows(*tangent.rows)
+            tangents = getattr(t, norm.x), getattr(t, norm.residual)
+            out, low = result(tangent.rows)
+            others = *tangents, out, _copy_of(low)
         if primal:
             a, (out, low) = saved.rows(*primal.rows), result(primal.rows)
             self.ops.dropout_add_layernorm_forward_into(
                 *_inputs(norm, a, w), getattr(w, norm.shift), self.config.layer_norm_eps,
                 *self._dropout(primal, norm), out, _copy_of(low),
-                getattr(a, norm.mean), getattr(a, norm.rstd),
+                getattr(a, norm.mean), getattr(a, norm.rstd), *others,
             )  # fmt: skip
-        if tangent:
-            a, t = saved.rows(*tangent.block.rows), saved.rows(*tangent.rows)
-            out, low = result(tangent.rows)
+        elif tangent:
             self.ops.dropout_add_layernorm_jvp_into(
-                getattr(t, norm.x), getattr(t, norm.residual), *_inputs(norm, a, w),
-                getattr(a, norm.mean), getattr(a, norm.rstd), *self._dropout(tangent.block, norm),
-                out, _copy_of(low),
+                *tangents, *_inputs(norm, a, w), getattr(a, norm.mean), getattr(a, norm.rstd),
+                *self._dropout(tangent.block, norm), *others[2:],
             )  # fmt: skip
 
     def _add_norm_backward(
@@ -225,12 +227,15 @@ class Layer:
             )  # fmt: skip
 
     def _gelu(self, saved: Activations, primal: Block | None, tangent: Tangent | None) -> None:
-        bias = self.weights.inner_bias
+        bias, others = self.weights.inner_bias, ()
+        if tangent:
+            t = saved.rows(*tangent.rows)
+            others = t.inner, t.activated
         if primal:
             a = saved.rows(*primal.rows)
-            self.ops.bias_gelu_forward_into(a.inner, bias, a.activated)
-        if tangent:
-            a, t = saved.rows(*tangent.block.rows), saved.rows(*tangent.rows)
+            self.ops.bias_gelu_forward_into(a.inner, bias, a.activated, *others)
+        elif tangent:
+            a = saved.rows(*tangent.block.rows)
             self.ops.bias_gelu_jvp_into(t.inner, a.inner, bias, t.activated)
 
     def _gelu_backward(self, saved: Activations, d: Cotangents, blocks: Sequence[Block]) -> None:
