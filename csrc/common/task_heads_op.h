@@ -109,6 +109,10 @@ inline std::vector<Head> read_heads(const char* op, at::IntArrayRef heads,
   TORCH_CHECK_VALUE(scales.empty() || scales.size() == count, "sbrrt::", op,
                     ": scales must have one number for each of ", count, " heads, got ",
                     scales.size());
+  for (const double scale : scales) {
+    TORCH_CHECK_VALUE(std::isfinite(static_cast<float>(scale)), "sbrrt::", op,
+                      ": scales must be finite, got ", scale);
+  }
   std::vector<Head> result;
   int64_t first_output = 0;
   for (size_t i = 0; i < count; ++i) {
