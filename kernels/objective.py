@@ -35,7 +35,7 @@ ROWS, MAX_CLASSES = 16, 1024
 
 
 def _blocks(losses: Losses) -> dict[str, int]:
-    """ROWS, CLASSES and num_warps: two elements a thread, of which many numbers are live at once."""
+    """ROWS, CLASSES and num_warps: two elements a thread, with many numbers of each at once."""
     classes = triton.next_power_of_2(losses.num_classes)
     rows = max(1, min(ROWS, MAX_CLASSES // classes))
     return {"ROWS": rows, "CLASSES": classes, "num_warps": min(max(rows * classes // 64, 1), 16)}

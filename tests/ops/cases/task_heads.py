@@ -196,7 +196,7 @@ def op_of(name: str, case: type[HeadsCase], reasons: tuple = REASONS) -> Op:
     return Op(
         name, case, SAMPLES, native=NATIVE, small="every kind", repeated=("MiniLM",),
         orders=("every kind", "plain pairs"),
-        sized=lambda rows: (EVERY_KIND, "concat_difference", 33, True, rows, "dense", F32),
+        sized=lambda rows: (EVERY_KIND, "concat_difference", 33, True, rows + 50, "dense", F32),
         approximation=CONTRACTION, good=good, bad=BAD, reasons=reasons, is_differentiated=False,
     )  # fmt: skip
 
