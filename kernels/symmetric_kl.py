@@ -67,7 +67,7 @@ def _log1p(x):
 
 
 @triton.jit
-def _log_softmax(b_logits):
+def log_softmax(b_logits):
     """Over the classes, of which -inf leaves one out."""
     b_centred = b_logits - tl.max(b_logits, axis=1)[:, None]
     return b_centred - tl.log(tl.sum(tl.exp(b_centred), axis=1))[:, None]
@@ -82,13 +82,19 @@ def _load_logits(p_logits, o, m):
 
 @triton.jit
 def _compare(logits, delta, o_row, o_class, m, num_classes):
-    """q, the log-ratio c = log p - log q and p - q, float64 [ROWS, CLASSES]; 0 outside ``m``.
-
-    logits and delta are (pointer, stride).
-    """
+    """``compare`` of the program's rows; logits and delta are (pointer, stride)."""
     b_logits = _load_logits(logits[0], o_row * logits[1] + o_class, m)
     b_delta = _load_double(delta[0], o_row * delta[1] + o_class, m, 0.0)
-    b_log_q = _log_softmax(b_logits)
+    return compare(b_logits, b_delta, m, num_classes)
+
+
+@triton.jit
+def compare(b_logits, b_delta, m, num_classes):
+    """q, the log-ratio c = log p - log q and p - q, float64 [ROWS, CLASSES]; 0 outside ``m``.
+
+    Outside ``m`` logits are -inf, or 0 in a row without any, and deltas 0.
+    """
+    b_log_q = log_softmax(b_logits)
     b_q = tl.exp(b_log_q)
     b_moved = b_log_q + b_delta
     largest = tl.max(b_moved, axis=1)
@@ -169,7 +175,7 @@ def _fisher_kernel(
     await_previous()
     o_row, o_class, m = _tile(num_rows, num_classes, ROWS, CLASSES)
     b_tangent = _load_double(p_tangent, o_row * tangent_stride + o_class, m, 0.0)
-    b_q = tl.exp(_log_softmax(_load_logits(p_logits, o_row * logits_stride + o_class, m)))
+    b_q = tl.exp(log_softmax(_load_logits(p_logits, o_row * logits_stride + o_class, m)))
     b_out = 2.0 * b_q * (b_tangent - tl.sum(b_q * b_tangent, axis=1)[:, None])
     store_rows(p_out, out_stride, o_row, o_class, m, b_out.to(tl.float32))
 

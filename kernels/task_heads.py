@@ -29,6 +29,7 @@ from .head_table import (
 )
 from .launch import launch
 from .launch_table import TABLE
+from .previous_kernel import await_previous
 from .write_set import check_write_set, count_change
 
 COSINE_EPS = tl.constexpr(1e-6)
@@ -142,6 +143,7 @@ def _forward_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     index = tl.program_id(0).to(tl.int64)
     i_head = head_of(p_heads, 6, index, num_heads, HEADS)
     p_head = p_heads + i_head * TABLE_FIELDS

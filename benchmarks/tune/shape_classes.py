@@ -25,6 +25,7 @@ from sbrrt_fast.kernels import (
     gradient_norm,
     layernorm,
     smart_ascend,
+    task_heads,
 )
 from sbrrt_fast.kernels.launch_table import TABLE
 
@@ -220,6 +221,8 @@ def _other_classes() -> Iterator[tuple[str, ShapeClass]]:
     yield "embed table", ShapeClass(partial(_embed, "backward", 768), table)
     sums = {"ROWS": (16, 32, 64), "COLUMNS": (32, 64, 128)} | WARPS
     yield "column sums", ShapeClass(_column_sums, sums)
+    features = {"BLOCK": (128, 256, 512), "num_warps": (1, 2, 4)}
+    yield "task_heads", ShapeClass(_task_heads, features)
     blocks = {"BLOCK": (512, 1024, 2048, 4096), "num_warps": (4, 8)}
     yield "adamw_ema_", ShapeClass(partial(_adamw, "adamw_ema_"), blocks)
     yield "gradient_norm", ShapeClass(partial(_adamw, "gradient_norm"), blocks)
@@ -269,6 +272,29 @@ def _adamw(op: str, device: torch.device) -> list[Call]:
     one = torch.ones((), device=device)
     numbers = one, [0.01] * len(shapes), 0.9, 0.999, 1e-8, one, one, 0.99
     return [Call(adamw_ema.adamw_ema_, *lists, copies, averages, *numbers)]
+
+
+def _task_heads(device: torch.device) -> list[Call]:
+    """SST's, Quora's and STS's heads on 8 examples each."""
+    calls = []
+    for width in (384, 768):
+        pooled, weights = (
+            torch.randn(40, width, device=device),
+            torch.randn(9 * width, device=device),
+        )
+        pair = [2, 8, 8, 1, 5 * width + 5, 8 * width + 5]
+        fields, flat = [0, 8, 0, 5, 0, 5 * width, *pair, 3, 8, 24, 1, -1, -1], weights[:56]
+        numbers = fields, [1.0, 1.0, 5.0]
+        inputs, out, grad = (pooled, pooled, weights), flat.clone(), torch.empty_like(pooled)
+        calls += [
+            Call(task_heads.forward_into, *inputs, *numbers, results=(out,)),
+            Call(task_heads.jvp_into, *inputs, pooled, *numbers, results=(out,)),
+            Call(task_heads.vjp_into, *inputs, flat, *numbers, results=(grad,)),
+        ]
+        both = *inputs[:2], flat, *inputs[:2], flat, fields
+        results = (torch.empty_like(weights),)
+        calls.append(Call(task_heads.weight_gradients_into, *both, results=results))
+    return calls
 
 
 def _dropout_mask(device: torch.device) -> list[Call]:

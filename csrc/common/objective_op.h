@@ -1,6 +1,7 @@
 // The objective of a group of tasks and SMART's smoothness as ops (common/op.h).
 #pragma once
 
+#include <cmath>
 #include <limits>
 #include <string>
 #include <utility>
@@ -147,6 +148,11 @@ inline void check_objective_lists(const ObjectiveOp& op, const std::vector<LossT
   TORCH_CHECK_VALUE(op.numbers.size() == kLossNumbers * tasks.size(), "sbrrt::", name,
                     ": numbers must have ", kLossNumbers, " for each of ", tasks.size(),
                     " tasks, got ", op.numbers.size());
+  bool is_finite = std::isfinite(op.smart_weight) && std::isfinite(op.bregman_weight) &&
+                   std::isfinite(op.smart_factor);
+  for (const double x : op.numbers) is_finite = is_finite && std::isfinite(x);
+  TORCH_CHECK_VALUE(is_finite, "sbrrt::", name,
+                    ": numbers, weights and smart_factor must be finite");
   for (size_t i = 0; i < tasks.size(); ++i) {
     const double smoothing = op.numbers[kLossNumbers * i + 1];
     TORCH_CHECK_VALUE(smoothing >= 0 && smoothing < 1, "sbrrt::", name,

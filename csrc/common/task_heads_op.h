@@ -109,6 +109,10 @@ inline std::vector<Head> read_heads(const char* op, at::IntArrayRef heads,
   TORCH_CHECK_VALUE(scales.empty() || scales.size() == count, "sbrrt::", op,
                     ": scales must have one number for each of ", count, " heads, got ",
                     scales.size());
+  for (const double scale : scales) {
+    TORCH_CHECK_VALUE(std::isfinite(static_cast<float>(scale)), "sbrrt::", op,
+                      ": scales must be finite, got ", scale);
+  }
   std::vector<Head> result;
   int64_t first_output = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -126,7 +130,8 @@ inline int64_t num_head_outputs(const std::vector<Head>& heads) {
 // Ranges [first, second) that must lie apart and below a limit.
 using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 
-inline void check_ranges(const char* op, const char* what, Ranges ranges, int64_t limit) {
+inline void check_ranges(const char* op, const char* what, Ranges ranges,
+                         const c10::SymInt& limit) {
   std::sort(ranges.begin(), ranges.end());
   int64_t end = 0;
   for (const auto& [first, second] : ranges) {
@@ -134,7 +139,7 @@ inline void check_ranges(const char* op, const char* what, Ranges ranges, int64_
                       first, " on");
     end = second;
   }
-  TORCH_CHECK_VALUE(end <= limit, "sbrrt::", op, ": the heads have ", what, " up to ", end,
+  TORCH_CHECK_VALUE(c10::SymInt(end) <= limit, "sbrrt::", op, ": the heads have ", what, " up to ", end,
                     ", above the ", limit, " there are");
 }
 
@@ -149,10 +154,8 @@ inline void check_places(const char* op, const std::vector<Head>& heads, TensorR
     parameters.push_back({head.weight_offset, head.weight_offset + size});
     parameters.push_back({head.bias_offset, head.bias_offset + head.num_outputs});
   }
-  check_ranges(op, "sequences", std::move(sequences),
-               pooled.sym_size(0).guard_int(__FILE__, __LINE__));
-  check_ranges(op, weights_name, std::move(parameters),
-               weights.sym_size(0).guard_int(__FILE__, __LINE__));
+  check_ranges(op, "sequences", std::move(sequences), pooled.sym_size(0));
+  check_ranges(op, weights_name, std::move(parameters), weights.sym_size(0));
 }
 
 inline void check_pooled(const char* op, TensorRef pooled, at::DeviceType device) {

@@ -41,6 +41,7 @@ __device__ inline float* at_offset(float* data, int64_t offset) {
 }
 
 __global__ void __launch_bounds__(kThreads, 1) objective_kernel(const ObjectiveParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(double, shared, [kWarps]);
   const LossTask& task = p.list.tasks[blockIdx.x];
   ObjectiveTerms sums;
@@ -61,6 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1) objective_kernel(const ObjectiveP
 // A warp has an example of any task.
 __global__ void __launch_bounds__(kThreads, 1)
     smoothness_cotangents_kernel(const SmoothnessParams p) {
+  await_previous_kernel();
   const int64_t example = int64_t{blockIdx.x} * kWarps + warp_index();
   if (example >= p.num_examples) return;
   int i = 0;
@@ -71,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 __global__ void __launch_bounds__(kThreads, 1) smoothness_values_kernel(const SmoothnessParams p) {
+  await_previous_kernel();
   SBRRT_SHARED(double, shared, [kWarps]);
   const LossTask& task = p.list.tasks[blockIdx.x];
   double sum = 0.0;

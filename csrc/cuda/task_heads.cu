@@ -122,6 +122,7 @@ __device__ inline float jvp_output(const HeadsJvpParams& p, const Output& at) {
 }
 
 __global__ void __launch_bounds__(kThreads, 1) heads_forward_kernel(const HeadsForwardParams p) {
+  await_previous_kernel();
   const int64_t index = int64_t{blockIdx.x} * kOutputs + warp_index();
   if (index >= p.num_outputs) return;
   const float result = forward_output(p, Output(p.list, index));
@@ -129,6 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1) heads_forward_kernel(const HeadsF
 }
 
 __global__ void __launch_bounds__(kThreads, 1) heads_jvp_kernel(const HeadsJvpParams p) {
+  await_previous_kernel();
   const int64_t index = int64_t{blockIdx.x} * kOutputs + warp_index();
   if (index >= p.num_outputs) return;
   const float result = jvp_output(p, Output(p.list, index));
@@ -161,6 +163,7 @@ __device__ inline float linear_gradient(const HeadsVjpParams& p, const Head& hea
 }
 
 __global__ void __launch_bounds__(kThreads, 1) heads_vjp_kernel(const HeadsVjpParams p) {
+  await_previous_kernel();
   const int64_t row = blockIdx.x;
   const int hidden = p.list.hidden, number = head_of_sequence(p.list, row);
   float* out = p.dpooled + row * hidden;
@@ -200,6 +203,7 @@ __device__ inline float feature_of(const Pair& pair, int hidden, int j) {
 // A thread has one weight of an output, or its bias; blocks go through the outputs of all heads.
 __global__ void __launch_bounds__(kThreads, 1)
     heads_weight_gradients_kernel(const HeadsWeightGradientsParams p) {
+  await_previous_kernel();
   int64_t output = blockIdx.x;
   int i = 0;
   while (p.list.heads[i].is_cosine() || output >= p.list.heads[i].num_outputs) {

@@ -130,7 +130,8 @@ def _run_vjp(
 def _run_weight_gradients(
     backend: Backend, table: HeadTable, pooled, factors, cotangents, grad_weights: Tensor
 ) -> None:
-    passes = [*zip(pooled, factors, cotangents, strict=True), (None, None, None)][:MAX_PASSES]
+    passes = [*zip(pooled, factors, cotangents, strict=True)]
+    passes += [(None, None, None)] * (MAX_PASSES - len(passes))
     inputs = [x for one in passes for x in one]
     backend.ops.heads_weight_gradients_into(*inputs, table.heads, grad_weights)
 

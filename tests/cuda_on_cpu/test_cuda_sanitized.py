@@ -23,9 +23,11 @@ RUNS = {
     "embed": (["embed", "column_sums"], "embed and not masks_are and not work_grows"),
     "gelu": (["gelu", "column_sums"], "bias_gelu"),
     "layernorm": (["layernorm", "column_sums"], "layernorm"),
+    "objective": (["objective"], "objective or smoothness"),
     "philox_ops": (["philox_ops"], "dropout_mask or philox_bits or smart_noise"),
     "smart_ascend": (["smart_ascend"], "smart_ascend"),
     "symmetric_kl": (["symmetric_kl"], "symmetric_kl"),
+    "task_heads": (["task_heads"], "heads"),
 }
 VALUES, GRADIENTS, TANGENTS = (
     f"tests/ops/test_{name}.py" for name in ("values", "gradients", "tangents")

@@ -122,6 +122,8 @@ def _randomize(modules: list[nn.Module]) -> None:
             nn.init.normal_(p, std=0.5)
         if module.units is not None:
             module.units.double()
+        if module.class_weights is not None:
+            module.class_weights = module.class_weights.float()
 
 
 def _head_spec(task: TaskConfig, head: nn.Module, count: int, row: int, offset: int) -> HeadSpec:

@@ -9,6 +9,7 @@ import torch
 
 from sbrrt_fast.ops._backend.dispatch import Implementation
 from sbrrt_fast.ops.registry import OPS
+from tests.ops import head_limits
 
 F16, F32, F64, BF16 = torch.float16, torch.float32, torch.float64, torch.bfloat16
 DTYPES = (F32, BF16, F16, F64)
@@ -156,4 +157,5 @@ CALLS: dict[str, Callable[[str], Iterator[Call]]] = {
     "adamw_ema_": adamw,
     "adamw_ema_rows_": adamw_rows,
     "gradient_norm": norms,
+    **head_limits.CALLS,
 }

@@ -19,6 +19,7 @@ from sbrrt_fast.ops.gelu import bias_gelu_reference
 from sbrrt_fast.ops.smart_ascend import smart_ascend_reference
 from sbrrt_fast.ops.smart_noise import smart_noise_reference
 from sbrrt_fast.ops.symmetric_kl import symmetric_kl_fisher_reference, symmetric_kl_reference
+from tests.ops import head_references
 from tests.ops.op_checks import BF16, F64, float_tangent, gradients
 
 
@@ -232,6 +233,18 @@ REFERENCES = {
     "attention_backward_into": attention_backward,
     "attention_jvp_into": attention_jvp,
     "column_sums_into": column_sums,
+    **{
+        f"{name}_into": getattr(head_references, name)
+        for name in (
+            "heads_forward",
+            "heads_jvp",
+            "heads_vjp",
+            "heads_weight_gradients",
+            "objective",
+            "smoothness_cotangents",
+            "smoothness_values",
+        )
+    },
     "mm_into": mm,
     "adamw_ema_": adamw,
     "adamw_ema_rows_": adamw_rows,
@@ -246,7 +259,9 @@ REFERENCES = {
     "symmetric_kl_backward_into": kl_backward,
     "symmetric_kl_fisher_into": kl_fisher,
 }
-OF_THE_RESULT = ("dropout_mask_into", "philox_bits_into", "smart_noise_into")
+OF_THE_RESULT = (
+    "dropout_mask_into", "heads_weight_gradients_into", "philox_bits_into", "smart_noise_into",
+)  # fmt: skip
 
 
 def condition(op: str, exact: list[Tensor]) -> float:

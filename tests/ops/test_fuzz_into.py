@@ -31,7 +31,9 @@ IN_PLACE = {
 
 
 # What is no row of features is contiguous.
-WHOLE = ("adamw", "dropout_mask", "philox", "smart", "symmetric_kl")
+WHOLE = (
+    "adamw", "dropout_mask", "heads", "objective", "philox", "smart", "smoothness", "symmetric_kl",
+)  # fmt: skip
 CONTIGUOUS = [("attention_forward_into", "logsumexp")]
 CONTIGUOUS += [("embed_backward_into", name) for name in ("dword", "dposition", "dtype")]
 

@@ -9,16 +9,20 @@ from torch import Tensor
 from sbrrt_fast.model.heads import class_logits
 from sbrrt_fast.ops.objective import (
     LossSpec,
+    Objective,
     ObjectiveTable,
     objective,
     smoothness_cotangents,
     smoothness_values,
 )
 from sbrrt_fast.smart.divergence import divergence_of
+from tests.ops.backends import DEVICES, backends_of
 from tests.ops.head_groups import ALL, BREGMAN_WEIGHT, SMART_WEIGHT, Heads, heads_of
+from tests.ops.on_device import moved
 from tests.ops.test_task_heads import GROUPS
 
 each_group = pytest.mark.parametrize("names", GROUPS, ids=" ".join)
+every_backend = backends_of("objective", "reference")
 TIGHT = {"rtol": 1e-11, "atol": 1e-13}
 FACTOR = 0.3
 
@@ -119,30 +123,36 @@ def test_label_units_may_change_in_place():
     heads = heads_of(["length"])
     table, w = heads.losses(), random_outputs(heads)
     heads.modules[0].units.fit(torch.tensor([3.0, 4.0, 9.0]))
-    found = objective(table, w, heads.labels, backend="reference")
-    torch.testing.assert_close(found.terms[0, 0], heads.model_losses(w)[0], **TIGHT)
+    for backend, dtype, bounds in (("reference", torch.float64, TIGHT), ("cpu", torch.float32, {})):
+        found = objective(table, w.to(dtype), heads.labels, backend=backend).terms[0, 0]
+        torch.testing.assert_close(found, heads.model_losses(w)[0].to(dtype), **bounds)
 
 
-def test_labels_far_from_zero_keep_their_digits():
+@every_backend
+def test_labels_far_from_zero_keep_their_digits(backend):
     """They are standardised in float64."""
     labels = torch.tensor([16777216.0, 16777218.0])
     mean, scale = torch.tensor(16777217.0).double(), torch.tensor(1.0).double()
     mean += 1.0 - (mean - 16777216.0)  # 16777217 has no float32
-    spec = LossSpec("squared", 2, 1, 1.0, label_mean=mean, label_scale=scale)
-    found = objective(
-        ObjectiveTable([spec], 0.0, 0.0, "cpu"), torch.zeros(2), labels, backend="reference"
-    )
+    device = DEVICES.get(backend, "cpu")
+    units = {"label_mean": mean.to(device), "label_scale": scale.to(device)}
+    table = ObjectiveTable([LossSpec("squared", 2, 1, 1.0, **units)], 0.0, 0.0, device)
+    found = objective(table, *(x.to(device) for x in (0 * labels, labels)), backend=backend)
     assert found.terms.tolist() == [[1.0, 0.0, 0.0, 1.0]]
     assert found.grad_outputs.tolist() == [1.0, -1.0]
 
 
-@pytest.mark.parametrize("name", ["sst", "yes-no"])
-@pytest.mark.parametrize("label", [-1.0, 5.0, 0.5])
-def test_a_label_that_is_no_class_is_not_finite(name, label):
+@every_backend
+@pytest.mark.parametrize("name", ["sst", "yes-no", "smooth"])
+@pytest.mark.parametrize("label", [-1.0, 5.0, 0.5, torch.nan])
+def test_a_label_that_is_no_class_is_not_finite(name, label, backend):
     heads = heads_of([name, "sts"])
-    w = random_outputs(heads)
+    w = random_outputs(heads).float()
     heads.labels[1] = label
-    found = objective(heads.losses(), w, heads.labels, backend="reference")
+    device = DEVICES.get(backend, "cpu")
+    inputs = moved([heads.losses(), w, heads.labels], device)
+    found = moved(objective(*inputs, backend=backend)[:2], "cpu")
+    found = Objective(*found, None)
     assert found.terms[:, 0].isnan().tolist() == [True, False]
     is_finite = [g.isfinite().all(dim=1) for g in heads.table.split(found.grad_outputs)]
     assert is_finite[0].tolist() == [True, False, True] and is_finite[1].all()

@@ -10,6 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.attention import HEAD_DIMS, MAX_LENGTH
+from sbrrt_fast.ops.objective import MAX_CUDA_TASKS
+from sbrrt_fast.ops.task_heads import MAX_CUDA_HEADS, MAX_PASSES
 from tests.ops.op_limits import BY_NAME, CALLS, F32, implementation, refusal
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -51,6 +53,9 @@ def test_limits_are_those_of_the_headers():
     assert constant("common/attention.h", "kMaxAttentionLength") == MAX_LENGTH
     assert constant("cuda/layernorm.h", "kMaxLayerNormWidth") == backends.CUDA.max_width
     assert constant("cuda/embed.h", "kMaxEmbedWidth") == backends.CUDA.max_width
+    assert constant("cuda/task_heads.h", "kMaxHeads") == MAX_CUDA_HEADS
+    assert constant("cuda/task_heads.h", "kMaxPasses") == MAX_PASSES
+    assert constant("cuda/objective.h", "kMaxTasks") == MAX_CUDA_TASKS
     launch = (CSRC / "cuda/attention_launch.cuh").read_text()
     assert tuple(map(int, re.findall(r"batch\.head_dim == (\d+)", launch))) == HEAD_DIMS
 
@@ -84,6 +89,10 @@ def cuda_alone_refuses(op: str, args: tuple) -> str | None:
         if any(table.dtype != word.dtype for table in others):
             return "word, position and type must have one dtype"
         return "too wide" if word.shape[1] > constant("cuda/embed.h", "kMaxEmbedWidth") else None
+    if hasattr(args[0], "specs"):  # list_of of csrc/cuda/task_heads_binding.cpp and objective_...
+        is_heads = op.startswith("heads")
+        name = ("task_heads.h", "kMaxHeads") if is_heads else ("objective.h", "kMaxTasks")
+        return "too many" if len(args[0].specs) > constant(f"cuda/{name[0]}", name[1]) else None
     return None
 
 

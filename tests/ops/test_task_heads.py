@@ -15,7 +15,9 @@ from sbrrt_fast.ops.task_heads import (
     heads_vjp,
     heads_weight_gradients,
 )
+from tests.ops.backends import DEVICES, backends_of
 from tests.ops.head_groups import ALL, Heads, heads_of
+from tests.ops.on_device import moved
 from tests.ops.op_checks import float_tangent
 
 GROUPS = [[name] for name in ALL] + [["sst", "para", "sts", "yes-no"], ["sts", "minutes", "topics"]]
@@ -128,6 +130,28 @@ def test_rows_between_tasks_have_no_gradient():
     pooled, weights, ones = torch.randn(7, 4), torch.randn(5), torch.ones(2)
     found = heads_vjp(table, pooled, None, weights, ones, backend="reference")
     assert torch.equal(found[3:5], weights[:4].expand(2, 4)) and found.count_nonzero() == 8
+
+
+@backends_of("heads_forward")
+def test_padding_sequences_are_not_read(backend):
+    """Nor what lies between the heads' weights, which is NaN in all cases."""
+    heads = heads_of(["sst", "para", "sts", "kinds"], dtype=torch.float32)
+    assert heads.pooled[-2:].isnan().all() and heads.weights.isnan().any()
+    cotangents = torch.ones(heads.table.num_outputs)
+    *inputs, table = moved(
+        [heads.pooled, heads.factors, heads.weights, cotangents, heads.table],
+        DEVICES.get(backend, "cpu"),
+    )
+    pooled, factors, weights, cotangents = inputs
+    own = table, pooled, factors, weights
+    grad = heads_vjp(*own, cotangents, backend=backend)
+    dweights = torch.zeros_like(weights)
+    lists = [pooled], [factors], [cotangents]
+    heads_weight_gradients(table, *lists, dweights, backend=backend)
+    results = heads_forward(*own, backend=backend), heads_jvp(*own, pooled, backend=backend)
+    for x in (*results, grad, dweights):
+        assert x.isfinite().all() and x.any()
+    assert grad[-2:].eq(0).all() and dweights[heads.weights.isnan()].eq(0).all()
 
 
 LINEAR = HeadSpec("linear", 2, 0, 3, 0, 12)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.ops import written_out  # noqa: F401 - defines mm_into
+from tests.ops import head_samples
 from tests.ops.op_checks import BF16, F32
 from tests.ops.op_references import embed_forward, layernorm_forward
 
@@ -285,6 +286,10 @@ SAMPLES = {
     "dropout_add_layernorm": layernorm,
     "attention": attention,
     "column_sums_into": column_sums,
+    "heads": head_samples.heads,
+    "objective_into": head_samples.losses,
+    "smoothness_cotangents_into": head_samples.losses,
+    "smoothness_values_into": head_samples.smoothness_values,
     "mm_into": mm,
     "adamw_ema_rows_": adamw_rows,
     "adamw_ema_": adamw,

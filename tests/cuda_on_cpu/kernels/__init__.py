@@ -10,6 +10,15 @@ from tests.cuda_on_cpu.kernels.adamw import AdamwKernels, NormKernels, RowsKerne
 from tests.cuda_on_cpu.kernels.attention import AttentionKernels
 from tests.cuda_on_cpu.kernels.embed import EmbedKernels
 from tests.cuda_on_cpu.kernels.gelu import GeluKernels
+from tests.cuda_on_cpu.kernels.heads import (
+    CotangentKernels,
+    ForwardKernels,
+    JvpKernels,
+    ObjectiveKernels,
+    ValueKernels,
+    VjpKernels,
+    WeightKernels,
+)
 from tests.cuda_on_cpu.kernels.layernorm import LayerNormKernels
 from tests.cuda_on_cpu.kernels.smart import (
     AscendKernels,
@@ -29,9 +38,16 @@ KERNELS = {
     "dropout_mask": MaskKernels,
     "embed": EmbedKernels,
     "gradient_norm": NormKernels,
+    "heads_forward": ForwardKernels,
+    "heads_jvp": JvpKernels,
+    "heads_vjp": VjpKernels,
+    "heads_weight_gradients": WeightKernels,
+    "objective": ObjectiveKernels,
     "philox_bits": BitsKernels,
     "smart_ascend": AscendKernels,
     "smart_noise": NoiseKernels,
+    "smoothness_cotangents": CotangentKernels,
+    "smoothness_values": ValueKernels,
     "symmetric_kl": SymmetricKlKernels,
     "symmetric_kl_fisher": FisherKernels,
 }

@@ -14,8 +14,10 @@ from tests.ops.cases import (
     embed,
     gelu,
     layernorm,
+    objective,
     smart,
     symmetric_kl,
+    task_heads,
 )
 from tests.ops.cases.base import Op
 
@@ -24,5 +26,7 @@ OPS: dict[str, Op] = {
     for op in (
         attention.OP, layernorm.OP, gelu.OP, embed.OP, symmetric_kl.OP, symmetric_kl.FISHER,
         smart.NOISE, smart.ASCEND, adamw.ADAMW, adamw.ROWS, adamw.NORM, dropout.MASK, dropout.BITS,
+        task_heads.FORWARD, task_heads.JVP, task_heads.VJP, task_heads.WEIGHTS,
+        objective.OBJECTIVE, objective.COTANGENTS, objective.VALUES,
     )
 }  # fmt: skip
