@@ -59,7 +59,8 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
     "symmetric_kl_forward_into": ("symmetric_kl_forward",),
 }
 TWO_KERNELS = {"attention_backward", "embed_tables"}  # launchers of two, one after the other
-SHORT_OR_LONG = {"attention_forward", "attention_jvp"}  # launchers of one of two
+# Launchers of one of two: for short or long keys, with or without tangents.
+ONE_OF_TWO = {"attention_forward", "attention_jvp", "gelu_forward", "layernorm_forward"}
 MAX_SHORT_KEYS = 128  # kMaxShortKeys
 TENSORS_PER_LAUNCH = {"adamw_ema_": 400, "gradient_norm_into": 1024}  # kMax...Tensors
 # Zeros that the bindings write: gradient_norm's ticket, and a gradient where there are none; those
