@@ -34,6 +34,21 @@ def tokens_by_task(batches: Iterable[TaskBatch]) -> Counter[str]:
     return counts
 
 
+def merge_repeats(batches: list[TaskBatch]) -> list[TaskBatch]:
+    """Batches of one task as one, where it first comes."""
+    by_name: dict[str, list[TaskBatch]] = {}
+    for batch in batches:
+        by_name.setdefault(batch.name, []).append(batch)
+    return [
+        TaskBatch(
+            name,
+            TokenBatch.concatenate([batch.tokens for batch in same]),
+            torch.cat([batch.labels for batch in same]),
+        )
+        for name, same in by_name.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Group:
     """The batches of one optimiser step, side by side.
@@ -42,13 +57,15 @@ class Group:
     sequences there may be some of padding.
 
     Attributes:
-        names: of the tasks. counts: number of sequences of each. firsts: the first one of each.
+        names: of the tasks, each once. repeats: how many batches of equal size each has.
+        counts: number of sequences of each. firsts: the first one of each.
         labels: of all examples, float32.
         tokens: of all sequences, packed.
         num_row_sequences, num_row_tokens: of the batches with one row per example, padding too.
     """
 
     names: tuple[str, ...]
+    repeats: tuple[int, ...]
     counts: tuple[int, ...]
     firsts: tuple[int, ...]
     labels: Tensor
@@ -77,7 +94,8 @@ class Group:
         Args:
             fill: adds sequences to a batch.
         """
-        parts = [[b for b in batches if (b.name in one_output) == first] for first in (True, False)]
+        merged = merge_repeats(batches)
+        parts = [[b for b in merged if (b.name in one_output) == first] for first in (True, False)]
         tokens = [
             fill(TokenBatch.concatenate([batch.tokens for batch in part])) if part else None
             for part in parts
@@ -91,6 +109,7 @@ class Group:
         firsts += [num_sequences + sum(counts[len(parts[0]) : i]) for i in ends]
         return cls(
             tuple(batch.name for batch in ordered),
+            tuple(sum(b.name == batch.name for b in batches) for batch in ordered),
             counts,
             tuple(firsts),
             torch.cat([batch.labels for batch in ordered]),

@@ -79,9 +79,9 @@ class GroupTables:
     ):
         places = zip(group.names, group.counts, group.firsts, strict=True)
         specs = [weights.spec(*place) for place in places]
-        losses = [
-            _loss_spec(model, name, spec, model.tasks[name].weight)
-            for name, spec in zip(group.names, specs, strict=True)
+        losses = [  # a sum of means over batches is one mean, as many times
+            _loss_spec(model, name, spec, model.tasks[name].weight * repeats)
+            for name, repeats, spec in zip(group.names, group.repeats, specs, strict=True)
         ]
         alone = [_loss_spec(model, n, s, 1.0) for n, s in zip(group.names, specs, strict=True)]
         smart, bregman = config.smart.weight, config.bregman.weight

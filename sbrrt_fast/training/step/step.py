@@ -108,8 +108,9 @@ class Step:
 
         Returns:
             Detached scalars on the device: ``<task>/loss``, ``/smart``, ``/bregman``, ``/total``,
-            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. A task
-            drawn twice in a round gives the values of its last batch.
+            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. Of a task
+            drawn twice in a round they are the means over its batches, or with a step per task the
+            values of its last one.
         """
         parts = [batches] if self.is_joint else [[batch] for batch in batches]
         terms: Terms = {}
@@ -129,11 +130,15 @@ class Step:
 
     def differentiate(self, groups: list[Group], rng: Tensor, report: bool = False) -> Terms:
         """Loss terms of the groups; their gradients are left in ``passes``."""
-        terms: Terms = {}
+        values: dict[str, list[Tensor]] = {}
         for group in groups:
             this = self.passes.begin(group, rng)
-            terms |= differentiate(this, self.ascent, self.teacher is not None, self.clock, report)
-        return terms
+            found = differentiate(this, self.ascent, self.teacher is not None, self.clock, report)
+            for name, value in found.items():
+                values.setdefault(name, []).append(value)
+        return {
+            name: sum(same) / len(same) if same[1:] else same[0] for name, same in values.items()
+        }
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch's loss by parameter name, without an update."""

@@ -241,15 +241,21 @@ class WrittenOutPass:
         weight_gradients(passes, self.model.grads.heads)
         if self.model.trains_encoder:
             self._backward(passes)
-        names = [
-            ("loss", True),
-            ("smart", self.adversarial is not None),
-            ("bregman", self.targets is not None),
-            ("total", True),
+        return [
+            self._terms(*terms, repeats)
+            for terms, repeats in zip(result.terms, self.group.repeats, strict=True)
         ]
-        kept = [name for name, is_there in names if is_there]
-        columns = [i for i, (_, is_there) in enumerate(names) if is_there]
-        return [{n: terms[i] for n, i in zip(kept, columns, strict=True)} for terms in result.terms]
+
+    def _terms(
+        self, loss: Tensor, smart: Tensor, bregman: Tensor, total: Tensor, repeats: int
+    ) -> dict[str, Tensor]:
+        """One task's, the means over its batches."""
+        terms = {"loss": loss}
+        if self.adversarial is not None:
+            terms["smart"] = smart
+        if self.targets is not None:
+            terms["bregman"] = bregman
+        return terms | {"total": total if repeats == 1 else total / repeats}
 
     def _objective(self) -> Objective:
         adversarial = self.adversarial

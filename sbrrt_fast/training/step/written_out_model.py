@@ -72,7 +72,8 @@ class WrittenOutModel:
 
     def tables(self, group: Group) -> GroupTables:
         """The group's tables, made when its like comes first."""
-        key = group.names, group.counts, group.firsts, group.num_row_sequences
+        places = group.counts, group.firsts, group.num_row_sequences
+        key = group.names, group.repeats, *places
         if key not in self._tables:
             self._tables[key] = GroupTables(
                 self.model, self.weights, self.run_config, group, self.device
