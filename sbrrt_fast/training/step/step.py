@@ -136,9 +136,7 @@ class Step:
             found = differentiate(this, self.ascent, self.teacher is not None, self.clock, report)
             for name, value in found.items():
                 values.setdefault(name, []).append(value)
-        return {
-            name: sum(same) / len(same) if same[1:] else same[0] for name, same in values.items()
-        }
+        return {name: _mean(same) for name, same in values.items()}
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch's loss by parameter name, without an update."""
@@ -180,6 +178,10 @@ def build_ascent(model: MultiTaskModel, config: RunConfig) -> Ascent | None:
         return None
     dtype = torch.bfloat16 if config.precision == "bf16" else next(model.parameters()).dtype
     return Ascent(smart, torch.finfo(dtype).eps, config.backend)
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).mean(dim=0)
 
 
 def _dense(grad, parameter: Tensor) -> Tensor:
