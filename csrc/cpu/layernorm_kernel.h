@@ -132,16 +132,16 @@ inline void scale_row_and_tangent(const ForwardRows& rows, LayerNormBuffers& buf
   const ResidualTangents& tangents = rows.tangents;
   const int64_t tangent_row = row - tangents.first;
   const float rstd = out.rstd[row];
-  float *y = begin_row(out.y, row, width, buffers.row(2 + kRowsPerGroup)), *t = buffers.row(5);
+  float* y = begin_row(out.y, row, width, buffers.row(2 + kRowsPerGroup));
+  float* ty = begin_row(tangents.y, tangent_row, width, buffers.row(5));  // first it holds t
   ScaleTangentPass<kDrops, X> pass{
       s, rows.parameters.weight, rows.parameters.shift, Standard(out.mean[row], rstd), y,
       open_row<X>(tangents.x, tangent_row, width, buffers.row(0)),
       read_row(tangents.residual, tangent_row, width, buffers.row(1)),
-      RowFactors<kDrops>(rows.in.dropout, run.words()), t, {}};
+      RowFactors<kDrops>(rows.in.dropout, run.words()), ty, {}};
   run_pass_with_words<kDrops>(pass, run, stop);
   finish_copies(out.y, out.low, row, width, y);
-  float* ty = begin_row(tangents.y, tangent_row, width, buffers.row(6));
-  OutputTangentPass tangent{t, s, rows.parameters.weight,
+  OutputTangentPass tangent{ty, s, rows.parameters.weight,
                             Projection(ProjectionMeans(pass.totals, width), rstd), ty};
   run_pass(tangent, 0, stop);
   finish_copies(tangents.y, tangents.low, tangent_row, width, ty);

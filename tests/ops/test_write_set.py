@@ -23,7 +23,7 @@ each_op = pytest.mark.parametrize("op", OPS)
 
 
 def filled(op: str, dtype: torch.dtype | None = None) -> dict:
-    """Arguments of which every tensor has elements, of this dtype where there is a choice."""
+    """All arguments; every tensor has elements, and this dtype where there is a choice."""
     draw = random.Random(op)
     torch.manual_seed(0)
     while True:
@@ -31,6 +31,7 @@ def filled(op: str, dtype: torch.dtype | None = None) -> dict:
         found = tensors(values)
         dtypes = {x.dtype for (name, _), x in found.items() if name in written(op)}
         is_full = found and all(x.numel() > 1 or x.dim() == 0 for x in found.values())
+        is_full = is_full and not any(value is None for value in values.values())
         if is_full and (dtype is None or dtype in dtypes):
             return values
 
