@@ -28,6 +28,7 @@ struct GeluBuffers {
 }  // namespace
 }  // namespace sbrrt
 
+#define SBRRT_KERNEL_UP_TO_BF16
 #define SBRRT_KERNEL "cpu/gelu_kernel.h"
 #include "cpu/each_isa.h"
 
@@ -39,12 +40,12 @@ constexpr int64_t kBlockRows = 32;  // 50k elements, near 10 us: well above the 
 
 void forward_rows(const GeluInputs& in, const Rows& out, const GeluBuffers& buffers, int64_t begin,
                   int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(gelu_forward, in, out, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(gelu_forward, in, out, buffers, begin, end)
 }
 
 void grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out, float* sums,
                const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(gelu_grad, in, grad, out, sums, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(gelu_grad, in, grad, out, sums, buffers, begin, end)
 }
 
 int64_t num_row_blocks(int64_t num_rows) { return (num_rows + kBlockRows - 1) / kBlockRows; }
