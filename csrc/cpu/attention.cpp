@@ -28,16 +28,7 @@ constexpr int64_t kGrain = 8192;  // units of `pair_cost`; well above the cost o
 template <typename Matrices>
 void run_pair(const AttentionProblem& problem, const Matrices& matrices, const AttentionPair& pair,
               AttentionScratch& scratch) {
-  switch (cpu_isa(Isa::avx512_bf16)) {
-#if defined(SBRRT_X86)
-#if defined(SBRRT_AVX512_BF16)
-    case Isa::avx512_bf16: return avx512_bf16::run_pair(problem, matrices, pair, scratch);
-#endif
-    case Isa::avx512: return avx512::run_pair(problem, matrices, pair, scratch);
-    case Isa::avx2: return avx2::run_pair(problem, matrices, pair, scratch);
-#endif
-    default: return plain::run_pair(problem, matrices, pair, scratch);
-  }
+  SBRRT_RETURN_UP_TO_BF16(run_pair, problem, matrices, pair, scratch)
 }
 
 // Dense forms of a batch's sequences, their values checked.

@@ -4,7 +4,7 @@
 // would be compiled for the wrong processor. Hence no include guard.
 //
 // SBRRT_KERNEL_UP_TO_BF16 asks for the fourth, AVX-512 with bfloat16 instructions; the file then
-// calls cpu_isa(Isa::avx512_bf16).
+// calls its functions by SBRRT_RETURN_UP_TO_BF16.
 #include "cpu/isa.h"
 
 #define SBRRT_ISA plain

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <type_traits>
@@ -52,6 +53,7 @@ namespace sbrrt {
 namespace {
 
 constexpr int64_t kGrainAdditions = 32768;     // near 10 us: well above the cost of a fork
+constexpr int64_t kGrainBytes = 1 << 20;       // of zeros, the same
 
 void forward_rows(const EmbedInputs& in, const LayerNormParameters& parameters,
                   const EmbedOutputs& out, LayerNormBuffers& buffers, int64_t begin,
@@ -154,7 +156,14 @@ class TableGradient {
 
   TableSums sums() const { return {tokens_, rows_.data(), static_cast<int64_t>(rows_.size())}; }
 
-  void clear() const { gradient_.zero_(); }
+  // Zero bits are zero in every dtype; torch's zero_() takes several times as long.
+  void clear() const {
+    auto* bytes = static_cast<char*>(gradient_.mutable_data_ptr());
+    const auto size = static_cast<int64_t>(gradient_.nbytes());
+    at::parallel_for(0, size, kGrainBytes, [&](int64_t begin, int64_t end) {
+      std::memset(bytes + begin, 0, end - begin);
+    });
+  }
 
   // After the sums are made.
   void finish() {

@@ -34,6 +34,7 @@ struct GeluBuffers {
 }  // namespace
 }  // namespace sbrrt
 
+#define SBRRT_KERNEL_UP_TO_BF16
 #define SBRRT_KERNEL "cpu/gelu_kernel.h"
 #include "cpu/each_isa.h"
 
@@ -45,12 +46,12 @@ constexpr int64_t kBlockRows = 32;  // 50k elements, near 10 us: well above the 
 
 void forward_rows(const GeluInputs& in, const Rows& out, const GeluTangents& tangents,
                   const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(gelu_forward, in, out, tangents, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(gelu_forward, in, out, tangents, buffers, begin, end)
 }
 
 void grad_rows(const GeluInputs& in, const ConstRows& grad, const Rows& out, float* sums,
                const GeluBuffers& buffers, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(gelu_grad, in, grad, out, sums, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(gelu_grad, in, grad, out, sums, buffers, begin, end)
 }
 
 // Calls run(block, buffers, begin, end) for every block of rows, on all threads; the last rows have a

@@ -85,12 +85,23 @@ inline Isa cpu_isa(Isa most = Isa::avx512) {
 
 // Calls `function` of the instruction set that this processor takes, in a function's last line.
 #if defined(SBRRT_X86)
-#define SBRRT_RETURN_ON_THIS_CPU(function, ...)                  \
-  switch (cpu_isa()) {                                           \
-    case Isa::avx512: return avx512::function(__VA_ARGS__);      \
-    case Isa::avx2: return avx2::function(__VA_ARGS__);          \
-    default: return plain::function(__VA_ARGS__);                \
+#define SBRRT_RETURN_ON_THIS_CPU(function, ...)             \
+  switch (cpu_isa()) {                                      \
+    case Isa::avx512: return avx512::function(__VA_ARGS__); \
+    case Isa::avx2: return avx2::function(__VA_ARGS__);     \
+    default: return plain::function(__VA_ARGS__);           \
   }
 #else
 #define SBRRT_RETURN_ON_THIS_CPU(function, ...) return plain::function(__VA_ARGS__);
+#endif
+
+// The same for a kernel that is compiled up to AVX-512 with bfloat16 instructions.
+#if defined(SBRRT_X86) && defined(SBRRT_AVX512_BF16)
+#define SBRRT_RETURN_UP_TO_BF16(function, ...)         \
+  if (cpu_isa(Isa::avx512_bf16) == Isa::avx512_bf16) { \
+    return avx512_bf16::function(__VA_ARGS__);         \
+  }                                                    \
+  SBRRT_RETURN_ON_THIS_CPU(function, __VA_ARGS__)
+#else
+#define SBRRT_RETURN_UP_TO_BF16(function, ...) SBRRT_RETURN_ON_THIS_CPU(function, __VA_ARGS__)
 #endif

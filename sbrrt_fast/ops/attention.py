@@ -216,7 +216,8 @@ def attention(
     """Attention within each sequence of a packed batch.
 
     Differentiable in query, key and value, in reverse and in forward mode. The fused ops compute
-    in float32 whatever the dtype.
+    in float32 whatever the dtype; on a GPU, and on a CPU that multiplies bfloat16, they round
+    probabilities and their gradients to it before a product.
 
     Args:
         query, key, value: [num_tokens, num_heads * head_dim], of one dtype, float32 or bfloat16
