@@ -138,9 +138,10 @@ cudaError_t gelu_forward(const GeluForwardParams& p, cudaStream_t stream) {
     using T = typename decltype(type)::type;
     constexpr int N = decltype(vec)::value;
     const dim3 grid = grid_of(p.num_rows, p.width, N), block(kWarps * kWarpSize);
-    return p.tangents.num_rows > 0
-               ? launch<gelu_forward_kernel<T, N, true>>(grid, block, 0, stream, p)
-               : launch<gelu_forward_kernel<T, N, false>>(grid, block, 0, stream, p);
+    return with_bool(p.tangents.num_rows > 0, [&](auto tangents) {
+      constexpr bool kTangents = decltype(tangents)::value;
+      return launch<gelu_forward_kernel<T, N, kTangents>>(grid, block, 0, stream, p);
+    });
   });
 }
 

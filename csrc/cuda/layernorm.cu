@@ -226,9 +226,10 @@ cudaError_t layernorm_forward(const LayerNormForwardParams& p, cudaStream_t stre
     using R = typename decltype(residual)::type;
     using Shape = decltype(shape);
     const dim3 grid = grid_of<Shape>(p.in.num_rows), block(Shape::kThreads);
-    return p.tangents.num_rows > 0
-               ? launch<layernorm_forward_kernel<X, R, Shape, true>>(grid, block, 0, stream, p)
-               : launch<layernorm_forward_kernel<X, R, Shape, false>>(grid, block, 0, stream, p);
+    return with_bool(p.tangents.num_rows > 0, [&](auto tangents) {
+      constexpr bool kTangents = decltype(tangents)::value;
+      return launch<layernorm_forward_kernel<X, R, Shape, kTangents>>(grid, block, 0, stream, p);
+    });
   });
 }
 

@@ -21,7 +21,7 @@ RUNS = {
     "attention": (["attention"], "attention and (tile or chunk or long or primes or empty)"),
     "column_sums": (["column_sums"], "column_sums"),
     "embed": (["embed", "column_sums"], "embed and not masks_are and not work_grows"),
-    "gelu": (["gelu", "column_sums"], "bias_gelu"),
+    "gelu": (["gelu", "column_sums"], "gelu"),
     "layernorm": (["layernorm", "column_sums"], "layernorm"),
     "objective": (["objective"], "objective or smoothness"),
     "philox_ops": (["philox_ops"], "dropout_mask or philox_bits or smart_noise"),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "cuda/common/device.cuh"
 #include "cuda/common/params.h"
@@ -23,6 +24,12 @@ cudaError_t with_dtype(ElementType dtype, F run) {
     case ElementType::kBFloat16: return run(TypeTag<__nv_bfloat16>{});
   }
   return cudaErrorInvalidValue;
+}
+
+// run(std::bool_constant<value>) for a bool.
+template <typename F>
+cudaError_t with_bool(bool value, F run) {
+  return value ? run(std::true_type{}) : run(std::false_type{});
 }
 
 inline bool is_aligned(const void* pointer) {
