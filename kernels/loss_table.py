@@ -120,15 +120,14 @@ def check_vector(
     op: str,
     name: str,
     x: Tensor | None,
-    size: int | tuple[int, ...],
+    size: int,
     device: torch.device,
     is_written: bool = False,
 ) -> None:
-    """A float32 tensor of so many elements; None passes."""
+    """A float32 vector of so many elements; None passes."""
     if x is not None:
         check = check_written if is_written else check_tensor
-        shape = size if isinstance(size, tuple) else (size,)
-        check(op, name, x, torch.float32, shape, device)
+        check(op, name, x, torch.float32, (size,), device)
 
 
 kept_table = functools.cache(device_table)  # a captured graph reads the tables

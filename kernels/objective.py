@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_written_rows, strided
 from .launch import launch
 from .loss_table import (
     BINARY,
@@ -155,7 +156,8 @@ def _objective_kernel(
     p_losses,  # int64 [num_tasks, TABLE_FIELDS]
     p_numbers,  # float64 [num_tasks, 2] of weight and smoothing, then three of all tasks
     p_addresses,  # int64 [3, num_tasks]: class weights, means and scales of labels
-    p_terms,  # float32 [num_tasks, 4]
+    p_terms,  # float32 [num_tasks, 4], rows terms_stride apart
+    terms_stride,
     p_grad_outputs,  # float32 [num_outputs]
     p_grad_adversarial,  # float32 [num_outputs], or None
     ROWS: tl.constexpr,
@@ -193,7 +195,7 @@ def _objective_kernel(
     smart = factor * tl.sum(b_smart, axis=0) / count
     if p_reported is not None:
         smart = tl.load(p_reported + i_task).to(tl.float64)
-    p_term = p_terms + 4 * i_task
+    p_term = p_terms + terms_stride * i_task
     tl.store(p_term, loss.to(tl.float32))
     tl.store(p_term + 1, smart.to(tl.float32))
     tl.store(p_term + 2, bregman.to(tl.float32))
@@ -269,7 +271,7 @@ def objective_into(
         raise ValueError(
             f"{op}: adversarial and grad_adversarial come together, smart_values with them"
         )
-    check_vector(op, "terms", terms, (num_tasks, 4), device, is_written=True)
+    check_written_rows(op, "terms", terms, torch.float32, (num_tasks, 4), device)
     check_vector(op, "grad_outputs", grad_outputs, size, device, is_written=True)
     check_vector(op, "grad_adversarial", grad_adversarial, size, device, is_written=True)
     written = {"terms": terms, "grad_outputs": grad_outputs, "grad_adversarial": grad_adversarial}
@@ -283,7 +285,7 @@ def objective_into(
         loss_table(found, device), kept_table((*numbers, *common), torch.float64, device),
         kept_table(places, torch.int64, device),
     )  # fmt: skip
-    results = terms, grad_outputs, grad_adversarial
+    results = *strided(terms), grad_outputs, grad_adversarial
     launch(_objective_kernel, (num_tasks,), *inputs, reported, *tables, *results, **_blocks(found))
     count_change(written)
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_rows, check_tensor, check_written
+from .checks import check_rows, check_tensor, check_written, check_written_rows
 from .head_table import (
     COSINE,
     TABLE_FIELDS,
@@ -231,7 +231,8 @@ def _vjp_kernel(
     p_cotangents,  # float32 [num_outputs]
     p_heads,
     p_scales,
-    p_dpooled,  # float32 [num_sequences, hidden]
+    p_dpooled,  # float32 [num_sequences, hidden], rows dpooled_stride apart
+    dpooled_stride,
     num_heads,
     hidden,
     HEADS: tl.constexpr,
@@ -242,7 +243,7 @@ def _vjp_kernel(
     m = o < hidden
     i_head, is_there = head_of_sequence(p_heads, i_row, num_heads, HEADS)
     p_head = p_heads + i_head * TABLE_FIELDS
-    p_to = p_dpooled + i_row * hidden + o
+    p_to = p_dpooled + i_row * dpooled_stride + o
     if is_there:
         i_step = tl.where(tl.load(p_head) == 0, 0, 1)
         of_head = i_row - tl.load(p_head + 2)
@@ -373,11 +374,11 @@ def vjp_into(
     op, read = "heads_vjp", {"pooled": pooled, "factors": factors, "weights": weights}
     all_heads = _check(op, heads, scales, **read)
     _check_flat(op, "cotangents", cotangents, all_heads.num_outputs, pooled.device)
-    check_written(op, "dpooled", dpooled, torch.float32, tuple(pooled.shape), pooled.device)
+    check_written_rows(op, "dpooled", dpooled, torch.float32, tuple(pooled.shape), pooled.device)
     check_write_set(op, {"dpooled": dpooled}, read | {"cotangents": cotangents})
     inputs = *pooled_arguments(pooled, factors), weights.contiguous(), cotangents.contiguous()
     grid = pooled.shape[0], triton.cdiv(pooled.shape[1], _tile()["BLOCK"])
-    _run(_vjp_kernel, grid, inputs, all_heads, scales, dpooled)
+    _run(_vjp_kernel, grid, inputs, all_heads, scales, dpooled, dpooled.stride(0))
 
 
 def weight_gradients_into(
@@ -425,11 +426,13 @@ def _tile() -> dict[str, int]:
     return TABLE["task_heads"].constants
 
 
-def _run(kernel, grid: tuple, inputs: tuple, heads: Heads, scales, out: Tensor) -> None:
+def _run(
+    kernel, grid: tuple, inputs: tuple, heads: Heads, scales, out: Tensor, *strides: int
+) -> None:
     ones = (1.0,) * len(heads.fields)
     tables = head_tables(heads, ones if scales is None else tuple(scales), out.device)
     tables = tables[:1] if scales is None else tables
-    numbers = len(heads.fields), heads.hidden
+    numbers = *strides, len(heads.fields), heads.hidden
     launch(kernel, grid, *inputs, *tables, out, *numbers, HEADS=heads.tile, **_tile())
     count_change({"out": out})
 

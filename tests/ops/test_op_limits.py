@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sbrrt_fast.ops._backend import backends
 from sbrrt_fast.ops.attention import HEAD_DIMS, MAX_LENGTH
-from sbrrt_fast.ops.objective import MAX_CUDA_TASKS
+from sbrrt_fast.ops.objective import MAX_CUDA_TASKS, LossSpec, ObjectiveTable
 from sbrrt_fast.ops.task_heads import MAX_CUDA_HEADS, MAX_PASSES
 from tests.ops.op_limits import BY_NAME, CALLS, F32, implementation, refusal
 
@@ -89,11 +90,22 @@ def cuda_alone_refuses(op: str, args: tuple) -> str | None:
         if any(table.dtype != word.dtype for table in others):
             return "word, position and type must have one dtype"
         return "too wide" if word.shape[1] > constant("cuda/embed.h", "kMaxEmbedWidth") else None
-    if hasattr(args[0], "specs"):  # list_of of csrc/cuda/task_heads_binding.cpp and objective_...
-        is_heads = op.startswith("heads")
-        name = ("task_heads.h", "kMaxHeads") if is_heads else ("objective.h", "kMaxTasks")
-        return "too many" if len(args[0].specs) > constant(f"cuda/{name[0]}", name[1]) else None
+    if op.startswith("heads"):  # list_of of csrc/cuda/task_heads_binding.cpp
+        is_many = len(args[0].specs) > constant("cuda/task_heads.h", "kMaxHeads")
+        return "too many" if is_many else None
     return None
+
+
+@pytest.mark.parametrize("op", ["objective", "smoothness_cotangents", "smoothness_values"])
+@pytest.mark.parametrize("count", [MAX_CUDA_TASKS, MAX_CUDA_TASKS + 1])
+def test_a_gpu_takes_so_many_tasks(op, count):
+    """Beside the grid, for Triton's interpreter takes long for them."""
+    table = ObjectiveTable([LossSpec("squared", 1, 1, 1.0)] * count, 1.0, 1.0, "cpu")
+    others = (None, None, 1.0, None) if op == "objective" else ()
+    with FakeTensorMode():
+        x = torch.ones(count, device="cuda")
+        reason = implementation(op, "cuda").why_not(table, x, x, *others)
+    assert reason == (None if count == MAX_CUDA_TASKS else "65 tasks are above 64")
 
 
 @pytest.mark.parametrize(
