@@ -32,7 +32,7 @@ struct PairQueries {
     return _mm512_maskz_loadu_ps(kept.of(vector, key), x);
   }
 
-  // This key's and the next one's values in bfloat16, the latter in the upper half; 0 where dropped.
+  // This key's and, in the upper half, the next one's values in bfloat16; 0 where dropped.
   template <bool kDropout>
   __m512i round_two(Vec value, Vec next, int key) const {
     if constexpr (!kDropout) return (__m512i)_mm512_cvtne2ps_pbh(next, value);
