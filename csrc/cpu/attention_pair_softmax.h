@@ -1,7 +1,7 @@
 // What happens to scores between attention's products of bfloat16. Included after attention_kept.h.
 //
 // Scores lie as [key][query], as in attention_softmax.h; results are rounded to bfloat16, two keys
-// at a time. Below an odd number of keys is a row that is no key's (Scores::fill_last).
+// at a time. Below an odd number of keys is a row that is no key's (PairExtent::fill_last).
 
 namespace sbrrt::SBRRT_ISA {
 
