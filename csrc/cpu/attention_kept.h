@@ -1,5 +1,5 @@
-// Which probabilities of a block dropout keeps, a bit each, for the instruction set with products of
-// bfloat16. Included after attention_softmax.h.
+// Which probabilities of a block dropout keeps, a bit each, for the instruction set with products
+// of bfloat16. Included after attention_softmax.h.
 
 namespace sbrrt::SBRRT_ISA {
 

@@ -1,7 +1,7 @@
 // What happens to scores between attention's products of bfloat16. Included after attention_kept.h.
 //
 // Scores lie as [key][query], as in attention_softmax.h; results are rounded to bfloat16, two keys
-// at a time. Below an odd number of keys is a row that is no key's (Scores::fill_last).
+// at a time. Below an odd number of keys is a row that is no key's (PairExtent::fill_last).
 
 namespace sbrrt::SBRRT_ISA {
 
@@ -32,7 +32,7 @@ struct PairQueries {
     return _mm512_maskz_loadu_ps(kept.of(vector, key), x);
   }
 
-  // This key's and the next one's values in bfloat16, the latter in the upper half; 0 where dropped.
+  // This key's and, in the upper half, the next one's values in bfloat16; 0 where dropped.
   template <bool kDropout>
   __m512i round_two(Vec value, Vec next, int key) const {
     if constexpr (!kDropout) return (__m512i)_mm512_cvtne2ps_pbh(next, value);

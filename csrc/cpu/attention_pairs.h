@@ -1,6 +1,7 @@
-// Small dense products of bfloat16 factors with sums in float, and the copies between rows in memory
-// and their operands. An instruction takes two terms of a sum at a time: a Pair is two bfloat16 that
-// lie together. Included for the instruction set that has it, after attention_matrix.h.
+// Small dense products of bfloat16 factors with sums in float, and the copies between rows in
+// memory and their operands. An instruction takes two terms of a sum at a time: a Pair is two
+// bfloat16 that lie together. Included for the instruction set that has it, after
+// attention_matrix.h.
 
 namespace sbrrt::SBRRT_ISA {
 

@@ -38,6 +38,7 @@ NATIVE = {
     "primes, two blocks": ((2, 13, 31, 7, 61), 3, 32, F32, 0.1, 67, "dense"),
     "batch of 200": (MANY, 1, 32, F32, 0.1, 512, "dense"),
     "two blocks of queries": ((131, 257), 1, 64, BF16, 0.1, 509, "dense"),
+    "edges of blocks in a half": ((48, 49, 97, 1), 2, 32, BF16, 0.1, 512, "dense"),
     "fused projection": ((18, 40, 25), 4, 32, F32, 0.1, 512, "fused"),
     "fused, four heads": ((18, 40, 25), 4, 64, BF16, 0.0, 512, "fused"),
 }
