@@ -59,8 +59,7 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
     "symmetric_kl_forward_into": ("symmetric_kl_forward",),
 }
 TWO_KERNELS = {"attention_backward", "embed_tables"}  # launchers of two, one after the other
-# Launchers of one of two: for short or long keys, with or without tangents.
-ONE_OF_TWO = {"attention_forward", "attention_jvp", "gelu_forward", "layernorm_forward"}
+ONE_OF_TWO = {"attention_forward", "attention_jvp"}  # launchers of one of two
 MAX_SHORT_KEYS = 128  # kMaxShortKeys
 TENSORS_PER_LAUNCH = {"adamw_ema_": 400, "gradient_norm_into": 1024}  # kMax...Tensors
 # Zeros that the bindings write: gradient_norm's ticket, and a gradient where there are none; those
