@@ -66,6 +66,7 @@ def _root_kernel(
     max_norm,  # 0 does not clip
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     b_total = tl.zeros((BLOCK,), tl.float64)
     for i_first in range(0, num_pieces, BLOCK):
         o = i_first + tl.arange(0, BLOCK)

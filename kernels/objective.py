@@ -212,6 +212,7 @@ def _cotangents_kernel(
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
+    await_previous()
     task = _task(p_losses)
     kind, count = task[0], task[1].to(tl.float64)
     for i_start in range(0, task[1], ROWS):
@@ -231,6 +232,7 @@ def _values_kernel(
     ROWS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
+    await_previous()
     task = _task(p_losses)
     b_values = tl.zeros((ROWS,), tl.float64)
     for i_start in range(0, task[1], ROWS):

@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_rows, check_tensor, check_written, check_written_rows
+from .checks import check_written_rows
+from .head_checks import check_flat, check_heads, check_like, check_pooled
 from .head_table import (
     COSINE,
     TABLE_FIELDS,
     Heads,
     check_places,
-    check_scales,
     head_of,
     head_of_sequence,
     head_tables,
@@ -30,102 +30,17 @@ from .head_table import (
 from .launch import launch
 from .launch_table import TABLE
 from .previous_kernel import await_previous
+from .task_heads_parts import (
+    apply_weights,
+    cosine_of,
+    cosine_tangent,
+    example_of,
+    part_masks,
+    sign,
+    vector,
+    weights_of,
+)
 from .write_set import check_write_set, count_change
-
-COSINE_EPS = tl.constexpr(1e-6)
-
-
-@triton.jit
-def _vector(p_pooled, stride, p_factors, factors_stride, i_row, o, m):
-    """Features ``o`` of a pooled vector, times its factors."""
-    b_x = tl.load(p_pooled + i_row * stride + o, mask=m, other=0.0)
-    if p_factors is not None:
-        b_x *= tl.load(p_factors + i_row * factors_stride + o, mask=m, other=0.0)
-    return b_x
-
-
-@triton.jit
-def _sign(b_x):
-    return (b_x > 0).to(tl.float32) - (b_x < 0).to(tl.float32)
-
-
-@triton.jit
-def _example_of(p_head, index):
-    """(first sequence of an example, its second, number of the output) of a flat output."""
-    num_outputs = tl.load(p_head + 3)
-    of_head = index - tl.load(p_head + 6)
-    i_step = tl.where(tl.load(p_head) == 0, 0, 1)
-    i_first = tl.load(p_head + 2) + of_head // num_outputs * (1 + i_step)
-    return i_first, i_first + i_step, of_head % num_outputs
-
-
-@triton.jit
-def _weights_of(p_weights, p_head, i_output, hidden):
-    """The row of weights of an output."""
-    return p_weights + tl.load(p_head + 4) + i_output * tl.load(p_head + 8) * hidden
-
-
-@triton.jit
-def _parts(o, m, num_vectors, hidden):
-    """Masks of features ``o`` of the second and third parts of a row of weights."""
-    return m & (o < (num_vectors - 1) * hidden), m & (o < (num_vectors - 2) * hidden)
-
-
-@triton.jit
-def _apply_weights(p_w, num_vectors, hidden, o, m, b_u, b_v, b_difference):
-    """The parts of a row of weights times those of the features."""
-    b_sum = tl.load(p_w + o, mask=m, other=0.0) * b_u
-    m_v, m_difference = _parts(o, m, num_vectors, hidden)
-    b_sum += tl.load(p_w + hidden + o, mask=m_v, other=0.0) * b_v
-    return b_sum + tl.load(p_w + 2 * hidden + o, mask=m_difference, other=0.0) * b_difference
-
-
-@triton.jit
-def _cosine(scale, uv, uu, vv):
-    """(value, across, along_u, along_v): ``Cosine`` of csrc/common/task_heads.h."""
-    u, v = tl.sqrt(uu), tl.sqrt(vv)
-    across = scale / (tl.maximum(u, COSINE_EPS) * tl.maximum(v, COSINE_EPS))
-    value = uv * across
-    is_short_u, is_short_v = u < COSINE_EPS, v < COSINE_EPS
-    along_u = tl.where(is_short_u, 0.0, value / tl.where(is_short_u, 1.0, uu))
-    along_v = tl.where(is_short_v, 0.0, value / tl.where(is_short_v, 1.0, vv))
-    return value, across, along_u, along_v
-
-
-@triton.jit
-def _cosine_of(rows, i_u, i_v, scale, hidden, BLOCK: tl.constexpr):
-    """``_cosine`` of two sequences; rows: pooled vectors and factors with their strides."""
-    b_uv = tl.zeros((BLOCK,), tl.float64)
-    b_uu, b_vv = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, hidden, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        m = o < hidden
-        b_u = _vector(rows[0], rows[1], rows[2], rows[3], i_u, o, m).to(tl.float64)
-        b_v = _vector(rows[0], rows[1], rows[2], rows[3], i_v, o, m).to(tl.float64)
-        b_uv += b_u * b_v
-        b_uu += b_u * b_u
-        b_vv += b_v * b_v
-    return _cosine(scale, tl.sum(b_uv, axis=0), tl.sum(b_uu, axis=0), tl.sum(b_vv, axis=0))
-
-
-@triton.jit
-def _cosine_tangent(rows, tangent, i_u, i_v, scale, hidden, BLOCK: tl.constexpr):
-    """The tangent of a cosine; tangent: pointer and stride."""
-    _, across, along_u, along_v = _cosine_of(rows, i_u, i_v, scale, hidden, BLOCK)
-    b_across = tl.zeros((BLOCK,), tl.float64)
-    b_u_du, b_v_dv = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, hidden, BLOCK):
-        o = start + tl.arange(0, BLOCK)
-        m = o < hidden
-        b_u = _vector(rows[0], rows[1], rows[2], rows[3], i_u, o, m).to(tl.float64)
-        b_v = _vector(rows[0], rows[1], rows[2], rows[3], i_v, o, m).to(tl.float64)
-        b_du = _vector(tangent[0], tangent[1], rows[2], rows[3], i_u, o, m).to(tl.float64)
-        b_dv = _vector(tangent[0], tangent[1], rows[2], rows[3], i_v, o, m).to(tl.float64)
-        b_across += b_v * b_du + b_u * b_dv
-        b_u_du += b_u * b_du
-        b_v_dv += b_v * b_dv
-    along = along_u * tl.sum(b_u_du, axis=0) + along_v * tl.sum(b_v_dv, axis=0)
-    return across * tl.sum(b_across, axis=0) - along
 
 
 @triton.jit
@@ -147,21 +62,21 @@ def _forward_kernel(
     index = tl.program_id(0).to(tl.int64)
     i_head = head_of(p_heads, 6, index, num_heads, HEADS)
     p_head = p_heads + i_head * TABLE_FIELDS
-    i_u, i_v, i_output = _example_of(p_head, index)
+    i_u, i_v, i_output = example_of(p_head, index)
     rows = (p_pooled, stride, p_factors, factors_stride)
     if tl.load(p_head) == COSINE:
         scale = tl.load(p_scales + i_head)
-        value, _, _, _ = _cosine_of(rows, i_u, i_v, scale, hidden, BLOCK)
+        value, _, _, _ = cosine_of(rows, i_u, i_v, scale, hidden, BLOCK)
         tl.store(p_out + index, value.to(tl.float32))
     else:
-        p_w, num_vectors = _weights_of(p_weights, p_head, i_output, hidden), tl.load(p_head + 8)
+        p_w, num_vectors = weights_of(p_weights, p_head, i_output, hidden), tl.load(p_head + 8)
         b_sum = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, hidden, BLOCK):
             o = start + tl.arange(0, BLOCK)
             m = o < hidden
-            b_u = _vector(p_pooled, stride, p_factors, factors_stride, i_u, o, m)
-            b_v = _vector(p_pooled, stride, p_factors, factors_stride, i_v, o, m)
-            b_sum += _apply_weights(p_w, num_vectors, hidden, o, m, b_u, b_v, tl.abs(b_u - b_v))
+            b_u = vector(p_pooled, stride, p_factors, factors_stride, i_u, o, m)
+            b_v = vector(p_pooled, stride, p_factors, factors_stride, i_v, o, m)
+            b_sum += apply_weights(p_w, num_vectors, hidden, o, m, b_u, b_v, tl.abs(b_u - b_v))
         bias = tl.load(p_weights + tl.load(p_head + 5) + i_output)
         tl.store(p_out + index, tl.sum(b_sum, axis=0) + bias)
 
@@ -183,27 +98,28 @@ def _jvp_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     index = tl.program_id(0).to(tl.int64)
     i_head = head_of(p_heads, 6, index, num_heads, HEADS)
     p_head = p_heads + i_head * TABLE_FIELDS
-    i_u, i_v, i_output = _example_of(p_head, index)
+    i_u, i_v, i_output = example_of(p_head, index)
     rows = (p_pooled, stride, p_factors, factors_stride)
     if tl.load(p_head) == COSINE:
         tangent, scale = (p_tangent, tangent_stride), tl.load(p_scales + i_head)
-        value = _cosine_tangent(rows, tangent, i_u, i_v, scale, hidden, BLOCK)
+        value = cosine_tangent(rows, tangent, i_u, i_v, scale, hidden, BLOCK)
         tl.store(p_out + index, value.to(tl.float32))
     else:
-        p_w, num_vectors = _weights_of(p_weights, p_head, i_output, hidden), tl.load(p_head + 8)
+        p_w, num_vectors = weights_of(p_weights, p_head, i_output, hidden), tl.load(p_head + 8)
         b_sum = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, hidden, BLOCK):
             o = start + tl.arange(0, BLOCK)
             m = o < hidden
-            b_u = _vector(p_pooled, stride, p_factors, factors_stride, i_u, o, m)
-            b_v = _vector(p_pooled, stride, p_factors, factors_stride, i_v, o, m)
-            b_du = _vector(p_tangent, tangent_stride, p_factors, factors_stride, i_u, o, m)
-            b_dv = _vector(p_tangent, tangent_stride, p_factors, factors_stride, i_v, o, m)
-            b_turned = _sign(b_u - b_v) * (b_du - b_dv)
-            b_sum += _apply_weights(p_w, num_vectors, hidden, o, m, b_du, b_dv, b_turned)
+            b_u = vector(p_pooled, stride, p_factors, factors_stride, i_u, o, m)
+            b_v = vector(p_pooled, stride, p_factors, factors_stride, i_v, o, m)
+            b_du = vector(p_tangent, tangent_stride, p_factors, factors_stride, i_u, o, m)
+            b_dv = vector(p_tangent, tangent_stride, p_factors, factors_stride, i_v, o, m)
+            b_turned = sign(b_u - b_v) * (b_du - b_dv)
+            b_sum += apply_weights(p_w, num_vectors, hidden, o, m, b_du, b_dv, b_turned)
         tl.store(p_out + index, tl.sum(b_sum, axis=0))
 
 
@@ -211,7 +127,7 @@ def _jvp_kernel(
 def _linear_gradient(p_w, p_cotangents, p_head, b_sign, i_side, hidden, o, m):
     """Of features ``o`` of an example's first vector (side 0) or its second."""
     num_vectors = tl.load(p_head + 8)
-    _, m_difference = _parts(o, m, num_vectors, hidden)
+    _, m_difference = part_masks(o, m, num_vectors, hidden)
     b_grad = 0.0 * b_sign
     for c in range(tl.load(p_head + 3)):
         p_row = p_w + c * num_vectors * hidden
@@ -238,6 +154,7 @@ def _vjp_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     m = o < hidden
@@ -249,8 +166,8 @@ def _vjp_kernel(
         of_head = i_row - tl.load(p_head + 2)
         i_example, i_side = of_head // (1 + i_step), of_head % (1 + i_step)
         i_other = i_row + i_step - 2 * i_side
-        b_own = _vector(p_pooled, stride, p_factors, factors_stride, i_row, o, m)
-        b_other = _vector(p_pooled, stride, p_factors, factors_stride, i_other, o, m)
+        b_own = vector(p_pooled, stride, p_factors, factors_stride, i_row, o, m)
+        b_other = vector(p_pooled, stride, p_factors, factors_stride, i_other, o, m)
         p_c = p_cotangents + tl.load(p_head + 6) + i_example * tl.load(p_head + 3)
         b_ones = tl.full((BLOCK,), 1.0, tl.float32)
         b_factor = b_ones
@@ -259,12 +176,12 @@ def _vjp_kernel(
         if tl.load(p_head) == COSINE:
             rows = (p_pooled, stride, p_factors, factors_stride)
             scale = tl.load(p_scales + i_head)
-            _, across, along, _ = _cosine_of(rows, i_row, i_other, scale, hidden, BLOCK)
+            _, across, along, _ = cosine_of(rows, i_row, i_other, scale, hidden, BLOCK)
             b_grad = across * b_other.to(tl.float64) - along * b_own.to(tl.float64)
             b_grad = (tl.load(p_c).to(tl.float64) * b_grad).to(tl.float32)
             tl.store(p_to, b_grad * b_factor, mask=m)
         else:
-            p_w, b_sign = p_weights + tl.load(p_head + 4), _sign(b_own - b_other)
+            p_w, b_sign = p_weights + tl.load(p_head + 4), sign(b_own - b_other)
             b_grad = _linear_gradient(p_w, p_c, p_head, b_sign, i_side, hidden, o, m)
             tl.store(p_to, b_grad * b_factor, mask=m)
     else:
@@ -282,8 +199,8 @@ def _weight_gradient(rows, p_cotangents, p_head, i_output, hidden, o):
     b_sum = tl.where(m_u, 0.0, 0.0)
     for i_example in range(tl.load(p_head + 1)):
         i_u = tl.load(p_head + 2) + i_example * (1 + i_step)
-        b_u = _vector(rows[0], rows[1], rows[2], rows[3], i_u, j, m_u)
-        b_v = _vector(rows[0], rows[1], rows[2], rows[3], i_u + i_step, j, m_v)
+        b_u = vector(rows[0], rows[1], rows[2], rows[3], i_u, j, m_u)
+        b_v = vector(rows[0], rows[1], rows[2], rows[3], i_u + i_step, j, m_v)
         b_x = tl.where(part == 2, tl.abs(b_u - b_v), b_u + b_v)
         b_x = tl.where(o == num_features, 1.0, b_x)
         b_sum += tl.load(p_c + i_example * num_outputs) * b_x
@@ -309,6 +226,7 @@ def _weight_gradients_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    await_previous()
     i_row = tl.program_id(0).to(tl.int64)
     o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     p_head = p_heads + head_of(p_heads, 7, i_row, num_heads, HEADS) * TABLE_FIELDS
@@ -334,8 +252,8 @@ def forward_into(
 ) -> None:
     """The outputs, float32 [num_outputs]."""
     op, read = "heads_forward", {"pooled": pooled, "factors": factors, "weights": weights}
-    all_heads = _check(op, heads, scales, **read)
-    _check_flat(op, "out", out, all_heads.num_outputs, pooled.device, is_written=True)
+    all_heads = check_heads(op, heads, scales, **read)
+    check_flat(op, "out", out, all_heads.num_outputs, pooled.device, is_written=True)
     check_write_set(op, {"out": out}, read)
     inputs = *pooled_arguments(pooled, factors), weights.contiguous()
     _run(_forward_kernel, (out.numel(),), inputs, all_heads, scales, out)
@@ -352,9 +270,9 @@ def jvp_into(
 ) -> None:
     """Their tangents, float32 [num_outputs]."""
     op, read = "heads_jvp", {"pooled": pooled, "factors": factors, "weights": weights}
-    all_heads = _check(op, heads, scales, **read)
-    _check_like(op, "pooled_tangent", pooled_tangent, pooled)
-    _check_flat(op, "out", out, all_heads.num_outputs, pooled.device, is_written=True)
+    all_heads = check_heads(op, heads, scales, **read)
+    check_like(op, "pooled_tangent", pooled_tangent, pooled)
+    check_flat(op, "out", out, all_heads.num_outputs, pooled.device, is_written=True)
     check_write_set(op, {"out": out}, read | {"pooled_tangent": pooled_tangent})
     tangent = pooled_arguments(pooled_tangent, None)[:2]
     inputs = *pooled_arguments(pooled, factors), weights.contiguous(), *tangent
@@ -372,8 +290,8 @@ def vjp_into(
 ) -> None:
     """The pooled vectors' gradient from the outputs'; zero in rows of no head."""
     op, read = "heads_vjp", {"pooled": pooled, "factors": factors, "weights": weights}
-    all_heads = _check(op, heads, scales, **read)
-    _check_flat(op, "cotangents", cotangents, all_heads.num_outputs, pooled.device)
+    all_heads = check_heads(op, heads, scales, **read)
+    check_flat(op, "cotangents", cotangents, all_heads.num_outputs, pooled.device)
     check_written_rows(op, "dpooled", dpooled, torch.float32, tuple(pooled.shape), pooled.device)
     check_write_set(op, {"dpooled": dpooled}, read | {"cotangents": cotangents})
     inputs = *pooled_arguments(pooled, factors), weights.contiguous(), cotangents.contiguous()
@@ -393,7 +311,7 @@ def weight_gradients_into(
 ) -> None:
     """The weights' gradient, summed over one pass or two; elements of no head stay."""
     op = "heads_weight_gradients"
-    _check_pooled(op, pooled)
+    check_pooled(op, pooled)
     all_heads = read_heads(op, heads, pooled.shape[1])
     others = {"other_pooled": other_pooled, "other_factors": other_factors}
     flat = {"cotangents": cotangents, "other_cotangents": other_cotangents}
@@ -404,11 +322,11 @@ def weight_gradients_into(
             f"{op}: other_pooled and other_cotangents come together, other_factors with them"
         )
     for name, x in {"factors": factors, **others}.items():
-        _check_like(op, name, x, pooled)
+        check_like(op, name, x, pooled)
     for name, x in flat.items():
         if x is not None:
-            _check_flat(op, name, x, all_heads.num_outputs, pooled.device)
-    _check_flat(op, "dweights", dweights, None, pooled.device, is_written=True)
+            check_flat(op, name, x, all_heads.num_outputs, pooled.device)
+    check_flat(op, "dweights", dweights, None, pooled.device, is_written=True)
     check_places(op, all_heads, pooled.shape[0], "dweights", dweights.shape[0])
     read = {"pooled": pooled, "factors": factors, **others, **flat}
     check_write_set(op, {"dweights": dweights}, read)
@@ -435,40 +353,6 @@ def _run(
     numbers = *strides, len(heads.fields), heads.hidden
     launch(kernel, grid, *inputs, *tables, out, *numbers, HEADS=heads.tile, **_tile())
     count_change({"out": out})
-
-
-def _check(
-    op: str, heads: Sequence[int], scales: Sequence[float], pooled: Tensor,
-    factors: Tensor | None, weights: Tensor,
-) -> Heads:  # fmt: skip
-    """Of the ops on one pass."""
-    _check_pooled(op, pooled)
-    _check_like(op, "factors", factors, pooled)
-    _check_flat(op, "weights", weights, None, pooled.device)
-    found = read_heads(op, heads, pooled.shape[1])
-    check_scales(op, scales, found)
-    check_places(op, found, pooled.shape[0], "weights", weights.shape[0])
-    return found
-
-
-def _check_pooled(op: str, pooled: Tensor) -> None:
-    if pooled.dtype != torch.float32:
-        check_tensor(op, "pooled", pooled, torch.float32, tuple(pooled.shape), pooled.device)
-    check_rows(op, "pooled", pooled)
-
-
-def _check_like(op: str, name: str, x: Tensor | None, pooled: Tensor) -> None:
-    if x is not None:
-        check_tensor(op, name, x, torch.float32, tuple(pooled.shape), pooled.device)
-
-
-def _check_flat(
-    op: str, name: str, x: Tensor, size: int | None, device: torch.device, is_written: bool = False
-) -> None:
-    """A vector; of any length where the size is None."""
-    shape = (x.numel() if size is None else size,)
-    check = check_written if is_written else check_tensor
-    check(op, name, x, torch.float32, shape, device)
 
 
 def aot_calls() -> Iterator[tuple[str, Callable[[], object]]]:
