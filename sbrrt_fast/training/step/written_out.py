@@ -61,7 +61,8 @@ class WrittenOutPass:
     def clean(self, ascent: Ascent | None) -> None:
         """The clean outputs; with a tangent ascent also its first tangent."""
         tokens, ascends = self.tokens, ascent is not None and ascent.is_tangent
-        self.student.begin(2 * tokens.num_tokens, 2 * tokens.num_sequences)
+        count = 1 if ascent is None else 2  # passes that are kept
+        self.student.begin(count * tokens.num_tokens, count * tokens.num_sequences)
         self.embeddings, *self.statistics = self.student.embed(self.stream)
         tangent = self.tangent if ascends else None
         if ascent is not None:
