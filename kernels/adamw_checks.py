@@ -105,6 +105,7 @@ def check_gradients(op: str, grads: Sequence[Tensor]) -> None:
         if grad.dtype not in FLOATING:
             raise TypeError(
                 f"{op}: grads must have dtype float32, bfloat16 or float16, got {grad.dtype}"
+                f" in grads[{i}]"
             )
         if grad.device != grads[0].device or grad.layout != torch.strided:
             shape = tuple(grad.shape)

@@ -13,6 +13,7 @@ from tests.ops.cases import (
     dropout,
     embed,
     gelu,
+    gradient_norm,
     layernorm,
     objective,
     smart,
@@ -25,7 +26,8 @@ OPS: dict[str, Op] = {
     op.name: op
     for op in (
         attention.OP, layernorm.OP, gelu.OP, embed.OP, symmetric_kl.OP, symmetric_kl.FISHER,
-        smart.NOISE, smart.ASCEND, adamw.ADAMW, adamw.ROWS, adamw.NORM, dropout.MASK, dropout.BITS,
+        smart.NOISE, smart.ASCEND, adamw.ADAMW, adamw.ROWS, gradient_norm.OP,
+        dropout.MASK, dropout.BITS,
         task_heads.FORWARD, task_heads.JVP, task_heads.VJP, task_heads.WEIGHTS,
         objective.OBJECTIVE, objective.COTANGENTS, objective.VALUES,
     )
