@@ -60,7 +60,9 @@ class HeadPass:
 
     def on(self, stream: DropoutStream) -> HeadPass:
         """These heads over the batch with another stream's masks."""
-        return HeadPass(self.table, stream, self.encoder, self.backend)
+        other = HeadPass(self.table, stream, self.encoder, self.backend)
+        other.matrix = self.matrix
+        return other
 
     def forward(
         self, hidden: Tensor, weights: HeadWeights, pooler: nn.Module | None

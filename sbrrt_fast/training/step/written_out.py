@@ -278,23 +278,24 @@ class WrittenOutPass:
             passes: heads, outputs and these' gradient: clean, and adversarial if there is one.
         """
         grad_pooled = [h.vjp(at, self.model.weights, grad) for h, at, grad in passes]
-        pooler = self.model.encoder.pooler
-        if pooler is not None:
-            pairs = [(at, grad) for (_, at, _), grad in zip(passes, grad_pooled, strict=True)]
-            found = self.model.grads.by_parameter
-            places = (found[id(p)] for p in (pooler.dense.weight, pooler.dense.bias))
-            pooler_gradients(pairs, *places)
+        pooled = [(at, grad) for (_, at, _), grad in zip(passes, grad_pooled, strict=True)]
+        self._pooler_backward(pooled)
         rows = self.jacobian and self.jacobian.rows
         start = 0 if rows is None else self.group.num_row_tokens
         kept = rows and rows.finish(passes[0][2][: rows.one_output.num_outputs])
         blocks, count = self._chain(start), self.tokens.num_tokens
         place = self.student.last_cotangent(span_of(blocks))
-        for (heads, at, _), grad, first, out in zip(
-            passes, grad_pooled, (start, 0), place.tensor_split([count - start]), strict=False
-        ):
-            heads.spread(at, grad, out, first)
+        firsts, places = (start, 0), place.tensor_split([count - start])
+        for (at, grad), first, out in zip(pooled, firsts, places, strict=False):
+            self.heads.spread(at, grad, out, first)
         grad = self.student.backward(blocks, kept)
         self._embed_backward(grad[: count - start], grad[count - start :], kept, rows)
+
+    def _pooler_backward(self, pooled: list[tuple[HeadOutputs, Tensor]]) -> None:
+        pooler, found = self.model.encoder.pooler, self.model.grads.by_parameter
+        if pooler is not None:
+            places = (found[id(p)] for p in (pooler.dense.weight, pooler.dense.bias))
+            pooler_gradients(pooled, *places)
 
     def _embed_backward(
         self, grad: Tensor, grad_adversarial: Tensor, kept: KeptRows | None, rows: Rows | None
