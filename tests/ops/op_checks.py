@@ -94,7 +94,8 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace in ("sbrrt", "sbrrt_triton"):
-            self.ops.append((func, args))
+            left_out = func._schema.arguments[len(args) :]  # the dispatcher drops defaults
+            self.ops.append((func, (*args, *(argument.default_value for argument in left_out))))
         return func(*args, **(kwargs or {}))
 
 

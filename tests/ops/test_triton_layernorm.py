@@ -6,8 +6,7 @@ import pytest
 import triton
 import triton.language as tl
 
-from sbrrt_fast.kernels import layernorm as kernels
-from sbrrt_fast.kernels import rows
+from sbrrt_fast.kernels import layernorm_rows, rows
 from tests.ops.cases import OPS
 from tests.ops.test_layernorm import wrong_elements
 from tests.ops.triton_checks import assert_caught, interpreted
@@ -37,11 +36,11 @@ def _always_aligned(p_offsets, o_row, num_rows, dropout, BLOCK: tl.constexpr, DR
 
 @interpreted
 def test_planted_bugs_in_the_masks_are_caught(monkeypatch):
-    monkeypatch.setattr(kernels, "row_factors", _flip_last_of_tile)
+    monkeypatch.setattr(layernorm_rows, "row_factors", _flip_last_of_tile)
     assert wrong_elements("triton", SAMPLES["two tiles of rows"]) == 2
     assert wrong_elements("triton", SAMPLES["a row less"]) == 1
     assert_caught("dropout_add_layernorm", "two tiles of rows", monkeypatch)
-    monkeypatch.setattr(kernels, "row_factors", _always_aligned)
+    monkeypatch.setattr(layernorm_rows, "row_factors", _always_aligned)
     assert wrong_elements("triton", SAMPLES["two tiles of rows"]) == 0
     assert wrong_elements("triton", SAMPLES["primes"]) > 300
 
