@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.cuda_on_cpu import CudaError, library
+from tests.cuda_on_cpu.counts import NUM_SEEDS
 from tests.cuda_on_cpu.cuda_rows import column_sums, layer_sums, unwritten
 from tests.ops.op_checks import BF16, F32
 from tests.ops.op_references import REFERENCES
@@ -38,6 +39,15 @@ def test_layers(layers, height, width, share, dtype):
     (exact,) = REFERENCES["column_sums_into"](x, weights)
     torch.testing.assert_close(out.double(), exact, rtol=1e-6, atol=2e-5)
     assert out._base[:, width:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, torch.float16])
+def test_orders_of_threads_do_not_change_the_bits(dtype):
+    x, weights, found = torch.randn(2, 67, 40).to(dtype), torch.randn(30), []
+    for seed in range(NUM_SEEDS + 1):
+        found.append(unwritten(2, 40))
+        layer_sums(x, weights, found[-1], seed)
+    assert all(torch.equal(out, found[0]) for out in found)
 
 
 def test_more_layers_than_results_are_refused():

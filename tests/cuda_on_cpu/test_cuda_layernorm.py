@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.cuda_on_cpu import CudaError
+from tests.cuda_on_cpu.counts import NUM_SEEDS
 from tests.cuda_on_cpu.cuda_rows import unwritten
 from tests.cuda_on_cpu.kernels.layernorm import LayerNormKernels
 from tests.ops.cases import OPS
@@ -54,6 +55,15 @@ def test_forward_and_tangent_in_one_launch(name, num_tangents):
         assert torch.equal(mine, other)
     assert torch.equal(tangent, kernels.jvp(whole_low)[num_rows - count :])
     assert torch.equal(low, whole_low[num_rows - count :])
+
+
+@pytest.mark.parametrize("name", OPS["dropout_add_layernorm"].orders)
+def test_orders_of_threads_do_not_change_the_tangents(name):
+    case = LayerNormCase(SAMPLES[name])
+    first = LayerNormKernels(case).forward(num_tangents=3)
+    for seed in range(1, NUM_SEEDS + 1):
+        found = LayerNormKernels(case, seed).forward(num_tangents=3)
+        assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True)), seed
 
 
 def _bounds(*rows: int) -> torch.Tensor:
