@@ -167,17 +167,18 @@ class Workspace:
         return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
     def _allocate(self) -> None:
-        self.activations, self.cotangents = {}, {}  # frees them first
+        self._saved.clear()  # the records that passes hold, so that the old memory goes first
+        self._d.clear()
+        self.activations, self.cotangents = {}, {}
         self.activations = self._new_activations()
         count = self.config.num_hidden_layers
-        hidden = [Hidden(*self._of_layer(self.activations, Hidden, i)) for i in range(count + 1)]
-        self._saved = [
-            *(Activations(*self._of_layer(self.activations, Activations, i)) for i in range(count)),
-            hidden[-1],
+        self._saved += [
+            Activations(*self._of_layer(self.activations, Activations, i)) for i in range(count)
         ]
+        self._saved.append(Hidden(*self._of_layer(self.activations, Hidden, count)))
         if self.keep:
             self.cotangents = self._new_cotangents()
-            self._d = [
+            self._d += [
                 Cotangents(*self._of_layer(self.cotangents, Cotangents, count - 1 - i))
                 for i in range(count)
             ]
