@@ -92,6 +92,11 @@ class Calls(TorchDispatchMode):
     def seen(self) -> list[tuple[str, tuple]]:
         return [(op._opname, args) for op, args in self.ops]
 
+    def argument(self, name: str) -> Tensor:
+        """The argument of that name of the first op that ran."""
+        op, args = self.ops[0]
+        return args[[argument.name for argument in op._schema.arguments].index(name)]
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace in ("sbrrt", "sbrrt_triton"):
             left_out = func._schema.arguments[len(args) :]  # the dispatcher drops defaults
