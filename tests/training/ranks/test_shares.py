@@ -54,10 +54,8 @@ TASK_ROWS = made_up_tasks()
 
 def batches_of(config: RunConfig, index: int, names=tuple(TASKS)):
     """Odd batches, of another size for each task."""
-    draw = np.random.default_rng(index)
-    return [
-        (name, draw.permutation(NUM_EXAMPLES)[: 5 + 2 * place]) for place, name in enumerate(names)
-    ]
+    draw, sizes = np.random.default_rng(index), dict(zip(TASKS, (5, 7, 9), strict=True))
+    return [(name, draw.permutation(NUM_EXAMPLES)[: sizes[name]]) for name in names]
 
 
 def run(kind: Callable, config: RunConfig, ranks=None, num_rounds: int = 4, names=tuple(TASKS)):
@@ -77,7 +75,9 @@ def assert_same(found: list[dict], expected: list[dict], rel: float = 2e-5) -> N
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=rel, abs=1e-7), name
+            # the gain divides by R_s of a random direction, of which subtraction leaves few digits
+            bound = 1e-3 if name.endswith("/gain") else rel
+            assert ours[name] == pytest.approx(value, rel=bound, abs=1e-7), name
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 8, 20])
@@ -128,9 +128,10 @@ def sequences(batch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ranks_make_the_run_of_one(name, kind):
     config = CONFIGS[name]
+    rel = 1e-4 if name == "finite" else 2e-5  # differences of outputs have fewer digits
     expected, expected_state = run(KINDS[kind], config)
     for found, found_state in on_ranks(3, lambda ranks: run(KINDS[kind], config, ranks)):
-        assert_same(found, expected)
+        assert_same(found, expected, rel)
         assert_same_state(found_state, expected_state)
 
 
