@@ -1,4 +1,4 @@
-"""The captured step on several ranks: sums on a stream of their own, and one shape for all ranks."""
+"""The captured step on ranks: sums on a stream of their own, one shape for all of them."""
 
 from __future__ import annotations
 
