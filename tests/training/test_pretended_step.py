@@ -19,7 +19,7 @@ from sbrrt_fast.ops.task_heads import heads_forward
 from sbrrt_fast.smart.presets import PRESETS
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.group import TaskBatch
-from sbrrt_fast.training.step.round_pass import root_mean_square
+from sbrrt_fast.training.step.round_pass import squared_size
 from sbrrt_fast.training.step.step import Step
 from tests.model.models import CONFIG
 from tests.training import steps
@@ -223,7 +223,7 @@ def planted_outputs(*arguments, **options):
 
 
 def planted_norm(delta, mask):
-    return root_mean_square(delta[mask], mask[mask])
+    return squared_size(delta[mask], mask[mask])
 
 
 def planted_noise(stream, width, site=0):
@@ -237,7 +237,7 @@ def planted_rng(x, device):
 PLANTED = {
     "training.step.update.clipped_gradient_norm": planted_norm_of_gradients,
     "training.step.head_pass.heads_forward": planted_outputs,
-    "training.step.round_pass.root_mean_square": planted_norm,
+    "training.step.round_pass.squared_size": planted_norm,
     "training.step.written_out.DropoutStream.normal": planted_noise,
     "training.step.step.to_device": planted_rng,
     "training.step.update.to_device": planted_rng,
