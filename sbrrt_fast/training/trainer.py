@@ -50,7 +50,6 @@ from sbrrt_fast.training.progress import (
     state_tensors,
 )
 from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
-from sbrrt_fast.training.ranks.shares import RoundShares
 from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.resuming import SavedState
 from sbrrt_fast.training.round_robin import RoundRobin
@@ -60,6 +59,7 @@ from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries
 from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
+from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step.group import tokens_by_task
 from sbrrt_fast.training.step.op_choice import longest_sequence
 from sbrrt_fast.training.step.optimizer import build_optimizer

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.pretended_gpu import STREAMS
 from sbrrt_fast.training.ranks.ranks import OneRank
-from sbrrt_fast.training.ranks.shares import RoundShares
+from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step import gradient_sums
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from tests.training.ordered_graph import OrderedGraph, OrderMatters

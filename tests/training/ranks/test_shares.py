@@ -14,7 +14,7 @@ from torch import Tensor
 from sbrrt_fast.config import RunConfig, SmartConfig
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.training.ranks.ranks import OneRank
-from sbrrt_fast.training.ranks.shares import RoundShares, deal
+from sbrrt_fast.training.shares import RoundShares, deal
 from tests.model.models import TASKS
 from tests.training.ranks.thread_ranks import ThreadRanks, on_ranks
 from tests.training.steps import CONFIGS, JOINT, SBRRT, autograd, build, state, written_out
