@@ -16,13 +16,13 @@ class Stopped(BaseException):
     """Raised where a run may stop; a BaseException, so that nothing takes it for a fault.
 
     Attributes:
-        reason: the signal's name, for messages.
+        number: the signal's. reason: its name, for messages.
         status: exit status of the process, 128 and the signal's number.
     """
 
     def __init__(self, number: int):
         super().__init__(_NAMES[signal.Signals(number)])
-        self.reason, self.status = str(self), 128 + number
+        self.number, self.reason, self.status = number, str(self), 128 + number
 
 
 class StopSignals(AbstractContextManager):

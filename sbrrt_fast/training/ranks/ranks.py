@@ -44,6 +44,9 @@ class Ranks(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON-serialisable ``value``, by rank, through the host's memory."""
 
+    def start_flag(self, value: bool) -> Callable[[], bool]:
+        """Begins to ask whether ``value`` is true on any rank; the result waits for the answer."""
+
     def together(self, what: str) -> AbstractContextManager[None]:
         """A block that ends for all ranks or for none: an SbrrtError within it on one rank is
         raised on every rank, once all of them have left the block.
@@ -52,8 +55,21 @@ class Ranks(Protocol):
             what: they are about to do, such as "reading the data".
         """
 
-    def tick(self) -> None:
-        """This rank is alive and goes on; called between pieces of work of a few seconds."""
+    def watched(self) -> AbstractContextManager[None]:
+        """A block in which this rank has to go on (``tick``), and whose error ends the others."""
+
+    def patient(self) -> AbstractContextManager[None]:
+        """A block of work that may take long between two ticks, such as a download."""
+
+    def tick(self, done: int | None = None) -> None:
+        """This rank is alive and goes on; called between pieces of work of a few seconds.
+
+        Args:
+            done: rounds done, where a round has ended.
+        """
+
+    def close(self) -> None:
+        """Leaves the others, once all of them have come here."""
 
 
 class OneRank:
@@ -70,10 +86,22 @@ class OneRank:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    def start_flag(self, value: bool) -> Callable[[], bool]:
+        return lambda: value
+
     def together(self, what: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def tick(self) -> None:
+    def watched(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def patient(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def tick(self, done: int | None = None) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
