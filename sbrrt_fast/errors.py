@@ -51,7 +51,8 @@ class RankError(SbrrtError):
 class Interrupted(Exception):
     """A signal ended the run after a state was saved; ``status`` is the process's exit status.
 
-    ``is_told`` is that of ``SbrrtError``. It is no ``SbrrtError``: a loop over several runs must not go on to the next one.
+    ``is_told`` is that of ``SbrrtError``. It is no ``SbrrtError``: a loop over several runs must
+    not go on to the next one.
     """
 
     is_told = False

@@ -168,7 +168,9 @@ class Lives:
         hanging = [rank for rank, life in enumerate(self.lives) if self._hangs(life)]
         if not hanging:
             return None
-        rank = min(hanging, key=lambda r: (self.lives[r].beat.rounds or 0, self.lives[r].beat.ticks))
+        rank = min(
+            hanging, key=lambda r: (self.lives[r].beat.rounds or 0, self.lives[r].beat.ticks)
+        )
         return Verdict(rank, self._line(rank, "is alive but hangs", self.lives[rank].moved))
 
     def _hangs(self, life: _Life) -> bool:
@@ -184,7 +186,9 @@ class Lives:
         last = max(life.moved for life in self.lives)
         if self._now - last <= 2 * self.timeout:
             return None
-        return Verdict(None, f"all ranks wait for one another {self._since(last)}; check the network")
+        return Verdict(
+            None, f"all ranks wait for one another {self._since(last)}; check the network"
+        )
 
     def _line(self, rank: int, what: str, time_of_it: float) -> str:
         beat = self.lives[rank].beat

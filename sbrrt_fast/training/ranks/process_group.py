@@ -113,7 +113,6 @@ class TorchRanks:
 
     @contextmanager
     def watched(self, advice: str = "start it again") -> Iterator[None]:
-        """See ``Ranks.watched``; ``advice`` says what to do where another rank is gone."""
         self.monitor.advice = advice
         with self._pulse.being("works"):
             try:
@@ -153,7 +152,8 @@ class TorchRanks:
                 dist.barrier(self._control)
         self.monitor.stop()
         with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group()
+            dist.destroy_process_group(self._control)
+            dist.destroy_process_group(self._sums)
 
     def _share(self, error: BaseException, what: str) -> None:
         """Raises on all ranks what one of them raises; returns where that is ``error`` itself."""
@@ -311,7 +311,7 @@ def _listen_for_the_end(monitor: Monitor) -> None:
 
     def end(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        verdict = monitor.explain(seconds=8)
+        verdict = monitor.explain(seconds=7)
         if verdict is None:
             os.kill(os.getpid(), number)
             return

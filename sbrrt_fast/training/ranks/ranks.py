@@ -22,10 +22,12 @@ class Ranks(Protocol):
 
     Attributes:
         rank: this one's number, from 0. size: how many there are.
+        on_tick: called at every tick of several ranks.
     """
 
     rank: int
     size: int
+    on_tick: Callable[[], object] | None
 
     @property
     def is_first(self) -> bool:
@@ -55,8 +57,12 @@ class Ranks(Protocol):
             what: they are about to do, such as "reading the data".
         """
 
-    def watched(self) -> AbstractContextManager[None]:
-        """A block in which this rank has to go on (``tick``), and whose error ends the others."""
+    def watched(self, advice: str = "start it again") -> AbstractContextManager[None]:
+        """A block in which this rank has to go on (``tick``), and whose error ends the others.
+
+        Args:
+            advice: what to do where another rank is gone.
+        """
 
     def patient(self) -> AbstractContextManager[None]:
         """A block of work that may take long between two ticks, such as a download."""
@@ -76,6 +82,7 @@ class OneRank:
     """A run of one process."""
 
     rank, size, is_first = 0, 1, True
+    on_tick: Callable[[], object] | None = None
 
     def start_sum(self, x: Tensor) -> Wait:
         return _nothing
@@ -92,7 +99,7 @@ class OneRank:
     def together(self, what: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def watched(self) -> AbstractContextManager[None]:
+    def watched(self, advice: str = "start it again") -> AbstractContextManager[None]:
         return nullcontext()
 
     def patient(self) -> AbstractContextManager[None]:

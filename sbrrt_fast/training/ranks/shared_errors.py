@@ -22,8 +22,7 @@ def is_shared(error: BaseException) -> bool:
 def mark_shared(error: BaseException, is_told: bool) -> None:
     """Notes that all ranks know; see ``SbrrtError.is_told``."""
     setattr(error, _SHARED, True)
-    if isinstance(error, SbrrtError):
-        error.is_told = is_told
+    error.is_told = is_told
 
 
 def as_record(error: BaseException, rank: int, what: str) -> dict[str, Any]:
