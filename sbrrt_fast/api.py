@@ -22,7 +22,7 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.model.heads import probabilities
 from sbrrt_fast.training.callbacks import Callback
-from sbrrt_fast.training.run_folder import check_output
+from sbrrt_fast.training.ranks.start import prepare
 from sbrrt_fast.training.saved_run import SavedModel, Which, read_saved
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
 from sbrrt_fast.training.scores.vectors import sentence_vectors
@@ -68,6 +68,9 @@ def train(
 ) -> TrainResult:
     """Trains a run to its end, in the folder ``config.output``.
 
+    Where torchrun started several processes, all of them call this and train one run together; the
+    first alone logs and calls the callbacks.
+
     Args:
         config: the run; with ``resume`` it goes on from its last state.
         callbacks: what follows the run, besides those of ``config.report_to``.
@@ -78,8 +81,9 @@ def train(
             that cannot go on.
         Interrupted: Ctrl-C or SIGTERM came in the main thread; the state was saved.
     """
-    check_output(config.output, resume=config.resume, overwrite=config.overwrite)
-    metrics = Trainer(config, log, callbacks).run()
+    _, config, metrics = prepare(config)
+    if metrics is None:
+        metrics = Trainer(config, log, callbacks).run()
     return TrainResult(config.output, metrics)
 
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from sbrrt_fast.errors import Interrupted, SbrrtError
+from sbrrt_fast.errors import Interrupted, RankError, SbrrtError
 from sbrrt_fast.messages import shown
 
 # Each command's module is imported when it is called, so that --help and errors are quick.
@@ -27,6 +27,7 @@ COMMANDS = {
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
     "completion": ("sbrrt_fast.commands.completion", "print a script that completes for a shell"),
 }
+ALONE = ("export", "reproduce", "compare", "report")  # in one process
 HELP = "help"  # [COMMAND], the same as COMMAND --help
 
 
@@ -47,11 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     share_the_machine()
     threading.excepthook = _thread_failed
     try:
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+        if argv[0] in ALONE:
+            refuse_ranks(argv[0])
+        status = importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:]) or 0
+        leave_ranks()
+        return status
     except SbrrtError as error:
-        message, status = str(error), 2
+        status = 1 if isinstance(error, RankError) else 2
+        message = str(error) if tells(error) else None
     except Interrupted as error:
-        message, status = str(error), error.status
+        message, status = None if error.is_told else str(error), error.status
     except BrokenPipeError:  # `sbrrt-fast train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -61,8 +67,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         message, status = system_fault(error), 2
         if message is None:
             raise
-    print(f"sbrrt-fast {argv[0]}: {message}", file=sys.stderr)
+        message = None if getattr(error, "is_told", False) else message
+    if message is not None:
+        print(f"sbrrt-fast {argv[0]}: {message}", file=sys.stderr)
     return status
+
+
+def has_ranks() -> bool:
+    """Whether torchrun, or anything like it, has started several of this process."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" or "LOCAL_RANK" in os.environ
+
+
+def refuse_ranks(command: str) -> None:
+    """SbrrtError where several processes are to do what one does."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SbrrtError("works in one process; start it without torchrun")
+
+
+def tells(error: SbrrtError) -> bool:
+    """Whether this process prints an error; of several ranks one does."""
+    if error.is_told or not has_ranks():
+        return not error.is_told
+    from sbrrt_fast.training.ranks.process_group import tell  # imports torch
+
+    try:
+        return tell(error)
+    except SbrrtError:  # what torchrun sets is set in part, or it is gone
+        return True
+
+
+def leave_ranks() -> None:
+    """Waits for the other ranks, where there are any."""
+    if has_ranks():
+        from sbrrt_fast.training.ranks.process_group import disconnect  # imports torch
+
+        disconnect()
 
 
 def share_the_machine() -> None:

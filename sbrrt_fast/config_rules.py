@@ -85,6 +85,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     is_fine = patience is None or patience >= 1
     yield "early_stopping.patience", patience, is_fine, at_least_one
     yield "early_stopping.min_delta", min_delta, 0 <= min_delta < math.inf, "at least 0"
+    yield "rank_timeout", c.rank_timeout, 5 <= c.rank_timeout < math.inf, "at least 5 (seconds)"
     yield "extended", c.extended, all(n >= 1 for n in c.extended), at_least_one
 
 

@@ -9,7 +9,12 @@ class SbrrtError(Exception):
     """Base of every error this package raises on bad input; the command line prints it bare.
 
     The message is one line: control characters and line breaks in it are escaped.
+
+    Attributes:
+        is_told: another process of the run tells the user, so this one prints nothing.
     """
+
+    is_told = False
 
     def __init__(self, message: str = ""):
         super().__init__(printable(message))
@@ -39,11 +44,18 @@ class OutputError(SbrrtError):
     """A file or folder that cannot be written, or is somebody else's; it names the reason."""
 
 
+class RankError(SbrrtError):
+    """Another process of the run has died, hangs, or cannot be reached."""
+
+
 class Interrupted(Exception):
     """A signal ended the run after a state was saved; ``status`` is the process's exit status.
 
-    It is no ``SbrrtError``: a loop over several runs must not go on to the next one.
+    ``is_told`` is that of ``SbrrtError``. It is no ``SbrrtError``: a loop over several runs must
+    not go on to the next one.
     """
+
+    is_told = False
 
     def __init__(self, message: str, status: int):
         super().__init__(message)

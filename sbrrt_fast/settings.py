@@ -201,6 +201,8 @@ class RunSettings:
         precision: ``fp32``, or ``bf16`` matrix products with fp32 weights.
         device: ``auto`` takes a GPU if there is one.
         resume: continue the run in ``output`` from its last state.
+        rank_timeout: with several processes (torchrun), seconds after which one that neither goes
+            on nor waits for the others hangs, and ends the run for all.
         overwrite: replace a run that ``output`` holds already.
         skip_final_evaluation: do not score all dev rows at the end. With ``log.dev_rows`` the last
             model is still scored on those; without, it is saved unscored.
@@ -234,6 +236,7 @@ class RunSettings:
     precision: Precision = "fp32"
     device: Device = "auto"
     resume: bool = False
+    rank_timeout: float = 45.0
     overwrite: bool = False
     skip_final_evaluation: bool = False
     extend: Literal["exact", "stretched"] = "exact"

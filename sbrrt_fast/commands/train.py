@@ -11,7 +11,7 @@ from sbrrt_fast.config_cli import flag_value, parse_cli, parse_run_config, split
 from sbrrt_fast.config_help import help_topic
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.sources import describe_data, uses_sample
-from sbrrt_fast.training.extension import check_fresh, check_has_more
+from sbrrt_fast.training.ranks.start import prepare
 from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
 from sbrrt_fast.training.scores.table import exposure_note, score_table
 from sbrrt_fast.training.trainer import Trainer
@@ -22,12 +22,12 @@ PROG = "sbrrt-fast train"
 def main(argv: Sequence[str]) -> int:
     is_resumed = "--resume" in argv and help_topic(argv) is None
     config = _resumed_config(argv) if is_resumed else parse_run_config(argv, PROG)
-    check_output(config.output, resume=config.resume, overwrite=config.overwrite)
-    check_fresh(config)
-    if config.resume:
-        check_has_more(config.output, config)
-    print(_heading(config))
-    print(_summary(config, Trainer(config).run()))
+    ranks, config, metrics = prepare(config)
+    if ranks.is_first:
+        print(_heading(config))
+    metrics = metrics or Trainer(config).run()
+    if ranks.is_first:
+        print(_summary(config, metrics))
     return 0
 
 

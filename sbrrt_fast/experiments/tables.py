@@ -8,14 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sbrrt_fast.checksums import readable_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_cli import parse_cli
 from sbrrt_fast.config_fields import config_leaves, did_you_mean
 from sbrrt_fast.config_io import CALL_FIELDS, load_config, portable
-from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
+from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.training.logging import FINAL, LINES, read_log
-from sbrrt_fast.training.run_folder import CONFIG, STATE, check_output, is_finished, is_run
+from sbrrt_fast.training.run_folder import (
+    CONFIG,
+    check_output,
+    has_state,
+    is_finished,
+    is_run,
+)
 from sbrrt_fast.training.trainer import Trainer
 
 
@@ -158,7 +163,7 @@ def complete_run(config: RunConfig, log: Callable[[str], object] = print) -> Non
         Trainer(config, log).run()
     elif is_finished(output):
         log(f"{output}: is finished, kept")
-    elif _has_state(output):
+    elif has_state(output):
         log(f"{output}: was interrupted, goes on")
         Trainer(replace(config, resume=True, overwrite=False), log).run()
     else:
@@ -185,14 +190,6 @@ def check_same_settings(configs: Sequence[RunConfig], names: Sequence[str]) -> N
 def _settings(config: RunConfig) -> dict[str, Any]:
     leaves = config_leaves(portable(config))
     return {key: value for key, value in leaves.items() if key not in ("seed", *CALL_FIELDS)}
-
-
-def _has_state(output: Path) -> bool:
-    try:
-        readable_directory(output / STATE)
-    except WeightsError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import torch
 from sbrrt_fast.info import devices, versions
 
 
-def run_environment(device: torch.device) -> dict[str, Any]:
+def run_environment(device: torch.device, num_ranks: int = 1) -> dict[str, Any]:
     """JSON values that say where and with what a run was trained.
 
     Returns:
         ``versions`` by package, ``system``, ``processor``, ``threads`` (of torch), ``gpu`` (None on
-        a CPU) and ``finished`` (now, UTC, ISO 8601).
+        a CPU), ``ranks`` (how many processes trained it) and ``finished`` (now, UTC, ISO 8601).
+        All but the number of ranks are of the first one.
     """
     machine = devices()
     on_gpu = device.type == "cuda"
@@ -27,5 +28,6 @@ def run_environment(device: torch.device) -> dict[str, Any]:
         "processor": f"{machine['cpu']['name']} ({machine['cpu']['capability']})",
         "threads": machine["cpu"]["num_threads"],
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "ranks": num_ranks,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

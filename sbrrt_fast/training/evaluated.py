@@ -26,20 +26,26 @@ def save_evaluated(
     progress: Progress,
     scores: dict[str, Any],
     log: LogConfig,
+    is_writing: bool = True,
 ) -> None:
     """Saves the model after ``progress.cursor.round`` rounds, and removes those kept no longer.
 
     Args:
+        is_writing: whether this process is the one that saves; else it takes note alone.
         save: writes the model into a folder below ``output``, which it is given the name of.
         progress: takes note of the evaluation.
         scores: with ``overall``; None there where the model was not scored.
     """
     done, overall = progress.cursor.round, scores["overall"]
-    save(LAST)
-    if is_better(overall, progress.best and progress.best["overall"]):
-        save(BEST)
+    is_best = is_better(overall, progress.best and progress.best["overall"])
+    for name in (LAST, *([BEST] if is_best else [])):
+        if is_writing:
+            save(name)
+    if is_best:
         progress.best = {"overall": overall, "round": done, "scores": scores}
     progress.evaluated(overall)
+    if not is_writing:
+        return
     if not is_keeping(log):
         remove_models(output)
         return

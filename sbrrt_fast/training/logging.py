@@ -88,7 +88,9 @@ class RunLogger(AbstractContextManager):
         with writing(self.path):
             if os.fstat(self._file.fileno()).st_nlink == 0:
                 raise OutputError(f"{self.path}: was deleted while the run was writing to it")
-            self._file.write(json.dumps(_json({"round": round, **read}), allow_nan=False) + "\n")
+            self._file.write(
+                json.dumps(json_values({"round": round, **read}), allow_nan=False) + "\n"
+            )
             self._file.flush()
             if self._events is not None:
                 for name, value in read.items():
@@ -112,7 +114,7 @@ class RunLogger(AbstractContextManager):
         missing = [key for key in _FINAL_KEYS if key not in metrics]
         assert not missing and "overall" in metrics["dev"], f"incomplete metrics: {missing}"
         path = self.output / FINAL
-        write_json(path, _json(metrics))
+        write_json(path, json_values(metrics))
         return path
 
     def close(self) -> None:
@@ -139,6 +141,22 @@ class RunLogger(AbstractContextManager):
         )
 
 
+class SilentLogger(AbstractContextManager):
+    """Takes what ``RunLogger`` takes and writes nothing: of the ranks that do not log."""
+
+    def log(self, round: int, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        return read_values(values)
+
+    def sync(self) -> None:
+        pass
+
+    def write_final(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def _lines_until(path: Path, last_round: int) -> list[str]:
     """The whole lines of ``path`` with ``round <= last_round``."""
     if not path.exists():
@@ -159,12 +177,12 @@ def _lines_until(path: Path, last_round: int) -> list[str]:
     return earlier
 
 
-def _json(value: Any) -> Any:
+def json_values(value: Any) -> Any:
     """``value`` with tensors as numbers and non-finite numbers as None."""
     if isinstance(value, Mapping):
-        return {str(key): _json(inner) for key, inner in value.items()}
+        return {str(key): json_values(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
+        return [json_values(inner) for inner in value]
     if hasattr(value, "item"):  # 0-dim tensors and numpy scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

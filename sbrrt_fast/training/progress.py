@@ -101,11 +101,19 @@ def state_tensors(
     progress: Progress,
 ) -> dict[str, Tensor]:
     """Everything of a run that is a tensor, by name."""
+    tensors = trained_tensors(model, optimizer, teacher)
+    return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
+
+
+def trained_tensors(
+    model: MultiTaskModel, optimizer: torch.optim.Optimizer, teacher: Teacher | None
+) -> dict[str, Tensor]:
+    """What updates change, by name: weights, the optimiser's averages, the teacher."""
     tensors = {f"{_MODEL}{name}": x for name, x in model.trained_tensors().items()}
     tensors |= optimizer_tensors(optimizer, model.named_parameters())
     if teacher is not None:
         tensors |= {f"{_TEACHER}{name}": t for name, t in teacher.state_dict().items()}
-    return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
+    return tensors
 
 
 def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None, num_kept: int = 0) -> int:

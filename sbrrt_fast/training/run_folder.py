@@ -21,7 +21,7 @@ from typing import Any
 
 import filelock
 
-from sbrrt_fast.checksums import remove_directory
+from sbrrt_fast.checksums import readable_directory, remove_directory
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
 from sbrrt_fast.files import make_folder, remove_file, write_json, writing
 from sbrrt_fast.training.kept_models import MODELS, remove_models
@@ -93,10 +93,13 @@ def open_output(output: Path, *, resume: bool = False, overwrite: bool = False) 
         yield
 
 
-def start_run(output: Path, *, resume: bool = False) -> str:
+def start_run(output: Path, *, resume: bool = False, launch: str | None = None) -> str:
     """Makes a folder this process's run; a new run removes an old one's files first.
 
     A finished run that is resumed, to be extended, is not finished any more.
+
+    Args:
+        launch: the name of the torchrun that started this process; see ``launch_of``.
 
     Returns:
         the run's id, 16 hexadecimal digits; it stays where the run is resumed.
@@ -110,8 +113,25 @@ def start_run(output: Path, *, resume: bool = False) -> str:
     if not resume or "id" not in record:
         record["id"] = secrets.token_hex(8)
     record["process"] = {"pid": os.getpid(), "host": socket.gethostname()}
+    record.pop("launch", None)
+    if launch is not None:
+        record["launch"] = launch
     _write_record(output, record)
     return str(record["id"])
+
+
+def launch_of(output: Path) -> str | None:
+    """The name of the torchrun that trained last in a run's folder; None if it was none."""
+    return (_read_record(output) or {}).get("launch")
+
+
+def has_state(output: Path) -> bool:
+    """Whether a run has a state to go on from."""
+    try:
+        readable_directory(output / STATE)
+    except WeightsError:
+        return False
+    return True
 
 
 def note_predictions(output: Path, path: Path) -> None:

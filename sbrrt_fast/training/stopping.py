@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import FrameType
 
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_SAME_SIGNAL = 5.0  # seconds within which a polled signal may come again
 
 
 class Stopped(BaseException):
     """Raised where a run may stop; a BaseException, so that nothing takes it for a fault.
 
     Attributes:
-        reason: the signal's name, for messages.
+        number: the signal's. reason: its name, for messages.
         status: exit status of the process, 128 and the signal's number.
     """
 
     def __init__(self, number: int):
         super().__init__(_NAMES[signal.Signals(number)])
-        self.reason, self.status = str(self), 128 + number
+        self.number, self.reason, self.status = number, str(self), 128 + number
 
 
 class StopSignals(AbstractContextManager):
@@ -30,10 +32,16 @@ class StopSignals(AbstractContextManager):
 
     A second one ends the process at once, as without this class. Outside the main thread signals
     are left alone, and so is one that the process was started to ignore (``nohup``).
+
+    Args:
+        is_polled: a ``stoppable`` block is left by ``poll`` alone, and the same signal may come
+            more than once: several ranks talk to one another in such a block, and torchrun passes
+            on what the processes may have got from elsewhere too.
     """
 
-    def __init__(self):
+    def __init__(self, is_polled: bool = False):
         self.number: int | None = None
+        self._is_polled, self._came = is_polled, 0.0
         self._is_stoppable = False
         self._previous: dict[int, signal.Handlers] = {}
 
@@ -61,12 +69,29 @@ class StopSignals(AbstractContextManager):
         finally:
             self._is_stoppable = False
 
+    def poll(self) -> None:
+        """Leaves a ``stoppable`` block if a signal came."""
+        if self._is_stoppable:
+            self.check()
+
     def _received(self, number: int, frame: FrameType | None) -> None:
+        if self._is_polled:
+            self._note(number)
+            return
         self.number = number
         self._restore()
         if self._is_stoppable:
             self._is_stoppable = False
             raise Stopped(number)
+
+    def _note(self, number: int) -> None:
+        """A first signal, or one that comes long after it."""
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._came = number, now
+        elif now - self._came > _SAME_SIGNAL:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

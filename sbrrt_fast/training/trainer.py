@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -29,7 +30,7 @@ from sbrrt_fast.training.build import (
 from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
 from sbrrt_fast.training.cards.model_card import DevScores
 from sbrrt_fast.training.checkpoint import save_state
-from sbrrt_fast.training.cost.profile import Profile, RunProfile
+from sbrrt_fast.training.cost.profile import NoClock, Profile, RunProfile
 from sbrrt_fast.training.dev_evaluator import DevEvaluator
 from sbrrt_fast.training.due import DueRounds
 from sbrrt_fast.training.environment import run_environment
@@ -38,7 +39,7 @@ from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more,
 from sbrrt_fast.training.finite import check_interval, check_trained
 from sbrrt_fast.training.kept_models import max_models
 from sbrrt_fast.training.log_summary import SkippedUpdates, skipped_updates
-from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger
+from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger, SilentLogger, json_values
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.model_saver import ModelSaver
 from sbrrt_fast.training.progress import (
@@ -48,8 +49,13 @@ from sbrrt_fast.training.progress import (
     restore_progress,
     restore_tensors,
     state_tensors,
+    trained_tensors,
 )
-from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.ranks.agreed_stop import AgreedStop
+from sbrrt_fast.training.ranks.alike import check_same_run_inputs, check_same_tensors
+from sbrrt_fast.training.ranks.process_group import connect
+from sbrrt_fast.training.ranks.ranks import first_alone
+from sbrrt_fast.training.ranks.restart import this_launch
 from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.resuming import SavedState
 from sbrrt_fast.training.round_robin import RoundRobin
@@ -83,13 +89,22 @@ class Trainer:
         log: Callable[[str], object] = print,
         callbacks: Sequence[Callback] = (),
     ):
+        self.ranks = connect(config.device, config.rank_timeout)
+        self.log = log if self.ranks.is_first else _silent
+        with self.ranks.watched(), self.ranks.together("building the run"), self.ranks.patient():
+            self._build(config, self.log, callbacks)
+
+    def _build(
+        self, config: RunConfig, log: Callable[[str], object], callbacks: Sequence[Callback]
+    ) -> None:
         check_fresh(config)
         check_libraries(config.tasks)
         require(config.backend)
-        self.callbacks = CallbackList(callbacks, reporters(config.report_to))
+        is_first = self.ranks.is_first  # the others have no callbacks
+        self.callbacks = CallbackList(
+            *((callbacks, reporters(config.report_to)) if is_first else ((), {}))
+        )
         self.config = config = complete_config(config, log)
-        self.log = log
-        self.ranks: Ranks = OneRank()
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings
@@ -121,12 +136,12 @@ class Trainer:
         )
         self.shares = RoundShares(self.train_tasks, config, self.ranks)
         log_dev_choice(self.model, self.train_tasks, self.dev_tasks, config, log)
-        self.profile = RunProfile(self.device) if config.profile else None
-        if self.profile:
-            self.step.clock = self.profile.clock
+        self.profile = RunProfile(self.device, self.ranks.tick) if config.profile else None
+        self.step.clock = self.profile.clock if self.profile else NoClock(self.ranks.tick)
         self.progress = Progress(self.order.start())
         self.is_extension = False
-        self.stop = StopSignals()
+        self.stop = StopSignals(is_polled=self.ranks.size > 1)
+        self.ranks.on_tick = self.stop.poll
         self.evaluator = DevEvaluator(config, self.dev_tasks, self.stop)
 
     def run(self) -> dict:
@@ -137,37 +152,74 @@ class Trainer:
                 training cannot go on.
             Interrupted: SIGTERM or Ctrl-C came; the state was saved.
         """
-        output, resume = self.config.output, self.config.resume
-        with open_output(output, resume=resume, overwrite=self.config.overwrite):
-            started = self._resume() if resume else self.config
-            num_kept = max_models(self.config.log)
-            check_space(output, num_bytes_saved(self.model, self.teacher, num_kept))
-            run_id = start_run(output, resume=resume)
-            save_recipe(started, output / CONFIG)
-            done = self.progress.cursor.round
-            with self.callbacks.following(RunInfo(run_id, self.config, self.num_rounds, done)):
-                with RunLogger(output, self.config.log, done if resume else None) as logger:
+        go_on = f"go on with `sbrrt-fast train --output {self.config.output} --resume`"
+        with self.ranks.watched(go_on), self._folder():
+            with self.ranks.together("reading the saved state"):
+                started = self._resume() if self.config.resume else self.config
+            check_same_run_inputs(self.ranks, started, lambda: self._inputs)
+            self._check_same_weights()
+            with self._following(self._start(started)):
+                with self._logger() as logger:
                     if self.is_extension:
                         self._save_state(logger)  # from here on the run is the longer one
                     metrics = self._train_or_stop(logger)
-                if not self.due.keeps_state:
-                    remove_directory(output / STATE)
-                self.callbacks.on_end(metrics)
+                with first_alone(self.ranks, "ending the run") as is_first, self.ranks.patient():
+                    if is_first and not self.due.keeps_state:
+                        remove_directory(self.config.output / STATE)
+                    self.callbacks.on_end(metrics)
         return metrics
+
+    @contextmanager
+    def _folder(self) -> Iterator[None]:
+        """The run's folder, held by the first rank."""
+        config = self.config
+        with ExitStack() as held:
+            with first_alone(self.ranks, "opening the folder") as is_first:
+                if is_first:
+                    held.enter_context(
+                        open_output(config.output, resume=config.resume, overwrite=config.overwrite)
+                    )
+            yield
+
+    def _start(self, started: RunConfig) -> RunInfo:
+        """Makes the folder this run's; ``started`` are the settings that it records."""
+        output, resume, run_id = self.config.output, self.config.resume, ""
+        with first_alone(self.ranks, "starting the run") as is_first:
+            if is_first:
+                num_kept = max_models(self.config.log)
+                check_space(output, num_bytes_saved(self.model, self.teacher, num_kept))
+                run_id = start_run(output, resume=resume, launch=this_launch())
+                save_recipe(started, output / CONFIG)
+        return RunInfo(run_id, self.config, self.num_rounds, self.progress.cursor.round)
+
+    @contextmanager
+    def _following(self, run: RunInfo) -> Iterator[None]:
+        with ExitStack() as followed:
+            with self.ranks.together("starting the callbacks"), self.ranks.patient():
+                followed.enter_context(self.callbacks.following(run))
+            yield
+
+    def _logger(self) -> RunLogger | SilentLogger:
+        done = self.progress.cursor.round if self.config.resume else None
+        with first_alone(self.ranks, "opening the log") as is_first:
+            is_logging = RunLogger(self.config.output, self.config.log, done) if is_first else None
+        return is_logging or SilentLogger()
 
     def _train_or_stop(self, logger: RunLogger) -> dict:
         with self.stop:
             try:
                 self._train(logger)
-                for line in self._summary():
+                self._check_same_weights()
+                for line in self._summary() if self.ranks.is_first else ():
                     self.log(line)
                 metrics = self._final_metrics()
             except Stopped as stopped:
                 self._save_state(logger)
-                raise Interrupted(self._resume_message(stopped), stopped.status) from None
+                raise self._interrupted(stopped) from None
             if self.due.keeps_state:
                 self._save_state(logger, is_finished=True)
-            logger.write_final(metrics)
+            with self.ranks.together("writing the result"):
+                logger.write_final(metrics)
         return metrics
 
     def _summary(self) -> list[str]:
@@ -181,25 +233,40 @@ class Trainer:
         profile = self.profile
         return profile and profile.measure(self.model, self.config, self.step.memory())
 
-    def _resume_message(self, stopped: Stopped) -> str:
-        return (
+    def _interrupted(self, stopped: Stopped) -> Interrupted:
+        message = (
             f"{stopped.reason}: the state after round {self.progress.cursor.round} of "
             f"{self.num_rounds} is saved; go on with "
             f"`sbrrt-fast train --output {self.config.output} --resume`"
         )
+        interrupted = Interrupted(message, stopped.status)
+        interrupted.is_told = not self.ranks.is_first
+        return interrupted
 
     def _train(self, logger: RunLogger) -> None:
-        done = self.progress.cursor.round
-        bar = tqdm(total=self.num_rounds, initial=done, desc=self.config.recipe)
+        first = self.progress.cursor.round
+        bar = tqdm(
+            total=self.num_rounds,
+            initial=first,
+            desc=self.config.recipe,
+            disable=not self.ranks.is_first,
+        )
+        stop, ranks = AgreedStop(self.stop, self.ranks), self.ranks
+        ranks.tick(first)
         with bar:
             self._evaluate_if_due(logger)
             while not self._is_over():
-                self.stop.check()
-                self._round()
+                stop.check()
+                is_first = self.progress.cursor.round == first  # may compile kernels
+                with ranks.patient() if is_first else nullcontext():
+                    self._round()
+                ranks.tick(self.progress.cursor.round)
                 bar.update()
                 if self.due.is_logged(self.progress.cursor.round):
-                    self._log_interval(logger, bar)
+                    with ranks.together("logging"):
+                        self._log_interval(logger, bar)
                 self._evaluate_and_save(logger)
+        stop.end()
         if (done := self.progress.cursor.round) < self.num_rounds:
             self.log(self.progress.waiting.line(self.config.early_stopping, done))
 
@@ -263,29 +330,42 @@ class Trainer:
         scores = {"overall": None} if self.progress.is_unscored else self._dev_scores(done, logger)
         dev = DevScores(scores, done, self.config.log.dev_rows)
         save = partial(self._saver.save, dev=dev)
-        save_evaluated(save, self.config.output, self.progress, scores, self.config.log)
+        with first_alone(self.ranks, "saving the model") as is_first, self.ranks.patient():
+            output, log = self.config.output, self.config.log
+            save_evaluated(save, output, self.progress, scores, log, is_first)
         self.progress.evaluation_is_due = False
         if self.progress.best["round"] == done:
             self.evaluator.best = {} if self.progress.is_unscored else self.evaluator.scored
         if not self.progress.is_unscored:
-            self.callbacks.on_evaluate(done, scores)
+            with self.ranks.together("telling the callbacks"), self.ranks.patient():
+                self.callbacks.on_evaluate(done, scores)
 
     def _dev_scores(self, done: int, logger: RunLogger) -> dict:
         """The model's after ``done`` rounds, told and logged."""
         scores = self._scores(self.model, self.config.log.dev_rows)
         self.log(f"round {done}: dev {format_scores(scores)}")
-        logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
+        with self.ranks.together("logging"):
+            logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         min_delta = self.config.early_stopping.min_delta
         self.progress.waiting = self.progress.waiting.after(scores["overall"], done, min_delta)
         return scores
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:
-        return self.evaluator.scores(model, self.progress, limit)
+        with self.ranks.together("evaluating"):
+            return self.evaluator.scores(model, self.progress, limit)
 
     def _final_metrics(self) -> dict:
         """Scores of the best model on all dev rows, which are written, and the run's facts."""
-        evaluator, before = self.evaluator, self.evaluator.scored
-        dev = evaluator.final_scores(self.progress, self.device, self._scores)
+        before = self.evaluator.scored
+        dev = self.evaluator.final_scores(self.progress, self.device, self._scores)
+        with first_alone(self.ranks, "writing the scores") as is_first, self.ranks.patient():
+            metrics = self._metrics(dev, before) if is_first else None
+        told = self.ranks.gather(json_values(metrics))[0] if self.ranks.size > 1 else metrics
+        return metrics or told
+
+    def _metrics(self, dev: dict, before: dict) -> dict:
+        """``before``: the evaluation before the final one."""
+        evaluator = self.evaluator
         if evaluator.scored is not before:
             self._saver.update_card(BEST, DevScores(dev, self.progress.best["round"]))
         write_run_rows(self.config.output, evaluator.best.values())
@@ -294,7 +374,7 @@ class Trainer:
             "intervals": intervals_of(evaluator.best),
             **run_facts(self.config, self.progress, self.num_rounds, resolve(self.config.smart)),
             SKIPPED: self._skipped().num_skipped,
-            "environment": run_environment(self.device),
+            "environment": run_environment(self.device, self.ranks.size),
             "profile": self._profile and self._profile.to_dict(),
         }
 
@@ -303,14 +383,23 @@ class Trainer:
         return ModelSaver(self.config, self.model, self.tokenizer, self.splits)
 
     def _save_state(self, logger: RunLogger, is_finished: bool = False) -> None:
-        logger.sync()  # a state never knows of more rounds than the log
-        self.progress.num_skipped = self._take_skipped()
-        tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
-        check_trained(tensors, self.progress.cursor.round)
-        meta = self.progress.to_meta()
-        meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs}
-        meta[FINISHED] = is_finished
-        save_state(self.config.output / STATE, tensors=tensors, meta=meta)
+        self._check_same_weights()
+        with first_alone(self.ranks, "saving the state") as is_first, self.ranks.patient():
+            logger.sync()  # a state never knows of more rounds than the log
+            self.progress.num_skipped = self._take_skipped()
+            tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
+            check_trained(tensors, self.progress.cursor.round)
+            meta = self.progress.to_meta()
+            meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs}
+            meta[FINISHED] = is_finished
+            if is_first:
+                save_state(self.config.output / STATE, tensors=tensors, meta=meta)
+
+    def _check_same_weights(self) -> None:
+        """Holds what was trained on this rank against the others'."""
+        if self.ranks.size > 1:
+            tensors = trained_tensors(self.model, self.optimizer, self.teacher)
+            check_same_tensors(self.ranks, tensors, self.progress.cursor.round)
 
     @cached_property
     def _inputs(self) -> dict[str, int]:
@@ -334,3 +423,7 @@ class Trainer:
         is_due = self.due.is_evaluated(cursor.round)
         self.progress.evaluation_is_due = self.progress.is_unscored and is_due
         return saved.recorded(self.config)
+
+
+def _silent(_: str) -> None:
+    """The log of ranks that say nothing."""

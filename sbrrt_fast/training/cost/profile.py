@@ -6,7 +6,7 @@ import re
 import resource
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,22 @@ from sbrrt_fast.training.cost.floor import Ceilings, RoundCost, best_ceilings, r
 STAGES = ("data", "clean", "ascent", "adversarial", "teacher", "backward", "optimiser")
 
 
+def _nothing() -> None:
+    pass
+
+
 class NoClock:
-    """Measures nothing."""
+    """Measures nothing.
+
+    Args:
+        tick: called before every stage.
+    """
+
+    def __init__(self, tick: Callable[[], object] = _nothing):
+        self._tick = tick
 
     def __call__(self, stage: str):
+        self._tick()
         return nullcontext()
 
 
@@ -33,15 +45,17 @@ class StageClock:
 
     Args:
         device: where the stages run.
+        tick: called before every stage.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, tick: Callable[[], object] = _nothing):
+        self.device, self._tick = device, tick
         self.rounds: list[dict[str, float]] = []
         self._current: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        self._tick()
         start = self._now()
         try:
             yield
@@ -72,10 +86,11 @@ class RunProfile:
 
     Args:
         device: of the run.
+        tick: see ``StageClock``.
     """
 
-    def __init__(self, device: torch.device):
-        self.clock, self.num_tokens = StageClock(device), Counter()
+    def __init__(self, device: torch.device, tick: Callable[[], object] = _nothing):
+        self.clock, self.num_tokens = StageClock(device, tick), Counter()
 
     def end_round(self, num_tokens: Mapping[str, int]) -> None:
         """``num_tokens`` by task."""

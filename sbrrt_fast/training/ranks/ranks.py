@@ -22,10 +22,12 @@ class Ranks(Protocol):
 
     Attributes:
         rank: this one's number, from 0. size: how many there are.
+        on_tick: called at every tick of several ranks.
     """
 
     rank: int
     size: int
+    on_tick: Callable[[], object] | None
 
     @property
     def is_first(self) -> bool:
@@ -44,6 +46,9 @@ class Ranks(Protocol):
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON-serialisable ``value``, by rank, through the host's memory."""
 
+    def start_flag(self, value: bool) -> Callable[[], bool]:
+        """Begins to ask whether ``value`` is true on any rank; the result waits for the answer."""
+
     def together(self, what: str) -> AbstractContextManager[None]:
         """A block that ends for all ranks or for none: an SbrrtError within it on one rank is
         raised on every rank, once all of them have left the block.
@@ -52,14 +57,32 @@ class Ranks(Protocol):
             what: they are about to do, such as "reading the data".
         """
 
-    def tick(self) -> None:
-        """This rank is alive and goes on; called between pieces of work of a few seconds."""
+    def watched(self, advice: str = "start it again") -> AbstractContextManager[None]:
+        """A block in which this rank has to go on (``tick``), and whose error ends the others.
+
+        Args:
+            advice: what to do where another rank is gone.
+        """
+
+    def patient(self) -> AbstractContextManager[None]:
+        """A block of work that may take long between two ticks, such as a download."""
+
+    def tick(self, done: int | None = None) -> None:
+        """This rank is alive and goes on; called between pieces of work of a few seconds.
+
+        Args:
+            done: rounds done, where a round has ended.
+        """
+
+    def close(self) -> None:
+        """Leaves the others, once all of them have come here."""
 
 
 class OneRank:
     """A run of one process."""
 
     rank, size, is_first = 0, 1, True
+    on_tick: Callable[[], object] | None = None
 
     def start_sum(self, x: Tensor) -> Wait:
         return _nothing
@@ -70,10 +93,22 @@ class OneRank:
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    def start_flag(self, value: bool) -> Callable[[], bool]:
+        return lambda: value
+
     def together(self, what: str) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def tick(self) -> None:
+    def watched(self, advice: str = "start it again") -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def patient(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def tick(self, done: int | None = None) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
