@@ -130,13 +130,13 @@ class Killed(BaseException):
 
 def kill_in_round(trainer: Trainer, index: int) -> None:
     """Trains until ``index`` rounds are done; the next one ends the run as a kill does."""
-    original = trainer.step.round
+    original = trainer.step.round_of
 
-    def round_or_kill(batches, done, report):
+    def round_or_kill(works, done, report):
         if done == index:
             raise Killed
-        return original(batches, done, report)
+        return original(works, done, report)
 
-    trainer.step.round = round_or_kill
+    trainer.step.round_of = round_or_kill
     with pytest.raises(Killed):
         trainer.run()

@@ -202,15 +202,15 @@ def test_folders_of_earlier_versions_are_evaluated_and_predicted_the_same(run, c
 def test_a_run_of_an_earlier_version_is_resumed(tmp_path, monkeypatch):
     flags = ["--rounds", "6", "--log.evaluate-every", "2", "--log.state-every", "2"]
     whole = train_tiny(tmp_path, *flags)
-    cut, original = tmp_path / "cut", Step.round
+    cut, original = tmp_path / "cut", Step.round_of
 
-    def killed(self, batches, index, report=False):
+    def killed(self, works, index, report=False):
         if index == 4:
             raise Killed
-        return original(self, batches, index, report)
+        return original(self, works, index, report)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "round", killed)
+        patch.setattr(Step, "round_of", killed)
         with pytest.raises(Killed):
             train_tiny(tmp_path, *flags, "--output", str(cut))
     for name in ("best", "last"):

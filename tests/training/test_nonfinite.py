@@ -204,10 +204,10 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
     bregman = replace(config.bregman, weight=0.5)
     config = replace(config, output=tmp_path / "run", log=log, round=round_config, bregman=bregman)
     trainer = Trainer(config, lambda line: None)
-    original = trainer.step.round
+    original = trainer.step.round_of
 
-    def spoils_round_4(batches, index, report):
-        terms = original(batches, index, report)
+    def spoils_round_4(works, index, report):
+        terms = original(works, index, report)
         if index == 3:
             name = "encoder.encoder.layer.1.output.dense.bias"
             parameter = dict(trainer.model.named_parameters())[name]
@@ -220,7 +220,7 @@ def test_what_was_saved_before_stays(place, tmp_path, spoilt_part):
                 tensor[3] = math.inf
         return terms
 
-    trainer.step.round = spoils_round_4
+    trainer.step.round_of = spoils_round_4
     with pytest.raises(
         SbrrtError, match=r"round 4: training made '.*layer\.1\.output\.dense\.bias"
     ):

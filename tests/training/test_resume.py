@@ -68,14 +68,14 @@ def run(cut, tmp_path) -> Path:
 
 def signal_in_round(patch, number: int, signal_number: int) -> None:
     """The signal comes while a round is being trained."""
-    original = Step.round
+    original = Step.round_of
 
-    def signalled(self, batches, index, report=False):
+    def signalled(self, works, index, report=False):
         if index == number - 1:
             os.kill(os.getpid(), signal_number)
-        return original(self, batches, index, report)
+        return original(self, works, index, report)
 
-    patch.setattr(Step, "round", signalled)
+    patch.setattr(Step, "round_of", signalled)
 
 
 def lines(run: Path) -> list[dict]:

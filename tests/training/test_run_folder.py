@@ -184,15 +184,15 @@ def test_an_output_that_cannot_be_written_is_one_line(trained, capsys):
 
 def at_round(patch, number: int, action) -> None:
     """Does something when a round begins, counted over all runs."""
-    original, indices = Step.round, []
+    original, indices = Step.round_of, []
 
-    def acting(self, batches, index, report=False):
+    def acting(self, works, index, report=False):
         indices.append(index)
         if len(indices) == number:
             action()
-        return original(self, batches, index, report)
+        return original(self, works, index, report)
 
-    patch.setattr(Step, "round", acting)
+    patch.setattr(Step, "round_of", acting)
 
 
 def no_room(*_, **__):
