@@ -15,6 +15,7 @@ from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.step import Step
 from sbrrt_fast.training.step.update_counts import UpdateCounts
+from sbrrt_fast.training.step.work import Work
 from tests.training.steps import JOINT, SBRRT, autograd, build, captured, state, written_out
 from tests.training.test_graph_step import make_round
 
@@ -51,8 +52,8 @@ def train(step, is_joint: bool, omits: bool):
         for position, group in enumerate(groups):
             if omits and any(is_bad(index, batch.name) for batch in group):
                 continue
-            group = [spoilt(batch, index) for batch in group]
-            step.train(group, index, index * len(groups) + position + 1, False)
+            work = Work(([spoilt(batch, index) for batch in group],))
+            step.train(work, index, index * len(groups) + position + 1, False)
     return step
 
 
