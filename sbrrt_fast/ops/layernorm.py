@@ -112,11 +112,15 @@ def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, .
 
 
 def _segments_of(x: Tensor) -> Tensor:
-    """Bounds of blocks of rows, int32: few for the sums of each, many for a GPU, one for a CPU."""
+    """Bounds of blocks of rows, int32: few for the sums of each, many for a GPU; all for a CPU."""
     num_rows = x.shape[0]
-    step = max(num_rows, 1) if x.device.type == "cpu" else _SEGMENT_ROWS
-    bounds = torch.arange(0, num_rows + step, step, dtype=torch.int32, device=x.device)
-    return bounds.clamp_(max=num_rows)
+    if x.device.type == "cpu":
+        bounds = torch.full((2,), num_rows, dtype=torch.int32)
+        bounds[:1].zero_()
+        return bounds
+    num_segments = -(-num_rows // _SEGMENT_ROWS)
+    bounds = torch.arange(num_segments + 1, dtype=torch.int32, device=x.device)
+    return (bounds * _SEGMENT_ROWS).clamp_(max=num_rows)
 
 
 def _jvp(ops, tangents, inputs, saved) -> Tensor:
