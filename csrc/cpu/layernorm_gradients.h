@@ -3,6 +3,33 @@
 
 namespace sbrrt::SBRRT_ISA {
 
+// The next row in memory, which a pass that makes random words fetches meanwhile.
+struct NextRow {
+  const char *x, *residual, *grad;
+  int64_t x_size, residual_size, grad_size;  // bytes of an element
+
+  NextRow(const ConstRows& x_rows, const ConstRows& residual_rows, const ConstRows& grad_rows,
+          int64_t row)
+      : x(start(x_rows, row)),
+        residual(start(residual_rows, row)),
+        grad(start(grad_rows, row)),
+        x_size(size(x_rows)),
+        residual_size(size(residual_rows)),
+        grad_size(size(grad_rows)) {}
+
+  void prefetch(int64_t j) const {
+    vec_prefetch(x + j * x_size);
+    vec_prefetch(residual + j * residual_size);
+    vec_prefetch(grad + j * grad_size);
+  }
+
+ private:
+  static int64_t size(const ConstRows& rows) { return rows.is_bfloat16 ? 2 : 4; }
+  static const char* start(const ConstRows& rows, int64_t row) {
+    return static_cast<const char*>(rows.data) + (row + 1) * rows.stride * size(rows);
+  }
+};
+
 // Recomputes the standard row, and sums for its projection. Meanwhile it fetches the memory that
 // the gradients are written to.
 template <bool kDrops, typename X>
@@ -13,6 +40,7 @@ struct StandardPass {
   float* standard;
   const X* dx;
   const float* dresidual;
+  const NextRow& next;
   ProjectionTotals& totals;
 
   template <int kVecs>
@@ -22,6 +50,7 @@ struct StandardPass {
       const int64_t i = j + u * kVecSize;
       vec_prefetch(dx + i);
       vec_prefetch(dresidual + i);
+      if constexpr (kDrops) next.prefetch(i);
       const Vec d = vec_load(dy + i), z = standardize(row.sum(i));
       totals.add(u, vec_rounded(d * vec_load(weight + i)), z);
       vec_store(standard + i, z);
@@ -129,8 +158,9 @@ inline void standard_row(const OutputGrad& dy_rows, const ForwardInputs& in,
   float* dresidual = begin_row(out.dresidual, row, width, buffer);
   const Standard standardize(in.statistics.mean[row], rstd);
   ProjectionTotals totals;
-  StandardPass<kDrops, X> pass{residual, dy, in.weight, standardize, standard, dx, dresidual,
-                               totals};
+  const NextRow next(inputs.x, inputs.residual, dy_rows.grad, row);
+  StandardPass<kDrops, X> pass{residual, dy,        in.weight, standardize, standard,
+                               dx,       dresidual, next,      totals};
   run_pass_with_words<kDrops>(pass, run, whole_vecs(width));
   result.dy = dy;
   result.standard = standard;
@@ -162,9 +192,10 @@ template <bool kDrops, bool kSums, typename X>
 inline void backward_rows_of(const OutputGrad& dy, const ForwardInputs& in,
                              const ResidualGradients& out, const LayerNormSums& sums,
                              LayerNormBuffers& buffers, int64_t begin, int64_t end) {
+  constexpr int kRows = kSums ? kRowsPerGroup : 1;
   int64_t row = begin;
-  for (; row + kRowsPerGroup <= end; row += kRowsPerGroup) {
-    backward_group<kRowsPerGroup, kDrops, kSums, X>(dy, in, out, sums, buffers, row);
+  for (; row + kRows <= end; row += kRows) {
+    backward_group<kRows, kDrops, kSums, X>(dy, in, out, sums, buffers, row);
   }
   for (; row < end; ++row) backward_group<1, kDrops, kSums, X>(dy, in, out, sums, buffers, row);
 }

@@ -271,8 +271,8 @@ def condition(op: str, exact: list[Tensor]) -> float:
     """How much a LayerNorm with tangents magnifies ``ROUNDINGS``, or 1."""
     if op != "dropout_add_layernorm_forward_into" or exact[3] is None or not exact[1].numel():
         return 1.0
-    # Rounding a row puts rstd |mean| eps / 2 on (s - mean) rstd, rstd = 1 / sqrt(variance + epsilon);
-    # a tangent meets that four times: twice in z mean(t z), once in each of mean and rstd.
+    # Rounding a row puts |mean| rstd eps / 2 on (s - mean) rstd, rstd being 1 / sqrt(variance + eps
+    # of the norm); a tangent meets that four times: twice in z mean(t z), once in mean and in rstd.
     ill_conditioned = (exact[1].abs() * exact[2]).nan_to_num().max().item()
     return max(1.0, 2 * ill_conditioned / ROUNDINGS)
 
