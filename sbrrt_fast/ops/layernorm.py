@@ -106,18 +106,13 @@ def _backward(ops, grad: Tensor, inputs, saved, needs) -> tuple[Tensor | None, .
     )
     if sums is None:
         return dx, None, dresidual, None, None
-    is_one = sums.shape[0] == 1
-    dbias, dweight, dshift = sums[0] if is_one else column_sums(ops, sums.flatten(1)).chunk(3)
+    dbias, dweight, dshift = column_sums(ops, sums.flatten(1)).chunk(3)
     return dx, dbias.to(bias.dtype), dresidual, dweight.to(weight.dtype), dshift.to(weight.dtype)
 
 
 def _segments_of(x: Tensor) -> Tensor:
-    """Bounds of blocks of rows, int32: few for the sums of each, many for a GPU; all for a CPU."""
+    """Bounds of blocks of rows, int32: few for the sums of each, many for a GPU."""
     num_rows = x.shape[0]
-    if x.device.type == "cpu":
-        bounds = torch.full((2,), num_rows, dtype=torch.int32)
-        bounds[:1].zero_()
-        return bounds
     num_segments = -(-num_rows // _SEGMENT_ROWS)
     bounds = torch.arange(num_segments + 1, dtype=torch.int32, device=x.device)
     return (bounds * _SEGMENT_ROWS).clamp_(max=num_rows)
