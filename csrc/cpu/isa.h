@@ -29,6 +29,9 @@
 #define SBRRT_UNROLL SBRRT_PRAGMA(GCC unroll 16)
 #endif
 
+// For a few instructions between a row's passes, where a call would pass Vecs through memory.
+#define SBRRT_INLINE inline __attribute__((always_inline))
+
 namespace sbrrt {
 
 // In rising order: each has those before it.

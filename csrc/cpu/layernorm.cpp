@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/layernorm_op.h"
@@ -59,6 +60,7 @@ struct ForwardInputs {
 }  // namespace
 }  // namespace sbrrt
 
+#define SBRRT_KERNEL_UP_TO_BF16
 #define SBRRT_KERNEL "cpu/layernorm_kernel.h"
 #include "cpu/each_isa.h"
 
@@ -66,24 +68,25 @@ namespace sbrrt {
 namespace {
 
 void forward_rows(const ForwardRows& rows, LayerNormBuffers& buffers, int64_t begin, int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(layernorm_forward, rows, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(layernorm_forward, rows, buffers, begin, end)
 }
 
 void backward_rows(const OutputGrad& dy, const ForwardInputs& in, const ResidualGradients& out,
                    const LayerNormSums& sums, LayerNormBuffers& buffers, int64_t begin,
                    int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(layernorm_backward, dy, in, out, sums, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(layernorm_backward, dy, in, out, sums, buffers, begin, end)
 }
 
 // Rows of a segment whose sums one thread adds up, so that threads share long segments.
 struct SegmentBlock {
   int64_t segment, begin, end;
+  int64_t part;  // its number among the parts of segments, or -1: it writes the segment's sums
 };
 
 // The blocks of all segments in their order, none of them empty. They depend on segments alone, so
 // the sums do not depend on the number of threads.
 std::vector<SegmentBlock> segment_blocks(const char* op, const at::Tensor& segments,
-                                         int64_t num_rows) {
+                                         int64_t num_rows, int64_t width) {
   const int32_t* bounds = segments.const_data_ptr<int32_t>();
   const int64_t num_segments = segments.size(0) - 1;
   TORCH_CHECK_VALUE(bounds[0] == 0 && bounds[num_segments] == num_rows &&
@@ -91,10 +94,13 @@ std::vector<SegmentBlock> segment_blocks(const char* op, const at::Tensor& segme
                     "sbrrt::", op, ": segments must ascend from 0 to the number of rows, ",
                     num_rows);
   std::vector<SegmentBlock> blocks;
+  int64_t num_parts = 0;
   for (int64_t segment = 0; segment < num_segments; ++segment) {
-    const int64_t end = bounds[segment + 1];
-    for (int64_t row = bounds[segment]; row < end; row += kLayerNormBlockRows) {
-      blocks.push_back({segment, row, std::min(row + kLayerNormBlockRows, end)});
+    const int64_t begin = bounds[segment], end = bounds[segment + 1];
+    const bool is_one = end - begin <= kLayerNormBlockRows && width == padded_width(width);
+    for (int64_t row = begin; row < end; row += kLayerNormBlockRows) {
+      blocks.push_back({segment, row, std::min(row + kLayerNormBlockRows, end),
+                        is_one ? -1 : num_parts++});
     }
   }
   return blocks;
@@ -113,17 +119,22 @@ void for_each_segment_block(const std::vector<SegmentBlock>& blocks, int64_t num
   });
 }
 
-// Each segment's sums, from those of its blocks [3, padded_width(width)] in their order.
-void write_segment_sums(const std::vector<SegmentBlock>& blocks, const float* partial,
-                        const at::Tensor& sums) {
+// The sums of segments that are not written, from those of their parts [3, padded_width(width)] in
+// their order.
+void add_segment_parts(const std::vector<SegmentBlock>& blocks, const float* part,
+                       const at::Tensor& sums) {
   const int64_t width = sums.size(2), padded = padded_width(width);
   auto block = blocks.begin();
   for (int64_t segment = 0; segment < sums.size(0); ++segment) {
+    if (block != blocks.end() && block->segment == segment && block->part < 0) {
+      ++block;
+      continue;
+    }
     float* to = sums.mutable_data_ptr<float>() + segment * sums.stride(0);
     std::fill_n(to, 3 * width, 0.0f);
     for (; block != blocks.end() && block->segment == segment; ++block) {
-      for (int64_t part = 0; part < 3; ++part, partial += padded) {
-        for (int64_t j = 0; j < width; ++j) to[part * width + j] += partial[j];
+      for (int64_t kind = 0; kind < 3; ++kind, part += padded) {
+        for (int64_t j = 0; j < width; ++j) to[kind * width + j] += part[j];
       }
     }
   }
@@ -132,7 +143,7 @@ void write_segment_sums(const std::vector<SegmentBlock>& blocks, const float* pa
 void jvp_rows(const ConstRows& tx, const ConstRows& tresidual, const ForwardInputs& in,
               const Rows& out, const Rows& low, LayerNormBuffers& buffers, int64_t begin,
               int64_t end) {
-  SBRRT_RETURN_ON_THIS_CPU(layernorm_jvp, tx, tresidual, in, out, low, buffers, begin, end)
+  SBRRT_RETURN_UP_TO_BF16(layernorm_jvp, tx, tresidual, in, out, low, buffers, begin, end)
 }
 
 // Dense forms of the tensors, which must live as long as `view` is used.
@@ -208,14 +219,20 @@ void LayerNormBackward::run_cpu() const {
     });
     return;
   }
-  const std::vector<SegmentBlock> blocks = segment_blocks(kOp, segments->contiguous(), num_rows);
-  const AlignedArray<float> partial(static_cast<int64_t>(blocks.size()) * 3 * padded);
+  const std::vector<SegmentBlock> blocks =
+      segment_blocks(kOp, segments->contiguous(), num_rows, width);
+  const int64_t num_parts = std::count_if(blocks.begin(), blocks.end(),
+                                          [](const SegmentBlock& b) { return b.part >= 0; });
+  const AlignedArray<float> parts(num_parts * 3 * padded);
+  float* written = sums->mutable_data_ptr<float>();
+  const int64_t stride = sums->stride(0);
   for_each_segment_block(blocks, num_rows, width, [&](auto& buffers, const SegmentBlock& block) {
-    float* bias = partial.get() + (&block - blocks.data()) * 3 * padded;
+    float* bias = block.part < 0 ? written + block.segment * stride
+                                 : parts.get() + block.part * 3 * padded;
     const LayerNormSums block_sums{bias + padded, bias + 2 * padded, bias};
     backward_rows(dy, inputs, gradients, block_sums, buffers, block.begin, block.end);
   });
-  write_segment_sums(blocks, partial.get(), *sums);
+  add_segment_parts(blocks, parts.get(), *sums);
 }
 
 void LayerNormJvp::run_cpu() const {

@@ -24,7 +24,8 @@ struct LayerNormSums {
   float *weight, *shift, *bias;
 };
 
-// Rows whose forward passes alternate, so that a row's sums are added up while the next is read.
+// Rows whose passes alternate, so that a row's sums are added up while the next is read, and whose
+// gradients are added to a block's column sums in one pass.
 constexpr int kRowsPerGroup = 2;
 
 // A thread's rows of floats and the random words of a group's rows.
@@ -41,7 +42,7 @@ class LayerNormBuffers {
   static constexpr int64_t kWordPadding = 160;  // dropout_words_capacity(n) <= n + this
 
  private:
-  static constexpr int kNumRows = 7;
+  static constexpr int kNumRows = 3 + 2 * kRowsPerGroup;
   int64_t padded_;
   AlignedArray<float> floats_;
   AlignedArray<uint32_t> words_;

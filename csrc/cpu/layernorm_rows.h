@@ -64,7 +64,9 @@ struct StripTotal {
   StripTotal() {
     for (int u = 0; u < kStrip; ++u) total[u] = total_zero();
   }
-  float sum() const { return total_sum((total[0] + total[1]) + (total[2] + total[3])); }
+  SBRRT_INLINE float sum() const {
+    return total_sum((total[0] + total[1]) + (total[2] + total[3]));
+  }
 };
 
 struct SquaresPass {
@@ -117,7 +119,7 @@ struct ProjectionMeans {
   float g, product;
 
   ProjectionMeans() = default;
-  ProjectionMeans(const ProjectionTotals& totals, int64_t width)
+  SBRRT_INLINE ProjectionMeans(const ProjectionTotals& totals, int64_t width)
       : g(totals.g.sum() / static_cast<float>(width)),
         product(totals.product.sum() / static_cast<float>(width)) {}
 };

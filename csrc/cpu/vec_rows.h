@@ -18,17 +18,22 @@ inline void copy_from_floats(const float* from, int64_t width, T* to) {
   if (j < width) vec_store_head(to + j, vec_load(from + j), width - j);
 }
 
-// The row's floats, followed by zeros up to a whole Vec.
-inline const float* read_row(const ConstRows& rows, int64_t row, int64_t width, float* buffer) {
+// The row's floats, followed by zeros up to a whole Vec, in the buffer.
+inline const float* copy_row(const ConstRows& rows, int64_t row, int64_t width, float* buffer) {
   const int64_t start = row * rows.stride;
   if (rows.is_bfloat16) {
     copy_to_floats(static_cast<const at::BFloat16*>(rows.data) + start, width, buffer);
-    return buffer;
+  } else {
+    copy_to_floats(static_cast<const float*>(rows.data) + start, width, buffer);
   }
-  const float* floats = static_cast<const float*>(rows.data) + start;
-  if (width % kVecSize == 0) return floats;
-  copy_to_floats(floats, width, buffer);
   return buffer;
+}
+
+// The same, where they need no copy in their own memory.
+SBRRT_INLINE const float* read_row(const ConstRows& rows, int64_t row, int64_t width,
+                                   float* buffer) {
+  if (rows.is_bfloat16 || width % kVecSize != 0) return copy_row(rows, row, width, buffer);
+  return static_cast<const float*>(rows.data) + row * rows.stride;
 }
 
 // Where to put the row's floats before finish_row(); whole Vecs may be stored.
