@@ -1,0 +1,65 @@
+"""What the ranks of a run send in one optimiser step, and when it is complete."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from benchmarks.harness.machine import PRECISIONS
+from benchmarks.harness.round_cost import empty_model
+from sbrrt_fast.data.bucket import bucket_size
+from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.packed.heads import HeadWeights
+from sbrrt_fast.model.packed.weights import EncoderWeights, ModelGradients
+
+BUCKET_BYTES = 25e6
+TERMS_BYTES = 4 * 16  # float32: means of the losses and their counts, at most so many a step
+
+
+class Message(NamedTuple):
+    """A sum over all ranks.
+
+    Attributes:
+        ready: the share of the backward's time after which it is complete.
+    """
+
+    name: str
+    num_bytes: int
+    ready: float
+
+
+@cache
+def gradients_of(model: str, precision: str) -> ModelGradients:
+    """Of a model of ``MODELS``, heads included, without values."""
+    empty = empty_model(model)
+    weights = EncoderWeights(empty.encoder, PRECISIONS[precision])
+    return ModelGradients(empty.encoder, weights, len(HeadWeights(empty).flat))
+
+
+def buckets(num_layers: int, layer_bytes: int, bucket_bytes: float) -> list[range]:
+    """Layers by their place in the backward, the last layer's first; a bucket ends with the layer
+    that fills it."""
+    each = max(1, round(bucket_bytes / layer_bytes))
+    return [range(i, min(i + each, num_layers)) for i in range(0, num_layers, each)]
+
+
+def num_word_rows(num_tokens: int, shape: BertConfig) -> int:
+    """Rows of the word table in a captured step's gradient: as many as its tokens, or as words."""
+    return min(bucket_size(num_tokens, shape.max_position_embeddings), shape.vocab_size)
+
+
+def messages(
+    gradients: ModelGradients, num_word_rows: int, bucket_bytes: float = BUCKET_BYTES
+) -> list[Message]:
+    """Of one step, in the order in which they are sent.
+
+    Matrices go by buckets while the backward goes on; everything else is complete at its end.
+    """
+    num_layers, layer_bytes = len(gradients.matrices), gradients.matrices[0].nbytes
+    sent = [
+        Message("matrices", len(bucket) * layer_bytes, bucket.stop / num_layers)
+        for bucket in buckets(num_layers, layer_bytes, bucket_bytes)
+    ]
+    word_bytes = num_word_rows * gradients.layers[0].norm1.nbytes  # rows of H in float32
+    sent += [Message("vectors", gradients.flat.nbytes, 1.0), Message("words", word_bytes, 1.0)]
+    return [*sent, Message("terms", TERMS_BYTES, 1.0)]
