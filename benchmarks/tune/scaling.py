@@ -23,7 +23,7 @@ from benchmarks.harness.shapes import MODELS
 from benchmarks.harness.text import markdown_table
 from benchmarks.tune.kernel_count import UPDATES
 from benchmarks.tune.scaling_links import Links
-from benchmarks.tune.scaling_messages import BUCKET_BYTES
+from benchmarks.tune.scaling_messages import BUCKET_BYTES, SUM_BYTES
 from benchmarks.tune.scaling_model import H200, PRECISION, Setup, efficiency, predict
 from benchmarks.tune.sharded_update import sharded
 from sbrrt_fast.experiments.plots import save_figure
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     links = Links(args.nvlink, args.network, args.per_node)
     kinds = product(args.model, args.update, [kind == WEAK for kind in args.scaling], args.batch)
     setups = [
-        Setup(model, update, batch, grows, gpu, links, args.bucket)
+        Setup(model, update, batch, grows, gpu, links, args.bucket, args.sum_bytes)
         for model, update, grows, batch in kinds
     ]
     if args.sharded:
@@ -150,7 +150,10 @@ def parser() -> argparse.ArgumentParser:
     known.add_argument("--nvlink", type=float, default=Links.nvlink, help="bytes/s of a GPU")
     known.add_argument("--network", type=float, default=Links.network, help="bytes/s of a GPU")
     known.add_argument("--per-node", type=int, default=Links.per_node, help="GPUs of a node")
-    known.add_argument("--bucket", type=float, default=BUCKET_BYTES, help="bytes of a message")
+    known.add_argument(
+        "--bucket", type=float, default=BUCKET_BYTES, help="bytes of gradients in a message"
+    )
+    known.add_argument("--sum-bytes", type=int, default=SUM_BYTES, help="of an element of matrices")
     known.add_argument("--sharded", action="store_true", help="what a sharded update would save")
     known.add_argument("--plot", type=Path, help="a PNG of the efficiencies")
     return known

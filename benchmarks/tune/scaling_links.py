@@ -3,8 +3,8 @@
 A node has 8 GPUs. In it every GPU sends and receives 450 GB/s at once: NVLink of an H100 or H200 is
 900 GB/s, both directions together, by NVIDIA's datasheets. Between nodes every GPU has its own port
 of InfiniBand with 400 Gb/s, as in NVIDIA's DGX H100 and H200: 50 GB/s. Latencies are the ones by
-which NCCL chooses an algorithm (``src/graph/tuning.cc`` of its public source, protocol LL128): 10 us
-for a collective, 1.9 us for a step of a ring over NVLink, 8.5 us for a level of a tree of nodes.
+which NCCL chooses an algorithm (``src/graph/tuning.cc`` of its public source, protocol LL128):
+10 us for a collective, 1.9 us for a step of a ring over NVLink, 8.5 us for a level of a tree.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import ceil
 from typing import NamedTuple
 
 from benchmarks.harness.machine import PRECISIONS
@@ -12,8 +13,9 @@ from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.packed.heads import HeadWeights
 from sbrrt_fast.model.packed.weights import EncoderWeights, ModelGradients
 
-BUCKET_BYTES = 25e6
-TERMS_BYTES = 4 * 16  # float32: means of the losses and their counts, at most so many a step
+BUCKET_BYTES = 25 * 2**20
+SUM_BYTES = 4  # of an element on its way: bfloat16 is summed in float32
+TERM_BYTES = 8 * 4  # of a task: loss, smart, bregman and total, in float64
 
 
 class Message(NamedTuple):
@@ -39,27 +41,34 @@ def gradients_of(model: str, precision: str) -> ModelGradients:
 def buckets(num_layers: int, layer_bytes: int, bucket_bytes: float) -> list[range]:
     """Layers by their place in the backward, the last layer's first; a bucket ends with the layer
     that fills it."""
-    each = max(1, round(bucket_bytes / layer_bytes))
+    each = max(1, ceil(bucket_bytes / layer_bytes))
     return [range(i, min(i + each, num_layers)) for i in range(0, num_layers, each)]
 
 
-def num_word_rows(num_tokens: int, shape: BertConfig) -> int:
-    """Rows of the word table in a captured step's gradient: as many as its tokens, or as words."""
-    return min(bucket_size(num_tokens, shape.max_position_embeddings), shape.vocab_size)
+def num_word_rows(num_tokens: int, num_ranks: int, shape: BertConfig) -> int:
+    """Rows of the word table in a captured step's gradient: as many as the tokens of all ranks,
+    each filled up to the size of the largest, ``num_tokens``; or as there are words."""
+    filled = bucket_size(num_tokens, shape.max_position_embeddings)
+    return min(filled * num_ranks, shape.vocab_size)
 
 
 def messages(
-    gradients: ModelGradients, num_word_rows: int, bucket_bytes: float = BUCKET_BYTES
+    gradients: ModelGradients,
+    num_word_rows: int,
+    num_tasks: int = 1,
+    bucket_bytes: float = BUCKET_BYTES,
+    sum_bytes: int = SUM_BYTES,
 ) -> list[Message]:
     """Of one step, in the order in which they are sent.
 
     Matrices go by buckets while the backward goes on; everything else is complete at its end.
+
+    Args:
+        bucket_bytes: of gradients. sum_bytes: of an element of the matrices' in a message.
     """
-    num_layers, layer_bytes = len(gradients.matrices), gradients.matrices[0].nbytes
-    sent = [
-        Message("matrices", len(bucket) * layer_bytes, bucket.stop / num_layers)
-        for bucket in buckets(num_layers, layer_bytes, bucket_bytes)
-    ]
+    num_layers, width = gradients.matrices.shape
+    layers = buckets(num_layers, gradients.matrices[0].nbytes, bucket_bytes)
+    sent = [Message("matrices", sum_bytes * width * len(b), b.stop / num_layers) for b in layers]
     word_bytes = num_word_rows * gradients.layers[0].norm1.nbytes  # rows of H in float32
     sent += [Message("vectors", gradients.flat.nbytes, 1.0), Message("words", word_bytes, 1.0)]
-    return [*sent, Message("terms", TERMS_BYTES, 1.0)]
+    return [*sent, Message("terms", num_tasks * TERM_BYTES, 1.0)]

@@ -35,6 +35,7 @@ from benchmarks.tune.kernel_count import count_round
 from benchmarks.tune.scaling_links import Links
 from benchmarks.tune.scaling_messages import (
     BUCKET_BYTES,
+    SUM_BYTES,
     Message,
     gradients_of,
     messages,
@@ -56,7 +57,7 @@ class Setup:
     Attributes:
         update: ``per_task`` or ``joint``. num_examples: a task, in a round of one GPU.
         grows: whether every GPU adds that many (weak scaling), else all share them (strong).
-        bucket_bytes: of the matrices' gradients in one message, about.
+        bucket_bytes, sum_bytes: see ``scaling_messages.messages``.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Setup:
     gpu: Machine = H200
     links: Links = LINKS
     bucket_bytes: float = BUCKET_BYTES
+    sum_bytes: int = SUM_BYTES
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -120,19 +122,20 @@ def efficiency(setup: Setup, num_gpus: int) -> float:
 
 def predict_step(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> Prediction:
     """A step's on these tasks."""
-    examples = list(examples_of_step(setup, tasks, num_gpus))
-    stages = stage_seconds(setup, heaviest_share(examples, num_gpus))
+    tokens = heaviest_share(list(examples_of_step(setup, tasks, num_gpus)), num_gpus)
+    stages = stage_seconds(setup, tokens)
     if num_gpus == 1:
         return Prediction(stages, 0.0, 0, 0)
-    sent = messages_of(setup, sum(length for _, length in examples))
+    sent = messages_of(setup, tokens, len(tasks), num_gpus)
     exposed = wait(sent, stages["backward"], lambda n: setup.links.all_reduce(n, num_gpus))
     return Prediction(stages, exposed, sum(m.num_bytes for m in sent), len(sent))
 
 
-def messages_of(setup: Setup, num_tokens: int) -> list[Message]:
-    """Of a step on so many tokens of all ranks."""
-    rows = num_word_rows(num_tokens, MODELS[setup.model])
-    return messages(gradients_of(setup.model, PRECISION), rows, setup.bucket_bytes)
+def messages_of(setup: Setup, tokens: Tokens, num_tasks: int, num_gpus: int) -> list[Message]:
+    """Of a step, of whose ranks the one with the most has these tokens."""
+    rows = num_word_rows(sum(tokens.values()), num_gpus, MODELS[setup.model])
+    gradients = gradients_of(setup.model, PRECISION)
+    return messages(gradients, rows, num_tasks, setup.bucket_bytes, setup.sum_bytes)
 
 
 def wait(sent: list[Message], backward: float, seconds_of) -> float:

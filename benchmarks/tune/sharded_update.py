@@ -15,17 +15,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from benchmarks.harness.round_cost import num_parameters
-from benchmarks.tune.scaling_messages import TERMS_BYTES, buckets, gradients_of
+from benchmarks.tune.scaling_messages import buckets, gradients_of
 from benchmarks.tune.scaling_model import (
     PRECISION,
     Setup,
     examples_of_step,
+    heaviest_share,
     messages_of,
     predict_step,
     wait,
 )
 
-COPY_BYTES = 2
+COPY_BYTES, NORM_BYTES = 2, 4
 STATE_BYTES = 16  # of weight, average and two moments, in float32
 
 
@@ -79,7 +80,7 @@ def _step(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> Sharded:
         step.exposed,
         update * (1 - left_out / num_parameters(setup.model)),
         _exposed(setup, tasks, num_gpus, step.stages["backward"])
-        + links.all_reduce(TERMS_BYTES, num_gpus),  # the norm
+        + links.all_reduce(NORM_BYTES, num_gpus),  # the norm
         gather,
         max(first, gather - beside),
         STATE_BYTES * left_out,
@@ -88,8 +89,8 @@ def _step(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> Sharded:
 
 def _exposed(setup: Setup, tasks: tuple[str, ...], num_gpus: int, backward: float) -> float:
     """Of a step's sums, those of the matrices being reduce-scatters."""
-    tokens = sum(length for _, length in examples_of_step(setup, tasks, num_gpus))
-    sent, links = messages_of(setup, tokens), setup.links
+    tokens = heaviest_share(list(examples_of_step(setup, tasks, num_gpus)), num_gpus)
+    sent, links = messages_of(setup, tokens, len(tasks), num_gpus), setup.links
     halves = [m for m in sent if m.name == "matrices"]
     waited = wait(halves, backward, lambda n: links.half(n, num_gpus))
     others = sent[len(halves) :]
