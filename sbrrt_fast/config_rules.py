@@ -74,6 +74,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     are_different = len(set(c.report_to)) == len(c.report_to)
     yield "report_to", c.report_to, are_different, "names that are each given once"
     yield "round.batch_size", c.round.batch_size, c.round.batch_size >= 1, at_least_one
+    yield "round.accumulate", c.round.accumulate, c.round.accumulate >= 1, at_least_one
     task, expected = c.round.epoch_task, f"in {shown(list(c.tasks), 200)}"
     yield "round.epoch_task", task, task is None or task in c.tasks, expected
     yield "log.every", c.log.every, c.log.every >= 1, at_least_one

@@ -120,7 +120,9 @@ class RoundConfig:
     """Which batches a round takes and when the optimiser steps.
 
     Attributes:
-        batch_size: examples per task and round.
+        batch_size: examples per task and round, on all ranks together.
+        accumulate: parts in which a rank computes its share of a batch, one after the other, where
+            it does not fit into memory at once. The result is the same up to the order of sums.
         update: ``per_task`` steps after every task's batch (the paper's loop); ``joint`` steps
             once on the round's summed loss.
         epoch_task: an epoch is ``len(this task) // batch_size`` rounds; the smallest task if None.
@@ -129,6 +131,7 @@ class RoundConfig:
     """
 
     batch_size: int = 8
+    accumulate: int = 1
     update: Literal["per_task", "joint"] = "per_task"
     epoch_task: str | None = None
     schedule: Literal["round_robin", "proportional", "annealed"] = "round_robin"

@@ -181,15 +181,19 @@ class TokenBatch:
             token_order=None,
         )
 
-    def with_words(self) -> TokenBatch:
+    def with_words(self, words: Tensor | None = None) -> TokenBatch:
         """The batch with ``words``, ``word_index`` and ``token_order``.
 
         On a GPU the host waits for the number of words.
+
+        Args:
+            words: int64, ascending, all that occur and maybe more; those that occur if None.
         """
+        if words is not None:
+            return self.with_these_words(words, torch.searchsorted(words, self.input_ids))
         if self.words is not None:
             return self
-        words, index = torch.unique(self.input_ids, return_inverse=True)
-        return self.with_these_words(words, index)
+        return self.with_these_words(*torch.unique(self.input_ids, return_inverse=True))
 
     def with_these_words(self, words: Tensor, index: Tensor) -> TokenBatch:
         """The batch whose ``words`` and ``word_index`` are known."""

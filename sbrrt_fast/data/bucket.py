@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,18 @@ MIN_STEP, MAX_STEP = 64, 256  # tokens
 STEPS_PER_OCTAVE = 8  # so at most an eighth of a batch above MIN_STEP * 8 tokens is padding
 MIN_LENGTH = 32
 FILLER_LENGTH = 32  # no longer than the shortest class of batches: it must not choose the kernels
+
+
+class Sizes(NamedTuple):
+    """Of batches that are filled up to the same sizes.
+
+    Attributes:
+        most, least: tokens of the largest and of the smallest. max_length: of all their sequences.
+    """
+
+    most: int
+    least: int
+    max_length: int
 
 
 def bucket_size(num_tokens: int, max_positions: int) -> int:
@@ -45,7 +58,14 @@ def num_fillers(num_tokens: int, max_positions: int) -> int:
     return -(-_step(num_tokens, max_positions) // min(FILLER_LENGTH, max_positions))
 
 
-def fill(batch: TokenBatch, max_positions: int) -> TokenBatch:
+def _num_fillers_of(sizes: Sizes, num_tokens: int, max_positions: int) -> int:
+    """``num_fillers``, or a power of two where the smallest batch needs more."""
+    count = num_fillers(num_tokens, max_positions)
+    needed = -(-(num_tokens - sizes.least) // min(FILLER_LENGTH, max_positions))
+    return count if needed <= count else 1 << (needed - 1).bit_length()
+
+
+def fill(batch: TokenBatch, max_positions: int, sizes: Sizes | None = None) -> TokenBatch:
     """A packed batch in the host's memory, filled up to its bucket.
 
     The tokens that are added are last sequences of at most ``FILLER_LENGTH``, some of them empty.
@@ -53,10 +73,14 @@ def fill(batch: TokenBatch, max_positions: int) -> TokenBatch:
 
     Args:
         max_positions: the model's maximum length.
+        sizes: of all batches that shall be alike; the batch's own if None.
     """
-    num_tokens = bucket_size(batch.num_tokens, max_positions)
-    added, count = num_tokens - batch.num_tokens, num_fillers(num_tokens, max_positions)
+    if sizes is None:
+        sizes = Sizes(batch.num_tokens, batch.num_tokens, batch.max_length)
+    num_tokens = bucket_size(sizes.most, max_positions)
+    added, count = num_tokens - batch.num_tokens, _num_fillers_of(sizes, num_tokens, max_positions)
     length = min(FILLER_LENGTH, max_positions)
+    longest = max(sizes.max_length, min(num_tokens - sizes.least, length))
     places, zeros = torch.arange(added), torch.zeros(added, dtype=torch.int64)
     ends = ((torch.arange(count) + 1) * length).clamp(max=added) + batch.num_tokens
     return replace(
@@ -69,27 +93,34 @@ def fill(batch: TokenBatch, max_positions: int) -> TokenBatch:
         is_special=_append(batch.is_special, zeros.to(torch.bool)),
         cu_seqlens=_append(batch.cu_seqlens, ends.to(torch.int32)),
         rows=_append(batch.rows, batch.rows.amax() + 1 + torch.arange(count)),
-        max_length=bucket_length(max(batch.max_length, min(added, length)), max_positions),
+        max_length=bucket_length(longest, max_positions),
     )
 
 
-def fill_words(batch: TokenBatch, vocab_size: int) -> TokenBatch:
+def fill_words(
+    batch: TokenBatch, vocab_size: int, words: Tensor | None = None, num_batches: int = 1
+) -> TokenBatch:
     """The batch with ``words``, to which some are added that do not occur.
 
     There are as many as there are tokens, or as the model's ``vocab_size`` where that is fewer.
+
+    Args:
+        words: ids of ``num_batches`` batches of this size together, whose words these shall be;
+            the batch's own if None. Padding has id 0.
     """
-    count = min(batch.num_tokens, vocab_size)
-    return batch.with_these_words(*_words(batch.input_ids, count))
+    count = min(batch.num_tokens * num_batches, vocab_size)
+    if words is not None:
+        words = torch.cat([words, words.new_zeros(1)])
+    return batch.with_words(_words(batch.input_ids if words is None else words, count))
 
 
 def _append(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a, b])
 
 
-def _words(ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``count`` words, among them all of ``ids``, and the place of each of ``ids``."""
+def _words(ids: Tensor, count: int) -> Tensor:
+    """``count`` words in ascending order, among them all of ``ids``."""
     present = torch.unique(ids)
     candidates = torch.arange(count)
     others = candidates[~torch.isin(candidates, present)][: count - len(present)]
-    words = torch.cat([present, others]).sort().values
-    return words, torch.searchsorted(words, ids)
+    return torch.cat([present, others]).sort().values

@@ -161,7 +161,7 @@ def _round(runs: list[Trainer], rounds: list[Batches], done: int) -> list[dict[s
     """Trains every run on its round, the ``done``-th; their loss terms."""
     losses = []
     for run, batches in zip(runs, rounds, strict=True):
-        terms = read_values(run.step.round(run.assemble(batches), done - 1))
+        terms = read_values(run.step.round_of(run.shares.works(batches), done - 1))
         check_terms(terms, done)
         losses.append({name: value for name, value in terms.items() if "/" in name})
     return losses
@@ -170,14 +170,18 @@ def _round(runs: list[Trainer], rounds: list[Batches], done: int) -> list[dict[s
 def _gradient_differences(a: Trainer, b: Trainer) -> dict[str, GradientDifference]:
     """By task of both, of the first round's batches at the initial weights."""
     (ours, _), (theirs, _) = (run.order.next_round(run.order.start()) for run in (a, _leader(a, b)))
-    batches = {batch.name: batch for batch in b.assemble(theirs)}
+    batches = {batch.name: batch for batch in _batches(b, theirs)}
     return {
         batch.name: _gradient_difference(
             *_shared(_gradients(a, batch), _gradients(b, batches[batch.name]))
         )
-        for batch in a.assemble(ours)
+        for batch in _batches(a, ours)
         if batch.name in batches
     }
+
+
+def _batches(trainer: Trainer, batches: Batches) -> list[TaskBatch]:
+    return [batch for work in trainer.shares.works(batches) for batch in work.batches]
 
 
 def _gradients(trainer: Trainer, batch: TaskBatch) -> dict[str, Tensor]:

@@ -138,6 +138,16 @@ class Ascent:
     def gain(self, clean: CleanPass, delta: Tensor, noise: Tensor, tokens: Tokens) -> Tensor:
         """R_s(delta) / R_s(a random direction of the same norms): what the adversary earns.
 
+        Args: see ``compared``.
+        """
+        ours, theirs = self.compared(clean, delta, noise, tokens)
+        return ours / theirs
+
+    def compared(
+        self, clean: CleanPass, delta: Tensor, noise: Tensor, tokens: Tokens
+    ) -> tuple[Tensor, Tensor]:
+        """R_s(delta) and R_s of a random direction of the same norms.
+
         Args:
             noise: of delta's shape, the random direction; what may not be perturbed stays.
         """
@@ -145,8 +155,7 @@ class Ascent:
         direction = noise.reshape(-1, width).to(delta.dtype) * tokens.mask[:, None]
         random = random_direction(direction, delta.reshape(-1, width), tokens, self.config)
         branch = gain_branch_of(self.config, self.eps)
-        ours, theirs = (self.values(clean, d, branch) for d in (delta, random.view_as(delta)))
-        return ours / theirs
+        return tuple(self.values(clean, d, branch) for d in (delta, random.view_as(delta)))
 
     @property
     def scale(self) -> float:

@@ -177,13 +177,15 @@ class AutogradJacobian:
 
 @dataclass(frozen=True)
 class MeanDivergence:
-    """``smart.ascent.Smoothness`` of one task's clean logits."""
+    """``smart.ascent.Smoothness`` of one task's clean logits; see ``AutogradPass``."""
 
     divergence: Divergence
     logits: Tensor
+    share: float = 1.0
 
     def cotangents(self, tangents: Tensor) -> Tensor:
-        return self.divergence.fisher(self.logits.detach(), tangents) / len(self.logits)
+        scale = self.share / len(self.logits)
+        return self.divergence.fisher(self.logits.detach(), tangents) * scale
 
     def values(self, changes: Tensor) -> Tensor:
         """Gradients flow into the clean logits and the change."""
@@ -196,6 +198,8 @@ class AutogradPass:
     Args:
         model_fn, divergence: see ``SmartRegularizer``. embeddings, logits: of the clean pass.
         jacobian: of the clean pass.
+        share: the examples' part of all those whose mean divergence is climbed. Gradients are of
+            that mean; values are means over the examples at hand.
     """
 
     def __init__(
@@ -205,10 +209,11 @@ class AutogradPass:
         embeddings: Tensor,
         logits: Tensor,
         jacobian: AutogradJacobian,
+        share: float = 1.0,
     ):
-        self.model_fn, self.divergence = model_fn, divergence
+        self.model_fn, self.divergence, self.share = model_fn, divergence, share
         self.embeddings, self.logits, self.jacobian = embeddings, logits, jacobian
-        self.smoothness = MeanDivergence(divergence, logits)
+        self.smoothness = MeanDivergence(divergence, logits, share)
 
     def change(self, delta: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -220,7 +225,7 @@ class AutogradPass:
         with torch.enable_grad(), input_gradients_only():
             point = (self.embeddings.detach() + delta).requires_grad_()
             loss = self.divergence(self.model_fn(point), self.logits.detach()).mean()
-            return torch.autograd.grad(loss, point)[0]
+            return torch.autograd.grad(self.share * loss, point)[0]
 
 
 def _jvp(model_fn: ModelFn, point: Tensor, tangent: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
+from sbrrt_fast.training.ranks.ranks import Ranks
 from sbrrt_fast.training.step.autograd_pass import AutogradModel
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.op_choice import (
@@ -109,6 +110,7 @@ def build_step(
     num_rounds: int,
     log: Log = print,
     max_length: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Step | CapturedStep:
     """The written-out step where it can run, captured on a GPU; else the one under autograd.
 
@@ -117,6 +119,7 @@ def build_step(
     Args:
         max_length: tokens of the longest sequence it will meet; if None, as many as the model and
             the configuration allow.
+        ranks: the processes that each compute a share of a round.
 
     Raises:
         BackendError: the named backend cannot run an op of this model, with each one's reason.
@@ -127,7 +130,7 @@ def build_step(
     calls = step_calls(model, config, max_length)
     check_calls(calls, config.backend)
     reason = layout_why_not(config, device) or written_out_why_not(calls, config.backend, device)
-    arguments = model, teacher, optimizer, config, num_rounds
+    arguments = model, teacher, optimizer, config, num_rounds, ranks
     if reason is None and device.type == "cuda" and config.graphs:
         return CapturedStep(Step(WrittenOut, *arguments), log)
     if config.precision == "bf16" and emulates_bf16(device):

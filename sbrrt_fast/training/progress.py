@@ -31,6 +31,7 @@ from sbrrt_fast.training.round_robin import Cursor
 MAY_DIFFER = {
     *CALL_FIELDS,
     *("data_dir", "model.backbone", "device", "graphs", "profile", "report_to"),
+    "round.accumulate",
     *("log.every", "log.gain", "log.tensorboard", "log.state_every"),
     *("log.keep_state", "log.keep_best", "log.keep_last", "skip_final_evaluation", "extended"),
 }

@@ -12,7 +12,6 @@ from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_fields import config_to_dict
 from sbrrt_fast.config_io import portable, save_recipe
-from sbrrt_fast.data.assemble import assemble, labels_of
 from sbrrt_fast.errors import Interrupted
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
@@ -50,16 +49,18 @@ from sbrrt_fast.training.progress import (
     restore_tensors,
     state_tensors,
 )
+from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.ranks.shares import RoundShares
 from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.resuming import SavedState
-from sbrrt_fast.training.round_robin import Batches, RoundRobin
+from sbrrt_fast.training.round_robin import RoundRobin
 from sbrrt_fast.training.run_facts import run_facts
 from sbrrt_fast.training.run_folder import BEST, CONFIG, STATE, check_space, open_output, start_run
 from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries
 from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
-from sbrrt_fast.training.step.group import TaskBatch, tokens_by_task
+from sbrrt_fast.training.step.group import tokens_by_task
 from sbrrt_fast.training.step.op_choice import longest_sequence
 from sbrrt_fast.training.step.optimizer import build_optimizer
 from sbrrt_fast.training.stopping import Stopped, StopSignals
@@ -88,6 +89,7 @@ class Trainer:
         self.callbacks = CallbackList(callbacks, reporters(config.report_to))
         self.config = config = complete_config(config, log)
         self.log = log
+        self.ranks: Ranks = OneRank()
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings
@@ -115,7 +117,9 @@ class Trainer:
             self.num_rounds,
             log,
             longest_sequence(self.train_tasks.values()),
+            self.ranks,
         )
+        self.shares = RoundShares(self.train_tasks, config, self.ranks)
         log_dev_choice(self.model, self.train_tasks, self.dev_tasks, config, log)
         self.profile = RunProfile(self.device) if config.profile else None
         if self.profile:
@@ -217,23 +221,11 @@ class Trainer:
         batches, after = self.order.next_round(progress.cursor)
         report = self.config.log.gain and self.due.is_logged(after.round)
         with self.step.clock("data"):
-            assembled = self.assemble(batches)
-        progress.interval.add(self.step.round(assembled, progress.cursor.round, report))
+            works = self.shares.works(batches)
+        progress.interval.add(self.step.round_of(works, progress.cursor.round, report))
         progress.cursor = after
         if self.profile:
-            self.profile.end_round(tokens_by_task(assembled))
-
-    def assemble(self, batches: Batches) -> list[TaskBatch]:
-        """The round's batches, in the host's memory, with rows numbered through the round."""
-        row, assembled = 0, []
-        for name, examples in batches:
-            task = self.train_tasks[name]
-            tokens = assemble(task, examples, row)
-            row += tokens.num_sequences
-            if self.config.layout == "padded":
-                tokens = tokens.padded()
-            assembled.append(TaskBatch(name, tokens, labels_of(task, examples)))
-        return assembled
+            self.profile.end_round(tokens_by_task(b for work in works for b in work.batches))
 
     def _log_interval(self, logger: RunLogger, bar: tqdm) -> None:
         progress, interval = self.progress, self.progress.interval

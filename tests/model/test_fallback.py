@@ -138,7 +138,7 @@ def test_attention_alone_leaves_the_cpu_s_ops(base, tmp_path):
     ours, _ = trainer(of_shape(base, tmp_path, "head dim 48"))
     batches, _ = ours.order.next_round(ours.progress.cursor)
     with OpNames() as ran:
-        ours.step.round(ours.assemble(batches), 0)
+        ours.step.round_of(ours.shares.works(batches), 0)
     assert not any(name.startswith("attention") for name in ran.names)
     for name in ("embed", "dropout_add_layernorm", "bias_gelu"):
         assert {f"{name}_forward_into", f"{name}_backward_into"} <= ran.names
@@ -162,7 +162,7 @@ def test_bf16_runs_as_on_the_reference(base, tmp_path):
     for backend in ("auto", "reference"):
         ours, _ = trainer(config, backend=backend)
         batches, _ = ours.order.next_round(ours.progress.cursor)
-        found.append(ours.step.round(ours.assemble(batches), 0))
+        found.append(ours.step.round_of(ours.shares.works(batches), 0))
     for name, value in found[1].items():
         if name.endswith("/loss"):
             assert found[0][name].item() == pytest.approx(value.item(), rel=2e-2), name
@@ -230,7 +230,7 @@ def test_a_named_backend_refuses_a_shape_before_it_starts(base, tmp_path, shape)
     padded, lines = trainer(config, backend="cpu", layout="padded")  # attention has no choice there
     assert "padding" in told(lines)[0]
     batches, _ = padded.order.next_round(padded.progress.cursor)
-    assert padded.step.round(padded.assemble(batches), 0)["sst/total"].isfinite()
+    assert padded.step.round_of(padded.shares.works(batches), 0)["sst/total"].isfinite()
 
 
 def test_evaluate_and_predict_say_it_and_equal_the_reference(base, tmp_path, capsys):

@@ -50,7 +50,7 @@ def losses(step: Step, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
 def differentiated(step: Step, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
     """A batch's loss terms, without an update."""
     step.passes.refresh()
-    terms = step.differentiate(step.passes.groups([batch]), rng)
+    terms = step.differentiate([step.passes.groups([batch])], rng)
     step.passes.forget()
     return {name.removeprefix(f"{batch.name}/"): value for name, value in terms.items()}
 

@@ -36,7 +36,7 @@ def differentiate(step: Step, batches: list[TaskBatch]) -> tuple[dict, dict[str,
     """Loss terms and gradients of the batches together."""
     groups = step.passes.groups(batches)
     step.passes.refresh()
-    terms = step.differentiate(groups, RNG)
+    terms = step.differentiate([groups], RNG)
     found = step.passes.gradients(groups)
     named = ((n, p, found.get(id(p))) for n, p in step.model.named_parameters())
     grads = {

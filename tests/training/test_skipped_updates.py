@@ -146,7 +146,7 @@ def test_the_host_does_not_wait_for_the_decision(kind):
     step.round(make_round(0), 0)
     for index in (1, 6):
         groups = step.passes.groups([spoilt(b, index) for b in make_round(index)])
-        terms = step.differentiate(groups, torch.tensor([0, index]))
+        terms = step.differentiate([groups], torch.tensor([0, index]))
         with NeverWaits():
             norm = step._update(groups, index + 1)
             interval.add(terms | {"gradient_norm": norm})

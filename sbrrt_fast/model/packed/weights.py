@@ -152,16 +152,23 @@ class ModelGradients:
     Args:
         encoder: and its weights, as the passes multiply with them.
         num_head_weights: elements of all heads' weights.
+        dtype: of the matrices' gradients; that of the passes if None.
 
     Attributes:
-        matrices: of the compute dtype [num_layers, width]. flat: float32, all else.
+        matrices: of ``dtype`` [num_layers, width]. flat: float32, all else.
         heads: float32 [num_head_weights]. vectors: float32 [num_layers, width], of each layer what
             ``VECTORS`` names. Both are parts of ``flat``.
         layers: records of views, the first layer first.
         by_parameter: each of the encoder's parameters' views by its id; not the word table's.
     """
 
-    def __init__(self, encoder: MiniBert, weights: EncoderWeights, num_head_weights: int):
+    def __init__(
+        self,
+        encoder: MiniBert,
+        weights: EncoderWeights,
+        num_head_weights: int,
+        dtype: torch.dtype | None = None,
+    ):
         matrices = [{n: getattr(w, n) for n in sorted(MATRICES)} for w in weights.layers]
         vectors = [{n: getattr(w, n) for n in VECTORS} for w in weights.layers]
         pooler = [] if encoder.pooler is None else list(encoder.pooler.parameters())
@@ -174,7 +181,8 @@ class ModelGradients:
         self.heads, of_pooler, of_layers, of_tables = self.flat.split(sizes)
         self.vectors = of_layers.view(count, width)
         first = matrices[0]["qkv"]
-        self.matrices = first.new_zeros(count, sum(x.numel() for x in matrices[0].values()))
+        width = sum(x.numel() for x in matrices[0].values())
+        self.matrices = first.new_zeros(count, width, dtype=dtype)
         self.layers = [
             LayerWeights(**(_views(self.matrices[-1 - i], a) | _views(self.vectors[-1 - i], b)))
             for i, (a, b) in enumerate(zip(matrices, vectors, strict=True))

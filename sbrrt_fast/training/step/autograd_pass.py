@@ -14,6 +14,8 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import AutogradJacobian, AutogradPass
+from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.step.gradient_sums import sum_over_ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS
 from sbrrt_fast.training.step.update import Gradients, TorchUpdate
@@ -29,20 +31,39 @@ class AutogradModel:
 
     Args:
         model: the student. teacher: or None. config: the run's.
+        ranks: over which gradients are summed.
     """
 
-    def __init__(self, model: MultiTaskModel, teacher: Teacher | None, config: RunConfig):
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        teacher: Teacher | None,
+        config: RunConfig,
+        ranks: Ranks | None = None,
+    ):
         self.model, self.teacher, self.config = model, teacher, config
+        self.ranks = ranks or OneRank()
         self.smart = resolve(config.smart)
         self.device = next(model.parameters()).device
 
-    def groups(self, batches: list[TaskBatch]) -> list[Group]:
+    def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
         """What goes through the encoder together: each batch by itself, padded or packed."""
         return [Group.of([batch]) for batch in batches]
 
     def begin(self, group: Group, rng: Tensor) -> AutogradRound:
         """The group's pass; the group may be in the host's memory."""
         return AutogradRound(self, group.to(self.device), rng)
+
+    def start(self, num_parts: int) -> None:
+        """Autograd adds up parts itself."""
+
+    def end_part(self) -> None:
+        """Nothing is left to do after a part's backward."""
+
+    def finish(self) -> None:
+        """Sums the parameters' ``grad`` over ranks."""
+        grads = (p.grad for p in self.model.parameters() if p.grad is not None)
+        sum_over_ranks(grads, self.ranks)
 
     def gradients(self, groups: list[Group]) -> Gradients:
         """The parameters' by id, summed over backwards since ``forget``."""
@@ -81,6 +102,7 @@ class AutogradRound:
         positions = owner.model.config.max_position_embeddings
         self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, config.backend)
         self.divergence = divergence_of(self.task, config.backend)
+        self.share = group.shares[0]
         mask = self.tokens.is_real
         if not owner.smart.perturb_special:
             mask = mask & ~self.tokens.is_special
@@ -109,6 +131,7 @@ class AutogradRound:
                 self.embeddings,
                 self.logits,
             ),
+            self.share,
         )
 
     def climb(self, ascent: Ascent) -> Tensor:
@@ -129,7 +152,7 @@ class AutogradRound:
             self.bregman = self.divergence(self.logits, target).mean()
 
     def losses(self) -> dict[str, Tensor]:
-        """The loss terms, with their graph."""
+        """The loss terms, with their graph: of the means over all examples of the task's batch."""
         config, terms = self.owner.config, {}
         with self.autocast():
             terms["loss"] = total = self.model.loss(self.name, self.outputs, self.group.labels)
@@ -139,7 +162,10 @@ class AutogradRound:
         if self.bregman is not None:
             terms["bregman"] = self.bregman
             total = total + config.bregman.weight * self.bregman
-        return terms | {"total": self.task.weight * total}
+        terms["total"] = self.task.weight * total
+        if self.share == 1.0:
+            return terms
+        return {name: self.share * value for name, value in terms.items()}
 
     def backward(self) -> list[dict[str, Tensor]]:
         losses = self.losses()

@@ -22,40 +22,58 @@ from sbrrt_fast.training.cost.profile import NoClock, StageClock
 from sbrrt_fast.training.step.cuda_graph import CudaGraph, error_chain
 from sbrrt_fast.training.step.frozen import Frozen
 from sbrrt_fast.training.step.group import Group, TaskBatch
-from sbrrt_fast.training.step.round_pass import Terms, differentiate, measure
+from sbrrt_fast.training.step.round_pass import Measured, Terms, figures, measure
 from sbrrt_fast.training.step.static_group import StaticGroup
-from sbrrt_fast.training.step.step import Step
+from sbrrt_fast.training.step.step import Step, add_terms
 from sbrrt_fast.training.step.update import Plan, Structure
+from sbrrt_fast.training.step.work import Common, Work
 
 MAX_GRAPHS = 128
 CAPTURE_FAILED = "capture failed"
 SIGHTS = 3  # a size is captured when it comes that often: one that is rare costs more than it saves
 
 
-class Key(NamedTuple):
-    """A captured step's key: all that its launches depend on but their memory."""
+class Shape(NamedTuple):
+    """Of a group: all that the launches of its passes depend on but their memory."""
 
     names: tuple[str, ...]
+    shares: tuple[float, ...]
     counts: tuple[int, ...]
+    num_row_sequences: int
     num_row_tokens: int
+    num_sequences: int
     num_tokens: int
     max_length: int
+
+    @classmethod
+    def of(cls, group: Group) -> Shape:
+        """The group's."""
+        tokens = group.tokens
+        rows = group.num_row_sequences, group.num_row_tokens
+        all_of_it = tokens.num_sequences, tokens.num_tokens, tokens.max_length
+        return cls(group.names, group.shares, group.counts, *rows, *all_of_it)
+
+
+class Key(NamedTuple):
+    """A captured step's key."""
+
+    parts: tuple[Shape, ...]
     beta: float
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A step's work on groups of one shape.
+    """A step's work on groups of certain shapes.
 
     Attributes:
-        graph: the recording. inputs: of the work. terms: names of the loss terms; values: float32
-            [number of terms], its result.
+        graph: the recording. inputs: of the work, one per part.
+        terms: names of the loss terms; values: float32 [number of terms], its result.
         plan: of the update. capacity: of the workspaces when it was captured. frozen: the update's
             memory and settings, see ``FusedUpdate.frozen``.
     """
 
     graph: CudaGraph
-    inputs: StaticGroup
+    inputs: list[StaticGroup]
     terms: tuple[str, ...]
     values: Tensor
     plan: Plan
@@ -82,6 +100,7 @@ class CapturedStep:
         self.model, self.teacher, self.optimizer = step.model, step.teacher, step.optimizer
         self.config, self.device, self.passes = step.config, step.device, step.passes
         self.update, self.num_steps, self.is_joint = step.update, step.num_steps, step.is_joint
+        self.ranks = step.ranks
         self._sights: dict[Key, int] = {}  # launched so far
         self._structures: dict[Key, Structure] = {}
         self._captured: dict[Key, Captured] = {}
@@ -113,58 +132,70 @@ class CapturedStep:
 
     def round(self, batches: list[TaskBatch], index: int, report: bool = False) -> Terms:
         """See ``Step.round``."""
-        return self.step.round(batches, index, report, self.train)
+        steps = [batches] if self.is_joint else [[batch] for batch in batches]
+        return self.round_of([Work((part,)) for part in steps], index, report)
+
+    def round_of(self, works: list[Work], index: int, report: bool = False) -> Terms:
+        """See ``Step.round_of``."""
+        return self.step.round_of(works, index, report, self.train)
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """See ``Step.gradients``."""
         return self.step.gradients(batch, rng)
 
-    def train(self, batches: list[TaskBatch], index: int, step: int, report: bool) -> Terms:
+    def train(self, work: Work, index: int, step: int, report: bool) -> Terms:
         """See ``Step.train``."""
         self.num_steps_taken += 1
         if not self._is_possible or not isinstance(self.clock, NoClock):  # a clock waits
-            return self.step.train(batches, index, step, report)
-        group = self._filled(batches)
-        beta, tokens = self.update.beta_at(step), group.tokens
-        sizes = group.num_row_tokens, tokens.num_tokens, tokens.max_length
-        key = Key(group.names, group.counts, *sizes, beta)
-        captured = self._ready(key, group, step)
+            return self.step.train(work, index, step, report)
+        groups = [self._filled(part, work.common) for part in work.parts]
+        key = Key(tuple(map(Shape.of, groups)), self.update.beta_at(step))
+        captured = self._ready(key, groups, step)
         if captured is None:
-            terms = self.step.train_groups([group], index, step, report)
+            terms = self.step.train_groups([[group] for group in groups], index, step, report)
             self._sights[key] = self._sights.get(key, 0) + 1
-            self._structures[key] = self.update.structure_of(self.passes.gradients([group]))
+            self._structures[key] = self.update.structure_of(self.passes.gradients(groups))
             return terms
-        reported = self._reported(group, index) if report else {}
-        return reported | self._replay(captured, group, index)
+        reported = self._reported(groups, index) if report else {}
+        return reported | self._replay(captured, groups, index)
 
-    def _replay(self, captured: Captured, group: Group, index: int) -> Terms:
+    def _replay(self, captured: Captured, groups: list[Group], index: int) -> Terms:
         self.num_replays += 1
         numbers = self.update.numbers(captured.plan)
-        captured.inputs.load(group, (self.config.seed, index), numbers)
+        for inputs, group in zip(captured.inputs, groups, strict=True):
+            inputs.load(group, (self.config.seed, index), numbers)
         captured.graph.replay()
         return dict(zip(captured.terms, captured.values.clone().unbind(), strict=True))
 
-    def _reported(self, group: Group, index: int) -> Terms:
+    def _reported(self, groups: list[Group], index: int) -> Terms:
         """The terms that a reporting round adds, from the weights before the update."""
-        ascent = self.step.ascent
+        ascent, measured = self.step.ascent, Measured()
         if ascent is None:
             return {}
-        this = self.passes.begin(group, self.step.rng(index))
-        this.clean(ascent)
-        return measure(this, ascent, this.climb(ascent))
+        for group in groups:
+            this = self.passes.begin(group, self.step.rng(index))
+            this.clean(ascent)
+            add_terms(measured, measure(this, ascent, this.climb(ascent)))
+        return figures(self.step.over_ranks(measured))
 
-    def _filled(self, batches: list[TaskBatch]) -> Group:
+    def _filled(self, batches: list[TaskBatch], common: Common | None = None) -> Group:
+        """A part of a step, filled up; as all parts on all ranks are where there are others."""
         config, host = self.model.config, torch.device("cpu")
         batches = [batch.to(host) for batch in batches]
         positions = config.max_position_embeddings
+        one_output = self.passes.one_output
+        sizes = (None, None) if common is None else common.sizes(one_output)
         group = Group.filled(
-            batches, self.passes.one_output, lambda tokens: fill(tokens, positions)
+            batches,
+            one_output,
+            lambda tokens, is_first: fill(tokens, positions, sizes[0 if is_first else 1]),
         )
         self.num_rows += sum(batch.tokens.num_tokens for batch in batches)
         self.num_filled += group.tokens.num_tokens
-        return replace(group, tokens=fill_words(group.tokens, config.vocab_size))
+        others = () if common is None else (common.words, len(common.num_tokens))
+        return replace(group, tokens=fill_words(group.tokens, config.vocab_size, *others))
 
-    def _ready(self, key: Key, group: Group, step: int) -> Captured | None:
+    def _ready(self, key: Key, groups: list[Group], step: int) -> Captured | None:
         """The captured work, made where it was seen often enough; None if there is none."""
         if self._sights.get(key, 0) < SIGHTS - 1:
             return None
@@ -180,7 +211,7 @@ class CapturedStep:
             return None
         self._captured.pop(key, None)
         try:
-            self._captured[key] = self._capture(key, group, plan)
+            self._captured[key] = self._capture(key, groups, plan)
         except RuntimeError as error:
             self._is_possible = False
             self.log(
@@ -190,18 +221,18 @@ class CapturedStep:
             )
         return self._captured.get(key)
 
-    def _capture(self, key: Key, group: Group, plan: Plan) -> Captured:
-        inputs = StaticGroup(group, plan.num_numbers, self.device)
-        inputs.load(group, (self.config.seed, 0), [float(self.num_steps)] * plan.num_numbers)
+    def _capture(self, key: Key, groups: list[Group], plan: Plan) -> Captured:
+        inputs = [StaticGroup(group, plan.num_numbers, self.device) for group in groups]
+        for static, group in zip(inputs, groups, strict=True):
+            static.load(group, (self.config.seed, 0), [float(self.num_steps)] * plan.num_numbers)
         graph, names = self._new_graph(self.device), []
 
         def work() -> Tensor:
-            read, rng, numbers = inputs.read()
-            this = self.passes.begin(read, rng)
-            terms = differentiate(this, self.step.ascent, self.teacher is not None, self.clock)
-            gradients = self.passes.gradients([read])
+            read, rngs, numbers = zip(*(static.read() for static in inputs), strict=True)
+            terms = self.step.differentiate([[group] for group in read], rngs[0])
+            gradients = self.passes.gradients(read)
             with self.clock("optimiser"):
-                norm = self.update.run(plan, numbers, gradients, key.beta, *self.passes.copies())
+                norm = self.update.run(plan, numbers[0], gradients, key.beta, *self.passes.copies())
             terms["gradient_norm"] = norm
             names.extend(terms)
             return torch.stack([value.to(torch.float32) for value in terms.values()])

@@ -15,15 +15,23 @@ from sbrrt_fast.data.transfer import to_device
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """One task's part of a round: its tokens and labels float32 [num_examples]."""
+    """One task's batch of a round, or a share of it.
+
+    Attributes:
+        name: of the task. tokens: of the sequences. labels: float32 [num_examples].
+        share: its part of the examples over which the task's means go; 0 of examples that take part
+            in none.
+    """
 
     name: str
     tokens: TokenBatch
     labels: Tensor
+    share: float = 1.0
 
     def to(self, device: torch.device) -> TaskBatch:
         """The batch with its tensors on ``device``."""
-        return TaskBatch(self.name, self.tokens.to(device), to_device(self.labels, device))
+        labels = to_device(self.labels, device)
+        return replace(self, tokens=self.tokens.to(device), labels=labels)
 
 
 def tokens_by_task(batches: Iterable[TaskBatch]) -> Counter[str]:
@@ -35,18 +43,23 @@ def tokens_by_task(batches: Iterable[TaskBatch]) -> Counter[str]:
 
 
 def merge_repeats(batches: list[TaskBatch]) -> list[TaskBatch]:
-    """Batches of one task as one, where it first comes."""
+    """Batches of one task as one, where it first comes; those of share 0 only where it has no
+    others."""
     by_name: dict[str, list[TaskBatch]] = {}
     for batch in batches:
         by_name.setdefault(batch.name, []).append(batch)
-    return [
-        TaskBatch(
-            name,
-            TokenBatch.concatenate([batch.tokens for batch in same]),
-            torch.cat([batch.labels for batch in same]),
-        )
-        for name, same in by_name.items()
-    ]
+    return [_merged(same) for same in by_name.values()]
+
+
+def _merged(same: list[TaskBatch]) -> TaskBatch:
+    """One task's batches as one, whose share is of all their examples."""
+    counted = [batch for batch in same if batch.share] or same[:1]
+    return TaskBatch(
+        same[0].name,
+        TokenBatch.concatenate([batch.tokens for batch in counted]),
+        torch.cat([batch.labels for batch in counted]),
+        sum(batch.share for batch in same) / len(same),
+    )
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Group:
 
     Attributes:
         names: of the tasks, each once. repeats: how many batches of equal size each has.
+        shares: see ``TaskBatch``.
         counts: number of sequences of each. firsts: the first one of each.
         labels: of all examples, float32.
         tokens: of all sequences, packed.
@@ -66,6 +80,7 @@ class Group:
 
     names: tuple[str, ...]
     repeats: tuple[int, ...]
+    shares: tuple[float, ...]
     counts: tuple[int, ...]
     firsts: tuple[int, ...]
     labels: Tensor
@@ -80,25 +95,26 @@ class Group:
         Args:
             one_output: tasks with one row per example.
         """
-        return cls.filled(batches, one_output, lambda tokens: tokens)
+        return cls.filled(batches, one_output, lambda tokens, is_first: tokens)
 
     @classmethod
     def filled(
         cls,
         batches: list[TaskBatch],
         one_output: Collection[str],
-        fill: Callable[[TokenBatch], TokenBatch],
+        fill: Callable[[TokenBatch, bool], TokenBatch],
     ) -> Group:
         """The batches with padding sequences behind those of either kind.
 
         Args:
-            fill: adds sequences to a batch.
+            fill: adds sequences to a batch; it is told whether these are those with one row per
+                example, which come first.
         """
         merged = merge_repeats(batches)
         parts = [[b for b in merged if (b.name in one_output) == first] for first in (True, False)]
         tokens = [
-            fill(TokenBatch.concatenate([batch.tokens for batch in part])) if part else None
-            for part in parts
+            fill(TokenBatch.concatenate([b.tokens for b in part]), i == 0) if part else None
+            for i, part in enumerate(parts)
         ]
         ordered = [batch for part in parts for batch in part]
         rows, others = tokens
@@ -110,6 +126,7 @@ class Group:
         return cls(
             tuple(batch.name for batch in ordered),
             tuple(sum(b.name == batch.name for b in batches) for batch in ordered),
+            tuple(batch.share for batch in ordered),
             counts,
             tuple(firsts),
             torch.cat([batch.labels for batch in ordered]),
@@ -118,9 +135,9 @@ class Group:
             0 if rows is None else rows.num_tokens,
         )
 
-    def with_words(self) -> Group:
-        """The group whose batch knows its words."""
-        return replace(self, tokens=self.tokens.with_words())
+    def with_words(self, words: Tensor | None = None) -> Group:
+        """The group whose batch knows its words; see ``TokenBatch.with_words``."""
+        return replace(self, tokens=self.tokens.with_words(words))
 
     def to(self, device: torch.device) -> Group:
         """The group with its tensors on ``device``."""

@@ -67,6 +67,8 @@ class GroupTables:
     Attributes:
         heads: of the group. objective: its losses. smoothness: the divergences alone, each of
             weight 1. one_output: of the tasks that come first, or None.
+        output_shares: float32 [num_outputs], the share that each output's task has here of all its
+            examples; None where they are all here.
     """
 
     def __init__(
@@ -80,16 +82,32 @@ class GroupTables:
         places = zip(group.names, group.counts, group.firsts, strict=True)
         specs = [weights.spec(*place) for place in places]
         losses = [  # a sum of means over batches is one mean, as many times
-            _loss_spec(model, name, spec, model.tasks[name].weight * repeats)
-            for name, repeats, spec in zip(group.names, group.repeats, specs, strict=True)
+            _loss_spec(model, name, spec, model.tasks[name].weight * repeats * share)
+            for name, repeats, share, spec in zip(
+                group.names, group.repeats, group.shares, specs, strict=True
+            )
         ]
-        alone = [_loss_spec(model, n, s, 1.0) for n, s in zip(group.names, specs, strict=True)]
+        alone = [
+            _loss_spec(model, name, spec, share)
+            for name, share, spec in zip(group.names, group.shares, specs, strict=True)
+        ]
         smart, bregman = config.smart.weight, config.bregman.weight
         self.heads = HeadTable(specs, model.config.hidden_size, device)
         self.objective = ObjectiveTable(losses, smart, bregman, device)
         self.smoothness = ObjectiveTable(alone, 1.0, 0.0, device)
         first = [spec for spec in specs if spec.first_sequence < group.num_row_sequences]
         self.one_output = OneOutput(first, group.num_row_sequences, device) if first else None
+        self.output_shares = _of_outputs(group.shares, specs, device)
+
+
+def _of_outputs(
+    shares: tuple[float, ...], specs: list[HeadSpec], device: torch.device
+) -> Tensor | None:
+    """Each output's task's share; None where all are 1."""
+    if all(share == 1.0 for share in shares):
+        return None
+    sizes = torch.tensor([spec.size for spec in specs])
+    return to_device(torch.tensor(shares).repeat_interleave(sizes), device)
 
 
 def _loss_spec(model: MultiTaskModel, name: str, head: HeadSpec, weight: float) -> LossSpec:

@@ -20,6 +20,7 @@ CLEAN_PASS, ADVERSARIAL_PASS, TEACHER_PASS = 0, 1, 2
 """Which masks a pass draws, where they are not shared."""
 
 Terms = dict[str, Tensor]
+Measured = dict[str, Tensor]  # [2] each: numerator and denominator of a figure
 
 
 class RoundPass(Protocol):
@@ -62,17 +63,18 @@ def differentiate(
     has_teacher: bool,
     clock: StageClock | NoClock,
     report: bool = False,
-) -> Terms:
-    """Loss terms ``<task>/<term>`` of a group; its gradients are left with the pass's model.
+) -> tuple[Terms, Measured]:
+    """Loss terms ``<task>/<term>`` of a group, and what is measured; its gradients are left with
+    the pass's model.
 
     Args:
         ascent: None without SMART.
-        report: also measure ``<task>/perturbation`` and ``<task>/gain``.
+        report: also ``measure``.
     """
-    reports = go_forward(this, ascent, has_teacher, clock, report)
+    measured = go_forward(this, ascent, has_teacher, clock, report)
     with clock("backward"):
         terms = this.backward()
-    return reports | _by_task(this.group, terms)
+    return _by_task(this.group, terms), measured
 
 
 def go_forward(
@@ -81,9 +83,9 @@ def go_forward(
     has_teacher: bool,
     clock: StageClock | NoClock,
     report: bool = False,
-) -> Terms:
+) -> Measured:
     """All passes before the backward; what ``report`` measures."""
-    reports: Terms = {}
+    measured: Measured = {}
     with clock("clean"):
         this.clean(ascent)
     if has_teacher:
@@ -94,31 +96,44 @@ def go_forward(
             delta = this.climb(ascent)
         if report:
             with clock("report"):
-                reports = measure(this, ascent, delta)
+                measured = measure(this, ascent, delta)
         with clock("adversarial"):
             this.perturb(ascent, delta)
-    return reports
+    return measured
 
 
-def measure(this: RoundPass, ascent: Ascent, delta: Tensor) -> Terms:
-    """``<task>/perturbation``, the size of ``delta``, and ``<task>/gain`` over a random one."""
+def measure(this: RoundPass, ascent: Ascent, delta: Tensor) -> Measured:
+    """What ``figures`` makes of ``<task>/perturbation`` and ``<task>/gain``, float64 [2] each."""
     group, tokens, mask = this.group, this.perturbed, this.perturbed.mask
     noise = this.noise(RANDOM_DIRECTION_SITE)
     with torch.no_grad():
-        gains = ascent.gain(this.around, delta, noise, tokens).reshape(-1)
-        of_tasks = [
-            (tokens.sequence >= first) & (tokens.sequence < first + count) & mask
-            for first, count in zip(group.firsts, group.counts, strict=True)
-        ]
-        sizes = [root_mean_square(delta, in_task) for in_task in of_tasks]
-    pairs = zip(sizes, gains, strict=True)
-    return _by_task(group, [{"perturbation": size, "gain": gain} for size, gain in pairs])
+        compared = torch.stack(ascent.compared(this.around, delta, noise, tokens)).double()
+        values = compared.reshape(2, -1).unbind(1)
+        found = []
+        for i, share in enumerate(group.shares):
+            first, end = group.firsts[i], group.firsts[i] + group.counts[i]
+            in_task = (tokens.sequence >= first) & (tokens.sequence < end) & mask
+            size = squared_size(delta, in_task if share else in_task & False)
+            found.append({"perturbation": size, "gain": share * values[i]})
+    return _by_task(group, found)
 
 
-def root_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
-    """A perturbation's [num_tokens, hidden] root mean square over the tokens in ``mask``."""
+def squared_size(delta: Tensor, mask: Tensor) -> Tensor:
+    """Of a perturbation [num_tokens, hidden] over the tokens in ``mask``: float64 [2], the sum of
+    its squares and the number of its elements."""
     total = (delta.double().square() * mask[:, None]).sum()
-    return (total / (mask.sum() * delta.shape[-1]).clamp(min=1)).sqrt()
+    return torch.stack([total, (mask.sum() * delta.shape[-1]).double()])
+
+
+def figures(measured: Measured) -> Terms:
+    """``<task>/perturbation``, its root mean square, and ``<task>/gain``, R_s over that of a random
+    direction, from the sums over a step of what ``measure`` found."""
+    return {
+        name: (above / below.clamp(min=1)).sqrt()
+        if name.endswith("/perturbation")
+        else above / below
+        for name, (above, below) in measured.items()
+    }
 
 
 def _by_task(group: Group, terms: list[dict[str, Tensor]]) -> Terms:

@@ -19,12 +19,20 @@ from sbrrt_fast.smart.ascent import Ascent
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.cost.profile import NoClock, StageClock
+from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.optimizer import set_learning_rate
-from sbrrt_fast.training.step.round_pass import RoundPass, Terms, differentiate
+from sbrrt_fast.training.step.round_pass import (
+    Measured,
+    RoundPass,
+    Terms,
+    differentiate,
+    figures,
+)
 from sbrrt_fast.training.step.update import Gradients, TorchUpdate, build_update
+from sbrrt_fast.training.step.work import Work
 
-Train = Callable[[list[TaskBatch], int, int, bool], Terms]
+Train = Callable[[Work, int, int, bool], Terms]
 
 
 class StepModel(Protocol):
@@ -33,8 +41,20 @@ class StepModel(Protocol):
     ``autograd_pass.AutogradModel`` and ``written_out_pass.WrittenOut`` are the two.
     """
 
-    def groups(self, batches: list[TaskBatch]) -> list[Group]:
-        """What goes through the encoder together, of the batches of one optimiser step."""
+    def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
+        """What goes through the encoder together, of one part of an optimiser step's batches.
+
+        ``words``: see ``TokenBatch.with_words``.
+        """
+
+    def start(self, num_parts: int) -> None:
+        """Before the passes of a step."""
+
+    def end_part(self) -> None:
+        """After the backwards of one of its parts, whose gradients are added."""
+
+    def finish(self) -> None:
+        """After the last part: gradients are summed over ranks."""
 
     def begin(self, group: Group, rng: Tensor) -> RoundPass:
         """A group's pass; rng is int64 [2], (seed, round), on the device."""
@@ -64,6 +84,7 @@ class Step:
         optimizer: over the model's trainable parameters.
         config: the run's configuration.
         num_rounds: of the whole run, for learning rate and momentum schedules.
+        ranks: the processes that each compute a share of a round.
 
     Raises:
         ConfigError: SMART's settings are below what the precision resolves.
@@ -71,13 +92,15 @@ class Step:
 
     def __init__(
         self,
-        kind: Callable[[MultiTaskModel, Teacher | None, RunConfig], StepModel],
+        kind: Callable[[MultiTaskModel, Teacher | None, RunConfig, Ranks], StepModel],
         model: MultiTaskModel,
         teacher: Teacher | None,
         optimizer: torch.optim.AdamW,
         config: RunConfig,
         num_rounds: int,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or OneRank()
         self.model, self.teacher, self.optimizer, self.config = model, teacher, optimizer, config
         self.device = next(model.parameters()).device
         self.clock: StageClock | NoClock = NoClock()
@@ -88,61 +111,93 @@ class Step:
             module.encoder.set_backend(config.backend)
         clip_norm = config.optimizer.clip_norm
         self.update = build_update(optimizer, teacher, clip_norm, self.num_steps, config.backend)
-        self.passes = kind(model, teacher, config)
+        self.passes = kind(model, teacher, config, self.ranks)
 
-    def round(
-        self,
-        batches: list[TaskBatch],
-        index: int,
-        report: bool = False,
-        train: Train | None = None,
-    ) -> Terms:
-        """Trains on one round.
+    def round(self, batches: list[TaskBatch], index: int, report: bool = False) -> Terms:
+        """Trains on one round, all of it; see ``round_of``.
 
         Args:
-            batches: one per drawn task, rows numbered through the round; the step takes them to its
-                device.
+            batches: one per drawn task, rows numbered through the round.
+        """
+        steps = [batches] if self.is_joint else [[batch] for batch in batches]
+        return self.round_of([Work((part,)) for part in steps], index, report)
+
+    def round_of(
+        self, works: list[Work], index: int, report: bool = False, train: Train | None = None
+    ) -> Terms:
+        """Trains on this rank's share of one round.
+
+        Args:
+            works: one per optimiser step; the step takes their batches to its device.
             index: number of rounds done before; with the seed it keys dropout and noise.
             report: also measure the perturbation and the adversarial gain.
             train: takes the place of ``train``.
 
         Returns:
             Detached scalars on the device: ``<task>/loss``, ``/smart``, ``/bregman``, ``/total``,
-            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. Of a task
-            drawn twice in a round they are the means over its batches, or with a step per task the
-            values of its last one.
+            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. They are of
+            all parts on all ranks. Of a task drawn twice in a round they are the means over its
+            batches, or with a step per task the values of its last one.
         """
-        parts = [batches] if self.is_joint else [[batch] for batch in batches]
         terms: Terms = {}
-        for position, part in enumerate(parts):
-            terms |= (train or self.train)(part, index, index * len(parts) + position + 1, report)
+        for position, work in enumerate(works):
+            terms |= (train or self.train)(work, index, index * len(works) + position + 1, report)
         return terms
 
-    def train(self, batches: list[TaskBatch], index: int, step: int, report: bool) -> Terms:
-        """One optimiser step, number ``step`` from 1, on these batches of a round."""
-        return self.train_groups(self.passes.groups(batches), index, step, report)
+    def train(self, work: Work, index: int, step: int, report: bool) -> Terms:
+        """One optimiser step, number ``step`` from 1, on batches of a round."""
+        words = work.common and work.common.words
+        groups = [self.passes.groups(part, words) for part in work.parts]
+        return self.train_groups(groups, index, step, report)
 
-    def train_groups(self, groups: list[Group], index: int, step: int, report: bool) -> Terms:
+    def train_groups(self, parts: list[list[Group]], index: int, step: int, report: bool) -> Terms:
         """``train`` on batches side by side, in the host's memory or the device's."""
         self.passes.refresh()
-        terms = self.differentiate(groups, self.rng(index), report)
-        return terms | {"gradient_norm": self._update(groups, step)}
+        terms = self.differentiate(parts, self.rng(index), report)
+        return terms | {"gradient_norm": self._update(parts[0], step)}
 
-    def differentiate(self, groups: list[Group], rng: Tensor, report: bool = False) -> Terms:
-        """Loss terms of the groups; their gradients are left in ``passes``."""
+    def differentiate(self, parts: list[list[Group]], rng: Tensor, report: bool = False) -> Terms:
+        """Loss terms of a step's parts; their gradients are left in ``passes``."""
+        terms: Terms = {}
+        measured: Measured = {}
+        self.passes.start(len(parts))
+        for groups in parts:
+            of_part, found = self._differentiate(groups, rng, report)
+            add_terms(terms, of_part)
+            add_terms(measured, found)
+            self.passes.end_part()
+        self.passes.finish()
+        return self.over_ranks(terms) | figures(self.over_ranks(measured))
+
+    def _differentiate(
+        self, groups: list[Group], rng: Tensor, report: bool
+    ) -> tuple[Terms, Measured]:
+        """Of one part; means over the groups of a task drawn twice."""
         values: dict[str, list[Tensor]] = {}
+        measured: Measured = {}
         for group in groups:
             this = self.passes.begin(group, rng)
-            found = differentiate(this, self.ascent, self.teacher is not None, self.clock, report)
-            for name, value in found.items():
+            arguments = this, self.ascent, self.teacher is not None, self.clock, report
+            terms, found = differentiate(*arguments)
+            add_terms(measured, found)
+            for name, value in terms.items():
                 values.setdefault(name, []).append(value)
-        return {name: _mean(same) for name, same in values.items()}
+        return {name: _mean(same) for name, same in values.items()}, measured
+
+    def over_ranks(self, terms: Terms) -> Terms:
+        """The sum of each over all ranks, in one message."""
+        if self.ranks.size == 1 or not terms:
+            return terms
+        flat = torch.cat([value.double().reshape(-1) for value in terms.values()])
+        parts = self.ranks.sum(flat).split([value.numel() for value in terms.values()])
+        pairs = zip(terms.items(), parts, strict=True)
+        return {name: part.view_as(value).to(value.dtype) for (name, value), part in pairs}
 
     def gradients(self, batch: TaskBatch, rng: Tensor) -> dict[str, Tensor]:
         """Gradients of one batch's loss by parameter name, without an update."""
         groups = self.passes.groups([batch])
         self.passes.refresh()
-        self.differentiate(groups, rng)
+        self.differentiate([groups], rng)
         found = self.passes.gradients(groups)
         named = {n: (p, found[id(p)]) for n, p in self.model.named_parameters() if id(p) in found}
         grads = {name: _dense(grad, p) for name, (p, grad) in named.items()}
@@ -178,6 +233,12 @@ def build_ascent(model: MultiTaskModel, config: RunConfig) -> Ascent | None:
         return None
     dtype = torch.bfloat16 if config.precision == "bf16" else next(model.parameters()).dtype
     return Ascent(smart, torch.finfo(dtype).eps, config.backend)
+
+
+def add_terms(sums: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+    """Adds to the sums by name."""
+    for name, value in terms.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def _mean(values: list[Tensor]) -> Tensor:

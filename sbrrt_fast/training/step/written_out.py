@@ -117,8 +117,11 @@ class WrittenOutPass:
         return self
 
     def cotangents(self, tangents: Tensor) -> Tensor:
-        table = self.tables.smoothness
-        return smoothness_cotangents(table, self.outputs, tangents, backend=self.backend)
+        tables = self.tables
+        found = smoothness_cotangents(
+            tables.smoothness, self.outputs, tangents, backend=self.backend
+        )
+        return found if tables.output_shares is None else found * tables.output_shares
 
     def values(self, changes: Tensor) -> Tensor:
         table = self.tables.smoothness
@@ -242,21 +245,23 @@ class WrittenOutPass:
         weight_gradients(passes, self.model.grads.heads)
         if self.model.trains_encoder:
             self._backward(passes)
+        group = self.group
         return [
-            self._terms(*terms, repeats)
-            for terms, repeats in zip(result.terms, self.group.repeats, strict=True)
+            self._terms(*of_task)
+            for of_task in zip(result.terms, group.repeats, group.shares, strict=True)
         ]
 
-    def _terms(
-        self, loss: Tensor, smart: Tensor, bregman: Tensor, total: Tensor, repeats: int
-    ) -> dict[str, Tensor]:
-        """One task's, the means over its batches."""
-        terms = {"loss": loss}
+    def _terms(self, terms: Tensor, repeats: int, share: float) -> dict[str, Tensor]:
+        """One task's, of the means over all examples of its batches; terms [4]."""
+        loss, smart, bregman, total = terms.unbind()
+        means = {"loss": loss}
         if self.adversarial is not None:
-            terms["smart"] = smart
+            means["smart"] = smart
         if self.targets is not None:
-            terms["bregman"] = bregman
-        return terms | {"total": total if repeats == 1 else total / repeats}
+            means["bregman"] = bregman
+        if share != 1.0:  # which is in the total's weight already
+            means = {name: share * value for name, value in means.items()}
+        return means | {"total": total if repeats == 1 else total / repeats}
 
     def _objective(self) -> Objective:
         adversarial = self.adversarial

@@ -10,10 +10,13 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.packed.encoder import PackedEncoder
 from sbrrt_fast.model.packed.heads import HeadWeights
+from sbrrt_fast.model.packed.weights import ModelGradients
 from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
+from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.step.gradient_sums import GradientSums
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.group_tables import GroupTables
 from sbrrt_fast.training.step.streams import Streams
@@ -26,14 +29,22 @@ class WrittenOutModel:
 
     Args:
         model: the student. teacher: or None. config: the run's.
+        ranks: over which gradients are summed.
 
     Attributes:
         student, momentum: their encoders. weights, teacher_weights: their heads'.
-        grads: of the student. grad_words: of the word table, since the last backward.
+        grads: of the student, and grad_words of the word table: the last backward's.
+        sums: the step's gradients.
         trains_encoder: False where it is frozen. one_output: the tasks whose Jacobian has rows.
     """
 
-    def __init__(self, model: MultiTaskModel, teacher: Teacher | None, config: RunConfig):
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        teacher: Teacher | None,
+        config: RunConfig,
+        ranks: Ranks | None = None,
+    ):
         self.model, self.teacher, self.run_config = model, teacher, config
         self.device = next(model.parameters()).device
         self.smart, self.backend = resolve(config.smart), config.backend
@@ -51,6 +62,10 @@ class WrittenOutModel:
         self.grads = self.student.gradients
         self.grad_words: RowGradient | None = None
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
+        self.sums = GradientSums(
+            self.grads, self._new_total, ranks or OneRank(), self.trains_encoder
+        )
+        self.student.on_layer = self.sums.complete
         perturbs = self.smart.weight > 0 and self.smart.gradient == "tangent"
         has_rows = perturbs and self.trains_encoder
         tasks = model.tasks.items() if has_rows else ()
@@ -73,7 +88,7 @@ class WrittenOutModel:
     def tables(self, group: Group) -> GroupTables:
         """The group's tables, made when its like comes first."""
         places = group.counts, group.firsts, group.num_row_sequences
-        key = group.names, group.repeats, *places
+        key = group.names, group.repeats, group.shares, *places
         if key not in self._tables:
             self._tables[key] = GroupTables(
                 self.model, self.weights, self.run_config, group, self.device
@@ -81,13 +96,14 @@ class WrittenOutModel:
         return self._tables[key]
 
     def gradients_of(self, group: Group) -> dict[int, Tensor | RowGradient]:
-        """The last backward's gradients by id of the parameter: those that train."""
+        """The step's gradients by id of the parameter: those that train."""
+        grads = self.sums.result
         heads = (p for name in dict.fromkeys(group.names) for p in self._head(name))
-        found = {id(p): self.weights.part(self.grads.heads, p) for p in heads}
+        found = {id(p): self.weights.part(grads.heads, p) for p in heads}
         if not self.trains_encoder:
             return found
         words = self.encoder.embeddings.word_embeddings.weight
-        return found | self.grads.by_parameter | {id(words): self.grad_words}
+        return found | grads.by_parameter | {id(words): self.sums.words}
 
     def copies(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """The bfloat16 copies of weights and of the teacher's, by id of the parameter."""
@@ -115,13 +131,17 @@ class WrittenOutModel:
         return {
             "activations": sum(e.workspace.num_bytes for e in encoders),
             "copies": sum(copies),
-            "gradients": self.grads.num_bytes,
+            "gradients": self.sums.num_bytes,
         }
 
     def capacity(self) -> tuple[int, ...]:
         """Sizes of the workspaces: where one has grown, captured work has the old addresses."""
         spaces = [e.workspace for e in (self.student, self.momentum) if e]
         return tuple(size for space in spaces for size in (space.capacity, space.num_sums))
+
+    def _new_total(self) -> ModelGradients:
+        weights = self.student.weights, len(self.weights.flat)
+        return ModelGradients(self.encoder, *weights, torch.float32)
 
     def _head(self, name: str) -> list[Tensor]:
         return [p for p in self.model.heads[name].parameters() if p.requires_grad]

@@ -16,8 +16,17 @@ from sbrrt_fast.training.step.written_out_model import WrittenOutModel
 class WrittenOut(WrittenOutModel):
     """``step.StepModel`` with written-out passes: autograd's numbers, several times faster."""
 
-    def groups(self, batches: list[TaskBatch]) -> list[Group]:
-        return [self.group(batches).with_words()]
+    def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
+        return [self.group(batches).with_words(words)]
+
+    def start(self, num_parts: int) -> None:
+        self.sums.start(num_parts)
+
+    def end_part(self) -> None:
+        self.sums.end_part(self.grad_words)
+
+    def finish(self) -> None:
+        self.sums.finish()
 
     def begin(self, group: Group, rng: Tensor) -> WrittenOutPass:
         return WrittenOutPass(self, group.to(self.device), rng)
