@@ -23,10 +23,11 @@ from benchmarks.harness.shapes import MODELS
 from benchmarks.harness.text import markdown_table
 from benchmarks.tune.kernel_count import UPDATES
 from benchmarks.tune.scaling_links import Links
-from benchmarks.tune.scaling_messages import BUCKET_BYTES, SUM_BYTES
+from benchmarks.tune.scaling_messages import SUM_BYTES
 from benchmarks.tune.scaling_model import H200, PRECISION, Setup, efficiency, predict
 from benchmarks.tune.sharded_update import sharded
 from sbrrt_fast.experiments.plots import save_figure
+from sbrrt_fast.training.step.gradient_sums import BUCKET_BYTES
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 BATCHES = (8, 32, 256)

@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 from benchmarks.harness.machine import PRECISIONS
 from benchmarks.harness.round_cost import empty_model
-from sbrrt_fast.data.bucket import bucket_size
-from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.packed.heads import HeadWeights
 from sbrrt_fast.model.packed.weights import EncoderWeights, ModelGradients
+from sbrrt_fast.training.step.gradient_sums import BUCKET_BYTES
 
-BUCKET_BYTES = 25 * 2**20
 SUM_BYTES = 4  # of an element on its way: bfloat16 is summed in float32
 TERM_BYTES = 8 * 4  # of a task: loss, smart, bregman and total, in float64
 
@@ -43,13 +41,6 @@ def buckets(num_layers: int, layer_bytes: int, bucket_bytes: float) -> list[rang
     that fills it."""
     each = max(1, ceil(bucket_bytes / layer_bytes))
     return [range(i, min(i + each, num_layers)) for i in range(0, num_layers, each)]
-
-
-def num_word_rows(num_tokens: int, num_ranks: int, shape: BertConfig) -> int:
-    """Rows of the word table in a captured step's gradient: as many as the tokens of all ranks,
-    each filled up to the size of the largest, ``num_tokens``; or as there are words."""
-    filled = bucket_size(num_tokens, shape.max_position_embeddings)
-    return min(filled * num_ranks, shape.vocab_size)
 
 
 def messages(

@@ -8,8 +8,7 @@ the kernels beside them.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,25 +22,14 @@ from benchmarks.harness.machine import Machine
 from benchmarks.harness.round_cost import num_parameters
 from benchmarks.harness.rounds import Rounds, sbrrt
 from benchmarks.harness.settings import Settings
-from benchmarks.harness.shapes import (
-    BACKWARD,
-    FORWARD,
-    MODELS,
-    SEQUENCES_PER_EXAMPLE,
-    Case,
-    task_lengths,
-)
+from benchmarks.harness.shapes import BACKWARD, FORWARD, MODELS, Case
 from benchmarks.tune.kernel_count import count_round
 from benchmarks.tune.scaling_links import Links
-from benchmarks.tune.scaling_messages import (
-    BUCKET_BYTES,
-    SUM_BYTES,
-    Message,
-    gradients_of,
-    messages,
-    num_word_rows,
-)
+from benchmarks.tune.scaling_messages import SUM_BYTES, Message, gradients_of, messages
+from benchmarks.tune.scaling_shares import Share, largest_share
+from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.training.cost.floor import round_cost
+from sbrrt_fast.training.step.gradient_sums import BUCKET_BYTES
 
 PRECISION = "bf16"
 H200 = Machine({PRECISION: 790e12}, 4.3e12, 2e-6)  # docs/performance.md
@@ -68,6 +56,10 @@ class Setup:
     links: Links = LINKS
     bucket_bytes: float = BUCKET_BYTES
     sum_bytes: int = SUM_BYTES
+
+    @property
+    def shape(self) -> BertConfig:
+        return MODELS[self.model]
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -122,23 +114,28 @@ def efficiency(setup: Setup, num_gpus: int) -> float:
 
 def predict_step(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> Prediction:
     """A step's on these tasks."""
-    tokens = heaviest_share(list(examples_of_step(setup, tasks, num_gpus)), num_gpus)
-    stages = stage_seconds(setup, tokens)
+    stages = stage_seconds(setup, share_of(setup, tasks, num_gpus).tokens)
     if num_gpus == 1:
         return Prediction(stages, 0.0, 0, 0)
-    sent = messages_of(setup, tokens, len(tasks), num_gpus)
+    sent = messages_of(setup, tasks, num_gpus)
     exposed = wait(sent, stages["backward"], lambda n: setup.links.all_reduce(n, num_gpus))
     return Prediction(stages, exposed, sum(m.num_bytes for m in sent), len(sent))
 
 
-def messages_of(setup: Setup, tokens: Tokens, num_tasks: int, num_gpus: int) -> list[Message]:
-    """Of a step, of whose ranks the one with the most has these tokens."""
-    rows = num_word_rows(sum(tokens.values()), num_gpus, MODELS[setup.model])
+def share_of(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> Share:
+    """Of the rank with the most; a batch that grows is the same examples again and again."""
+    repeats, positions = num_gpus if setup.grows else 1, setup.shape.max_position_embeddings
+    return largest_share(tasks, setup.num_examples, repeats, num_gpus, positions)
+
+
+def messages_of(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> list[Message]:
+    """Of a step on a GPU: the words' gradient has as many rows as all ranks have tokens."""
+    rows = min(num_gpus * share_of(setup, tasks, num_gpus).num_filled, setup.shape.vocab_size)
     gradients = gradients_of(setup.model, PRECISION)
-    return messages(gradients, rows, num_tasks, setup.bucket_bytes, setup.sum_bytes)
+    return messages(gradients, rows, len(tasks), setup.bucket_bytes, setup.sum_bytes)
 
 
-def wait(sent: list[Message], backward: float, seconds_of) -> float:
+def wait(sent: list[Message], backward: float, seconds_of: Callable[[int], float]) -> float:
     """Seconds from the end of the backward until the last message is through.
 
     Args:
@@ -150,34 +147,10 @@ def wait(sent: list[Message], backward: float, seconds_of) -> float:
     return max(free - backward, 0.0)
 
 
-def examples_of_step(
-    setup: Setup, tasks: tuple[str, ...], num_gpus: int
-) -> Iterator[tuple[str, int]]:
-    """Task and tokens of each example, a pair's two sequences together.
-
-    A batch that grows is the same examples again and again.
-    """
-    for task in tasks:
-        lengths, each = task_lengths(task, setup.num_examples), SEQUENCES_PER_EXAMPLE[task]
-        pairs = [sum(lengths[i : i + each]) for i in range(0, len(lengths), each)]
-        for length in pairs * (num_gpus if setup.grows else 1):
-            yield task, length
-
-
-def heaviest_share(examples: list[tuple[str, int]], num_ranks: int) -> dict[str, int]:
-    """Tokens by task of the rank with the most: the longest example goes to who has least."""
-    shares = [(0, rank, dict.fromkeys(TASKS, 0)) for rank in range(num_ranks)]
-    for task, length in sorted(examples, key=lambda example: -example[1]):
-        total, rank, tokens = shares[0]
-        tokens[task] += length
-        heapq.heapreplace(shares, (total + length, rank, tokens))
-    return max(shares)[2]
-
-
 def stage_seconds(setup: Setup, tokens: Tokens) -> dict[str, float]:
     """Of one step on a rank's tokens, by stage."""
     config = sbrrt("joint", PRECISION)
-    cost = round_cost(MODELS[setup.model], config, tokens, num_parameters(setup.model))
+    cost = round_cost(setup.shape, config, tokens, num_parameters(setup.model))
     seconds = cost.seconds(setup.gpu.ceilings(PRECISION))
     for stage, more in row_op_seconds(setup, tokens).items():
         seconds[stage] += more

@@ -19,8 +19,6 @@ from benchmarks.tune.scaling_messages import buckets, gradients_of
 from benchmarks.tune.scaling_model import (
     PRECISION,
     Setup,
-    examples_of_step,
-    heaviest_share,
     messages_of,
     predict_step,
     wait,
@@ -89,8 +87,7 @@ def _step(setup: Setup, tasks: tuple[str, ...], num_gpus: int) -> Sharded:
 
 def _exposed(setup: Setup, tasks: tuple[str, ...], num_gpus: int, backward: float) -> float:
     """Of a step's sums, those of the matrices being reduce-scatters."""
-    tokens = heaviest_share(list(examples_of_step(setup, tasks, num_gpus)), num_gpus)
-    sent, links = messages_of(setup, tokens, len(tasks), num_gpus), setup.links
+    sent, links = messages_of(setup, tasks, num_gpus), setup.links
     halves = [m for m in sent if m.name == "matrices"]
     waited = wait(halves, backward, lambda n: links.half(n, num_gpus))
     others = sent[len(halves) :]
