@@ -7,7 +7,8 @@ Each run is one of torch.distributed.run, over gloo, on SBRRT rounds of MiniLM w
 ``--data-dir`` on the built-in sample. All processes have the same number of threads. The global
 batch is the same for all, so that the losses must be. Work is the time that the process's first
 thread was on a core, which others on the machine change little; waiting, in sums over ranks, is
-time that passed. Figures are medians over rounds, of each rank where there are several.
+time that passed. Figures are medians over rounds, of each rank where there are several; the last
+column is the largest relative difference of a task's loss in any round.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ TIMEOUT = 300.0
 COLUMNS = {"tokens": 1.0, "work": 1e3, "waiting": 1e3}
 HEAD = (
     "processes", "round, ms", "tokens", "work, ms", "waiting, ms", "messages", "MB",
-    "ranks alike", "losses from one process",
+    "ranks alike", "from one process",
 )  # fmt: skip
 
 
@@ -136,11 +137,12 @@ def terms_of(records: list[dict]) -> list[dict[str, float]]:
 
 
 def largest_difference(records: list[dict], others: list[dict]) -> float:
-    """Over all rounds and loss terms, relative to the larger of the two."""
+    """Over all rounds and tasks, of a task's whole loss, relative."""
     return max(
-        abs(a[name] - b[name]) / max(abs(a[name]), abs(b[name]), sys.float_info.min)
+        abs(a[name] - b[name]) / abs(a[name])
         for a, b in zip(terms_of(records), terms_of(others), strict=True)
         for name in a
+        if name.endswith("/total")
     )
 
 
