@@ -100,7 +100,7 @@ def work(args: argparse.Namespace) -> None:
     disconnect()
 
 
-def run(args: argparse.Namespace, num_ranks: int) -> list[list[dict]]:
+def run(arguments: Sequence[str], num_ranks: int) -> list[list[dict]]:
     """The records of each rank, in processes of their own.
 
     Raises:
@@ -109,8 +109,8 @@ def run(args: argparse.Namespace, num_ranks: int) -> list[list[dict]]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "records.json"
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-        worker = ["-m", "benchmarks.tune.scaling_run", "--worker", str(path), *sys.argv[1:]]
-        environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        worker = ["-m", "benchmarks.tune.scaling_run", "--worker", str(path), *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # until a worker sets --threads
         done = subprocess.run([sys.executable, "-m", *launcher, *worker], env=environment)
         if done.returncode:
             raise SystemExit(f"scaling_run: {num_ranks} processes ended with {done.returncode}")
@@ -152,12 +152,13 @@ def _medians(ranks: list[list[dict]], name: str, factor: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(arguments)
     if args.worker:
         work(args)
         return
     counts = sorted({1, *args.ranks})
-    records = {count: run(args, count) for count in counts}
+    records = {count: run(arguments, count) for count in counts}
     rows = [row(records[count], records[1][0]) for count in counts]
     print(*markdown_table(HEAD, rows), sep="\n")
     if args.records:
