@@ -38,8 +38,8 @@ from sbrrt_fast.model.backbone import resolve_backbone
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.training.build import build_step, load_splits
 from sbrrt_fast.training.ranks.process_group import connect, disconnect
-from sbrrt_fast.training.ranks.shares import RoundShares
 from sbrrt_fast.training.round_robin import RoundRobin
+from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step.group import tokens_by_task
 
 WARM_UPS = 2

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.harness.rounds import SBRRT
 from benchmarks.harness.shapes import SEQUENCES_PER_EXAMPLE, task_lengths
 from sbrrt_fast.data.bucket import bucket_size
-from sbrrt_fast.training.ranks.shares import Places, deal
+from sbrrt_fast.training.shares import Places, deal
 
 Lengths = np.ndarray  # int64, tokens by example
 

@@ -19,7 +19,7 @@ from benchmarks.tune.scaling_shares import example_lengths, largest_share
 from benchmarks.tune.sharded_update import sharded
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.training.ranks.ranks import OneRank
-from sbrrt_fast.training.ranks.shares import RoundShares
+from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step import gradient_sums
 from sbrrt_fast.training.step.gradient_sums import BUCKET_BYTES
 from tests.model.models import CONFIG
