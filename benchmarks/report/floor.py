@@ -1,6 +1,6 @@
 """The floor of a round on this machine, from ceilings measured now, and the distance to it.
 
-    python -m benchmarks.report.floor [--model minilm] [--batch round] [--update joint] [--gpus 8]
+    python -m benchmarks.report.floor [--model minilm] [--batch round] [--update joint]
     python -m benchmarks.report.floor --by-op       # and which ops a round's time goes to, on a CPU
     python -m benchmarks.report.floor --flops 790e12 --bandwidth 4.3e12 --launch 2e-6
 
@@ -17,26 +17,22 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases.stages import stage_times
-from benchmarks.harness.lengths import TASKS
 from benchmarks.harness.machine import PRECISIONS, Machine, measure
-from benchmarks.harness.rounds import SBRRT, build_model, sbrrt, step_and_rounds
+from benchmarks.harness.round_cost import typical_cost
+from benchmarks.harness.rounds import sbrrt, step_and_rounds
 from benchmarks.harness.settings import NUM_ROUNDS, Settings, settings
-from benchmarks.harness.shapes import MODELS, Case, examples_of, task_lengths
+from benchmarks.harness.shapes import MODELS, Case
 from benchmarks.harness.text import markdown_table
 from benchmarks.tune.kernel_list import launched_reason, num_replays, profiled, run
-from sbrrt_fast.model.bert import MiniBert
-from sbrrt_fast.training.cost.floor import RoundCost, round_cost
+from sbrrt_fast.training.cost.floor import RoundCost
 from sbrrt_fast.training.step.captured_step import SIGHTS
 
-LINK = 450e9  # bytes per second and direction of an H200's NVLink, by its datasheet
-GRADIENT_BYTES = 4
 PASSES = 5  # over all rounds
 MOST_OPS = 16
 
@@ -97,51 +93,6 @@ def op_lines(settings: Settings, case: Case, update: str, precision: str) -> Ite
         yield f"  {op.key:<48}{own:>12.2f}{count:>8.0f}"
 
 
-def num_parameters(case: Case) -> int:
-    """That a run trains, heads included."""
-    with torch.device("meta"):
-        encoder = MiniBert(MODELS[case.model], pooling="mean")
-    model = build_model(encoder, SBRRT, torch.device("meta"), 0.1)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """An estimate of a round on several GPUs, each with a batch of its own.
-
-    Attributes:
-        seconds: of a round. speed_up: in tokens per second over one GPU.
-    """
-
-    num_gpus: int
-    seconds: float
-    speed_up: float
-
-
-def scaling(one: float, num_parameters: int, updates: int, link: float, gpus: int) -> Scaling:
-    """A ring all-reduce of fp32 gradients before each update, which nothing hides.
-
-    Args:
-        one: seconds of a round on one GPU. updates: of a round. link: bytes per second.
-    """
-    moved = 2.0 * (gpus - 1) / gpus * GRADIENT_BYTES * num_parameters * updates
-    seconds = one + moved / link
-    return Scaling(gpus, seconds, gpus * one / seconds)
-
-
-def scaling_lines(
-    one: float, num_parameters: int, updates: int, link: float, most: int
-) -> Iterator[str]:
-    """Lines of text for 1, 2, 4, ... GPUs; an estimate, and said to be one."""
-    yield f"ESTIMATE for several GPUs, {link / 1e9:.0f} GB/s between them, nothing overlapped:"
-    gpus = 1
-    while gpus <= most:
-        estimate = scaling(one, num_parameters, updates, link, gpus)
-        rate = f"{estimate.speed_up:.2f}x tokens/s"
-        yield f"  {gpus} GPUs: {1e3 * estimate.seconds:.2f} ms a round, {rate}"
-        gpus *= 2
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="minilm")
@@ -152,8 +103,6 @@ def main() -> None:
     parser.add_argument("--bandwidth", type=float, help="its bytes per second")
     parser.add_argument("--launch", type=float, help="its seconds per kernel in a graph")
     parser.add_argument("--by-op", action="store_true", help="of this machine's CPU")
-    parser.add_argument("--gpus", type=int, default=1, help="estimate for up to so many")
-    parser.add_argument("--link", type=float, default=LINK, help="bytes per second between GPUs")
     args = parser.parse_args()
     given = (args.flops, args.bandwidth, args.launch)
     if any(given) and not all(given):
@@ -168,16 +117,15 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
     if args.flops:
         machine = Machine({args.precision: args.flops}, args.bandwidth, args.launch)
         yield f"{args.model} {args.batch} {args.update} at the given ceilings, nothing timed:"
-        floors = given_cost(args, case).seconds(machine.ceilings(args.precision))
+        cost = typical_cost(case, args.update, args.precision)
+        floors = cost.seconds(machine.ceilings(args.precision))
         yield from (f"  {stage:<12}{1e3 * floor:>9.3f} ms" for stage, floor in floors.items())
-        one = sum(floors.values())
-        yield f"  {'all':<12}{1e3 * one:>9.3f} ms"
+        yield f"  {'all':<12}{1e3 * sum(floors.values()):>9.3f} ms"
     else:
         machine = measure(here.device)
         figures = stage_times(here, case, args.update, args.precision)
         yield from floor_table(figures, machine)
         floors = cost_of(figures).seconds(machine.ceilings(figures["precision"]))
-        one = sum(figures["seconds"].values())
         if args.by_op:
             yield from op_lines(here, case, args.update, args.precision)
     if here.is_gpu and not args.flops:
@@ -188,9 +136,6 @@ def lines_of(args: argparse.Namespace, case: Case) -> Iterator[str]:
     else:
         count = count_launches(here, case, args.update)
         yield _launches(count, "ops that are no views", machine)
-    if args.gpus > 1:
-        updates = 1 if args.update == "joint" else len(SBRRT.tasks)
-        yield from scaling_lines(one, num_parameters(case), updates, args.link, args.gpus)
 
 
 def _launches(count: float, what: str, machine: Machine) -> str:
@@ -219,13 +164,6 @@ def replayed_round(settings: Settings, case: Case, update: str, precision: str) 
         raise RuntimeError(reason)
     kernels = profiled(step, rounds, index, NUM_ROUNDS, settings.device)
     return {"seconds": statistics.median(seconds), "kernels": len(kernels) / NUM_ROUNDS}
-
-
-def given_cost(args: argparse.Namespace, case: Case) -> RoundCost:
-    """Of a typical round, without running it."""
-    config = sbrrt(args.update, args.precision)
-    counts = {task: sum(task_lengths(task, examples_of(case.batch))) for task in TASKS}
-    return round_cost(case.config, config, counts, num_parameters(case))
 
 
 if __name__ == "__main__":
