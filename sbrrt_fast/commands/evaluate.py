@@ -62,7 +62,7 @@ class EvaluateArguments(RunArguments):
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(EvaluateArguments, argv, "sbrrt-fast evaluate")
-    ranks = connect(arguments.device, TIMEOUT, print)
+    ranks = connect(arguments.device, TIMEOUT)
     run = open_run(arguments, ranks)
     with ranks.together("looking at --metrics"):
         _check_metrics(arguments.metrics, run.config.tasks)

@@ -57,7 +57,7 @@ _OF_TEXTS = ("task", "output", "format", "probabilities", "skip_bad_rows")
 def _predict_files(arguments: PredictArguments) -> int:
     if not arguments.split:
         raise ConfigError("--split: name at least one of train, dev and test")
-    ranks = connect(arguments.device, TIMEOUT, print)
+    ranks = connect(arguments.device, TIMEOUT)
     run = open_run(arguments, ranks)
     with ranks.together("naming the prediction files"):
         files = prediction_files(run.config.tasks, arguments.split)

@@ -39,7 +39,7 @@ def predict_texts(input: Path, arguments: PredictArguments) -> int:
     Raises:
         SbrrtError: the run, the task or the input cannot be used; ``--output`` is as it was then.
     """
-    ranks = connect(arguments.device, TIMEOUT, _say)
+    ranks = connect(arguments.device, TIMEOUT)
     with ranks.together("opening the input"):
         _check_input(input, ranks)
         _check_output(input, arguments.output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +41,7 @@ class DevEvaluator:
 
     def scores(self, model: MultiTaskModel, progress: Progress, limit: int | None) -> dict:
         """On the first ``limit`` rows of each split, all if None."""
-        with self._stoppable(), progress.evaluating():
+        with self.stop.stoppable(), progress.evaluating():
             self.scored = score_tasks(
                 model,
                 self.tasks,
@@ -51,13 +50,8 @@ class DevEvaluator:
                 limit=limit,
                 progress=self.ranks.is_first,
                 ranks=self.ranks,
-                stop_signal=lambda: self.stop.number,
             )
         return from_first(self.ranks, "scoring the dev rows", lambda: scores_of(self.scored))
-
-    def _stoppable(self) -> AbstractContextManager[None]:
-        """One process is stopped wherever it is, several where all of them ask for signals."""
-        return self.stop.stoppable() if self.ranks.size == 1 else nullcontext()
 
     def final_scores(
         self,

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 
-TIMEOUT = 60.0  # seconds for which a rank may be silent
+TIMEOUT = 45.0  # seconds for which a rank may be silent
 
 
-def connect(device: str, timeout: float, log: Callable[[str], object]) -> Ranks:
+def connect(device: str, timeout: float) -> Ranks:
     """This process among those that torchrun started; alone without torchrun.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``. timeout: seconds for which a rank may be silent.
-        log: where lines for the user go.
 
     Raises:
         SbrrtError: there are several.

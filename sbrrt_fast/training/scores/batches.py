@@ -16,15 +16,8 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import DataError
 from sbrrt_fast.training.ranks.agreement import check_same
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
-from sbrrt_fast.training.stopping import Stopped
 
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
-
-StopSignal = Callable[[], int | None]  # the number of a signal that came, None before one does
-
-
-def no_signal() -> None:
-    """Nothing stops the work."""
 
 
 def computed_rows(
@@ -36,7 +29,6 @@ def computed_rows(
     width: int,
     ranks: Ranks = ONE_RANK,
     progress: bool = False,
-    stop_signal: StopSignal = no_signal,
 ) -> Tensor:
     """What ``compute`` makes of the first ``num_rows`` rows, in order, on every rank.
 
@@ -46,27 +38,24 @@ def computed_rows(
         row_shape: of what a row gives.
         compute: from a packed batch on the host to [num_rows_of_batch, *row_shape] on any device.
         width: of the model's hidden states; the cost of a batch depends on it.
-        ranks: that share the rows out; on all of them the other arguments are the same.
+        ranks: that share the rows out, with a tick after each batch; on all of them the other
+            arguments are the same.
         progress: whether a bar is shown; it counts this rank's rows.
-        stop_signal: asked before each batch; once it came on one rank, all of them stop.
 
     Returns:
         float32 [num_rows, *row_shape] on the CPU.
 
     Raises:
-        DataError: the ranks have read different rows. Stopped: a signal came.
+        DataError: the ranks have read different rows.
     """
     _check_same_rows(ranks, task, num_rows)
     batches = own_batches(task, num_rows, width, ranks)
     rows = torch.full((num_rows, *row_shape), -0.0)  # x + -0.0 is x, also where x is -0.0
     with _bar(task, batches, ranks, progress) as bar, ranks.together(f"predicting {task.name}"):
         for examples in batches:
-            if stop_signal() is not None:
-                break
             rows[examples] = compute(assemble(task, examples)).to("cpu", torch.float32)
             ranks.tick()
             bar.update(len(examples))
-    _stop_together(ranks, stop_signal)
     return ranks.sum(rows) if num_rows else rows
 
 
@@ -85,13 +74,6 @@ def _check_same_rows(ranks: Ranks, task: TokenizedTask, num_rows: int) -> None:
         "machines the same files"
     )
     check_same(ranks, [num_rows, *checksums], error)
-
-
-def _stop_together(ranks: Ranks, stop_signal: StopSignal) -> None:
-    """Raises Stopped on every rank if a signal came on any of them."""
-    signals = [number for number in ranks.gather(stop_signal()) if number is not None]
-    if signals:
-        raise Stopped(signals[0])
 
 
 def own_batches(task: TokenizedTask, num_rows: int, width: int, ranks: Ranks) -> list[Tensor]:

@@ -14,7 +14,7 @@ from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
-from sbrrt_fast.training.scores.batches import StopSignal, computed_rows, no_signal
+from sbrrt_fast.training.scores.batches import computed_rows
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.step.autograd_pass import autocast
 
@@ -34,7 +34,7 @@ def predict(
 
     Raises:
         WeightsError: as of ``predict_outputs``; or a prediction is too large for float32.
-        DataError, Stopped: as of ``predict_outputs``.
+        DataError: the ranks have read different rows.
     """
     outputs = predict_outputs(model, task, ranks=ranks, **options)
     return predictions_of(model, task, outputs, ranks)
@@ -61,7 +61,6 @@ def predict_outputs(
     limit: int | None = None,
     progress: bool = False,
     ranks: Ranks = ONE_RANK,
-    stop_signal: StopSignal = no_signal,
 ) -> Tensor:
     """The head's outputs for the first ``limit`` examples (all if None), in order, no dropout.
 
@@ -71,7 +70,6 @@ def predict_outputs(
         packed: whether padding is left out of the computation.
         progress: whether a bar is shown.
         ranks: that share the batches out; each has the same model and gets all outputs.
-        stop_signal: see ``batches.computed_rows``.
 
     Returns:
         float32 on the CPU: logits [num_examples, num_classes] of ``classes``, one logit
@@ -79,7 +77,7 @@ def predict_outputs(
 
     Raises:
         WeightsError: the model's outputs are not finite; it names a weight that is not.
-        DataError: the ranks have read different rows. Stopped: ``stop_signal`` gave one.
+        DataError: the ranks have read different rows.
     """
     device = next(model.parameters()).device
     config = model.tasks[task.name]
@@ -99,7 +97,6 @@ def predict_outputs(
             width=model.config.hidden_size,
             ranks=ranks,
             progress=progress,
-            stop_signal=stop_signal,
         )
     with ranks.together(f"predicting {task.name}"):
         _check_finite(model, task, outputs)

@@ -230,14 +230,14 @@ def test_values_are_compared():
 # The trainer's evaluations
 
 
-def evaluator(ranks, output: Path, stop: StopSignals | None = None, **options) -> DevEvaluator:
+def evaluator(ranks, output: Path, **options) -> DevEvaluator:
     """Of splits that are the same on every rank."""
     names = ("sst", "sts")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         tasks = {name: split_of(name, TASKS[name], 25) for name in names}
     config = RunConfig(output=output, tasks={name: TASKS[name] for name in names}, **options)
-    return DevEvaluator(config, tasks, stop or StopSignals(), ranks)
+    return DevEvaluator(config, tasks, StopSignals(), ranks)
 
 
 def progress() -> Progress:
@@ -282,14 +282,20 @@ def test_every_rank_scores_the_best_model(tmp_path):
     assert all(isinstance(error, WeightsError) for error in errors)
 
 
-def test_a_signal_to_one_rank_stops_all(tmp_path):
+def test_a_tick_that_stops_one_rank_stops_all(tmp_path):
     model = random_model(tasks=TASKS).eval()
 
     def work(ranks):
-        stop = StopSignals()
-        if ranks.rank == 1:
-            stop.number = signal.SIGTERM
-        evaluator(ranks, tmp_path, stop).scores(model, progress(), None)
+        def stop() -> None:
+            raise Stopped(signal.SIGTERM)
 
-    stopped = outcomes(3, work)
-    assert all(isinstance(one, Stopped) and one.status == 143 for one in stopped)
+        dev = evaluator(ranks, tmp_path)
+        ranks.on_tick = stop if ranks.rank == 1 else None
+        try:
+            dev.scores(model, progress(), None)
+        except Stopped:
+            return ranks.num_ticks, dev.scored
+        return None
+
+    first, second, third = on_ranks(3, work)
+    assert second == (1, {}) and first[0] > 1 and third[0] > 1

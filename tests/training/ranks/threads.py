@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from sbrrt_fast.errors import SbrrtError
+from sbrrt_fast.training.stopping import Stopped
 
 T = TypeVar("T")
 
@@ -60,11 +61,12 @@ class ThreadRanks:
     """One of several threads, as a rank; see ``training.ranks.ranks.Ranks``.
 
     Attributes:
-        num_ticks: calls of ``tick``.
+        num_ticks: calls of ``tick``. on_tick: is called at each.
     """
 
     def __init__(self, world: _World, rank: int, size: int):
         self._world, self.rank, self.size, self.num_ticks = world, rank, size, 0
+        self.on_tick: Callable[[], object] | None = None
 
     @property
     def is_first(self) -> bool:
@@ -92,17 +94,17 @@ class ThreadRanks:
         own = None
         try:
             yield
-        except SbrrtError as error:
+        except (SbrrtError, Stopped) as error:
             own = error
-        call = "together", what
-        errors = self._world.exchange(self.rank, call, None if own is None else str(own))
-        if own is not None:
-            raise own
-        if others := [message for message in errors if message is not None]:
-            raise SbrrtError(others[0])
+        errors = self._world.exchange(self.rank, ("together", what), own)
+        for error in (own, *errors):
+            if error is not None:
+                raise error
 
     def tick(self) -> None:
         self.num_ticks += 1
+        if self.on_tick is not None:
+            self.on_tick()
 
 
 def outcomes(size: int, work: Callable[[ThreadRanks], T]) -> list[T | BaseException]:
