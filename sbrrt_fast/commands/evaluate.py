@@ -10,14 +10,13 @@ from typing import Annotated
 from tyro.conf import arg
 
 from sbrrt_fast.commands.arguments import parse_arguments
-from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
+from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, join_ranks, open_run
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Metric, Split, TaskConfig, metrics_of
 from sbrrt_fast.errors import ConfigError, DataError, OutputError
 from sbrrt_fast.files import make_folder, write_json
 from sbrrt_fast.messages import printable, shown
-from sbrrt_fast.training.ranks.connect import TIMEOUT, connect
-from sbrrt_fast.training.ranks.ranks import first_alone
+from sbrrt_fast.training.ranks.ranks import Ranks, first_alone
 from sbrrt_fast.training.run_folder import BEST
 from sbrrt_fast.training.scores.confusion import confusion_record, confusion_text
 from sbrrt_fast.training.scores.evaluate import score_tasks
@@ -62,7 +61,11 @@ class EvaluateArguments(RunArguments):
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(EvaluateArguments, argv, "sbrrt-fast evaluate")
-    ranks = connect(arguments.device, TIMEOUT)
+    _evaluate(arguments, join_ranks(arguments))
+    return 0
+
+
+def _evaluate(arguments: EvaluateArguments, ranks: Ranks) -> None:
     run = open_run(arguments, ranks)
     with ranks.together("looking at --metrics"):
         _check_metrics(arguments.metrics, run.config.tasks)
@@ -76,7 +79,6 @@ def main(argv: Sequence[str]) -> int:
             _write(arguments, run, scored)
             for line in _notes(run, tasks, unlabelled):
                 print(line)
-    return 0
 
 
 def _write(arguments: EvaluateArguments, run: TrainedRun, scored: dict[str, ScoredTask]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.predict_arguments import PredictArguments
-from sbrrt_fast.commands.trained_run import TrainedRun, open_run
+from sbrrt_fast.commands.trained_run import TrainedRun, join_ranks, open_run
 from sbrrt_fast.data.reader import ReadReport
 from sbrrt_fast.data.sources import missing_files
 from sbrrt_fast.data.task import Split, TaskConfig
@@ -21,8 +21,7 @@ from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.messages import printable, shown
 from sbrrt_fast.training.ranks.agreement import from_first
-from sbrrt_fast.training.ranks.connect import TIMEOUT, connect
-from sbrrt_fast.training.ranks.ranks import first_alone
+from sbrrt_fast.training.ranks.ranks import Ranks, first_alone
 from sbrrt_fast.training.run_folder import note_predictions
 from sbrrt_fast.training.scores.evaluate import predict
 
@@ -35,8 +34,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.input is not None:
         from sbrrt_fast.commands.predict_texts import predict_texts
 
-        return predict_texts(arguments.input, arguments)
-    return _predict_files(arguments)
+        return predict_texts(arguments.input, arguments, join_ranks(arguments))
+    if not arguments.split:
+        raise ConfigError("--split: name at least one of train, dev and test")
+    return _predict_files(arguments, join_ranks(arguments))
 
 
 def _check_together(arguments: PredictArguments) -> None:
@@ -54,10 +55,7 @@ def _check_together(arguments: PredictArguments) -> None:
 _OF_TEXTS = ("task", "output", "format", "probabilities", "skip_bad_rows")
 
 
-def _predict_files(arguments: PredictArguments) -> int:
-    if not arguments.split:
-        raise ConfigError("--split: name at least one of train, dev and test")
-    ranks = connect(arguments.device, TIMEOUT)
+def _predict_files(arguments: PredictArguments, ranks: Ranks) -> int:
     run = open_run(arguments, ranks)
     with ranks.together("naming the prediction files"):
         files = prediction_files(run.config.tasks, arguments.split)

@@ -24,22 +24,20 @@ from sbrrt_fast.data.texts import Text
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, replacing
 from sbrrt_fast.messages import printable, shown
-from sbrrt_fast.training.ranks.connect import TIMEOUT, connect
 from sbrrt_fast.training.ranks.ranks import Ranks
 
 PROG = "sbrrt-fast predict"
 Write = Callable[[str, Prediction], object]  # a row's id, and what is predicted for it
 
 
-def predict_texts(input: Path, arguments: PredictArguments) -> int:
+def predict_texts(input: Path, arguments: PredictArguments, ranks: Ranks) -> int:
     """Writes a prediction per row of ``input``; returns the exit status, 1 if rows were left out.
 
-    Messages go to stderr, since predictions may go to stdout.
+    Messages go to stderr, since predictions may go to stdout. Of several ranks the first writes.
 
     Raises:
         SbrrtError: the run, the task or the input cannot be used; ``--output`` is as it was then.
     """
-    ranks = connect(arguments.device, TIMEOUT)
     with ranks.together("opening the input"):
         _check_input(input, ranks)
         _check_output(input, arguments.output)

@@ -18,6 +18,7 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits
 from sbrrt_fast.training.kept_models import model_folder
+from sbrrt_fast.training.ranks.connect import TIMEOUT, connect
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.saved_run import SavedModel, read_model, read_settings
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice
@@ -100,6 +101,11 @@ class TrainedRun:
         if line not in self.printed:
             self.printed.add(line)
             self.say(line)
+
+
+def join_ranks(arguments: RunArguments) -> Ranks:
+    """The processes that share a command's work out: those that torchrun started, or this one."""
+    return connect(arguments.device, TIMEOUT)
 
 
 def open_run(arguments: RunArguments, ranks: Ranks = ONE_RANK) -> TrainedRun:

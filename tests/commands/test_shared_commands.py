@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 from sbrrt_fast import load
-from sbrrt_fast.commands import evaluate, predict, predict_texts
+from sbrrt_fast.commands import evaluate, predict, trained_run
 from sbrrt_fast.errors import ConfigError, DataError, OutputError, SbrrtError
 from sbrrt_fast.training.ranks.connect import connect
 from sbrrt_fast.training.ranks.ranks import ONE_RANK
 from tests.helpers import train_tiny
 from tests.training.ranks.threads import on_ranks, outcomes
-
-COMMANDS = (evaluate, predict, predict_texts)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +33,7 @@ def run(trained, tmp_path) -> Path:
 def shared(monkeypatch):
     """Runs a command on ranks of one process; returns what ``runner`` does."""
     here = threading.local()
-    for command in COMMANDS:
-        monkeypatch.setattr(command, "connect", lambda *_: getattr(here, "ranks", ONE_RANK))
+    monkeypatch.setattr(trained_run, "connect", lambda *_: getattr(here, "ranks", ONE_RANK))
     parsing = threading.Lock()
     for command in (evaluate, predict):
         parse = command.parse_arguments
