@@ -23,6 +23,7 @@ from sbrrt_fast.messages import shown
 from sbrrt_fast.model.heads import probabilities
 from sbrrt_fast.training.callbacks import Callback
 from sbrrt_fast.training.ranks.start import prepare
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.saved_run import SavedModel, Which, read_saved
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
 from sbrrt_fast.training.scores.vectors import sentence_vectors
@@ -41,6 +42,7 @@ def load(
     precision: Precision | None = None,
     which: Which = "best",
     log: Callable[[str], object] | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> TaskModel:
     """A trained model, ready to predict.
 
@@ -50,6 +52,7 @@ def load(
         precision: of the matrix products; as the run was trained if None.
         which: of a run's folder, the best model by dev score or the latest one.
         log: hears, once each, which ops take less than their first choice, and why.
+        ranks: processes that share predictions out; see ``TaskModel``.
 
     Raises:
         WeightsError: the folder is not that of a run or model, or its model cannot be used.
@@ -57,7 +60,9 @@ def load(
         BackendError: there is no such device.
     """
     folder = Path(path).expanduser()
-    return TaskModel(read_saved(folder, which=which, device=device, precision=precision), log)
+    with ranks.together("reading the model"):
+        saved = read_saved(folder, which=which, device=device, precision=precision)
+    return TaskModel(saved, log, ranks)
 
 
 def train(
@@ -160,12 +165,20 @@ class TaskModel:
     the run was trained with ``layout: padded``), so that their number and order do not matter for
     memory. Those longer than ``max_length`` tokens are cut, and counted.
 
+    Where several ``ranks`` share the work out, each has the same model, makes the same calls with
+    the same texts, takes every window of them, and gets all predictions.
+
     Attributes:
         tasks: records by name.
     """
 
-    def __init__(self, saved: SavedModel, log: Callable[[str], object] | None = None):
-        self._log, self._logged = log, set[str]()
+    def __init__(
+        self,
+        saved: SavedModel,
+        log: Callable[[str], object] | None = None,
+        ranks: Ranks = ONE_RANK,
+    ):
+        self._log, self._logged, self._ranks = log, set[str](), ranks
         self._model, self._tokenizer, self._config = saved.model, saved.tokenizer, saved.config
         self.tasks: Mapping[str, TaskConfig] = dict(saved.model.tasks)
 
@@ -216,7 +229,8 @@ class TaskModel:
             num_rows: the most texts or pairs of a window; fewer where they are very long.
         """
         examples = text_examples(texts, self._task(task), task)
-        return (self._predict(task, window) for window in windows(examples, num_rows))
+        rows = self._row_windows(task, self.tasks[task], examples, num_rows)
+        return (self._predict(task, window) for window in rows)
 
     def embed(self, texts: Iterable[str], *, normalize: bool = False) -> NDArray[np.float32]:
         """Sentence vectors: what the encoder's pooling makes of texts, before any head.
@@ -231,8 +245,9 @@ class TaskModel:
             DataError: a row is no text, or is empty. WeightsError: a vector is not finite.
         """
         parts = [torch.empty(0, self._model.config.hidden_size)]
-        for window in windows(text_examples(texts, _SINGLE, "embed")):
-            parts.append(self._embed(window))
+        examples = text_examples(texts, _SINGLE, "embed")
+        for rows in self._row_windows("embed", _SINGLE, examples, WINDOW):
+            parts.append(sentence_vectors(self._model.encoder, rows, **self._options))
         vectors = torch.cat(parts)
         return (torch.nn.functional.normalize(vectors) if normalize else vectors).numpy()
 
@@ -243,27 +258,42 @@ class TaskModel:
             raise ConfigError(f"the model has no task '{shown(name)}'{hint or f'; it has {known}'}")
         return self.tasks[name]
 
+    def _row_windows(
+        self, name: str, task: TaskConfig, examples: Iterable[Example], num_rows: int
+    ) -> Iterator[TokenizedTask]:
+        remaining = windows(examples, num_rows)
+        while True:
+            with self._ranks.together("reading texts"):
+                window = next(remaining, None)
+                rows = None if window is None else self._rows(name, task, window)
+            if rows is None:
+                return
+            yield rows
+
     def _rows(self, name: str, task: TaskConfig, examples: list[Example]) -> TokenizedTask:
         rows = TokenizedTask.build(name, task, "test", examples, self._tokenizer, self.max_length)
         if self._log is not None:
-            log_evaluation_choice(self._model, [rows], self._log_once, **self._options)
+            log_evaluation_choice(self._model, [rows], self._log_once, **self._how)
         return rows
 
     def _log_once(self, line: str) -> None:
-        if self._log is not None and line not in self._logged:
+        if self._log is not None and self._ranks.is_first and line not in self._logged:
             self._logged.add(line)
             self._log(line)
 
     @property
     def _options(self) -> dict[str, Any]:
+        return {**self._how, "ranks": self._ranks}
+
+    @property
+    def _how(self) -> dict[str, Any]:
         return {"precision": self.precision, "packed": self._config.layout == "packed"}
 
-    def _predict(self, name: str, examples: list[Example]) -> Predictions:
-        rows = self._rows(name, self.tasks[name], examples)
+    def _predict(self, name: str, rows: TokenizedTask) -> Predictions:
         outputs = predict_outputs(self._model, rows, **self._options)
         return self._predictions(
             name,
-            predictions_of(self._model, rows, outputs),
+            predictions_of(self._model, rows, outputs, self._ranks),
             probabilities(rows.config, outputs),
             rows.num_sequences,
             rows.num_truncated,
@@ -281,10 +311,6 @@ class TaskModel:
     ) -> Predictions:
         arrays = values.numpy(), None if of_classes is None else of_classes.numpy()
         return Predictions(name, *arrays, self.classes(name), *counts)
-
-    def _embed(self, examples: list[Example]) -> Tensor:
-        rows = self._rows("embed", _SINGLE, examples)
-        return sentence_vectors(self._model.encoder, rows, **self._options)
 
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:

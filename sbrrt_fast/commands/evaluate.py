@@ -10,12 +10,13 @@ from typing import Annotated
 from tyro.conf import arg
 
 from sbrrt_fast.commands.arguments import parse_arguments
-from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, open_run
+from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, join_ranks, open_run
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Metric, Split, TaskConfig, metrics_of
 from sbrrt_fast.errors import ConfigError, DataError, OutputError
 from sbrrt_fast.files import make_folder, write_json
 from sbrrt_fast.messages import printable, shown
+from sbrrt_fast.training.ranks.ranks import Ranks, first_alone
 from sbrrt_fast.training.run_folder import BEST
 from sbrrt_fast.training.scores.confusion import confusion_record, confusion_text
 from sbrrt_fast.training.scores.evaluate import score_tasks
@@ -31,7 +32,8 @@ class EvaluateArguments(RunArguments):
     """Score a trained run on a split of each of its tasks; print a table and confusion matrices.
 
     Every row of the best model, with its prediction, probabilities and loss, goes to
-    RUN/evaluation, a file of JSON lines per task.
+    RUN/evaluation, a file of JSON lines per task. Processes that torchrun starts share the rows
+    out.
 
     Attributes:
         split: which files to score; tasks whose test file has no labels are passed over.
@@ -59,23 +61,37 @@ class EvaluateArguments(RunArguments):
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(EvaluateArguments, argv, "sbrrt-fast evaluate")
-    run = open_run(arguments)
-    _check_metrics(arguments.metrics, run.config.tasks)
+    _evaluate(arguments, join_ranks(arguments))
+    return 0
+
+
+def _evaluate(arguments: EvaluateArguments, ranks: Ranks) -> None:
+    run = open_run(arguments, ranks)
+    with ranks.together("looking at --metrics"):
+        _check_metrics(arguments.metrics, run.config.tasks)
     tasks, unlabelled = _load(run, arguments)
-    _make_folders(arguments)
+    with first_alone(ranks, "making folders") as is_first:
+        if is_first:
+            _make_folders(arguments)
     scored = score_tasks(run.model, tasks, **run.options)
+    with first_alone(ranks, "writing the scores") as is_first:
+        if is_first:
+            _write(arguments, run, scored)
+            for line in _notes(run, tasks, unlabelled):
+                print(line)
+
+
+def _write(arguments: EvaluateArguments, run: TrainedRun, scored: dict[str, ScoredTask]) -> None:
+    """Prints the scores and writes the files."""
     scores, intervals = scores_of(scored), intervals_of(scored)
     print(_heading(arguments, run))
-    print(score_table(scores, {name: t.num_examples for name, t in tasks.items()}, intervals))
+    print(score_table(scores, {name: s.num_examples for name, s in scored.items()}, intervals))
     for text in filter(None, map(confusion_text, scored.values())):
         print(f"\n{text}")
     if arguments.output is not None:
         record = _record(arguments, run, {arguments.split: scores, "intervals": intervals}, scored)
         write_json(arguments.output, record)
     _write_rows(arguments, scored)
-    for line in _notes(run, tasks, unlabelled):
-        print(line)
-    return 0
 
 
 def _check_metrics(metrics: Sequence[Metric], tasks: dict[str, TaskConfig]) -> None:
@@ -101,11 +117,12 @@ def _load(
         for name, task in tasks.items()
         if task.labels is not None
     }
-    if not labelled:
-        raise DataError(
-            f"--split {arguments.split}: {run.data} has no labels to score there; use --split dev "
-            "or train, or write predictions with `sbrrt-fast predict`"
-        )
+    with run.ranks.together("reading the labels"):
+        if not labelled:
+            raise DataError(
+                f"--split {arguments.split}: {run.data} has no labels to score there; use --split "
+                "dev or train, or write predictions with `sbrrt-fast predict`"
+            )
     return labelled, [name for name in tasks if name not in labelled]
 
 

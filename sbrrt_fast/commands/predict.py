@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.predict_arguments import PredictArguments
-from sbrrt_fast.commands.trained_run import TrainedRun, open_run
+from sbrrt_fast.commands.trained_run import TrainedRun, join_ranks, open_run
 from sbrrt_fast.data.reader import ReadReport
 from sbrrt_fast.data.sources import missing_files
 from sbrrt_fast.data.task import Split, TaskConfig
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, write_text
 from sbrrt_fast.messages import printable, shown
+from sbrrt_fast.training.ranks.agreement import from_first
+from sbrrt_fast.training.ranks.ranks import Ranks, first_alone
 from sbrrt_fast.training.run_folder import note_predictions
 from sbrrt_fast.training.scores.evaluate import predict
 
@@ -31,8 +34,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.input is not None:
         from sbrrt_fast.commands.predict_texts import predict_texts
 
-        return predict_texts(arguments.input, arguments)
-    return _predict_files(arguments)
+        return predict_texts(arguments.input, arguments, join_ranks(arguments))
+    if not arguments.split:
+        raise ConfigError("--split: name at least one of train, dev and test")
+    return _predict_files(arguments, join_ranks(arguments))
 
 
 def _check_together(arguments: PredictArguments) -> None:
@@ -50,30 +55,38 @@ def _check_together(arguments: PredictArguments) -> None:
 _OF_TEXTS = ("task", "output", "format", "probabilities", "skip_bad_rows")
 
 
-def _predict_files(arguments: PredictArguments) -> int:
-    if not arguments.split:
-        raise ConfigError("--split: name at least one of train, dev and test")
-    run = open_run(arguments)
-    files = prediction_files(run.config.tasks, arguments.split)
-    print(
+def _predict_files(arguments: PredictArguments, ranks: Ranks) -> int:
+    run = open_run(arguments, ranks)
+    with ranks.together("naming the prediction files"):
+        files = prediction_files(run.config.tasks, arguments.split)
+    run.say(
         f"predictions of the {arguments.model} model of {printable(arguments.run)} on "
         f"{printable(run.data)}"
     )
+    reports = _write_all(run, files, arguments.run / FOLDER)
+    with ranks.together("looking for files"):
+        if not reports:
+            raise DataError(
+                f"{run.data}: nothing to predict, no task has a file there and a prediction_file; "
+                "name the folder of the task files with --data-dir"
+            )
+    return _report_skipped_rows(reports) if ranks.is_first else 0
+
+
+def _write_all(
+    run: TrainedRun, files: dict[tuple[str, Split], str], folder: Path
+) -> dict[Path, ReadReport]:
+    """Writes the files of the splits that are there; returns how each was read."""
     reports = {}
     for (name, split), file in files.items():
-        if reason := _why_passed_over(run, name, split):
-            print(f"{name} {split}: passed over, {printable(reason)}")
+        why = partial(_why_passed_over, run, name, split)
+        if reason := from_first(run.ranks, "looking for files", why):
+            run.say(f"{name} {split}: passed over, {printable(reason)}")
             continue
-        path = arguments.run / FOLDER / file
+        path = folder / file
         reports[path] = _write(run, name, split, path)
-        note_predictions(arguments.run, path)
-        print(f"{printable(path)}: {reports[path].num_rows:,} rows")
-    if not reports:
-        raise DataError(
-            f"{run.data}: nothing to predict, no task has a file there and a prediction_file; "
-            "name the folder of the task files with --data-dir"
-        )
-    return _report_skipped_rows(reports)
+        run.say(f"{printable(path)}: {reports[path].num_rows:,} rows")
+    return reports
 
 
 def _report_skipped_rows(reports: dict[Path, ReadReport]) -> int:
@@ -150,6 +163,9 @@ def _write(run: TrainedRun, name: str, split: Split, path: Path) -> ReadReport:
     """Predicts one split and writes its file; returns how the split was read."""
     task = run.load(split, [name])[name]
     values = predict(run.model, task, **run.options)
-    make_folder(path.parent)
-    write_text(path, format_predictions(task.config, task.ids, values))
+    with first_alone(run.ranks, "writing predictions") as is_first:
+        if is_first:
+            make_folder(path.parent)
+            write_text(path, format_predictions(task.config, task.ids, values))
+            note_predictions(path.parents[1], path)
     return task.report

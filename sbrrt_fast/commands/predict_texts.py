@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TextIO
 
@@ -23,38 +24,45 @@ from sbrrt_fast.data.texts import Text
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.files import make_folder, replacing
 from sbrrt_fast.messages import printable, shown
+from sbrrt_fast.training.ranks.ranks import Ranks
 
 PROG = "sbrrt-fast predict"
 Write = Callable[[str, Prediction], object]  # a row's id, and what is predicted for it
 
 
-def predict_texts(input: Path, arguments: PredictArguments) -> int:
+def predict_texts(input: Path, arguments: PredictArguments, ranks: Ranks) -> int:
     """Writes a prediction per row of ``input``; returns the exit status, 1 if rows were left out.
 
-    Messages go to stderr, since predictions may go to stdout.
+    Messages go to stderr, since predictions may go to stdout. Of several ranks the first writes.
 
     Raises:
         SbrrtError: the run, the task or the input cannot be used; ``--output`` is as it was then.
     """
-    _check_output(input, arguments.output)
+    with ranks.together("opening the input"):
+        _check_input(input, ranks)
+        _check_output(input, arguments.output)
     model = load(
         arguments.run,
         which=arguments.model,
         device=arguments.device,
         precision=arguments.precision,
         log=_say,
+        ranks=ranks,
     )
-    name = _task_of(model, arguments)
-    task = model.tasks[name]
-    skips = arguments.skip_bad_rows or task.on_bad_row == "skip"
-    source = open_inputs(input, task, name, format=arguments.format, skips_bad_rows=skips)
-    with source as inputs, _opened(arguments.output) as file:
+    with contextlib.ExitStack() as files:
+        with ranks.together("opening the input"):
+            name = _task_of(model, arguments)
+            inputs = files.enter_context(_inputs(input, arguments, model, name))
+            file = files.enter_context(_opened(arguments.output, ranks))
         classes = model.classes(name) if arguments.probabilities else ()
         write = _writer(inputs.format, file, classes)
-        num_sequences, num_truncated = _predict(model, name, inputs, write)
-        if inputs.num_rows == inputs.num_skipped:
-            where = STDIN_NAME if input == STDIN else input
-            raise DataError(f"{where}: there is no row to predict")
+        num_sequences, num_truncated = _predict(model, name, inputs, write, ranks)
+        with ranks.together("reading texts"):
+            if inputs.num_rows == inputs.num_skipped:
+                where = STDIN_NAME if input == STDIN else input
+                raise DataError(f"{where}: there is no row to predict")
+    if not ranks.is_first:
+        return 0
     if num_truncated:
         _say(
             f"cut {num_truncated:,} of {num_sequences:,} sequences to {model.max_length} tokens "
@@ -63,11 +71,21 @@ def predict_texts(input: Path, arguments: PredictArguments) -> int:
     return _report(arguments, inputs)
 
 
-def _predict(model: TaskModel, name: str, inputs: Inputs, write: Write) -> tuple[int, int]:
+def _inputs(
+    input: Path, arguments: PredictArguments, model: TaskModel, name: str
+) -> AbstractContextManager[Inputs]:
+    task = model.tasks[name]
+    skips = arguments.skip_bad_rows or task.on_bad_row == "skip"
+    return open_inputs(input, task, name, format=arguments.format, skips_bad_rows=skips)
+
+
+def _predict(
+    model: TaskModel, name: str, inputs: Inputs, write: Write, ranks: Ranks
+) -> tuple[int, int]:
     """Writes all rows; returns how many sequences they made, and how many of them were cut."""
     num_sequences = num_truncated = 0
     examples, again = itertools.tee(inputs)  # one is ahead of the other by a window at most
-    with tqdm(unit=" rows", disable=None) as bar:
+    with tqdm(unit=" rows", disable=None if ranks.is_first else True) as bar:
         for window in model.predict_windows(name, map(_text_of, examples)):
             for example, prediction in zip(
                 itertools.islice(again, len(window)), window, strict=True
@@ -93,6 +111,14 @@ def _task_of(model: TaskModel, arguments: PredictArguments) -> str:
     return name
 
 
+def _check_input(input: Path, ranks: Ranks) -> None:
+    if input == STDIN and ranks.size > 1:
+        raise ConfigError(
+            f"--input -: {ranks.size} processes cannot share standard input; give a file, or run "
+            "one process without torchrun"
+        )
+
+
 def _check_output(input: Path, output: Path) -> None:
     if STDIN in (output, input) or not (os.path.exists(output) and os.path.exists(input)):
         return
@@ -101,8 +127,15 @@ def _check_output(input: Path, output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _opened(output: Path) -> Iterator[TextIO]:
-    """Standard output, or a file that is there as a whole or not at all."""
+def _opened(output: Path, ranks: Ranks) -> Iterator[TextIO]:
+    """Standard output, or a file that is there as a whole or not at all; of the first rank alone.
+
+    What the others write goes nowhere.
+    """
+    if not ranks.is_first:
+        with open(os.devnull, "w", encoding="utf-8") as file:
+            yield file
+        return
     if output == STDIN:
         yield sys.stdout
         sys.stdout.flush()

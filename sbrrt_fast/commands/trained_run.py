@@ -18,7 +18,9 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits
 from sbrrt_fast.training.kept_models import model_folder
-from sbrrt_fast.training.saved_run import read_model, read_settings
+from sbrrt_fast.training.ranks.connect import TIMEOUT, connect
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
+from sbrrt_fast.training.saved_run import SavedModel, read_model, read_settings
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice
 
 _OWN = "(default: as the run was trained)"
@@ -54,12 +56,14 @@ class TrainedRun:
         config: as trained, with the tasks of the model and the arguments' data and precision.
         model: on its device.
         tokenizer: the model's.
+        ranks: the processes that share the work out; the first alone writes and prints.
         printed: the lines on the choice of ops that were printed.
     """
 
     config: RunConfig
     model: MultiTaskModel
     tokenizer: Tokenizer
+    ranks: Ranks = ONE_RANK
     printed: set[str] = field(default_factory=set)
 
     @property
@@ -72,28 +76,40 @@ class TrainedRun:
     def options(self) -> dict:
         """Keyword arguments of ``evaluate.predict``, as in training."""
         packed = self.config.layout == "packed"
-        return {"precision": self.config.precision, "packed": packed, "progress": True}
+        how = {"precision": self.config.precision, "packed": packed}
+        return {**how, "progress": self.ranks.is_first, "ranks": self.ranks}
+
+    def say(self, line: str) -> None:
+        """Prints a line, on the first rank alone."""
+        if self.ranks.is_first:
+            print(line)
 
     def load(self, split: Split, names: list[str] | None = None) -> dict[str, TokenizedTask]:
-        """A split of the named tasks (all if None), tokenised as in training."""
+        """A split of the named tasks (all if None), tokenised as in training, on every rank."""
         chosen = {name: self.config.tasks[name] for name in names or self.config.tasks}
         max_positions = self.model.config.max_position_embeddings
         rounds = replace(self.config.round, epoch_task=None)  # it may be one of the others
         config = replace(self.config, tasks=chosen, round=rounds)
-        tasks = load_splits(config, self.tokenizer, split, max_positions)
         how = {name: self.options[name] for name in ("precision", "packed")}
-        log_evaluation_choice(self.model, tasks.values(), self._print_once, **how)
+        with self.ranks.together("reading the task files"):
+            tasks = load_splits(config, self.tokenizer, split, max_positions, self.say)
+            log_evaluation_choice(self.model, tasks.values(), self._say_once, **how)
         return tasks
 
-    def _print_once(self, line: str) -> None:
-        """Prints what has not been printed yet."""
+    def _say_once(self, line: str) -> None:
+        """Says what has not been said yet."""
         if line not in self.printed:
             self.printed.add(line)
-            print(line)
+            self.say(line)
 
 
-def open_run(arguments: RunArguments) -> TrainedRun:
-    """The model that the arguments name.
+def join_ranks(arguments: RunArguments) -> Ranks:
+    """The processes that share a command's work out: those that torchrun started, or this one."""
+    return connect(arguments.device, TIMEOUT)
+
+
+def open_run(arguments: RunArguments, ranks: Ranks = ONE_RANK) -> TrainedRun:
+    """The model that the arguments name, on every rank.
 
     Raises:
         WeightsError: the folder is not that of a run, or its model cannot be used.
@@ -101,6 +117,12 @@ def open_run(arguments: RunArguments) -> TrainedRun:
             no folder of task files.
         BackendError: there is no such device.
     """
+    with ranks.together("reading the model"):
+        saved = _read(arguments)
+    return TrainedRun(saved.config, saved.model, saved.tokenizer, ranks)
+
+
+def _read(arguments: RunArguments) -> SavedModel:
     config = read_settings(arguments.run)
     data_dir = arguments.data_dir or config.data_dir
     data_dir = data_dir and expanded(data_dir)
@@ -110,5 +132,4 @@ def open_run(arguments: RunArguments) -> TrainedRun:
         )
     config = replace(config, data_dir=data_dir)
     folder = model_folder(arguments.run, arguments.model)
-    saved = read_model(folder, config, arguments.device, arguments.precision)
-    return TrainedRun(saved.config, saved.model, saved.tokenizer)
+    return read_model(folder, config, arguments.device, arguments.precision)

@@ -13,6 +13,8 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.model.io import load_model
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.progress import Progress
+from sbrrt_fast.training.ranks.agreement import from_first
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.run_folder import BEST
 from sbrrt_fast.training.scores.evaluate import score_tasks
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
@@ -25,6 +27,7 @@ class DevEvaluator:
 
     Attributes:
         config: the run's. tasks: its dev splits. stop: its signals.
+        ranks: that share evaluations out; all of them call the methods, and get the same scores.
         scored: rows of the last evaluation. best: of that of the best model; empty where it was
             made by a process before this one.
     """
@@ -32,6 +35,7 @@ class DevEvaluator:
     config: RunConfig
     tasks: dict[str, TokenizedTask]
     stop: StopSignals
+    ranks: Ranks = ONE_RANK
     scored: dict[str, ScoredTask] = field(default_factory=dict)
     best: dict[str, ScoredTask] = field(default_factory=dict)
 
@@ -44,9 +48,10 @@ class DevEvaluator:
                 precision=self.config.precision,
                 packed=self.config.layout == "packed",
                 limit=limit,
-                progress=True,
+                progress=self.ranks.is_first,
+                ranks=self.ranks,
             )
-        return scores_of(self.scored)
+        return from_first(self.ranks, "scoring the dev rows", lambda: scores_of(self.scored))
 
     def final_scores(
         self,
@@ -56,15 +61,17 @@ class DevEvaluator:
     ) -> dict[str, Any]:
         """The best model's, on all dev rows; ``best`` then has the rows.
 
-        It is evaluated unless that was just done. Where the final evaluation is left out, its
-        scores are those of training, and there are no rows.
+        It is evaluated unless that was just done; the first rank must have written it by then.
+        Where the final evaluation is left out, its scores are those of training, and there are no
+        rows.
         """
         log = self.config.log
         if self.config.skip_final_evaluation:
             self.best = {}
         if self.config.skip_final_evaluation or (self.best and log.dev_rows is None):
             return progress.best["scores"]
-        model, _ = load_model(self.config.output / BEST)
+        with self.ranks.together("reading the best model"):
+            model, _ = load_model(self.config.output / BEST)
         model.encoder.set_backend(self.config.backend)
         scores = scores_of_model(model.to(device), None)
         self.best = self.scored

@@ -146,9 +146,9 @@ def test_a_signal_during_an_evaluation_gives_it_up_and_it_is_made_up_for(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(task, count)
 
-    original = sys.modules["sbrrt_fast.training.scores.evaluate"].length_batches
+    original = sys.modules["sbrrt_fast.training.scores.batches"].length_batches
     with monkeypatch.context() as patch:
-        patch.setattr("sbrrt_fast.training.scores.evaluate.length_batches", batches)
+        patch.setattr("sbrrt_fast.training.scores.batches.length_batches", batches)
         assert main(["train", *inputs(place), "--output", str(run), *RUN]) == 143
     assert len(calls) == 4 and lines(run)[-1]["round"] == 10
     assert main(["train", "--output", str(run), "--resume"]) == 0

@@ -116,6 +116,9 @@ def _nothing() -> None:
     pass
 
 
+ONE_RANK = OneRank()
+
+
 @contextmanager
 def first_alone(ranks: Ranks, what: str) -> Iterator[bool]:
     """A block in which the first rank alone does something; the others wait for its end.
