@@ -22,8 +22,8 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.model.heads import probabilities
 from sbrrt_fast.training.callbacks import Callback
-from sbrrt_fast.training.ranks.start import prepare
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
+from sbrrt_fast.training.ranks.start import prepare
 from sbrrt_fast.training.saved_run import SavedModel, Which, read_saved
 from sbrrt_fast.training.scores.evaluate import predict_outputs, predictions_of
 from sbrrt_fast.training.scores.vectors import sentence_vectors
@@ -60,7 +60,7 @@ def load(
         BackendError: there is no such device.
     """
     folder = Path(path).expanduser()
-    with ranks.together("reading the model"):
+    with ranks.together("reading the model"), ranks.patient():
         saved = read_saved(folder, which=which, device=device, precision=precision)
     return TaskModel(saved, log, ranks)
 
@@ -263,7 +263,7 @@ class TaskModel:
     ) -> Iterator[TokenizedTask]:
         remaining = windows(examples, num_rows)
         while True:
-            with self._ranks.together("reading texts"):
+            with self._ranks.together("reading texts"), self._ranks.patient():
                 window = next(remaining, None)
                 rows = None if window is None else self._rows(name, task, window)
             if rows is None:

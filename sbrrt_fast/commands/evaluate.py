@@ -61,7 +61,9 @@ class EvaluateArguments(RunArguments):
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(EvaluateArguments, argv, "sbrrt-fast evaluate")
-    _evaluate(arguments, join_ranks(arguments))
+    ranks = join_ranks(arguments)
+    with ranks.watched():
+        _evaluate(arguments, ranks)
     return 0
 
 
@@ -74,7 +76,7 @@ def _evaluate(arguments: EvaluateArguments, ranks: Ranks) -> None:
         if is_first:
             _make_folders(arguments)
     scored = score_tasks(run.model, tasks, **run.options)
-    with first_alone(ranks, "writing the scores") as is_first:
+    with first_alone(ranks, "writing the scores") as is_first, ranks.patient():
         if is_first:
             _write(arguments, run, scored)
             for line in _notes(run, tasks, unlabelled):

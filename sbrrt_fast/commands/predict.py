@@ -34,10 +34,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.input is not None:
         from sbrrt_fast.commands.predict_texts import predict_texts
 
-        return predict_texts(arguments.input, arguments, join_ranks(arguments))
+        ranks = join_ranks(arguments)
+        with ranks.watched():
+            return predict_texts(arguments.input, arguments, ranks)
     if not arguments.split:
         raise ConfigError("--split: name at least one of train, dev and test")
-    return _predict_files(arguments, join_ranks(arguments))
+    ranks = join_ranks(arguments)
+    with ranks.watched():
+        return _predict_files(arguments, ranks)
 
 
 def _check_together(arguments: PredictArguments) -> None:
@@ -163,7 +167,7 @@ def _write(run: TrainedRun, name: str, split: Split, path: Path) -> ReadReport:
     """Predicts one split and writes its file; returns how the split was read."""
     task = run.load(split, [name])[name]
     values = predict(run.model, task, **run.options)
-    with first_alone(run.ranks, "writing predictions") as is_first:
+    with first_alone(run.ranks, "writing predictions") as is_first, run.ranks.patient():
         if is_first:
             make_folder(path.parent)
             write_text(path, format_predictions(task.config, task.ids, values))

@@ -18,7 +18,8 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.build import load_splits
 from sbrrt_fast.training.kept_models import model_folder
-from sbrrt_fast.training.ranks.connect import TIMEOUT, connect
+from sbrrt_fast.training.ranks.alike import bit_sums, check_same_inputs
+from sbrrt_fast.training.ranks.process_group import connect
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.saved_run import SavedModel, read_model, read_settings
 from sbrrt_fast.training.step.op_choice import log_evaluation_choice
@@ -91,7 +92,7 @@ class TrainedRun:
         rounds = replace(self.config.round, epoch_task=None)  # it may be one of the others
         config = replace(self.config, tasks=chosen, round=rounds)
         how = {name: self.options[name] for name in ("precision", "packed")}
-        with self.ranks.together("reading the task files"):
+        with self.ranks.together("reading the task files"), self.ranks.patient():
             tasks = load_splits(config, self.tokenizer, split, max_positions, self.say)
             log_evaluation_choice(self.model, tasks.values(), self._say_once, **how)
         return tasks
@@ -105,7 +106,7 @@ class TrainedRun:
 
 def join_ranks(arguments: RunArguments) -> Ranks:
     """The processes that share a command's work out: those that torchrun started, or this one."""
-    return connect(arguments.device, TIMEOUT)
+    return connect(arguments.device, RunConfig.rank_timeout)
 
 
 def open_run(arguments: RunArguments, ranks: Ranks = ONE_RANK) -> TrainedRun:
@@ -117,8 +118,10 @@ def open_run(arguments: RunArguments, ranks: Ranks = ONE_RANK) -> TrainedRun:
             no folder of task files.
         BackendError: there is no such device.
     """
-    with ranks.together("reading the model"):
+    with ranks.together("reading the model"), ranks.patient():
         saved = _read(arguments)
+    if ranks.size > 1:
+        check_same_inputs(ranks, bit_sums(saved.model.state_dict()))
     return TrainedRun(saved.config, saved.model, saved.tokenizer, ranks)
 
 

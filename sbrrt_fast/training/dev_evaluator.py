@@ -70,7 +70,7 @@ class DevEvaluator:
             self.best = {}
         if self.config.skip_final_evaluation or (self.best and log.dev_rows is None):
             return progress.best["scores"]
-        with self.ranks.together("reading the best model"):
+        with self.ranks.together("reading the best model"), self.ranks.patient():
             model, _ = load_model(self.config.output / BEST)
         model.encoder.set_backend(self.config.backend)
         scores = scores_of_model(model.to(device), None)

@@ -142,7 +142,7 @@ class Trainer:
         self.is_extension = False
         self.stop = StopSignals(is_polled=self.ranks.size > 1)
         self.ranks.on_tick = self.stop.poll
-        self.evaluator = DevEvaluator(config, self.dev_tasks, self.stop)
+        self.evaluator = DevEvaluator(config, self.dev_tasks, self.stop, self.ranks)
 
     def run(self) -> dict:
         """Trains to the end and returns the contents of ``metrics.json``.

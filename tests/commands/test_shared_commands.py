@@ -12,7 +12,6 @@ import pytest
 from sbrrt_fast import load
 from sbrrt_fast.commands import evaluate, predict, trained_run
 from sbrrt_fast.errors import ConfigError, DataError, OutputError, SbrrtError
-from sbrrt_fast.training.ranks.connect import connect
 from sbrrt_fast.training.ranks.ranks import ONE_RANK
 from tests.helpers import train_tiny
 from tests.training.ranks.threads import on_ranks, outcomes
@@ -180,8 +179,3 @@ def test_a_bad_text_in_a_later_window_ends_all_ranks(run):
 
     errors = outcomes(3, work)
     assert {str(error) for error in errors} == {str(errors[0])} and "row 31" in str(errors[0])
-
-
-def test_one_process_is_alone(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert connect("cpu", 1.0) is ONE_RANK

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.training.ranks.ranks import Ranks, first_alone
 
 T = TypeVar("T")
@@ -21,11 +20,3 @@ def from_first(ranks: Ranks, what: str, compute: Callable[[], T]) -> T:
     with first_alone(ranks, what) as is_first:
         value = compute() if is_first else None
     return ranks.gather(value)[0]
-
-
-def check_same(ranks: Ranks, value: Any, error: SbrrtError) -> None:
-    """Raises ``error`` on every rank unless all have the same JSON-serialisable ``value``."""
-    values = ranks.gather(value)
-    if any(other != values[0] for other in values):
-        with ranks.together("comparing what the ranks have read"):
-            raise error

@@ -13,8 +13,7 @@ from tqdm import tqdm
 from sbrrt_fast.data.assemble import assemble
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
-from sbrrt_fast.errors import DataError
-from sbrrt_fast.training.ranks.agreement import check_same
+from sbrrt_fast.training.ranks.alike import check_same_inputs
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 
 TOKENS_PER_BATCH = 4096  # bounds the attention probabilities of 512-token sequences
@@ -46,7 +45,7 @@ def computed_rows(
         float32 [num_rows, *row_shape] on the CPU.
 
     Raises:
-        DataError: the ranks have read different rows.
+        SbrrtError: the ranks have read different rows.
     """
     _check_same_rows(ranks, task, num_rows)
     batches = own_batches(task, num_rows, width, ranks)
@@ -68,12 +67,11 @@ def _bar(task: TokenizedTask, batches: Sequence[Tensor], ranks: Ranks, progress:
 def _check_same_rows(ranks: Ranks, task: TokenizedTask, num_rows: int) -> None:
     if ranks.size == 1:
         return
-    checksums = [zlib.crc32(task.arrays[name].data) for name in ("tokens", "starts")]
-    error = DataError(
-        f"task '{task.name}' {task.split}: the processes have read different rows; give all "
-        "machines the same files"
-    )
-    check_same(ranks, [num_rows, *checksums], error)
+    rows = {
+        "num_rows": num_rows,
+        **{name: zlib.crc32(task.arrays[name].data) for name in ("tokens", "starts")},
+    }
+    check_same_inputs(ranks, {f"the {task.split} split of task '{task.name}'": rows})
 
 
 def own_batches(task: TokenizedTask, num_rows: int, width: int, ranks: Ranks) -> list[Tensor]:

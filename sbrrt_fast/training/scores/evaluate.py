@@ -34,7 +34,7 @@ def predict(
 
     Raises:
         WeightsError: as of ``predict_outputs``; or a prediction is too large for float32.
-        DataError: the ranks have read different rows.
+        SbrrtError: the ranks have read different rows.
     """
     outputs = predict_outputs(model, task, ranks=ranks, **options)
     return predictions_of(model, task, outputs, ranks)
@@ -77,7 +77,7 @@ def predict_outputs(
 
     Raises:
         WeightsError: the model's outputs are not finite; it names a weight that is not.
-        DataError: the ranks have read different rows.
+        SbrrtError: the ranks have read different rows.
     """
     device = next(model.parameters()).device
     config = model.tasks[task.name]

@@ -38,7 +38,7 @@ def sentence_vectors(
 
     Raises:
         WeightsError: a weight is not finite, or a vector is not.
-        DataError: the ranks have read different texts.
+        SbrrtError: the ranks have read different texts.
     """
     with ranks.together("reading the encoder"):
         check_loaded(encoder.state_dict(), "the encoder", _ADVICE)

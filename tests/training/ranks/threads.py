@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -101,7 +101,13 @@ class ThreadRanks:
             if error is not None:
                 raise error
 
-    def tick(self) -> None:
+    def watched(self, advice: str = "start it again") -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def patient(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def tick(self, done: int | None = None) -> None:
         self.num_ticks += 1
         if self.on_tick is not None:
             self.on_tick()
