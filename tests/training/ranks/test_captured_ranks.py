@@ -18,7 +18,7 @@ from sbrrt_fast.training.step import gradient_sums
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from tests.training.ordered_graph import OrderedGraph, OrderMatters
 from tests.training.ranks.test_shares import NUM_EXAMPLES, TASK_ROWS, assert_same
-from tests.training.ranks.thread_ranks import ThreadRanks
+from tests.training.ranks.threads import ThreadRanks
 from tests.training.steps import CONFIGS, JOINT, SBRRT, build, captured, state
 from tests.training.test_graph_step import assert_same_bits
 from tests.training.test_streams import side_streams

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.training.ranks.ranks import OneRank
 from sbrrt_fast.training.shares import RoundShares, deal
 from tests.model.models import TASKS
-from tests.training.ranks.thread_ranks import ThreadRanks, on_ranks
+from tests.training.ranks.threads import ThreadRanks, on_ranks
 from tests.training.steps import CONFIGS, JOINT, SBRRT, autograd, build, state, written_out
 
 NUM_EXAMPLES = 12
@@ -209,13 +208,3 @@ def test_finite_differences_climb_the_mean_over_all_examples():
         expected, _ = run(kind, config, num_rounds=2)
         for found, _ in on_ranks(2, lambda r, kind=kind: run(kind, config, r, num_rounds=2)):
             assert_same(found, expected, rel=1e-4)
-
-
-def test_a_thread_that_fails_ends_the_others():
-    def fail(ranks):
-        if ranks.rank == 1:
-            raise ValueError("this one")
-        ranks.sum(torch.zeros(1))
-
-    with pytest.raises((ValueError, threading.BrokenBarrierError)):
-        on_ranks(2, fail)

@@ -1,4 +1,8 @@
-"""Ranks that are threads of one process, for tests of what several processes do together."""
+"""Ranks that are threads of one process, for tests of what several processes do together.
+
+One thread runs at a time, until it waits for the others: torch's forward mode and its generator
+are the process's.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ class _World:
     """Where the ranks meet."""
 
     def __init__(self, size: int):
+        self.turn = threading.Lock()
         self._size, self._condition = size, threading.Condition()
         self._calls: list[dict[int, tuple[tuple, Any]]] = []  # what was given each, by rank
         self._num_calls = [0] * size
@@ -32,6 +37,13 @@ class _World:
 
     def exchange(self, rank: int, call: tuple, value: Any) -> list[Any]:
         """Every rank's value, by rank; they must all make the same call."""
+        self.turn.release()
+        try:
+            return self._exchange(rank, call, value)
+        finally:
+            self.turn.acquire()
+
+    def _exchange(self, rank: int, call: tuple, value: Any) -> list[Any]:
         with self._condition:
             number = self._num_calls[rank]
             self._num_calls[rank] += 1
@@ -67,6 +79,13 @@ class ThreadRanks:
     def __init__(self, world: _World, rank: int, size: int):
         self._world, self.rank, self.size, self.num_ticks = world, rank, size, 0
         self.on_tick: Callable[[], object] | None = None
+
+    @classmethod
+    def stub(cls, rank: int, size: int) -> ThreadRanks:
+        """One of several without the others, whose sums are its own part."""
+        alone = cls(_World(1), rank, size)
+        alone._world.exchange = lambda rank, call, value: [value]
+        return alone
 
     @property
     def is_first(self) -> bool:
@@ -118,12 +137,13 @@ def outcomes(size: int, work: Callable[[ThreadRanks], T]) -> list[T | BaseExcept
     world = _World(size)
 
     def one(rank: int) -> T | BaseException:
-        try:
-            return work(ThreadRanks(world, rank, size))
-        except BaseException as error:
-            return error
-        finally:
-            world.leave(rank)
+        with world.turn:
+            try:
+                return work(ThreadRanks(world, rank, size))
+            except BaseException as error:
+                return error
+            finally:
+                world.leave(rank)
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(one, range(size)))
