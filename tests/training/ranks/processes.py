@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,29 +47,41 @@ class Ended:
         return json.loads(self.out.splitlines()[-1])
 
 
-def ended(process: subprocess.Popen, seconds: float) -> Ended:
-    """Waits for a process; one that takes longer is killed and fails the test."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"not ended after {seconds} s:\n{out}\n{err}") from None
-    return Ended(process.returncode, out, err)
+class Started:
+    """A process as it runs; what it prints goes into files, which never fill up."""
 
+    def __init__(self, command: Sequence[str], **variables: str):
+        self.files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
+        out, err = self.files
+        self.process = subprocess.Popen(
+            list(command), stdout=out, stderr=err, env=environment(**variables)
+        )
 
-def start(command: Sequence[str], **variables: str) -> subprocess.Popen:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        list(command), stdout=pipe, stderr=pipe, text=True, env=environment(**variables)
-    )
+    def ended(self, seconds: float) -> Ended:
+        """Waits for it; one that takes longer is killed and fails the test."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            out, err = self.printed()
+            raise AssertionError(f"not ended after {seconds} s:\n{out[-2000:]}\n{err}") from None
+        return Ended(self.process.returncode, *self.printed())
+
+    def printed(self) -> list[str]:
+        """Standard output and error so far."""
+        texts = []
+        for file in self.files:
+            file.seek(0)
+            texts.append(file.read().replace("\r", "\n"))
+        return texts
 
 
 def run_ranks(num_ranks: int, name: str, *arguments: str, seconds: float = 120) -> list[Ended]:
     """Runs the function ``name`` of ``workers.py`` in several processes, by rank."""
     port = str(free_port())
     processes = [
-        start(
+        Started(
             (sys.executable, "-m", "tests.training.ranks.workers", name, *arguments),
             RANK=str(rank),
             LOCAL_RANK=str(rank),
@@ -79,7 +92,7 @@ def run_ranks(num_ranks: int, name: str, *arguments: str, seconds: float = 120) 
         )
         for rank in range(num_ranks)
     ]
-    return [ended(process, seconds) for process in processes]
+    return [process.ended(seconds) for process in processes]
 
 
 @dataclass
@@ -94,7 +107,8 @@ class Torchrun:
     def __post_init__(self):
         ranks = ("--nproc-per-node", str(self.num_ranks))
         command = (*TORCHRUN, *self.flags, *ranks, "-m", "sbrrt_fast", *self.arguments)
-        self.process = start(command, **self.variables)
+        self.started = Started(command, **self.variables)
+        self.process = self.started.process
 
     def pids(self) -> dict[int, int]:
         """The processes of the ranks, by number."""
@@ -107,12 +121,12 @@ class Torchrun:
         """Until it is so."""
         deadline = time.monotonic() + seconds
         while not is_so():
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.started.printed()
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
     def ended(self, seconds: float = 120) -> Ended:
-        return ended(self.process, seconds)
+        return self.started.ended(seconds)
 
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
         os.kill(self.pids()[rank], number)
