@@ -10,6 +10,9 @@ from typing import Any
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.messages import shown
+from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+
+_ALONE = OneRank()
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,15 @@ class CallbackList(Callback):
                 )
 
     @contextlib.contextmanager
-    def following(self, run: RunInfo) -> Iterator[None]:
-        """Inside the block the run trains: ``on_start`` before it, ``on_stop`` where it raises."""
+    def following(self, run: RunInfo, ranks: Ranks = _ALONE) -> Iterator[None]:
+        """Inside the block the run trains: ``on_start`` before it, ``on_stop`` where it raises.
+
+        Args:
+            ranks: that train the run; an error of ``on_start`` is raised on all.
+        """
         try:
-            self.on_start(run)
+            with ranks.together("starting the callbacks"), ranks.patient():
+                self.on_start(run)
             yield
         except BaseException as error:
             self.on_stop(error)

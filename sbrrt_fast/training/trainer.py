@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 
 from tqdm import tqdm
 
 from sbrrt_fast.checksums import remove_directory
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_fields import config_to_dict
-from sbrrt_fast.config_io import portable, save_recipe
-from sbrrt_fast.errors import Interrupted
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.build import (
     build_model,
     build_step,
@@ -29,41 +25,32 @@ from sbrrt_fast.training.build import (
 )
 from sbrrt_fast.training.callbacks import Callback, CallbackList, RunInfo
 from sbrrt_fast.training.cards.model_card import DevScores
-from sbrrt_fast.training.checkpoint import save_state
-from sbrrt_fast.training.cost.profile import NoClock, Profile, RunProfile
+from sbrrt_fast.training.cost.profile import NoClock, RunProfile
 from sbrrt_fast.training.dev_evaluator import DevEvaluator
 from sbrrt_fast.training.due import DueRounds
-from sbrrt_fast.training.environment import run_environment
 from sbrrt_fast.training.evaluated import save_evaluated
-from sbrrt_fast.training.extension import FINISHED, check_fresh, check_has_more, extension_line
+from sbrrt_fast.training.extension import check_fresh, check_has_more, extension_line
 from sbrrt_fast.training.finite import check_interval, check_trained
 from sbrrt_fast.training.kept_models import max_models
-from sbrrt_fast.training.log_summary import SkippedUpdates, skipped_updates
-from sbrrt_fast.training.logging import LINES, SKIPPED, RunLogger, SilentLogger, json_values
+from sbrrt_fast.training.logging import SKIPPED, RunLogger, json_values
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.model_saver import ModelSaver
 from sbrrt_fast.training.progress import (
     Progress,
-    input_checksums,
     num_bytes_saved,
     restore_progress,
-    restore_tensors,
-    state_tensors,
-    trained_tensors,
 )
 from sbrrt_fast.training.ranks.agreed_stop import AgreedStop
-from sbrrt_fast.training.ranks.alike import check_same_run_inputs, check_same_tensors
 from sbrrt_fast.training.ranks.process_group import connect
 from sbrrt_fast.training.ranks.ranks import first_alone
-from sbrrt_fast.training.ranks.restart import this_launch
 from sbrrt_fast.training.report_to import reporters
 from sbrrt_fast.training.resuming import SavedState
 from sbrrt_fast.training.round_robin import RoundRobin
-from sbrrt_fast.training.run_facts import run_facts
-from sbrrt_fast.training.run_folder import BEST, CONFIG, STATE, check_space, open_output, start_run
-from sbrrt_fast.training.scores.intervals import intervals_of
+from sbrrt_fast.training.run_end import RunEnd
+from sbrrt_fast.training.run_folder import BEST, STATE
+from sbrrt_fast.training.run_output import RunOutput
+from sbrrt_fast.training.run_state import RunState
 from sbrrt_fast.training.scores.metrics import check_libraries
-from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step.group import tokens_by_task
@@ -90,6 +77,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
     ):
         self.ranks = connect(config.device, config.rank_timeout)
+        self.callbacks = CallbackList((), {})
         self.log = log if self.ranks.is_first else _silent
         with self.ranks.watched(), self.ranks.together("building the run"), self.ranks.patient():
             self._build(config, self.log, callbacks)
@@ -100,10 +88,8 @@ class Trainer:
         check_fresh(config)
         check_libraries(config.tasks)
         require(config.backend)
-        is_first = self.ranks.is_first  # the others have no callbacks
-        self.callbacks = CallbackList(
-            *((callbacks, reporters(config.report_to)) if is_first else ((), {}))
-        )
+        if self.ranks.is_first:  # the others have none
+            self.callbacks = CallbackList(callbacks, reporters(config.report_to))
         self.config = config = complete_config(config, log)
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
@@ -138,6 +124,7 @@ class Trainer:
         log_dev_choice(self.model, self.train_tasks, self.dev_tasks, config, log)
         self.profile = RunProfile(self.device, self.ranks.tick) if config.profile else None
         self.step.clock = self.profile.clock if self.profile else NoClock(self.ranks.tick)
+        self.state = RunState(self.ranks, self.model, self.teacher, self.optimizer, self.splits)
         self.progress = Progress(self.order.start())
         self.is_extension = False
         self.stop = StopSignals(is_polled=self.ranks.size > 1)
@@ -152,96 +139,39 @@ class Trainer:
                 training cannot go on.
             Interrupted: SIGTERM or Ctrl-C came; the state was saved.
         """
-        go_on = f"go on with `sbrrt-fast train --output {self.config.output} --resume`"
-        with self.ranks.watched(go_on), self._folder():
+        output = RunOutput(self.config, self.ranks)
+        with self.ranks.watched(output.go_on), output.held():
             with self.ranks.together("reading the saved state"):
                 started = self._resume() if self.config.resume else self.config
-            check_same_run_inputs(self.ranks, started, lambda: self._inputs)
-            self._check_same_weights()
-            with self._following(self._start(started)):
-                with self._logger() as logger:
+            done, num_kept = self.progress.cursor.round, max_models(self.config.log)
+            self.state.check_same_start(started, done)
+            num_bytes = num_bytes_saved(self.model, self.teacher, num_kept)
+            info = RunInfo(output.start(started, num_bytes), self.config, self.num_rounds, done)
+            with self.callbacks.following(info, self.ranks):
+                with output.logger(done) as logger:
                     if self.is_extension:
                         self._save_state(logger)  # from here on the run is the longer one
-                    metrics = self._train_or_stop(logger)
+                    metrics = self._train_or_stop(logger, output)
                 with first_alone(self.ranks, "ending the run") as is_first, self.ranks.patient():
                     if is_first and not self.due.keeps_state:
                         remove_directory(self.config.output / STATE)
                     self.callbacks.on_end(metrics)
         return metrics
 
-    @contextmanager
-    def _folder(self) -> Iterator[None]:
-        """The run's folder, held by the first rank."""
-        config = self.config
-        with ExitStack() as held:
-            with first_alone(self.ranks, "opening the folder") as is_first:
-                if is_first:
-                    held.enter_context(
-                        open_output(config.output, resume=config.resume, overwrite=config.overwrite)
-                    )
-            yield
-
-    def _start(self, started: RunConfig) -> RunInfo:
-        """Makes the folder this run's; ``started`` are the settings that it records."""
-        output, resume, run_id = self.config.output, self.config.resume, ""
-        with first_alone(self.ranks, "starting the run") as is_first:
-            if is_first:
-                num_kept = max_models(self.config.log)
-                check_space(output, num_bytes_saved(self.model, self.teacher, num_kept))
-                run_id = start_run(output, resume=resume, launch=this_launch())
-                save_recipe(started, output / CONFIG)
-        return RunInfo(run_id, self.config, self.num_rounds, self.progress.cursor.round)
-
-    @contextmanager
-    def _following(self, run: RunInfo) -> Iterator[None]:
-        with ExitStack() as followed:
-            with self.ranks.together("starting the callbacks"), self.ranks.patient():
-                followed.enter_context(self.callbacks.following(run))
-            yield
-
-    def _logger(self) -> RunLogger | SilentLogger:
-        done = self.progress.cursor.round if self.config.resume else None
-        with first_alone(self.ranks, "opening the log") as is_first:
-            is_logging = RunLogger(self.config.output, self.config.log, done) if is_first else None
-        return is_logging or SilentLogger()
-
-    def _train_or_stop(self, logger: RunLogger) -> dict:
+    def _train_or_stop(self, logger: RunLogger, output: RunOutput) -> dict:
         with self.stop:
             try:
                 self._train(logger)
-                self._check_same_weights()
-                for line in self._summary() if self.ranks.is_first else ():
-                    self.log(line)
-                metrics = self._final_metrics()
+                metrics = self._end()
             except Stopped as stopped:
                 self._save_state(logger)
-                raise self._interrupted(stopped) from None
+                done = self.progress.cursor.round
+                raise output.interrupted(stopped, done, self.num_rounds) from None
             if self.due.keeps_state:
                 self._save_state(logger, is_finished=True)
             with self.ranks.together("writing the result"):
                 logger.write_final(metrics)
         return metrics
-
-    def _summary(self) -> list[str]:
-        """Lines for the end of the run: on its step, skipped updates and the profile."""
-        lines = [*self.step.summary(), *self._skipped().lines(self.progress.cursor.round)]
-        return lines + (self._profile.lines() if self._profile else [])
-
-    @cached_property
-    def _profile(self) -> Profile | None:
-        """Where the rounds went, once they are done; None without ``--profile``."""
-        profile = self.profile
-        return profile and profile.measure(self.model, self.config, self.step.memory())
-
-    def _interrupted(self, stopped: Stopped) -> Interrupted:
-        message = (
-            f"{stopped.reason}: the state after round {self.progress.cursor.round} of "
-            f"{self.num_rounds} is saved; go on with "
-            f"`sbrrt-fast train --output {self.config.output} --resume`"
-        )
-        interrupted = Interrupted(message, stopped.status)
-        interrupted.is_told = not self.ranks.is_first
-        return interrupted
 
     def _train(self, logger: RunLogger) -> None:
         first = self.progress.cursor.round
@@ -257,8 +187,8 @@ class Trainer:
             self._evaluate_if_due(logger)
             while not self._is_over():
                 stop.check()
-                is_first = self.progress.cursor.round == first  # may compile kernels
-                with ranks.patient() if is_first else nullcontext():
+                is_new = self.progress.cursor.round == first  # may compile kernels
+                with ranks.patient() if is_new else nullcontext():
                     self._round()
                 ranks.tick(self.progress.cursor.round)
                 bar.update()
@@ -317,10 +247,6 @@ class Trainer:
         self.progress.num_skipped = 0
         return count
 
-    def _skipped(self) -> SkippedUpdates:
-        per_round = self.step.num_steps // self.num_rounds
-        return skipped_updates(self.config.output / LINES, per_round)
-
     def _evaluate_if_due(self, logger: RunLogger) -> None:
         if not self.progress.evaluation_is_due:
             return
@@ -354,65 +280,43 @@ class Trainer:
         with self.ranks.together("evaluating"):
             return self.evaluator.scores(model, self.progress, limit)
 
-    def _final_metrics(self) -> dict:
-        """Scores of the best model on all dev rows, which are written, and the run's facts."""
-        before = self.evaluator.scored
-        dev = self.evaluator.final_scores(self.progress, self.device, self._scores)
+    def _end(self) -> dict:
+        """Scores the best model on all dev rows, which are written; returns the run's metrics."""
+        self.state.check_same(self.progress.cursor.round)
+        end = RunEnd(
+            *(self.config, self.model, self.step, self.profile, self.progress, self.num_rounds),
+            num_ranks=self.ranks.size,
+        )
+        with first_alone(self.ranks, "measuring the profile") as is_first, self.ranks.patient():
+            for line in end.lines() if is_first else ():
+                self.log(line)
+        evaluator, before = self.evaluator, self.evaluator.scored
+        dev = evaluator.final_scores(self.progress, self.device, self._scores)
+        metrics: dict = {}
         with first_alone(self.ranks, "writing the scores") as is_first, self.ranks.patient():
-            metrics = self._metrics(dev, before) if is_first else None
-        told = self.ranks.gather(json_values(metrics))[0] if self.ranks.size > 1 else metrics
-        return metrics or told
-
-    def _metrics(self, dev: dict, before: dict) -> dict:
-        """``before``: the evaluation before the final one."""
-        evaluator = self.evaluator
-        if evaluator.scored is not before:
-            self._saver.update_card(BEST, DevScores(dev, self.progress.best["round"]))
-        write_run_rows(self.config.output, evaluator.best.values())
-        return {
-            "dev": dev,
-            "intervals": intervals_of(evaluator.best),
-            **run_facts(self.config, self.progress, self.num_rounds, resolve(self.config.smart)),
-            SKIPPED: self._skipped().num_skipped,
-            "environment": run_environment(self.device, self.ranks.size),
-            "profile": self._profile and self._profile.to_dict(),
-        }
+            if is_first:
+                if evaluator.scored is not before:
+                    self._saver.update_card(BEST, DevScores(dev, self.progress.best["round"]))
+                metrics = end.metrics(dev, evaluator.best, self.device)
+        return metrics if self.ranks.size == 1 else self.ranks.gather(json_values(metrics))[0]
 
     @property
     def _saver(self) -> ModelSaver:
         return ModelSaver(self.config, self.model, self.tokenizer, self.splits)
 
     def _save_state(self, logger: RunLogger, is_finished: bool = False) -> None:
-        self._check_same_weights()
-        with first_alone(self.ranks, "saving the state") as is_first, self.ranks.patient():
+        self.state.check_same(self.progress.cursor.round)
+        with self.ranks.together("saving the state"), self.ranks.patient():
             logger.sync()  # a state never knows of more rounds than the log
             self.progress.num_skipped = self._take_skipped()
-            tensors = state_tensors(self.model, self.optimizer, self.teacher, self.progress)
-            check_trained(tensors, self.progress.cursor.round)
-            meta = self.progress.to_meta()
-            meta |= {"config": config_to_dict(portable(self.config)), "inputs": self._inputs}
-            meta[FINISHED] = is_finished
-            if is_first:
-                save_state(self.config.output / STATE, tensors=tensors, meta=meta)
-
-    def _check_same_weights(self) -> None:
-        """Holds what was trained on this rank against the others'."""
-        if self.ranks.size > 1:
-            tensors = trained_tensors(self.model, self.optimizer, self.teacher)
-            check_same_tensors(self.ranks, tensors, self.progress.cursor.round)
-
-    @cached_property
-    def _inputs(self) -> dict[str, int]:
-        """Checksums of what no round changes."""
-        return input_checksums(self.model, self.splits)
+            self.state.save(self.config, self.progress, is_finished)
 
     def _resume(self) -> RunConfig:
         """Takes over the saved state, changing nothing on disk; returns the run's settings."""
         check_has_more(self.config.output, self.config)
         saved = SavedState.read(self.config.output)
         self.config = replace(self.config, extended=saved.config.extended)
-        saved.check(self.config, self._inputs)
-        restore_tensors(saved.tensors, self.model, self.optimizer, self.teacher)
+        self.state.restore(self.config, saved)
         cursor = self.order.cursor(saved.meta["cursor"])
         self.progress = restore_progress(saved.tensors, saved.meta, cursor, self.device)
         if not saved.is_extended_by(self.config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,18 +18,10 @@ from sbrrt_fast.training.ranks.ranks import Ranks
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
-def check_same_run_inputs(
-    ranks: Ranks, config: RunConfig, checksums: Callable[[], Mapping[str, int]]
-) -> None:
-    """Compares settings and inputs of all ranks, as ``check_same_inputs`` does.
-
-    Args:
-        config: this rank's. checksums: gives those of its inputs, see ``progress.input_checksums``.
-    """
-    if ranks.size > 1:
-        leaves = config_leaves(config).items()
-        settings = {f"setting '{key}'": str(v) for key, v in leaves if key not in MAY_DIFFER}
-        check_same_inputs(ranks, settings | dict(checksums()))
+def settings_of_run(config: RunConfig) -> dict[str, str]:
+    """The settings in which ranks may not differ, by a name for messages."""
+    leaves = config_leaves(config).items()
+    return {f"setting '{key}'": str(value) for key, value in leaves if key not in MAY_DIFFER}
 
 
 def check_same_inputs(ranks: Ranks, inputs: Mapping[str, Any]) -> None:

@@ -192,7 +192,8 @@ class Lives:
 
     def _line(self, rank: int, what: str, time_of_it: float) -> str:
         beat = self.lives[rank].beat
-        after = "" if beat.rounds is None else f", after round {beat.rounds}"
+        rounds = [x.beat.rounds for x in self.lives if x.beat and x.beat.rounds is not None]
+        after = f", after round {max(rounds)}" if rounds else ""  # they are in step
         name = f"rank {rank} (process {beat.pid} on {beat.host})"
         return f"{name} {what} {self._since(time_of_it)}{after}"
 

@@ -105,7 +105,10 @@ class Monitor(threading.Thread):
         """Tells the others that this rank fails; False if another one did so before."""
         record = {"rank": self.rank, "message": message, "status": status}
         text = json.dumps(record)
-        held = self._store.compare_set("failure", _NOTHING, text)
+        try:
+            held = self._store.compare_set("failure", _NOTHING, text)
+        except RuntimeError:  # the store is gone as well
+            return True
         return json.loads(held)["rank"] == self.rank
 
     def _beat(self) -> None:

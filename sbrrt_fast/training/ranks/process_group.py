@@ -203,18 +203,20 @@ class TorchRanks:
         try:
             yield
         except RuntimeError as error:
-            self._lost = self._explained(error)
+            self._lost = _explained(error, self.monitor)
             raise self._lost from error
 
-    def _explained(self, error: RuntimeError) -> SbrrtError:
-        verdict, failure = self.monitor.explain(), self.monitor.failure
-        if failure is not None:
-            told = SbrrtError(failure["message"])
-            mark_shared(told, is_told=True)
-            return told
-        text = str(error).partition("\n")[0]
-        default = f"a connection to another rank broke ({text}); {self.monitor.advice}"
-        return RankError(verdict.message if verdict else default)
+
+def _explained(error: RuntimeError, monitor: Monitor) -> SbrrtError:
+    """What a broken connection means."""
+    verdict, failure = monitor.explain(), monitor.failure
+    if failure is not None:
+        told = SbrrtError(failure["message"])
+        mark_shared(told, is_told=True)
+        return told
+    text = str(error).partition("\n")[0]
+    default = f"a connection to another rank broke ({text}); {monitor.advice}"
+    return RankError(verdict.message if verdict else default)
 
 
 _ranks: TorchRanks | None = None  # of this process, which joins the others once
@@ -278,8 +280,11 @@ def _join(launch: Launch, device: str, timeout: float) -> TorchRanks:
     client = with_prefix(open_store(launch, is_client=True), launch)
     monitor = Monitor(client, launch.rank, launch.size, timeout, pulse)
     monitor.start()
-    with pulse.patient(), pulse.being("waits"):
-        groups = _groups(launch, store, "cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        with pulse.patient(), pulse.being("waits"):
+            groups = _groups(launch, store, "cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    except RuntimeError as error:
+        raise _explained(error, monitor) from error
     pulse.state = "idle"
     _listen_for_the_end(monitor)
     return TorchRanks(launch, *groups, monitor, pulse)
