@@ -75,27 +75,29 @@ def mapped(path: Path, facts: dict[str, Any], tick: Callable[[], object]) -> np.
     """
     if (size := path.stat().st_size) != facts["bytes"]:
         raise ValueError(f"{path.name} has {size:,} bytes instead of {facts['bytes']:,}")
-    array, shape = _map(path)
-    if (array.dtype.str, shape) != (facts["dtype"], (facts["length"],)):
-        raise ValueError(f"{path.name} has another header")
+    array = _map(path, facts)
     if _crc32_of(array, tick) != facts["crc32"]:
         raise ValueError(f"{path.name} has another checksum")
     return array
 
 
-def _map(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The array, and the shape that its header has.
+def _map(path: Path, facts: dict[str, Any]) -> np.ndarray:
+    """The array in a file. ValueError where its header is another.
 
     The mapping is private and writable, since torch has no read-only tensors; no memory is set
     aside for writes, so the file may be larger than the memory.
     """
     with path.open("rb") as file:
-        if npy.read_magic(file) != (1, 0):
+        try:
+            is_known = npy.read_magic(file) == (1, 0)
+            shape, _, dtype = npy.read_array_header_1_0(file)
+        except ValueError:
+            is_known = False
+        if not is_known or (dtype.str, shape) != (facts["dtype"], (facts["length"],)):
             raise ValueError(f"{path.name} has another header")
-        shape, _, dtype = npy.read_array_header_1_0(file)
         flags, protection = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
         memory = mmap.mmap(file.fileno(), 0, flags=flags, prot=protection)
-        return np.frombuffer(memory, dtype, offset=file.tell()), shape
+        return np.frombuffer(memory, dtype, offset=file.tell())
 
 
 def _crc32_of(array: np.ndarray, tick: Callable[[], object]) -> int:
