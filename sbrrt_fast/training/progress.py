@@ -206,14 +206,14 @@ def input_checksums(
         "the backbone's config.json": zlib.crc32(shape.encode()),
         "the backbone's frozen weights": _crc32(p.detach().cpu().numpy().data for p in frozen),
         **{
-            f"the {split} split of task '{name}', as tokenised,": _task_checksum(task)
+            f"the {split} split of task '{name}', as tokenised,": task_checksum(task)
             for split, tasks in splits.items()
             for name, task in tasks.items()
         },
     }
 
 
-def _task_checksum(task: TokenizedTask) -> int:
+def task_checksum(task: TokenizedTask) -> int:
     return _crc32([*_joined_lines(task.ids), *(a.data for a in task.arrays.values())])
 
 

@@ -23,10 +23,10 @@ from sbrrt_fast.data.load import load_task
 from sbrrt_fast.data.splits import SplitRows
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import TaskConfig
-from sbrrt_fast.data.token_cache import array_file
+from sbrrt_fast.data.token_cache import array_file, folder_cache
 from sbrrt_fast.data.token_cache import cache as cache_module
 from sbrrt_fast.data.token_cache.cache import TokenCache
-from sbrrt_fast.data.token_cache.key import NOT_READ, ingredients
+from sbrrt_fast.data.token_cache.key import NOT_READ, row_settings, token_settings
 from sbrrt_fast.errors import DataError, OutputError
 from tests.data.written import ENTAILMENT, LABELS, ROWS, write_table
 from tests.helpers import tiny_tokenizer
@@ -187,7 +187,8 @@ def key_parts(data: Path, tokenizer: Tokenizer, **changes) -> dict:
     task = changes.pop("task", TASK)
     name, split = changes.pop("name", "mine"), changes.pop("split", "train")
     max_length = changes.pop("max_length", MAX_LENGTH)
-    return ingredients(SplitRows(name, task, split, data), tokenizer, max_length)
+    rows = SplitRows(name, task, split, data)
+    return {**row_settings(rows), **token_settings(tokenizer, max_length)}
 
 
 READ = {
@@ -214,7 +215,7 @@ def test_every_setting_that_reading_depends_on_is_in_the_key(data, tokenizer):
     for name, value in READ.items():
         rows = SplitRows("mine", replace(TASK, **{name: value}), "train", data)
         object.__setattr__(rows, "sources", (data / "train.csv",))
-        assert ingredients(rows, tokenizer, MAX_LENGTH) != before, name
+        assert {**before, **row_settings(rows)} != before, name
     assert key_parts(data, tokenizer, name="other") != before
     assert key_parts(data, tokenizer, max_length=31) != before
     other = replace(TASK, weight=2.0, metric="f1", class_weights=(1.0, 2.0, 1.0), loss="auto")
@@ -300,7 +301,7 @@ def test_a_damaged_entry_is_written_again_with_a_line(data, tokenizer, store, fi
     said: list[str] = []
     again = load(data, tokenizer, store, log=said.append)
     assert_same(plain, again)
-    assert "cannot be used" in said[0] and "tokenised again" in said[0] and "\n" not in said[0]
+    assert "cannot be used" in said[0] and "written again" in said[0] and "\n" not in said[0]
     assert file.removesuffix(".npy") in said[0]
     said.clear()
     load(data, tokenizer, store, log=said.append)
@@ -368,6 +369,8 @@ def test_where_entries_are(tmp_path, monkeypatch):
         auto = TokenCache.of("auto")
         assert (str(auto.folder), auto.is_required) == (folder, False)
         assert auto.min_bytes == 1_000_000
+    monkeypatch.setenv("SBRRT_CACHE", "none")
+    assert TokenCache.of("auto") is None
 
 
 def test_small_files_are_left_out(data, tokenizer, store):
@@ -386,7 +389,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, data, tokenizer, at):
         load(data, tokenizer, store)
     task = load(data, tokenizer, replace(store, is_required=False), log=said.append)
     assert_same(task, load(data, tokenizer))
-    assert len([line for line in said if "are not kept (token_cache)" in line]) == 1
+    assert len([line for line in said if "is kept for later (token_cache)" in line]) == 1
 
 
 @pytest.mark.parametrize("call", ["mkdir", "os.fsync", "write"])
@@ -499,7 +502,7 @@ def wait_for(folder: Path, pattern: str) -> Path:
 def test_one_of_several_processes_tokenises_and_the_others_wait(
     tmp_path, data, tokenizer, store, monkeypatch
 ):
-    monkeypatch.setattr(cache_module, "_POLL", 0.1)
+    monkeypatch.setattr(folder_cache, "_POLL", 0.1)
     plain = load(data, tokenizer)
 
     def work() -> None:
@@ -508,7 +511,9 @@ def test_one_of_several_processes_tokenises_and_the_others_wait(
         said: list[str] = []
         task = load(data, tokenizer, store, tick=lambda: ticks.append(1), log=said.append)
         assert_same(plain, task)
-        waited = any("another process tokenises it, waiting" in line for line in said)
+        waited = any(
+            "waiting for another process that reads the same rows" in line for line in said
+        )
         (tmp_path / f"done-{os.getpid()}").write_text(json.dumps([waited, len(ticks)]))
 
     processes = [in_child(work) for _ in range(4)]
@@ -570,7 +575,7 @@ def test_a_live_writer_keeps_its_unfinished_entry(tmp_path, data, tokenizer, sto
 
 
 def test_ticks_while_another_process_holds_the_lock(data, tokenizer, store, monkeypatch):
-    monkeypatch.setattr(cache_module, "_POLL", 0.05)
+    monkeypatch.setattr(folder_cache, "_POLL", 0.05)
     load(data, tokenizer, store)
     key = entry(store).name
     shutil.rmtree(entry(store))
@@ -587,11 +592,11 @@ def test_ticks_while_another_process_holds_the_lock(data, tokenizer, store, monk
     said: list[str] = []
     load(data, tokenizer, store, tick=tick, log=said.append)
     assert num_ticks > 8
-    assert said[0] == "mine train: another process tokenises it, waiting"
+    assert said[0] == "mine train: waiting for another process that reads the same rows"
 
 
-def test_the_key_is_of_the_contents(data, tokenizer):
+def test_the_key_is_of_the_contents(data):
     rows = SplitRows("mine", TASK, "train", data)
-    ((name, checksum),) = ingredients(rows, tokenizer, 8)["files"]
+    ((name, checksum),) = row_settings(rows)["files"]
     assert name == "train.csv"
     assert checksum == hashlib.sha256((data / "train.csv").read_bytes()).hexdigest()

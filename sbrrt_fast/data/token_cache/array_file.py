@@ -73,6 +73,8 @@ def mapped(path: Path, facts: dict[str, Any], tick: Callable[[], object]) -> np.
     Raises:
         ValueError: the file is not what it was when it was written. OSError: it cannot be read.
     """
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing")
     if (size := path.stat().st_size) != facts["bytes"]:
         raise ValueError(f"{path.name} has {size:,} bytes instead of {facts['bytes']:,}")
     array = _map(path, facts)

@@ -1,18 +1,15 @@
-"""One folder of the cache: a tokenised split as ``.npy`` files and a list of them.
+"""A tokenised split as an entry's folder: ``.npy`` files, and the record that lists them.
 
-``entry.json`` comes last, so a folder without it is none. No file holds pickled objects.
+The record comes last, so a folder without it is no entry. No file holds pickled objects.
 """
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +18,10 @@ from sbrrt_fast.data.reader import ReadReport
 from sbrrt_fast.data.splits import SplitRows
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.token_cache.array_file import ArrayWriter, mapped
-from sbrrt_fast.data.token_cache.key import FORMAT
+from sbrrt_fast.data.token_cache.record import read_record, write_record
 from sbrrt_fast.data.token_cache.strings import StringArray, TextRows
 from sbrrt_fast.data.tokens import TokenChunk
 
-ENTRY = "entry.json"
 _DTYPES: dict[str, type] = {
     "labels": np.float32,
     "tokens": np.int32,
@@ -68,17 +64,13 @@ class EntryWriter:
 
     def finish(self, key: str, report: ReadReport | None) -> None:
         """Writes the list, which makes the folder an entry."""
-        facts = {
-            "format": FORMAT,
-            "key": key,
+        content = {
             "num_truncated": self._num_truncated,
             "has_labels": self._has_labels,
             "report": None if report is None else asdict(report),
             "files": {name: file.finish() for name, file in self._files.items()},
         }
-        record = {"made_by": "sbrrt_fast", "crc32": _crc32_of(facts), "entry": facts}
-        text = json.dumps(record, indent=2) + "\n"
-        (self._folder / ENTRY).write_text(text, encoding="utf-8")
+        write_record(self._folder, key, content)
 
     def _append_strings(self, name: str, strings: list[str]) -> None:
         encoded = [string.encode() for string in strings]
@@ -110,23 +102,18 @@ def write_entry(
         writer.finish(key, report())
 
 
-def read_entry(
-    folder: Path, key: str, rows: SplitRows, tick: Callable[[], object]
-) -> TokenizedTask | None:
+def read_entry(folder: Path, key: str, rows: SplitRows) -> TokenizedTask | None:
     """The split in a folder, in memory that is shared with all who read it; None without one.
 
     Raises:
         ValueError: saying what is damaged. OSError: it cannot be read.
     """
-    try:
-        facts = _facts(folder / ENTRY, key)
-        arrays = {
-            name: mapped(folder / f"{name}.npy", facts["files"][name], tick) for name in _DTYPES
-        }
-    except FileNotFoundError as error:
-        if folder.is_dir():
-            raise ValueError(f"{Path(error.filename or ENTRY).name} is missing") from None
+    facts = read_record(folder, key)
+    if facts is None:
         return None
+    arrays = {
+        name: mapped(folder / f"{name}.npy", facts["files"][name], rows.tick) for name in _DTYPES
+    }
     tensors = ("tokens", "token_types", "special", "starts")
     texts = StringArray(arrays["texts"], arrays["text_starts"])
     return TokenizedTask(
@@ -140,19 +127,3 @@ def read_entry(
         report=facts["report"] and ReadReport(**facts["report"]),
         **{name: torch.from_numpy(arrays[name]) for name in tensors},
     )
-
-
-def _facts(path: Path, key: str) -> dict[str, Any]:
-    """What ``finish`` wrote of an entry. ValueError where it is something else."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        facts, checksum = record["entry"], record["crc32"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{ENTRY} is not what was written") from None
-    if checksum != _crc32_of(facts) or (facts["format"], facts["key"]) != (FORMAT, key):
-        raise ValueError(f"{ENTRY} is not what was written")
-    return facts
-
-
-def _crc32_of(facts: Any) -> int:
-    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())

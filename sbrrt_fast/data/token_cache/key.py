@@ -1,4 +1,4 @@
-"""The name of a tokenised split: a checksum of all that decides what is in it.
+"""The name of an entry: a checksum of all that decides what is in it.
 
 Another file, tokenizer, setting or version is another entry, so none ever has to be marked as old.
 """
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 
 from sbrrt_fast.data.formats.compression import open_regular
 from sbrrt_fast.data.splits import SplitRows
+from sbrrt_fast.data.token_cache.record import FORMAT
 
-FORMAT = 1  # of entries; raise it where the same files would be stored as something else
 _CHUNK = 1 << 24  # bytes
 
 # Fields of ``TaskConfig`` that change no row. Paths do not count, for the files' contents do.
@@ -31,19 +31,22 @@ NOT_READ = {
 }
 
 
-def cache_key(rows: SplitRows, tokenizer: Tokenizer, max_length: int) -> str:
+def cache_key(rows: SplitRows, settings: dict[str, Any]) -> str:
     """64 hexadecimal digits.
+
+    Args:
+        settings: JSON values that an entry depends on besides the rows.
 
     Raises:
         FileNotFoundError: a file of the split is not there.
         DataError: one is no regular file, or cannot be read.
     """
-    parts = ingredients(rows, tokenizer, max_length)
+    parts = {**row_settings(rows), **settings}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def ingredients(rows: SplitRows, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """What the key is the checksum of, as JSON values."""
+def row_settings(rows: SplitRows) -> dict[str, Any]:
+    """All that decides which rows a split has, as JSON values."""
     task = {name: x for name, x in asdict(rows.task).items() if name not in NOT_READ}
     share = rows.share
     return {
@@ -52,9 +55,13 @@ def ingredients(rows: SplitRows, tokenizer: Tokenizer, max_length: int) -> dict[
         "split": rows.split,
         "share": None if share is None else [*share, rows.task.split_seed],
         "task": [rows.name, task],
-        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        "max_length": max_length,
     }
+
+
+def token_settings(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """All that decides which tokens a row has, as JSON values."""
+    settings = tokenizer.to_str().encode()
+    return {"tokenizer": hashlib.sha256(settings).hexdigest(), "max_length": max_length}
 
 
 def versions() -> dict[str, Any]:
