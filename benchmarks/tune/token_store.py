@@ -6,7 +6,8 @@ Writes a task file of made-up sentences of MiniLM's words, and loads it as train
 processes at once, each with one thread: without the token cache, with an empty one (one process
 writes it, the others wait), and with the one that is there. Printed per process:
 
-- seconds from the call that loads the split until it is there;
+- seconds from the call that loads the split until it is there, and those of them that the process
+  computed: the largest of all processes;
 - MiB that the loaded split takes in memory, without its texts, as training keeps it: what the
   process's RSS and PSS (shared pages divided by those who map them) have grown by;
 - the peak of the RSS, less what the process had before.
@@ -31,7 +32,7 @@ from typing import NamedTuple
 from benchmarks.harness.text import markdown_table
 
 FILE, STORE = "rows.tsv", "store"
-HEADER = ("token cache", "processes", "seconds", "peak", "RSS", "PSS", "PSS of all")
+HEADER = ("token cache", "processes", "seconds", "of CPU", "peak", "RSS", "PSS", "PSS of all")
 CACHES = (("none", False, False), ("empty", True, True), ("filled", True, False))
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -61,15 +62,16 @@ def work(folder: Path, uses_store: bool) -> None:
     cache = TokenCache(folder / STORE) if uses_store else None
     tokenizer = _tokenizer()
     _say("ready")
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     loaded = load_task("made_up", task, "train", folder, tokenizer, 512, _unheard, cache=cache)
     loaded = dataclasses.replace(loaded, texts=None)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin, time.process_time() - cpu
     _say({"seconds": seconds, "checksum": task_checksum(loaded)})
 
 
 def measured(folder: Path, num_processes: int, uses_store: bool) -> tuple[float, ...]:
-    """(seconds, MiB of peak, RSS and PSS: medians; MiB of PSS in all) of processes at once."""
+    """Of processes at once: the most seconds, of them of CPU, medians of MiB of peak, RSS and PSS,
+    and the sum of the PSS."""
     flag = ["--store"] * uses_store
     command = [sys.executable, "-m", "benchmarks.tune.token_store", "--work", str(folder), *flag]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -91,8 +93,8 @@ def measured(folder: Path, num_processes: int, uses_store: bool) -> tuple[float,
     assert len({report["checksum"] for report in reports}) == 1
     growth = [_growth(*pair) for pair in zip(before, after, strict=True)]
     middle = [statistics.median(column) for column in zip(*growth, strict=True)]
-    seconds = statistics.median(report["seconds"] for report in reports)
-    return seconds, *middle, sum(pss for *_, pss in growth)
+    seconds = map(max, zip(*(report["seconds"] for report in reports), strict=True))
+    return *seconds, *middle, sum(pss for *_, pss in growth)
 
 
 class Memory(NamedTuple):
@@ -144,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _shown(figures: tuple[float, ...]) -> list[str]:
-    seconds, *mib = figures
-    return [f"{seconds:.2f}", *(f"{value:,.0f}" for value in mib)]
+    seconds, cpu, *mib = figures
+    return [f"{seconds:.2f}", f"{cpu:.2f}", *(f"{value:,.0f}" for value in mib)]
 
 
 def _tokenizer():

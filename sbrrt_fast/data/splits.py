@@ -126,13 +126,6 @@ class SplitStream:
         return reader, reader.finish().num_rows
 
 
-def read_examples(
-    name: str, task: TaskConfig, split: Split, data_dir: str | Path | None
-) -> tuple[list[Example], ReadReport]:
-    """The rows of a split of task ``name``; see ``SplitRows``."""
-    return SplitRows(name, task, split, data_dir).read()
-
-
 def share_indices(num_rows: int, share: Share, seed: int) -> set[int]:
     """Which of ``num_rows`` rows are in a share, of a random order that only the seed decides.
 

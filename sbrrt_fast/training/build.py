@@ -50,10 +50,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def complete_config(config: RunConfig, log: Log = print) -> RunConfig:
+def complete_config(
+    config: RunConfig, log: Log = print, tick: Callable[[], object] = nothing
+) -> RunConfig:
     """The configuration with the classes and class weights that its records leave to the training
     rows, which a model needs before it is built; see ``data.labels.complete_tasks``."""
-    return replace(config, tasks=complete_tasks(config.tasks, config.data_dir, log))
+    cache = TokenCache.of(config.token_cache)
+    tasks = complete_tasks(config.tasks, config.data_dir, log, cache, tick)
+    return replace(config, tasks=tasks)
 
 
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:

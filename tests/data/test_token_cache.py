@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from sbrrt_fast import files
 from sbrrt_fast.data.assemble import assemble
+from sbrrt_fast.data.labels import complete_tasks
 from sbrrt_fast.data.load import load_task
 from sbrrt_fast.data.splits import SplitRows
 from sbrrt_fast.data.store import TokenizedTask
@@ -347,6 +348,49 @@ def test_a_file_that_changes_while_it_is_read_is_refused(data, tokenizer, store,
     monkeypatch.setattr("sbrrt_fast.data.token_cache.cache.cache_key", lambda *args: "0" * 64)
     with pytest.raises(DataError, match=r"train\.csv: changed while it was read; start again"):
         load(data, tokenizer, store, tick=tick)
+    assert entries(store) == []
+
+
+# What the training rows say of a task
+
+
+def completed(data: Path, store: TokenCache | None, **changes) -> tuple[TaskConfig, list[str]]:
+    task = replace(ENTAILMENT, on_bad_row="skip", **changes)
+    said: list[str] = []
+    return complete_tasks({"mine": task}, data, said.append, store)["mine"], said
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", (1.0, 2.0, 3.0)])
+@pytest.mark.parametrize("files", [{"train": "train.csv"}, {"train": "train.csv", "dev": "25%"}])
+def test_classes_are_looked_for_once(data, store, monkeypatch, weights, files):
+    plain = completed(data, None, class_weights=weights, files=files)
+    assert completed(data, store, class_weights=weights, files=files) == plain
+    with monkeypatch.context() as patch:
+        patch.setattr("sbrrt_fast.data.labels.open_table", refuse)
+        patch.setattr("sbrrt_fast.data.reader.open_table", refuse)
+        assert completed(data, store, class_weights=weights, files=files) == plain
+    assert plain[0].labels == LABELS and "3 classes" in plain[1][0]
+    assert len(plain[1]) == 1 + (weights == "balanced")
+
+
+def test_classes_of_other_rows_or_weights_are_looked_for_again(data, store):
+    assert completed(data, store)[0].class_weights is None
+    one = completed(data, store, class_weights="balanced", files={"train": "train.csv"})[0]
+    other = completed(data, store, class_weights="balanced", max_rows=5)[0]
+    assert one.class_weights == (1.0, 1.0, 1.0) != other.class_weights
+    write_table(data / "train.csv", [row for row in ROWS if row[3] != LABELS[0]])
+    assert completed(data, store)[0].labels == LABELS[1:]
+    assert len(entries(store)) == 4
+    flip_byte(entries(store)[0] / "entry.json")
+    for changes in ({}, {"class_weights": "balanced"}):
+        assert completed(data, store, **changes)[0].labels == LABELS[1:]
+
+
+def test_rows_without_classes_are_the_errors_that_they_are(data, store):
+    write_table(data / "train.csv", [(*row[:3], "") for row in ROWS])
+    for kept in (None, store):
+        with pytest.raises(DataError, match="no row has a label"):
+            completed(data, kept)
     assert entries(store) == []
 
 
