@@ -132,22 +132,29 @@ def test_a_folder_that_cannot_be_written(tmp_path, data, tokenizer, at):
     assert len([line for line in said if "is kept for later (token_cache)" in line]) == 1
 
 
-@pytest.mark.parametrize("call", ["mkdir", "os.fsync", "write"])
+@pytest.mark.parametrize("call", ["mkdir", "os.fsync", "write", "a later write"])
 def test_a_disk_that_is_full(data, tokenizer, store, monkeypatch, call):
+    num_calls = 0
+
     def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        nonlocal num_calls
+        num_calls += 1
+        if call != "a later write" or num_calls > 10:  # the file of rows is open then
+            raise OSError(28, "No space left on device")
 
     target = {
         "mkdir": "pathlib.Path.mkdir",
         "os.fsync": "os.fsync",
         "write": "sbrrt_fast.data.token_cache.array_file.ArrayWriter.append",
+        "a later write": "sbrrt_fast.data.token_cache.array_file.ArrayWriter.append",
     }[call]
     said: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(target, full)
         with pytest.raises(OutputError, match="No space left on device"):
             load(data, tokenizer, store)
-        load(data, tokenizer, replace(store, is_required=False), log=said.append)
+        task = load(data, tokenizer, replace(store, is_required=False), log=said.append)
+    assert_same(task, load(data, tokenizer))
     assert "No space left on device" in said[0] and "\n" not in said[0]
     assert not store.folder.exists() or not [p for p in store.folder.iterdir() if p.is_dir()]
 

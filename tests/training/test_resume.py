@@ -218,7 +218,7 @@ def test_tokens_from_the_disk_give_the_same_run(place, run, tmp_path, monkeypatc
     flags = ("--token-cache", str(tmp_path / "tokens"))
     whole = tmp_path / "whole"
     assert main(["train", *inputs(place), "--output", str(whole), *RUN, *flags]) == 0
-    assert len(list((tmp_path / "tokens").glob("*/entry.json"))) == 6
+    assert len(list((tmp_path / "tokens").glob("*/tokens.npy"))) == 6
     assert (whole / "config.yaml").read_bytes() == (place / "whole" / "config.yaml").read_bytes()
 
     def refuse(*args):

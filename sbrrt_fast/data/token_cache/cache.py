@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from sbrrt_fast.data.tokens import tokenised, watched
 from sbrrt_fast.errors import DataError, OutputError
 
 AUTO, NONE = "auto", "none"
-MIN_BYTES = 1_000_000  # of files; fewer take a core 2 seconds at most
+MIN_BYTES = 1_000_000  # of files; fewer take a core about half a second
 T = TypeVar("T")
 
 
@@ -77,8 +78,9 @@ class TokenCache:
         def write(folder: Path, key: str) -> None:
             stream = rows.stream()
             chunks = tokenised(stream, rows.task, tokenizer, max_length)
-            chunks = watched(chunks, f"{rows.name} {rows.split}: tokens", rows.tick, progress)
-            write_entry(folder, key, chunks, lambda: stream.report)
+            shown = watched(chunks, f"{rows.name} {rows.split}: tokens", rows.tick, progress)
+            with closing(shown):  # and the files of rows with it, if the disk is full
+                write_entry(folder, key, shown, lambda: stream.report)
 
         def read(folder: Path, key: str) -> TokenizedTask | None:
             return read_entry(folder, key, rows)
