@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINILM = "minilm"  # the backbone of that name, which is no folder
 # Of one call of a command, not of the run.
-CALL_FIELDS = ("output", "resume", "overwrite", "extend", "rank_timeout")
+CALL_FIELDS = ("output", "resume", "overwrite", "extend", "rank_timeout", "token_cache")
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:

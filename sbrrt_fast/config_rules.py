@@ -69,6 +69,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
         section, name = key.split(".")
         value = getattr(getattr(c, section), name)
         yield key, value, value is None or is_float32(value), FLOAT32
+    yield "token_cache", c.token_cache, c.token_cache != "", "'auto', 'none' or a folder"
     are_names = all(map(_REPORTER.fullmatch, c.report_to))
     yield "report_to", c.report_to, are_names, "'wandb' or 'module:Class', one or several"
     are_different = len(set(c.report_to)) == len(c.report_to)

@@ -216,6 +216,9 @@ class RunSettings:
             norm was not finite; ``skip`` leaves out the updates whose gradients' norm was not, and
             counts them. Weights that are not finite are never saved.
         graphs: on a GPU, capture the step's work as CUDA graphs and replay them.
+        token_cache: where tokens of task files are kept from run to run, in memory that all
+            processes share: ``auto`` is a folder in the user's cache, for files of 1 MB and more;
+            ``none``; or a folder, for files of any size.
         report_to: further places that a run is logged to: ``wandb``, or ``module:Class`` for a
             ``Callback`` of your own (``sbrrt_fast.training.callbacks``).
         tasks: the tasks, in round order.
@@ -244,6 +247,7 @@ class RunSettings:
     profile: bool = False
     on_nonfinite: Literal["stop", "skip"] = "stop"
     graphs: bool = True
+    token_cache: str = "auto"
     report_to: tuple[str, ...] = ()
     tasks: dict[str, TaskConfig] = field(
         default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}

@@ -24,6 +24,12 @@ def pytest_report_header() -> str | None:
     return None if HAS_TRITON else "left out: test_triton_*.py, for Triton is not installed"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tokens are kept where these tests alone find them."""
+    os.environ["SBRRT_CACHE"] = str(tmp_path_factory.mktemp("sbrrt_cache"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test starts from the same state of every random generator."""

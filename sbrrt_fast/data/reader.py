@@ -7,7 +7,7 @@ of columns nobody reads. Columns are found by name, in every format; blank lines
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from sbrrt_fast.data.sources import Source, missing_file
 from sbrrt_fast.data.task import Example, Split, TaskConfig
 from sbrrt_fast.errors import DataError
 from sbrrt_fast.messages import printable, shown
+
+_ROWS_PER_TICK = 4096
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,16 @@ class ReadReport:
         return line
 
 
+def nothing() -> None:
+    """The ``tick`` of a process that nobody watches."""
+
+
 def read_split(
-    source: str | Path | Source | Sequence[Source], task: TaskConfig, split: Split, name: str
+    source: str | Path | Source | Sequence[Source],
+    task: TaskConfig,
+    split: Split,
+    name: str,
+    tick: Callable[[], object] = nothing,
 ) -> tuple[list[Example], ReadReport]:
     """Read one split of task ``name``; texts and ids come without surrounding space.
 
@@ -66,6 +76,7 @@ def read_split(
 
     Args:
         source: a file, a dataset's split, or several, which follow each other.
+        tick: called every few thousand rows.
 
     Raises:
         DataError: starting with ``file:line`` for a bad row; and, whatever ``on_bad_row`` says,
@@ -75,15 +86,10 @@ def read_split(
     """
     sources = [source] if isinstance(source, str | Path | DatasetSplit) else list(source)
     sources = [Path(s) if isinstance(s, str) else s for s in sources]
-    reader = _SplitReader(task, split, name)
-    for each in sources:
-        if not reader.is_full:
-            try:
-                with open_table(each, task, split, name) as table:
-                    reader.read(table)
-            except FileNotFoundError:
-                raise DataError(missing_file(each, task, name)) from None
-    return reader.finish(len(sources))
+    reader = SplitReader(sources, task, split, name, tick)
+    examples = list(reader)
+    report = reader.finish()
+    return [e for e in examples if not reader.is_dropped(e)], report
 
 
 @dataclass(frozen=True)
@@ -126,46 +132,76 @@ def column_problem(table: Table, column: str, setting: str) -> str:
     )
 
 
-class _SplitReader:
-    """Collects the examples of a split's files."""
+class SplitReader:
+    """Reads a split's files once, an example at a time; arguments as in ``read_split``.
 
-    def __init__(self, task: TaskConfig, split: Split, name: str):
-        self.task, self.split, self.name = task, split, name
-        self.read_label = LabelReader(task, name)
-        self._examples: list[Example] = []
+    Whoever does not go to the end closes the iterator, and with it the file.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        task: TaskConfig,
+        split: Split,
+        name: str,
+        tick: Callable[[], object] = nothing,
+    ):
+        self.sources, self.task, self.split, self.name = sources, task, split, name
+        self.read_label, self._tick = LabelReader(task, name), tick
         self._tables: list[Table] = []
         self._seen: dict[str, tuple[int, int]] = {}  # by id: number of the file, of the row
-        self._num_rows = self._num_skipped = 0
+        self._num_rows = self._num_taken = self._num_unlabelled = self._num_skipped = 0
         self._first_skipped = ""
         self._first_bad_label: tuple[str, str] | None = None  # of a test split: where, and why
+        self._drops_unlabelled = False
+
+    def __iter__(self) -> Iterator[Example]:
+        for source in self.sources:
+            if not self._is_full:
+                try:
+                    with open_table(source, self.task, self.split, self.name) as table:
+                        yield from self._examples(table)
+                except FileNotFoundError:
+                    raise DataError(missing_file(source, self.task, self.name)) from None
+
+    def finish(self) -> ReadReport:
+        """How the rows were read, once all are. DataError where there are none."""
+        note = self._settle_labels(*self._first_bad_label) if self._first_bad_label else ""
+        num_rows = self._num_taken - self._num_unlabelled * self._drops_unlabelled
+        first, skipped = self._tables[0], (self._num_skipped, self._first_skipped)
+        report = ReadReport(first.name, num_rows, *skipped, len(self.sources), note)
+        if not num_rows:
+            problem = f"no row of task '{self.name}' can be used ({report.message()})"
+            raise DataError(f"{first.header}: {problem}")
+        return report
+
+    def is_dropped(self, example: Example) -> bool:
+        """Whether an example does not count after all, as ``finish`` has found."""
+        return self._drops_unlabelled and example.label is None
 
     @property
-    def is_full(self) -> bool:
+    def _is_full(self) -> bool:
         """Whether ``max_rows`` are read."""
-        return self.task.max_rows is not None and len(self._examples) >= self.task.max_rows
+        return self.task.max_rows is not None and self._num_taken >= self.task.max_rows
 
-    def read(self, table: Table) -> None:
-        """Takes the rows of one more file."""
+    def _examples(self, table: Table) -> Iterator[Example]:
+        """The rows of one more file."""
         self._tables.append(table)
         columns = _Columns.of(table, self.task, self.split, self.name)
         for row in table.rows(columns.names):
             self._num_rows += 1
+            if self._num_rows % _ROWS_PER_TICK == 0:
+                self._tick()
             try:
-                self._examples.append(self._example(row, columns))
+                example = self._example(row, columns)
             except BadRow as reason:
                 self._leave_out(table.place(row[0]), str(reason))
-            if self.is_full:
+            else:
+                self._num_taken += 1
+                self._num_unlabelled += example.label is None
+                yield example
+            if self._is_full:
                 return
-
-    def finish(self, num_files: int) -> tuple[list[Example], ReadReport]:
-        """The examples, and how they were read. DataError where there are none."""
-        note = self._settle_labels(*self._first_bad_label) if self._first_bad_label else ""
-        first, skipped = self._tables[0], (self._num_skipped, self._first_skipped)
-        report = ReadReport(first.name, len(self._examples), *skipped, num_files, note)
-        if not self._examples:
-            problem = f"no row of task '{self.name}' can be used ({report.message()})"
-            raise DataError(f"{first.header}: {problem}")
-        return self._examples, report
 
     def _example(self, row: Row, columns: _Columns) -> Example:
         number, cells = row
@@ -215,17 +251,15 @@ class _SplitReader:
 
     def _settle_labels(self, place: str, reason: str) -> str:
         """A test split without any label is one without labels; otherwise each must be there."""
-        labelled = [example for example in self._examples if example.label is not None]
-        num_lacking = len(self._examples) - len(labelled)
-        if not labelled:
+        if self._num_unlabelled == self._num_taken:
             return (
                 f"{self.name} test: taken as a split without labels, since no row has one "
                 f"({self._short(place)}: {reason})"
             )
-        if num_lacking:
-            self._examples = labelled
+        if self._num_unlabelled:
+            self._drops_unlabelled = True
             self._leave_out(place, reason)
-            self._num_skipped += num_lacking - 1
+            self._num_skipped += self._num_unlabelled - 1
         return ""
 
     def _short(self, place: str) -> str:

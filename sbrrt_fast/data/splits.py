@@ -3,40 +3,127 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from sbrrt_fast.data.reader import ReadReport, read_split
-from sbrrt_fast.data.sources import split_sources
+import numpy as np
+
+from sbrrt_fast.data.reader import ReadReport, SplitReader, nothing, read_split
+from sbrrt_fast.data.sources import Source, split_sources
 from sbrrt_fast.data.task import Example, Split, TaskConfig
 from sbrrt_fast.data.task_rules import Share, share_of
 from sbrrt_fast.errors import DataError
 
 
-def read_examples(
-    name: str, task: TaskConfig, split: Split, data_dir: str | Path | None
-) -> tuple[list[Example], ReadReport]:
-    """The rows of a split of task ``name``, in the order of the files.
+@dataclass(frozen=True)
+class SplitRows:
+    """Which rows a split of task ``name`` has, in the order of the files.
 
     Where ``dev`` is a share or a fold of the training rows, ``train`` lacks these.
 
-    Raises:
-        DataError: see ``reader.read_split`` and ``sources.split_sources``; also where a part has
-            no row.
+    Attributes:
+        data_dir: folder of relative files; the built-in sample's when None.
+        tick: called every few thousand rows that are read.
     """
-    share = share_of(task.files.get("dev", "")) if split in ("train", "dev") else None
-    files = split if share is None else "train"
-    examples, report = read_split(split_sources(name, task, files, data_dir), task, files, name)
-    if share is None:
-        return examples, report
-    chosen = share_indices(len(examples), share, task.split_seed)
-    part = [e for i, e in enumerate(examples) if (i in chosen) == (split == "dev")]
-    if not part:
-        raise DataError(
-            f"{report.name}: the {split} part of its {len(examples):,} rows is empty where "
-            f"tasks.{name}.files.dev is '{task.files['dev']}'; choose another share"
-        )
-    return part, replace(report, num_rows=len(part))
+
+    name: str
+    task: TaskConfig
+    split: Split
+    data_dir: str | Path | None
+    tick: Callable[[], object] = nothing
+
+    @property
+    def share(self) -> Share | None:
+        """The part of the training rows that is dev, where this is dev or what it leaves."""
+        return share_of(self.task.files.get("dev", "")) if self.split in ("train", "dev") else None
+
+    @property
+    def files_of(self) -> Split:
+        """The split whose files are read."""
+        return self.split if self.share is None else "train"
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """The files; raises like ``sources.split_sources``."""
+        return split_sources(self.name, self.task, self.files_of, self.data_dir)
+
+    def read(self) -> tuple[list[Example], ReadReport]:
+        """All rows.
+
+        Raises:
+            DataError: see ``reader.read_split`` and ``sources.split_sources``; also where a part
+                has no row.
+        """
+        examples, report = read_split(self.sources, self.task, self.files_of, self.name, self.tick)
+        if self.share is None:
+            return examples, report
+        is_here = self.is_here(len(examples))
+        part = [e for e, here in zip(examples, is_here, strict=True) if here]
+        return part, self.part_report(report, len(part))
+
+    def stream(self) -> SplitStream:
+        """The same rows one after the other."""
+        return SplitStream(self)
+
+    def reader(self) -> SplitReader:
+        """Reads the files, whichever part of their rows the split is."""
+        return SplitReader(self.sources, self.task, self.files_of, self.name, self.tick)
+
+    def is_here(self, num_rows: int) -> np.ndarray:
+        """bool [num_rows]: which of the files' rows are in this part."""
+        is_dev = np.zeros(num_rows, dtype=np.bool_)
+        is_dev[list(share_indices(num_rows, self.share, self.task.split_seed))] = True
+        return is_dev if self.split == "dev" else ~is_dev
+
+    def part_report(self, report: ReadReport, num_rows: int) -> ReadReport:
+        if not num_rows:
+            raise DataError(
+                f"{report.name}: the {self.split} part of its {report.num_rows:,} rows is empty "
+                f"where tasks.{self.name}.files.dev is '{self.task.files['dev']}'; choose another "
+                "share"
+            )
+        return replace(report, num_rows=num_rows)
+
+
+class SplitStream:
+    """The rows of a split, which never are in memory together; they are iterated once.
+
+    Files are read twice where all rows decide which are taken: for a share of them, and for a test
+    split, whose rows without labels are left out where others have some.
+
+    Attributes:
+        report: how they were read; None before the last one.
+    """
+
+    report: ReadReport | None = None
+
+    def __init__(self, rows: SplitRows):
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[Example]:
+        """Raises like ``SplitRows.read``, before the first row or later."""
+        rows, (first, num_rows) = self._rows, self._first_pass()
+        is_here = None if rows.share is None else rows.is_here(num_rows)
+        reader = rows.reader()
+        with closing(iter(reader)) as examples:
+            for i, example in enumerate(examples):
+                if not (first and first.is_dropped(example)) and (is_here is None or is_here[i]):
+                    yield example
+        report = reader.finish()
+        num_here = None if is_here is None else int(is_here.sum())
+        self.report = report if num_here is None else rows.part_report(report, num_here)
+
+    def _first_pass(self) -> tuple[SplitReader | None, int]:
+        """A reader that has read all files, and how many rows it took; None where none need be."""
+        if self._rows.share is None and self._rows.split != "test":
+            return None, 0
+        reader = self._rows.reader()
+        for _ in reader:
+            pass
+        return reader, reader.finish().num_rows
 
 
 def share_indices(num_rows: int, share: Share, seed: int) -> set[int]:

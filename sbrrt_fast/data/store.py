@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from sbrrt_fast.data.reader import ReadReport
-from sbrrt_fast.data.splits import read_examples
 from sbrrt_fast.data.task import Example, Split, TaskConfig
-from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.data.tokens import TokenChunk, tokenised
 
 MAX_LENGTH = "model.max_length"  # the setting
-_TEXTS_PER_CALL = 4096  # bounds the memory of Encoding objects
 
 
 @dataclass(frozen=True)
@@ -49,14 +44,14 @@ class TokenizedTask:
     name: str
     config: TaskConfig
     split: Split
-    ids: list[str]
+    ids: Sequence[str]
     labels: Tensor | None
     tokens: Tensor
     token_types: Tensor
     special: Tensor
     starts: Tensor
     num_truncated: int
-    texts: list[tuple[str, ...]] | None = None
+    texts: Sequence[tuple[str, ...]] | None = None
     report: ReadReport | None = None
 
     @classmethod
@@ -65,25 +60,26 @@ class TokenizedTask:
         name: str,
         task_config: TaskConfig,
         split: Split,
-        examples: Sequence[Example],
+        examples: Iterable[Example],
         tokenizer: Tokenizer,
         max_length: int,
     ) -> TokenizedTask:
         """Tokenise ``examples``; sequences are cut to ``max_length`` tokens and counted.
 
-        A cross pair loses tokens from its longer sentence first. The tokenizer's own padding and
-        truncation settings are neither used nor changed.
-
         Raises:
-            ConfigError: ``max_length`` leaves no room for text between [CLS] and [SEP].
+            ConfigError: see ``tokens.tokenised``.
         """
-        texts = _inputs(examples, task_config)
-        if max_length < (needed := task_config.min_length):
-            raise ConfigError(f"model.max_length: {max_length} is too short; use at least {needed}")
-        with _exact_lengths(tokenizer, max_length):
-            parts = [_flatten(encodings) for encodings in _encoded(tokenizer, texts)]
-        tokens, types, special, lengths, num_truncated = zip(*parts, strict=True)
-        starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        chunks = tokenised(examples, task_config, tokenizer, max_length)
+        return cls.from_chunks(name, task_config, split, chunks)
+
+    @classmethod
+    def from_chunks(
+        cls, name: str, task_config: TaskConfig, split: Split, chunks: Iterable[TokenChunk]
+    ) -> TokenizedTask:
+        """A split in this process's own memory."""
+        parts = list(chunks)
+        examples = [example for part in parts for example in part.examples]
+        lengths = _joined([part.lengths for part in parts], np.int64)
         labels = [example.label for example in examples]
         return cls(
             name=name,
@@ -91,11 +87,11 @@ class TokenizedTask:
             split=split,
             ids=[example.id for example in examples],
             labels=None if None in labels else torch.tensor(labels, dtype=torch.float32),
-            tokens=torch.from_numpy(np.concatenate(tokens)),
-            token_types=torch.from_numpy(np.concatenate(types)),
-            special=torch.from_numpy(np.concatenate(special)),
-            starts=torch.from_numpy(starts),
-            num_truncated=sum(num_truncated),
+            tokens=torch.from_numpy(_joined([part.tokens for part in parts], np.int32)),
+            token_types=torch.from_numpy(_joined([part.token_types for part in parts], np.int8)),
+            special=torch.from_numpy(_joined([part.special for part in parts], np.bool_)),
+            starts=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+            num_truncated=sum(part.num_truncated for part in parts),
             texts=[example.texts for example in examples],
         )
 
@@ -143,79 +139,5 @@ class TokenizedTask:
         )
 
 
-def load_task(
-    name: str,
-    task_config: TaskConfig,
-    split: Split,
-    data_dir: str | Path | None,
-    tokenizer: Tokenizer,
-    max_length: int,
-    log: Callable[[str], object] = print,
-    limit_name: str = MAX_LENGTH,
-) -> TokenizedTask:
-    """Read and tokenise one split; ``log`` hears of skipped rows, labels that are not
-    there, and truncation.
-
-    Args:
-        data_dir: folder of the task files; the built-in sample when None.
-        limit_name: what set ``max_length``, for messages.
-
-    Raises:
-        DataError: see ``splits.read_examples``.
-        ConfigError: ``max_length`` is too small.
-    """
-    examples, report = read_examples(name, task_config, split, data_dir)
-    if report.num_skipped:
-        log(report.message())
-    if report.note:
-        log(report.note)
-    task = TokenizedTask.build(name, task_config, split, examples, tokenizer, max_length)
-    if task.num_truncated:
-        log(task.message(limit_name))
-    return replace(task, report=report)
-
-
-def _inputs(examples: Sequence[Example], config: TaskConfig) -> list[str] | list[tuple[str, ...]]:
-    """One tokenizer input per sequence: a text, or both texts of a cross pair."""
-    if config.encoding == "cross":
-        return [example.texts for example in examples]
-    return [text for example in examples for text in example.texts]
-
-
-@contextmanager
-def _exact_lengths(tokenizer: Tokenizer, max_length: int) -> Iterator[None]:
-    """Truncate to ``max_length`` without padding inside the block; restore both afterwards."""
-    truncation, padding = tokenizer.truncation, tokenizer.padding
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first")
-    try:
-        yield
-    finally:
-        tokenizer.no_truncation()
-        if truncation:
-            tokenizer.enable_truncation(**truncation)
-        if padding:
-            tokenizer.enable_padding(**padding)
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence) -> Iterator[list[Encoding]]:
-    for first in range(0, max(len(texts), 1), _TEXTS_PER_CALL):
-        yield tokenizer.encode_batch_fast(texts[first : first + _TEXTS_PER_CALL])
-
-
-def _flatten(encodings: list[Encoding]) -> tuple[np.ndarray, np.ndarray, np.ndarray, list, int]:
-    """(tokens, token types, special, lengths, number truncated) of some sequences end to end."""
-    lengths = [len(encoding) for encoding in encodings]
-
-    def flat(field: str, dtype: type) -> np.ndarray:
-        values = chain.from_iterable(getattr(encoding, field) for encoding in encodings)
-        return np.fromiter(values, dtype, sum(lengths))
-
-    num_truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-    return (
-        flat("ids", np.int32),
-        flat("type_ids", np.int8),
-        flat("special_tokens_mask", np.bool_),
-        lengths,
-        num_truncated,
-    )
+def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *arrays])

@@ -11,8 +11,11 @@ from tokenizers import Tokenizer
 from sbrrt_fast._extension import emulates_bf16
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.labels import complete_tasks
-from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask, load_task
+from sbrrt_fast.data.load import load_task
+from sbrrt_fast.data.reader import nothing
+from sbrrt_fast.data.store import MAX_LENGTH, TokenizedTask
 from sbrrt_fast.data.task import Split
+from sbrrt_fast.data.token_cache.cache import TokenCache
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.bert import MiniBert
@@ -48,10 +51,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def complete_config(config: RunConfig, log: Log = print) -> RunConfig:
+def complete_config(
+    config: RunConfig, log: Log = print, tick: Callable[[], object] = nothing
+) -> RunConfig:
     """The configuration with the classes and class weights that its records leave to the training
     rows, which a model needs before it is built; see ``data.labels.complete_tasks``."""
-    return replace(config, tasks=complete_tasks(config.tasks, config.data_dir, log))
+    cache = TokenCache.of(config.token_cache)
+    tasks = complete_tasks(config.tasks, config.data_dir, log, cache, tick)
+    return replace(config, tasks=tasks)
 
 
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
@@ -78,20 +85,32 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
 
 
 def load_splits(
-    config: RunConfig, tokenizer: Tokenizer, split: Split, max_positions: int, log: Log = print
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    split: Split,
+    max_positions: int,
+    log: Log = print,
+    *,
+    tick: Callable[[], object] = nothing,
+    progress: bool = True,
 ) -> dict[str, TokenizedTask]:
-    """One split of every task, tokenised.
+    """One split of every task, tokenised, or taken from ``config.token_cache``.
+
+    Args:
+        tick, progress: see ``data.load.load_task``.
 
     Raises:
         ConfigError: there is no folder for a relative file, or texts cannot be as short.
         DataError: a task names no file for the split, or its file cannot be read.
+        OutputError: a folder that ``token_cache`` names cannot be written.
     """
     max_length, limit_name = config.model.max_length, MAX_LENGTH
     if max_positions < max_length:
         max_length, limit_name = max_positions, f"the backbone's {max_positions} positions"
+    options = {"cache": TokenCache.of(config.token_cache), "tick": tick, "progress": progress}
+    where = config.data_dir, tokenizer, max_length, log, limit_name
     return {
-        name: load_task(name, task, split, config.data_dir, tokenizer, max_length, log, limit_name)
-        for name, task in config.tasks.items()
+        name: load_task(name, task, split, *where, **options) for name, task in config.tasks.items()
     }
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ MAY_DIFFER = {
     *("log.every", "log.gain", "log.tensorboard", "log.state_every"),
     *("log.keep_state", "log.keep_best", "log.keep_last", "skip_final_evaluation", "extended"),
 }
+_IDS_PER_PIECE = 4096
 _MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."
 
 
@@ -214,15 +215,22 @@ def input_checksums(
         "the backbone's config.json": zlib.crc32(shape.encode()),
         "the backbone's frozen weights": _crc32(p.detach().cpu().numpy().data for p in frozen),
         **{
-            f"the {split} split of task '{name}', as tokenised,": _task_checksum(task)
+            f"the {split} split of task '{name}', as tokenised,": task_checksum(task)
             for split, tasks in splits.items()
             for name, task in tasks.items()
         },
     }
 
 
-def _task_checksum(task: TokenizedTask) -> int:
-    return _crc32(["\n".join(task.ids).encode(), *(a.data for a in task.arrays.values())])
+def task_checksum(task: TokenizedTask) -> int:
+    return _crc32([*_joined_lines(task.ids), *(a.data for a in task.arrays.values())])
+
+
+def _joined_lines(texts: Sequence[str]) -> Iterator[bytes]:
+    """``"\\n".join(texts)`` in pieces, since there may be millions of them."""
+    for first in range(0, len(texts), _IDS_PER_PIECE):
+        lines = "\n".join(texts[first : first + _IDS_PER_PIECE])
+        yield (("\n" if first else "") + lines).encode()
 
 
 def _crc32(parts: Iterable[Any]) -> int:

@@ -88,15 +88,18 @@ class Trainer:
         check_fresh(config)
         check_libraries(config.tasks)
         require(config.backend)
-        if self.ranks.is_first:  # the others have none
+        is_first = self.ranks.is_first
+        if is_first:  # the others have none
             self.callbacks = CallbackList(callbacks, reporters(config.report_to))
-        self.config = config = complete_config(config, log)
+        self.config = config = complete_config(config, log, self.ranks.tick)
         self.device = pick_device(config.device)
         model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings
-        train = load_splits(config, self.tokenizer, "train", max_positions, log)
+        watched = {"tick": self.ranks.tick, "progress": is_first}
+        arguments = config, self.tokenizer
+        train = load_splits(*arguments, "train", max_positions, log, **watched)
         self.train_tasks = {name: replace(task, texts=None) for name, task in train.items()}
-        self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log)
+        self.dev_tasks = load_splits(*arguments, "dev", max_positions, log, **watched)
         fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
         self.splits = {"train": self.train_tasks, "dev": self.dev_tasks}

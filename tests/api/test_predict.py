@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sbrrt_fast import TaskConfig, load
-from sbrrt_fast.data.store import load_task
+from sbrrt_fast.data.load import load_task
 from sbrrt_fast.data.texts import text_examples, windows
 from sbrrt_fast.errors import ConfigError, DataError, SbrrtError, WeightsError
 from sbrrt_fast.model.io import load_model, save_model

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sbrrt_fast.data.labels import complete_tasks
-from sbrrt_fast.data.splits import read_examples
+from sbrrt_fast.data.splits import SplitRows
 from sbrrt_fast.errors import DataError
 from tests.data.written import COLUMNS, ENTAILMENT, LABELS, ROWS, optional, write_table
 
@@ -49,24 +49,24 @@ def test_a_saved_dataset_has_its_classes_in_its_own_order(saved):
     task = complete_tasks({"mine": TASK}, saved, lambda line: None)["mine"]
     assert (task.labels, task.num_classes) == (ORDER, 3)
     for split, rows in (("train", ROWS[:9]), ("dev", ROWS[9:])):
-        examples, report = read_examples("mine", task, split, saved)
+        examples, report = SplitRows("mine", task, split, saved).read()
         assert [(e.id, *e.texts, ORDER[int(e.label)]) for e in examples] == rows
         assert report.message() == f"dataset {saved / 'nli'}, split {split}: {len(rows)} rows"
 
 
 def test_labels_may_be_named_in_another_order(saved):
     task = replace(TASK, labels=LABELS, num_classes=3)
-    examples, _ = read_examples("mine", task, "train", saved)
+    examples, _ = SplitRows("mine", task, "train", saved).read()
     assert [LABELS[int(e.label)] for e in examples] == [row[3] for row in ROWS[:9]]
 
 
 def test_hidden_labels_of_a_test_split(saved):
     task = replace(TASK, labels=LABELS, num_classes=3, files={"test": "hidden"})
-    examples, report = read_examples("mine", task, "test", saved)
+    examples, report = SplitRows("mine", task, "test", saved).read()
     assert {e.label for e in examples} == {None}
     assert "taken as a split without labels, since no row has one" in report.note
     with pytest.raises(DataError, match=r"split hidden: row 1: label is empty; correct the row"):
-        read_examples("mine", replace(task, files={"train": "hidden"}), "train", saved)
+        SplitRows("mine", replace(task, files={"train": "hidden"}), "train", saved).read()
 
 
 def test_a_folder_of_files_with_the_library_s_own_slices(tmp_path):
@@ -75,16 +75,16 @@ def test_a_folder_of_files_with_the_library_s_own_slices(tmp_path):
     task = replace(TASK, files={"train": "train[:9]", "dev": "train[9:]"})
     task = complete_tasks({"mine": task}, tmp_path, lambda line: None)["mine"]
     assert task.labels == LABELS
-    examples, _ = read_examples("mine", task, "dev", tmp_path)
+    examples, _ = SplitRows("mine", task, "dev", tmp_path).read()
     assert [(e.id, *e.texts) for e in examples] == [row[:3] for row in ROWS[9:]]
     share = replace(task, files={"train": "train", "dev": "1/4"})
-    assert len(read_examples("mine", share, "dev", tmp_path)[0]) == 3
+    assert len(SplitRows("mine", share, "dev", tmp_path).read()[0]) == 3
 
 
 def test_what_is_not_there_is_named(saved):
     def error_of(**fields) -> str:
         with pytest.raises(DataError) as raised:
-            read_examples("mine", replace(TASK, labels=LABELS, **fields), "train", saved)
+            SplitRows("mine", replace(TASK, labels=LABELS, **fields), "train", saved).read()
         message = str(raised.value)
         assert message.isprintable() and "tasks.mine." in message
         return message
@@ -109,4 +109,4 @@ def test_the_library_is_named_where_it_is_absent(saved, monkeypatch):
     with pytest.raises(
         DataError, match=r"cannot be read without datasets .*sbrrt_fast\[datasets\]"
     ):
-        read_examples("mine", TASK, "train", saved)
+        SplitRows("mine", TASK, "train", saved).read()

@@ -15,7 +15,7 @@ from sbrrt_fast.config_cli import parse_run_config
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.labels import complete_tasks
 from sbrrt_fast.data.reader import read_split
-from sbrrt_fast.data.splits import read_examples
+from sbrrt_fast.data.splits import SplitRows
 from sbrrt_fast.data.task import BUILTIN_TASKS, TaskConfig
 from sbrrt_fast.data.task_rules import validate_task
 from sbrrt_fast.errors import ConfigError, DataError
@@ -137,7 +137,7 @@ def test_balanced_weights_are_those_of_the_rows_that_train(tmp_path):
     share = replace(balanced, files={"train": "rows.csv", "dev": "50%"}, split_seed=1)
     found = complete_tasks({"mine": share}, tmp_path, lambda line: None)["mine"]
     labels = [e.label for e in read_split(tmp_path / "rows.csv", found, "train", "mine")[0]]
-    kept = [e.label for e in read_examples("mine", found, "train", tmp_path)[0]]
+    kept = [e.label for e in SplitRows("mine", found, "train", tmp_path).read()[0]]
     assert len(kept) == 8 < len(labels)
     expected = [8 / (3 * kept.count(c)) for c in range(3)]
     assert found.class_weights == pytest.approx(expected)

@@ -19,7 +19,7 @@ from sbrrt_fast.data.sources import (
     split_sources,
     uses_sample,
 )
-from sbrrt_fast.data.splits import read_examples
+from sbrrt_fast.data.splits import SplitRows
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError, DataError
 from sbrrt_fast.training.build import load_splits
@@ -64,21 +64,21 @@ def test_patterns(tmp_path):
     task = with_files(train="none-*.csv")["mine"]
     assert missing_files("mine", task, "train", tmp_path) == [tmp_path / "none-*.csv"]
     with pytest.raises(DataError, match=r"none-\*\.csv: no file fits; task 'mine' reads"):
-        read_examples("mine", task, "train", tmp_path)
+        SplitRows("mine", task, "train", tmp_path).read()
 
 
 def test_several_files_follow_each_other(tmp_path):
     write_table(tmp_path / "a.csv", ROWS[:5])
     write_table(tmp_path / "b.parquet", ROWS[5:])
     task = with_files(train=("a.csv", "b.parquet"))["mine"]
-    examples, report = read_examples("mine", task, "train", tmp_path)
+    examples, report = SplitRows("mine", task, "train", tmp_path).read()
     assert [e.id for e in examples] == [row[0] for row in ROWS]
     assert report.message() == "a.csv and 1 more: 12 rows"
 
     numbered = tmp_path / "c.csv"
     write_table(numbered, [row[1:] for row in ROWS[:3]], ("premise", "hypothesis", "label"))
     task = with_files(train=(str(numbered), str(numbered)))["mine"]
-    examples, _ = read_examples("mine", task, "train", None)
+    examples, _ = SplitRows("mine", task, "train", None).read()
     assert [e.id for e in examples] == ["1", "2", "3", "4", "5", "6"]
 
 
@@ -162,7 +162,7 @@ def test_one_task_in_the_folder_and_one_elsewhere(tmp_path):
     tasks = {f"t{i}": replace(open_labels, files=each) for i, each in enumerate(files)}
     tasks = complete_tasks(tasks, tmp_path / "data", lambda line: None)
     counts = [
-        len(read_examples(name, task, "train", tmp_path / "data")[0])
+        len(SplitRows(name, task, "train", tmp_path / "data").read()[0])
         for name, task in tasks.items()
     ]
     assert counts == [6, 3]
@@ -173,12 +173,12 @@ def test_one_task_in_the_folder_and_one_elsewhere(tmp_path):
 def test_what_a_missing_file_is_told(tmp_path):
     absolute = with_files(train=str(tmp_path / "a.csv"))["mine"]
     with pytest.raises(DataError, match=r"an absolute path: correct it in tasks\.mine\.files"):
-        read_examples("mine", absolute, "train", None)
+        SplitRows("mine", absolute, "train", None).read()
     relative = with_files(train="a.csv")["mine"]
     with pytest.raises(DataError, match=r"a\.csv: no such file; .* with --data-dir$"):
-        read_examples("mine", relative, "train", tmp_path)
+        SplitRows("mine", relative, "train", tmp_path).read()
     with pytest.raises(DataError, match=r"there is no folder .*, or leave --data-dir out to use"):
-        read_examples("sst", BUILTIN_TASKS["sst"], "train", tmp_path / "none")
+        SplitRows("sst", BUILTIN_TASKS["sst"], "train", tmp_path / "none").read()
 
 
 def test_the_command_says_it_before_anything_is_written(tmp_path, capsys):

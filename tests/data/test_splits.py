@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sbrrt_fast.data.reader import read_split
-from sbrrt_fast.data.splits import read_examples, share_indices
+from sbrrt_fast.data.splits import SplitRows, share_indices
 from sbrrt_fast.data.task_rules import share_of, validate_task
 from sbrrt_fast.errors import ConfigError, DataError
 from tests.data.written import COLUMNS, ENTAILMENT, LABELS, ROWS, write_table
@@ -22,7 +22,7 @@ def of(dev: str, **fields):
 
 
 def ids(task, split, folder) -> list[str]:
-    return [e.id for e in read_examples("mine", task, split, folder)[0]]
+    return [e.id for e in SplitRows("mine", task, split, folder).read()[0]]
 
 
 @pytest.mark.parametrize(("dev", "num_dev"), [("25%", 3), ("50 %", 6), ("1/3", 4), ("12.5%", 2)])
@@ -70,7 +70,7 @@ def test_shares_of_what_is_not_there():
 def test_a_part_without_rows_is_an_error(tmp_path):
     write_table(tmp_path / "rows.csv", ROWS)
     with pytest.raises(DataError, match=r"rows\.csv: the dev part of its 12 rows is empty"):
-        read_examples("mine", of("1%"), "dev", tmp_path)
+        SplitRows("mine", of("1%"), "dev", tmp_path).read()
 
 
 def test_max_rows_counts_usable_rows_of_all_files(tmp_path):

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertTokenizerFast
 
 from sbrrt_fast.config import ModelConfig, RunConfig
+from sbrrt_fast.data.load import load_task
 from sbrrt_fast.data.sources import split_sources
-from sbrrt_fast.data.store import TokenizedTask, load_task
+from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import BUILTIN_TASKS, Example
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, DataError, WeightsError
@@ -241,7 +242,7 @@ def test_too_short_max_length_is_refused(tokenizer):
 
 
 def test_more_rows_than_one_call_and_no_rows(tokenizer, monkeypatch):
-    monkeypatch.setattr("sbrrt_fast.data.store._TEXTS_PER_CALL", 3)
+    monkeypatch.setattr("sbrrt_fast.data.tokens.ROWS_PER_CHUNK", 3)
     rows = [("film " * n, "the " * (n + 1)) for n in range(1, 8)]
     task = build(PARA, rows, tokenizer)
     assert task.lengths.tolist() == [n + k for n in range(1, 8) for k in (2, 3)]

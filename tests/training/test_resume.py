@@ -214,6 +214,36 @@ def test_what_may_differ_may_differ(place, run, tmp_path):
     assert (run / "config.yaml").read_bytes() == before
 
 
+def test_tokens_from_the_disk_give_the_same_run(place, run, tmp_path, monkeypatch):
+    flags = ("--token-cache", str(tmp_path / "tokens"))
+    whole = tmp_path / "whole"
+    assert main(["train", *inputs(place), "--output", str(whole), *RUN, *flags]) == 0
+    assert len(list((tmp_path / "tokens").glob("*/tokens.npy"))) == 6
+    assert (whole / "config.yaml").read_bytes() == (place / "whole" / "config.yaml").read_bytes()
+
+    def refuse(*args):
+        raise AssertionError("it was tokenised again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sbrrt_fast.data.token_cache.cache.tokenised", refuse)
+        patch.setattr("sbrrt_fast.data.load.tokenised", refuse)
+        assert main(["train", "--output", str(run), "--resume", *inputs(place), *RUN, *flags]) == 0
+    assert same_run(whole, place / "whole") and same_run(run, place / "whole")
+    kept, (_, meta) = (load_state(path / "state") for path in (whole, place / "whole"))
+    assert kept[1]["inputs"] == meta["inputs"]
+
+
+def test_a_run_that_began_with_tokens_from_the_disk_goes_on_without(place, tmp_path, monkeypatch):
+    run, flags = tmp_path / "run", ("--token-cache", str(tmp_path / "tokens"))
+    with monkeypatch.context() as patch:
+        signal_in_round(patch, 7, signal.SIGTERM)
+        assert main(["train", *inputs(place), "--output", str(run), *RUN, *flags]) == 143
+    shutil.rmtree(tmp_path / "tokens")
+    assert main(["train", "--output", str(run), "--resume"]) == 0
+    assert not (tmp_path / "tokens").exists()
+    assert same_run(run, place / "whole")
+
+
 @pytest.mark.parametrize(
     ("flags", "names"),
     [

@@ -1,0 +1,1 @@
+"""Tokenised splits on disk, which every process maps instead of tokenising them again."""
