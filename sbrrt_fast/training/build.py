@@ -23,7 +23,7 @@ from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
-from sbrrt_fast.training.ranks.ranks import Ranks
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.autograd_pass import AutogradModel
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from sbrrt_fast.training.step.op_choice import (
@@ -129,7 +129,7 @@ def build_step(
     num_rounds: int,
     log: Log = print,
     max_length: int | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Step | CapturedStep:
     """The written-out step where it can run, captured on a GPU; else the one under autograd.
 

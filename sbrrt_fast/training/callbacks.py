@@ -10,9 +10,7 @@ from typing import Any
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.messages import shown
-from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
-
-_ALONE = OneRank()
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class CallbackList(Callback):
                 )
 
     @contextlib.contextmanager
-    def following(self, run: RunInfo, ranks: Ranks = _ALONE) -> Iterator[None]:
+    def following(self, run: RunInfo, ranks: Ranks = ONE_RANK) -> Iterator[None]:
         """Inside the block the run trains: ``on_start`` before it, ``on_stop`` where it raises.
 
         Args:

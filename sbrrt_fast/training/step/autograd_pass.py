@@ -14,7 +14,7 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import AutogradJacobian, AutogradPass
-from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.gradient_sums import sum_over_ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS
@@ -39,10 +39,10 @@ class AutogradModel:
         model: MultiTaskModel,
         teacher: Teacher | None,
         config: RunConfig,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ONE_RANK,
     ):
         self.model, self.teacher, self.config = model, teacher, config
-        self.ranks = ranks or OneRank()
+        self.ranks = ranks
         self.smart = resolve(config.smart)
         self.device = next(model.parameters()).device
 

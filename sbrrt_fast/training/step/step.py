@@ -19,7 +19,7 @@ from sbrrt_fast.smart.ascent import Ascent
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.cost.profile import NoClock, StageClock
-from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.optimizer import set_learning_rate
 from sbrrt_fast.training.step.round_pass import (
@@ -98,9 +98,9 @@ class Step:
         optimizer: torch.optim.AdamW,
         config: RunConfig,
         num_rounds: int,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ONE_RANK,
     ):
-        self.ranks = ranks or OneRank()
+        self.ranks = ranks
         self.model, self.teacher, self.optimizer, self.config = model, teacher, optimizer, config
         self.device = next(model.parameters()).device
         self.clock: StageClock | NoClock = NoClock()

@@ -15,7 +15,7 @@ from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
-from sbrrt_fast.training.ranks.ranks import OneRank, Ranks
+from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.gradient_sums import GradientSums
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.group_tables import GroupTables
@@ -43,7 +43,7 @@ class WrittenOutModel:
         model: MultiTaskModel,
         teacher: Teacher | None,
         config: RunConfig,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ONE_RANK,
     ):
         self.model, self.teacher, self.run_config = model, teacher, config
         self.device = next(model.parameters()).device
@@ -62,9 +62,7 @@ class WrittenOutModel:
         self.grads = self.student.gradients
         self.grad_words: RowGradient | None = None
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
-        self.sums = GradientSums(
-            self.grads, self._new_total, ranks or OneRank(), self.trains_encoder
-        )
+        self.sums = GradientSums(self.grads, self._new_total, ranks, self.trains_encoder)
         self.student.on_layer = self.sums.complete
         perturbs = self.smart.weight > 0 and self.smart.gradient == "tangent"
         has_rows = perturbs and self.trains_encoder
