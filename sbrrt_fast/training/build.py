@@ -18,6 +18,7 @@ from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.model.plain import why_not_plain
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.ranks.ranks import Ranks
@@ -129,7 +130,11 @@ def build_step(
         max_length = min(config.model.max_length, model.config.max_position_embeddings)
     calls = step_calls(model, config, max_length)
     check_calls(calls, config.backend)
-    reason = layout_why_not(config, device) or written_out_why_not(calls, config.backend, device)
+    reason = (
+        layout_why_not(config, device)
+        or why_not_plain(model)
+        or written_out_why_not(calls, config.backend, device)
+    )
     arguments = model, teacher, optimizer, config, num_rounds, ranks
     if reason is None and device.type == "cuda" and config.graphs:
         return CapturedStep(Step(WrittenOut, *arguments), log)
