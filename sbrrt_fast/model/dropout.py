@@ -12,6 +12,7 @@ from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.smart_noise import smart_noise
 
 EMBEDDING_SITE = 0
+ADAPTER_SITE = 0x8000  # of the first adapter, behind those of all layers
 HEAD_SITE = 0xFFF0
 NOISE_SITE = 0xFFF1
 RANDOM_DIRECTION_SITE = 0xFFF2

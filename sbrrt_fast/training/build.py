@@ -17,6 +17,7 @@ from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
+from sbrrt_fast.model.lora import add_lora
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.plain import why_not_plain
 from sbrrt_fast.smart.bregman import Teacher
@@ -56,12 +57,13 @@ def complete_config(config: RunConfig, log: Log = print) -> RunConfig:
 
 
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
-    """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
+    """The pretrained encoder with fresh heads and adapters, on the CPU, and its tokenizer.
 
     ``log`` takes a line on what is used of the checkpoint and what is left out.
 
     Raises:
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
+        ConfigError: there is nothing to train, or no library for adapters.
     """
     name = config.model.backbone
     encoder = MiniBert.from_pretrained(name, config.model.pooling)
@@ -72,6 +74,8 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     log(f"backbone {name}: {encoder.origin.summary}")
     _set_dropout(encoder, config)
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
+    if config.lora.rank:
+        add_lora(encoder, config.lora, config.seed)
     if config.mode == "pretrain":
         _check_heads_train(model)
         model.freeze_encoder()
