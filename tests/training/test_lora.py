@@ -23,7 +23,16 @@ needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None, reason="needs peft: pip install -e '.[lora]'"
 )
 FLAGS = (
-    *("--lora.rank", "4", "--lora.dropout", "0.2", "--smart.weight", "1", "--bregman.weight", "0.5"),
+    *(
+        "--lora.rank",
+        "4",
+        "--lora.dropout",
+        "0.2",
+        "--smart.weight",
+        "1",
+        "--bregman.weight",
+        "0.5",
+    ),
     *("--lora.targets", "query", "dense", "word_embeddings", "--optimizer.learning-rate", "0.01"),
     *("--log.every", "2", "--log.state-every", "3"),
 )
@@ -71,8 +80,7 @@ def test_a_resumed_run_is_the_same(place, tmp_path):
     inputs = ["--data-dir", str(place / "data"), "--backbone", str(place / "backbone")]
     short = ["--rounds", "3", "--round.batch-size", "4", "--log.no-tensorboard"]
     flags = ["--optimizer.decay", "constant", "--optimizer.warmup", "0"]
-    whole = train_tiny(place, *FLAGS, *flags, "--rounds", "6", "--output", str(tmp_path / "whole"))
-    assert whole == place / "run"  # the folder's name is the flag's
+    train_tiny(place, *FLAGS, *flags, "--rounds", "6", "--output", str(tmp_path / "whole"))
     assert main(["train", *inputs, *short, *FLAGS, *flags, "--output", str(run)]) == 0
     assert main(["train", "--output", str(run), "--resume", "--rounds", "6"]) == 0
     for file in ("model.safetensors", "heads.safetensors"):
