@@ -130,7 +130,7 @@ def _weight(module: nn.Module, path: str, leaf: str) -> Tensor:
     is_parametrised = leaf in getattr(module, "parametrizations", ())
     if not is_parametrised and module._parameters.get(leaf) is None:
         kind = type(module).__name__
-        raise WeightsError(f"{path}.{leaf}: a {kind} has no such parameter; {_ADVICE}")
+        raise WeightsError(f"{path}.{leaf}: {kind} has no such parameter; {_ADVICE}")
     return getattr(module, leaf)
 
 

@@ -16,8 +16,11 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model import lora as lora_module
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.lora import AdapterDropout, add_lora
+from sbrrt_fast.training.build import build_step
+from sbrrt_fast.training.step.optimizer import build_optimizer
 from tests.helpers import small_sample, tiny_backbone, train_tiny
-from tests.model.models import CONFIG, random_batch, stream_of
+from tests.model.models import CONFIG, random_batch, random_model, stream_of
+from tests.training.steps import PLAIN, is_written_out
 
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None, reason="needs peft: pip install -e '.[lora]'"
@@ -155,3 +158,15 @@ def test_settings_are_checked(values, message):
 def test_adapters_of_a_frozen_encoder_are_refused():
     with pytest.raises(ConfigError, match=r"lora\.rank: must be 0 with mode 'pretrain'"):
         RunConfig(mode="pretrain", lora=LoraConfig(rank=2))
+
+
+def test_a_step_of_changed_modules_is_autograd_s():
+    """Written-out passes read weights, and would miss the hook."""
+    model, lines = random_model(), []
+    handle = model.encoder.encoder.layer[0].output.dense.register_forward_hook(lambda *_: None)
+    parts = model, None, build_optimizer(model.named_parameters(), PLAIN.optimizer), PLAIN, 3
+    assert not is_written_out(build_step(*parts, log=lines.append, max_length=9))
+    reason = "encoder.encoder.layer.0.output.dense has hooks"
+    assert lines[0] == f"the step runs under autograd, which is slower: {reason}"
+    handle.remove()
+    assert is_written_out(build_step(*parts, log=lines.append, max_length=9))
