@@ -56,7 +56,8 @@ def add_lora(encoder: MiniBert, lora: LoraConfig, seed: int) -> None:
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError(
-            "lora.rank: adapters need the library peft: run `pip install peft`, or set it to 0"
+            "lora.rank: adapters need the library peft; run `pip install 'sbrrt_fast[lora]'`, or "
+            "set it to 0"
         )
     import peft  # slow
 

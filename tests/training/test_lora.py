@@ -135,7 +135,7 @@ def test_adapters_begin_with_no_effect_and_repeat_by_seed():
 
 def test_without_peft_it_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(lora_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"lora\.rank: adapters need the library peft: run"):
+    with pytest.raises(ConfigError, match=r"lora\.rank: adapters need the library peft; run"):
         add_lora(MiniBert(CONFIG), LoraConfig(rank=1), seed=0)
 
 
