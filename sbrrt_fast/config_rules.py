@@ -13,16 +13,18 @@ from sbrrt_fast.data.task_rules import check_task_names, validate_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, check, fraction_rules, is_float32
-from sbrrt_fast.settings import OptimizerConfig, RunSettings
+from sbrrt_fast.settings import LoraConfig, OptimizerConfig, RunSettings
 from sbrrt_fast.smart.presets import resolve
 
 _LONGEST = 4096  # of a text, like Linux's longest path
 _REPORTER = re.compile(r"wandb|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+_LORA_TARGETS = ("query", "key", "value", "dense", "word_embeddings")
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 
 # Numbers that the step multiplies or divides by in float32, besides those of ``smart``.
 _COMPUTED_WITH = (
     "bregman.weight",
+    "lora.alpha",
     "optimizer.learning_rate",
     "optimizer.head_learning_rate",
     "optimizer.weight_decay",
@@ -64,6 +66,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "model.max_length", longest, longest >= shortest, f"at least {shortest}"
     yield "bregman.weight", c.bregman.weight, 0 <= c.bregman.weight < math.inf, "at least 0"
     yield "bregman.beta", c.bregman.beta, 0 <= c.bregman.beta <= 1, "from 0 to 1"
+    yield from _lora_rules(c.lora, c.mode)
     yield from _optimizer_rules(c.optimizer)
     for key in _COMPUTED_WITH:
         section, name = key.split(".")
@@ -88,6 +91,18 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "early_stopping.min_delta", min_delta, 0 <= min_delta < math.inf, "at least 0"
     yield "rank_timeout", c.rank_timeout, 5 <= c.rank_timeout < math.inf, "at least 5 (seconds)"
     yield "extended", c.extended, all(n >= 1 for n in c.extended), at_least_one
+
+
+def _lora_rules(lora: LoraConfig, mode: str) -> Iterator[Rule]:
+    yield "lora.rank", lora.rank, lora.rank >= 0, "at least 0"
+    is_trained = lora.rank == 0 or mode == "finetune"
+    yield "lora.rank", lora.rank, is_trained, "0 with mode 'pretrain', which trains the heads alone"
+    yield "lora.alpha", lora.alpha, 0 < lora.alpha < math.inf, "above 0"
+    yield from fraction_rules("lora.dropout", lora.dropout, lora.dropout)
+    are_names = len(lora.targets) > 0 and set(lora.targets) <= set(_LORA_TARGETS)
+    yield "lora.targets", lora.targets, are_names, f"one or several of {', '.join(_LORA_TARGETS)}"
+    are_different = len(set(lora.targets)) == len(lora.targets)
+    yield "lora.targets", lora.targets, are_different, "names that are each given once"
 
 
 def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:

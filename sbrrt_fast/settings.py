@@ -37,6 +37,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685), by the library peft: they and the heads train alone.
+
+    Saved models have the adapters merged into their weights.
+
+    Attributes:
+        rank: r, of each adapter's product; 0 trains the whole encoder, without adapters.
+        alpha: an adapter's result is multiplied by alpha / rank.
+        dropout: on what goes into an adapter of BERT's layers.
+        targets: the matrices that get one, in all layers: ``query``, ``key``, ``value``, ``dense``
+            (all others, the pooler's too) and ``word_embeddings``.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("query", "value")
+
+
+@dataclass(frozen=True)
 class SmartConfig:
     """SMART's smoothness regulariser (arXiv 1911.03437, Algorithm 1), one mechanism.
 
@@ -253,6 +273,7 @@ class RunSettings:
         default_factory=lambda: {name: BUILTIN_TASKS[name] for name in ("sst", "para", "sts")}
     )
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     smart: SmartConfig = field(default_factory=SmartConfig)
     bregman: BregmanConfig = field(default_factory=BregmanConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

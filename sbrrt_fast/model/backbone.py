@@ -8,10 +8,11 @@ import importlib.util
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.json_file import as_json, read_json
-from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.config import FIXED, BertConfig
 from sbrrt_fast.model.modules import MODULES, POOLING_FOLDER, list_modules
 from sbrrt_fast.model.tensors import INDEX, WEIGHTS
 
@@ -23,15 +24,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-# What config.json may say about parts that MiniBert has in one form only.
-ONLY_SUPPORTED = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "pruned_heads": {},
-}
+_ONLY_SUPPORTED = {**FIXED, "pruned_heads": {}}
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -57,13 +50,22 @@ _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 _verified: set[tuple[Path, int, int]] = set()  # (file, size, mtime_ns) already hashed
 
 
-def resolve_backbone(name: str) -> Path:
+def resolve_backbone(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Path:
     """The folder of a backbone: ``config.json``, safetensors and tokenizer.
 
     Args:
         name: ``minilm`` (all-MiniLM-L6-v2 from its installed package), an existing folder, or a
             Hugging Face hub id such as ``bert-base-uncased``, which is downloaded or taken from
             the hub's cache. A folder called ``minilm`` is reached as ``./minilm``.
+        revision, cache_dir, token, local_files_only: of a hub id, see
+            ``huggingface_hub.snapshot_download``.
 
     Raises:
         WeightsError: there is no such folder, package or hub repository, the hub cannot be
@@ -81,7 +83,9 @@ def resolve_backbone(name: str) -> Path:
             f"backbone '{name}': there is no such folder; give a BertModel folder, "
             "a hub id such as bert-base-uncased, or minilm"
         )
-    return _hub_folder(name)
+    chosen = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    options = {key: value for key, value in chosen.items() if value is not None}
+    return _hub_folder(name, options | ({"local_files_only": True} if local_files_only else {}))
 
 
 def _minilm_folder() -> Path:
@@ -120,21 +124,21 @@ def _reinstall() -> str:
     return _MINILM_INSTALL.replace("install", "install --force-reinstall", 1)
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, options: dict[str, Any]) -> Path:
     """A hub repository's files: of the modules in its ``modules.json`` and of the folder itself."""
-    folder = _download(name, [MODULES])
+    folder = _download(name, [MODULES], options)
     listed = list_modules(folder / MODULES) if (folder / MODULES).is_file() else []
     prefixes = {f"{glob.escape(module.path)}/" for module in listed if module.path}
     patterns = [MODULES, f"{POOLING_FOLDER}/config.json"]
     patterns += [prefix + file for prefix in ["", *sorted(prefixes)] for file in _FOLDER_FILES]
-    return _download(name, patterns)
+    return _download(name, patterns, options)
 
 
-def _download(name: str, patterns: list[str]) -> Path:
+def _download(name: str, patterns: list[str], options: dict[str, Any]) -> Path:
     import huggingface_hub  # slow to import, and most runs use a local folder
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **options))
     except Exception as error:  # the hub's transports raise errors without a common base
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(
@@ -157,7 +161,7 @@ def read_config(directory: str | Path) -> BertConfig:
     if not path.is_file():
         raise WeightsError(f"{path} is missing; give the folder of a Hugging Face BertModel")
     stored = read_json(path)
-    for name, only in ONLY_SUPPORTED.items():
+    for name, only in _ONLY_SUPPORTED.items():
         if stored.get(name, only) != only:
             raise WeightsError(
                 f"{path}: {name} is {as_json(stored[name])}, but only {as_json(only)} is "

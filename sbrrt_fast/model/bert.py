@@ -1,195 +1,29 @@
 """MiniBert: BERT's encoder as its paper describes it, on batches of side-by-side sequences.
 
 Parameter names are those of Hugging Face's BertModel. Hidden states are [num_tokens, hidden] in
-the layout of the batch (``data.batch``). Source: arXiv 1810.04805 and arXiv 1706.03762.
+the layout of the batch (``data.batch``). Source: arXiv 1810.04805.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sbrrt_fast.data.batch import TokenBatch
-from sbrrt_fast.model import dropout as sites
 from sbrrt_fast.model.backbone import read_config, resolve_backbone
 from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.hub import read_weights, save_encoder
+from sbrrt_fast.model.layers import BertEmbeddings, BertEncoder, BertPooler
 from sbrrt_fast.model.modules import read_modules
 from sbrrt_fast.model.pooling import POOLINGS, mean_pool
+from sbrrt_fast.model.push import push_encoder
 from sbrrt_fast.model.tensors import shapes_only
-from sbrrt_fast.ops.attention import attention, attention_reference
-from sbrrt_fast.ops.embed import embed
-from sbrrt_fast.ops.gelu import bias_gelu
-from sbrrt_fast.ops.layernorm import dropout_add_layernorm
 
-
-class BertEmbeddings(nn.Module):
-    """Word, position and type embeddings, LayerNorm, dropout."""
-
-    backend = "auto"
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        norm, config = self.LayerNorm, self.config
-        p = config.hidden_dropout_prob
-        return embed(
-            batch.input_ids,
-            batch.positions,
-            batch.token_types,
-            self.word_embeddings.weight,
-            self.position_embeddings.weight,
-            self.token_type_embeddings.weight,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            *(stream.hidden(config.hidden_size, p, sites.EMBEDDING_SITE) if stream else ()),
-            backend=self.backend,
-        )
-
-
-class BertSelfAttention(nn.Module):
-    """Multi-head attention within each sequence."""
-
-    backend = "auto"
-
-    def __init__(self, config: BertConfig, layer: int):
-        super().__init__()
-        self.config, self.layer = config, layer
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
-        attend = self._packed if batch.packed else self._padded
-        return attend(query, key, value, batch, stream)
-
-    def _packed(self, query, key, value, batch: TokenBatch, stream: DropoutStream | None):
-        config = self.config
-        p, site = config.attention_probs_dropout_prob, sites.attention_site(self.layer)
-        return attention(
-            query,
-            key,
-            value,
-            batch.cu_seqlens,
-            batch.max_length,
-            config.num_attention_heads,
-            *(stream.attention(p, site) if stream else ()),
-            backend=self.backend,
-        )
-
-    def _padded(self, query, key, value, batch: TokenBatch, stream: DropoutStream | None):
-        heads, p = self.config.num_attention_heads, self.config.attention_probs_dropout_prob
-        site, dtype = sites.attention_site(self.layer), value.dtype
-        factors = stream.attention_factors(heads, p, site, dtype) if stream else None
-        split = [
-            batch.pad(x.view(-1, heads, self.config.head_dim)).transpose(1, 2)
-            for x in (query, key, value)
-        ]
-        context = attention_reference(*split, batch.key_mask, factors)
-        return batch.unpad(context.transpose(1, 2)).flatten(1)
-
-
-class ResidualOutput(nn.Module):
-    """LN(residual + dropout(x W^T + bias))."""
-
-    backend = "auto"
-
-    def __init__(self, config: BertConfig, in_features: int, site: int):
-        super().__init__()
-        self.config, self.site = config, site
-        self.dense = nn.Linear(in_features, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, x: Tensor, residual: Tensor, stream: DropoutStream | None) -> Tensor:
-        config, norm = self.config, self.LayerNorm
-        p = config.hidden_dropout_prob
-        return dropout_add_layernorm(
-            F.linear(x, self.dense.weight),
-            self.dense.bias,
-            residual,
-            norm.weight,
-            norm.bias,
-            norm.eps,
-            *(stream.hidden(config.hidden_size, p, self.site) if stream else ()),
-            backend=self.backend,
-        )
-
-
-class BertAttention(nn.Module):
-    """Self-attention and its residual connection."""
-
-    def __init__(self, config: BertConfig, layer: int):
-        super().__init__()
-        self.self = BertSelfAttention(config, layer)
-        site = sites.attention_output_site(layer)
-        self.output = ResidualOutput(config, config.hidden_size, site)
-
-    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        return self.output(self.self(hidden, batch, stream), hidden, stream)
-
-
-class BertIntermediate(nn.Module):
-    """gelu(x W^T + bias)."""
-
-    backend = "auto"
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        product = F.linear(hidden, self.dense.weight)
-        return bias_gelu(product, self.dense.bias, backend=self.backend)
-
-
-class BertLayer(nn.Module):
-    """Attention, then the feed-forward network, each with its residual connection."""
-
-    def __init__(self, config: BertConfig, layer: int):
-        super().__init__()
-        self.attention = BertAttention(config, layer)
-        self.intermediate = BertIntermediate(config)
-        self.output = ResidualOutput(config, config.intermediate_size, sites.output_site(layer))
-
-    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        attended = self.attention(hidden, batch, stream)
-        return self.output(self.intermediate(attended), attended, stream)
-
-
-class BertEncoder(nn.Module):
-    """The stack of layers."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config, i) for i in range(config.num_hidden_layers))
-
-    def forward(self, hidden: Tensor, batch: TokenBatch, stream: DropoutStream | None) -> Tensor:
-        for layer in self.layer:
-            hidden = layer(hidden, batch, stream)
-        return hidden
-
-
-class BertPooler(nn.Module):
-    """tanh(W h_[CLS] + bias)."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, first: Tensor) -> Tensor:
-        return torch.tanh(self.dense(first))
+_OUTPUTS = ("output_attentions", "output_hidden_states", "return_dict")
 
 
 class MiniBert(nn.Module):
@@ -223,15 +57,35 @@ class MiniBert(nn.Module):
             if hasattr(module, "backend"):
                 module.backend = backend
 
-    def embed(self, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
-        """The embedding layer's output [num_tokens, hidden]: what SMART perturbs."""
-        return self.embeddings(batch, stream)
+    def embed(
+        self,
+        batch: TokenBatch,
+        stream: DropoutStream | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """The embedding layer's output [num_tokens, hidden]: what SMART perturbs.
+
+        Args:
+            stream: dropout's masks, whether in ``train()`` or not; see ``own_stream`` for None.
+            inputs_embeds: [num_tokens, hidden], in place of the word embeddings of the ids.
+        """
+        return self.embeddings(batch, stream or self.own_stream(batch), inputs_embeds)
 
     def encode(
         self, embeddings: Tensor, batch: TokenBatch, stream: DropoutStream | None = None
     ) -> Tensor:
         """Last hidden states [num_tokens, hidden] from the embedding layer's output."""
-        return self.encoder(embeddings, batch, stream)
+        return self.encoder(embeddings, batch, stream or self.own_stream(batch))
+
+    def own_stream(self, batch: TokenBatch) -> DropoutStream | None:
+        """The masks of a pass that is given none: new ones in ``train()``, none in ``eval()``."""
+        config = self.config
+        if not self.training or not (
+            config.hidden_dropout_prob or config.attention_probs_dropout_prob
+        ):
+            return None
+        backend = self.embeddings.backend
+        return DropoutStream.drawn(batch, config.max_position_embeddings, backend)
 
     def pool(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
         """One vector per sequence, [num_sequences, hidden], of the hidden states' dtype."""
@@ -242,39 +96,91 @@ class MiniBert(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        **outputs: None,
     ) -> Tensor:
-        """Last hidden states of a padded batch, without dropout.
+        """Last hidden states of a padded batch; with dropout in ``train()``.
 
         Args:
             input_ids: int64 [num_sequences, max_length].
             attention_mask: the same shape, 1 at real tokens, which come first; all real if None.
             token_type_ids: the same shape; zeros if None.
+            inputs_embeds: word embeddings [num_sequences, max_length, hidden] in place of the ids.
+            outputs: what callers of transformers' models pass, such as ``return_dict``; None.
 
         Returns:
             [num_sequences, max_length, hidden].
+
+        Raises:
+            ValueError: ids and embeddings, or neither. TypeError: another argument than these.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        batch = TokenBatch.from_padded(input_ids, attention_mask, token_type_ids)
-        return batch.pad(self.encode(self.embed(batch), batch))
+        _check_outputs(outputs)
+        batch = _padded_batch(input_ids, inputs_embeds, attention_mask, token_type_ids)
+        stream = self.own_stream(batch)
+        words = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)
+        return batch.pad(self.encode(self.embed(batch, stream, words), batch, stream))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, module: nn.Module) -> None:
+        """Replaces the word embeddings."""
+        self.embeddings.word_embeddings = module
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Keeps each layer's input alone, and computes the rest again in the backward.
+
+        Args:
+            gradient_checkpointing_kwargs: of ``torch.utils.checkpoint.checkpoint``.
+        """
+        options = gradient_checkpointing_kwargs or {}
+        self.encoder.checkpointing = {"use_reentrant": False, **options}
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps activations for the backward again."""
+        self.encoder.checkpointing = None
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are computed again."""
+        return self.encoder.checkpointing is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first floating-point parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, pooling: str = "checkpoint") -> MiniBert:
-        """Loads ``minilm``, a Hugging Face BertModel folder or a hub id; see ``from_folder``.
+    def from_pretrained(cls, name: str | Path, pooling: str = "checkpoint", **hub: Any) -> MiniBert:
+        """Loads ``minilm``, a Hugging Face BertModel folder or a hub id, in ``eval()``.
+
+        Args:
+            pooling: see ``from_folder``.
+            hub: of a hub id: ``revision``, ``cache_dir``, ``token`` and ``local_files_only``.
 
         Raises:
             WeightsError: also where there is no such backbone, see ``resolve_backbone``.
         """
-        return cls.from_folder(resolve_backbone(str(name)), pooling)
+        model = cls.from_folder(resolve_backbone(str(name), **hub), pooling)
+        model.name_or_path = str(name)
+        return model
 
     @classmethod
     def from_folder(cls, directory: str | Path, pooling: str = "checkpoint") -> MiniBert:
-        """An encoder with the weights of a Hugging Face BertModel folder, in fp32 on the CPU.
+        """An encoder with the weights of a Hugging Face BertModel folder, in fp32 on the CPU, in
+        ``eval()``.
 
         Args:
             pooling: ``cls`` (needs the checkpoint's pooler), ``cls_token``, ``mean``, or what
@@ -294,14 +200,53 @@ class MiniBert(nn.Module):
         shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         model.load_state_dict(read_weights(modules, shapes), strict=True, assign=True)
         model.source, model.origin = modules.encoder, modules
-        return model
+        model.name_or_path = str(directory)
+        return model.eval()
 
     def save_pretrained(self, directory: str | Path, tokenizer=None) -> None:
-        """Writes a folder that Hugging Face's BertModel reads; see ``model.hub``."""
+        """Writes a folder that Hugging Face's BertModel reads, adapters merged into its weights;
+        see ``model.hub.save_encoder``."""
         save_encoder(self, Path(directory), tokenizer)
+
+    def push_to_hub(self, repo_id: str, tokenizer=None, **options: Any) -> str:
+        """Saves the encoder as a repository on the Hugging Face hub and returns its address.
+
+        Args:
+            repo_id: ``user/name``. tokenizer: see ``model.hub.save_encoder``.
+            options: ``token``, ``private``, ``revision`` and ``commit_message``, see
+                ``model.push.push_encoder``, which says what it raises.
+        """
+        return push_encoder(self, repo_id, tokenizer, **options)
 
     def _initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+
+
+def _padded_batch(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+) -> TokenBatch:
+    """The batch of a call; with embeddings its ids are zeros, which nothing reads."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("MiniBert: give input_ids or inputs_embeds, one of the two")
+    if input_ids is None:
+        shape = inputs_embeds.shape[:2]
+        input_ids = torch.zeros(shape, dtype=torch.int64, device=inputs_embeds.device)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if token_type_ids is None:
+        token_type_ids = torch.zeros_like(input_ids)
+    return TokenBatch.from_padded(input_ids, attention_mask, token_type_ids)
+
+
+def _check_outputs(outputs: dict[str, Any]) -> None:
+    for name, value in outputs.items():
+        if name not in _OUTPUTS:
+            raise TypeError(f"MiniBert: there is no argument {name!r}")
+        if value:
+            raise ValueError(f"MiniBert: {name} must be None; last hidden states are the result")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sbrrt_fast.errors import ConfigError
@@ -21,6 +21,15 @@ _COUNTS = {
     "max_position_embeddings": (1, 2**20),
     "type_vocab_size": (1, 2**15),
     "pad_token_id": (0, 2**27),
+}
+
+# What config.json says of parts that MiniBert has in one form only.
+FIXED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
 }
 
 
@@ -53,6 +62,10 @@ class BertConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """What Hugging Face's ``config.json`` says of the encoder."""
+        return {"architectures": ["BertModel"], **FIXED, **asdict(self)}
 
     def _problems(self) -> Iterator[str]:
         for name, (low, high) in _COUNTS.items():

@@ -12,6 +12,7 @@ from sbrrt_fast.ops.dropout import dropout_mask
 from sbrrt_fast.ops.smart_noise import smart_noise
 
 EMBEDDING_SITE = 0
+ADAPTER_SITE = 0x8000  # of the first adapter, behind those of all layers
 HEAD_SITE = 0xFFF0
 NOISE_SITE = 0xFFF1
 RANDOM_DIRECTION_SITE = 0xFFF2
@@ -61,6 +62,16 @@ class DropoutStream:
         self.pass_id, self.backend = pass_id, backend
         self._offsets: dict[int, Tensor] = {}
 
+    @classmethod
+    def drawn(cls, batch: TokenBatch, max_positions: int, backend: str) -> DropoutStream:
+        """A stream whose key comes from torch's default generator of the batch's device.
+
+        ``torch.manual_seed`` repeats it, and so does whatever replays the generator's state. The
+        host does not wait for the key.
+        """
+        rng = torch.randint(2**32, (2,), device=batch.rows.device)
+        return cls(batch, rng, max_positions, backend=backend)
+
     def fork(self, pass_id: int) -> DropoutStream:
         """The stream of another pass over the same batch, with masks of its own."""
         return DropoutStream(self.batch, self.rng, self.max_positions, pass_id, self.backend)
@@ -77,6 +88,11 @@ class DropoutStream:
     def hidden(self, width: int, p: float, site: int) -> tuple[float, Tensor, int, Tensor]:
         """(p, rng, site, offsets): what an op on rows [num_tokens, width] takes."""
         return p, self.rng, self._site(site), self._hidden_offsets(width)
+
+    def drop(self, x: Tensor, p: float, site: int) -> Tensor:
+        """Rows [num_tokens, width] with elements dropped, as the ops that take ``hidden`` do it."""
+        mask = self._mask(self._hidden_offsets(x.shape[-1]), x.shape[-1], p, site, x.dtype)
+        return x if mask is None else x * mask
 
     def attention(self, p: float, site: int) -> tuple[float, Tensor, int, Tensor, int]:
         """(p, rng, site, rows, max_positions): what attention takes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from sbrrt_fast.data.tokenizer import SENTENCE, load_tokenizer
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import atomic_directory, make_folder, write_json, write_text
 from sbrrt_fast.json_file import as_json, read_json
-from sbrrt_fast.model.backbone import ONLY_SUPPORTED, TOKENIZER_FILES
+from sbrrt_fast.model.backbone import TOKENIZER_FILES
 from sbrrt_fast.model.modules import (
     DENSE_FOLDER,
     MODULES,
     POOLING_FOLDER,
     SentenceModules,
 )
+from sbrrt_fast.model.plain import plain_tensors
 from sbrrt_fast.model.tensors import (
     WEIGHTS,
     TensorReader,
@@ -74,7 +74,7 @@ def write_encoder(
     model: nn.Module, folder: Path, tokenizer: Any, max_length: int | None = None
 ) -> None:
     """``save_encoder`` into an empty folder; for ``max_length`` see ``write_description``."""
-    write_tensors(model.state_dict(), folder / WEIGHTS, {"format": "pt"})
+    write_tensors(plain_tensors(model), folder / WEIGHTS, {"format": "pt"})
     write_description(model, folder, tokenizer, max_length)
 
 
@@ -178,9 +178,7 @@ def _check_replaceable(directory: Path) -> None:
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:
-    fixed = {name: value for name, value in ONLY_SUPPORTED.items() if name != "pruned_heads"}
-    config = {"architectures": ["BertModel"], **fixed, **asdict(model.config)}
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", model.config.to_dict())
 
 
 def _write_modules(model: nn.Module, folder: Path) -> None:
@@ -200,7 +198,8 @@ def _write_modules(model: nn.Module, folder: Path) -> None:
         settings["activation_function"] = "torch.nn.modules.activation.Tanh"
         (folder / DENSE_FOLDER).mkdir()
         write_json(folder / DENSE_FOLDER / "config.json", settings)
-        weights = {f"linear.{k}": v for k, v in model.pooler.dense.state_dict().items()}
+        pooler = {n: x for n, x in plain_tensors(model).items() if n.startswith(_POOLER)}
+        weights = {n.replace(_POOLER, "linear."): x for n, x in pooler.items()}
         write_tensors(weights, folder / DENSE_FOLDER / WEIGHTS, {"format": "pt"})
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

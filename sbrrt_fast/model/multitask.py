@@ -64,7 +64,11 @@ class MultiTaskModel(nn.Module):
         batch: TokenBatch,
         stream: DropoutStream | None = None,
     ) -> Tensor:
-        """A task's outputs from the embedding layer's output, float32 or above."""
+        """A task's outputs from the embedding layer's output, float32 or above.
+
+        Without a stream the encoder's ``own_stream`` drops out, in ``train()``.
+        """
+        stream = stream or self.encoder.own_stream(batch)
         hidden = self.encoder.encode(embeddings, batch, stream)
         with torch.autocast(hidden.device.type, enabled=False):
             pooled = self.encoder.pool(hidden.to(embeddings.dtype), batch)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sbrrt_fast.model.bert import BertLayer, MiniBert
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.layers import BertLayer
 from sbrrt_fast.ops._backend.dispatch import Choice, Op
 from sbrrt_fast.ops.attention import MAX_LENGTH
 from sbrrt_fast.ops.registry import OPS

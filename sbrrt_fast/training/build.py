@@ -20,7 +20,9 @@ from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
+from sbrrt_fast.model.lora import add_lora
 from sbrrt_fast.model.multitask import MultiTaskModel
+from sbrrt_fast.model.plain import why_not_plain
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
@@ -62,12 +64,13 @@ def complete_config(
 
 
 def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, Tokenizer]:
-    """The pretrained encoder with fresh heads, on the CPU, and its tokenizer.
+    """The pretrained encoder with fresh heads and adapters, on the CPU, and its tokenizer.
 
     ``log`` takes a line on what is used of the checkpoint and what is left out.
 
     Raises:
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
+        ConfigError: there is nothing to train, or no library for adapters.
     """
     name = config.model.backbone
     encoder = MiniBert.from_pretrained(name, config.model.pooling)
@@ -78,6 +81,8 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     log(f"backbone {name}: {encoder.origin.summary}")
     _set_dropout(encoder, config)
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
+    if config.lora.rank:
+        add_lora(encoder, config.lora, config.seed)
     if config.mode == "pretrain":
         _check_heads_train(model)
         model.freeze_encoder()
@@ -148,7 +153,11 @@ def build_step(
         max_length = min(config.model.max_length, model.config.max_position_embeddings)
     calls = step_calls(model, config, max_length)
     check_calls(calls, config.backend)
-    reason = layout_why_not(config, device) or written_out_why_not(calls, config.backend, device)
+    reason = (
+        layout_why_not(config, device)
+        or why_not_plain(model)
+        or written_out_why_not(calls, config.backend, device)
+    )
     arguments = model, teacher, optimizer, config, num_rounds, ranks
     if reason is None and device.type == "cuda" and config.graphs:
         return CapturedStep(Step(WrittenOut, *arguments), log)

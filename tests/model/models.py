@@ -42,13 +42,13 @@ def random_model(
     pooling: str = "mean",
     tasks: dict[str, TaskConfig] = TASKS,
 ) -> MultiTaskModel:
-    """A model with weights large enough for its outputs to differ between inputs."""
+    """A model with weights large enough for its outputs to differ between inputs, in ``eval()``."""
     model = MultiTaskModel(MiniBert(CONFIG, pooling), tasks)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "LayerNorm" not in name:
                 parameter.normal_(std=0.08)
-    return model.to(dtype)
+    return model.to(dtype).eval()
 
 
 def random_batch(lengths: list[int], first_row: int = 0) -> TokenBatch:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sbrrt_fast.model.bert import BertLayer, MiniBert
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.layers import BertLayer
 
 
 @dataclass

@@ -49,4 +49,6 @@ def layout_why_not(config: RunConfig, device: torch.device) -> str | None:
         return "backend 'reference' was asked for"
     if config.layout != "packed":
         return f"layout '{config.layout}' has padding"
+    if config.lora.rank:
+        return "LoRA's adapters are differentiated by it"
     return written_out_backend(config.backend, device)[1] or None

@@ -1,0 +1,87 @@
+"""LoRA (arXiv 2106.09685) for the trainer's encoder: peft's adapters, our dropout.
+
+Dropout's masks come from the pass's ``DropoutStream``, so that clean, adversarial and teacher
+passes share them as all others, and a resumed run repeats them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sbrrt_fast.config import LoraConfig
+from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.dropout import ADAPTER_SITE, DropoutStream
+from sbrrt_fast.model.layers import BertLayer
+
+_NAME = "default"  # peft's, of an adapter
+
+
+class AdapterDropout(nn.Module):
+    """Dropout of what goes into an adapter, with the masks of the pass it is in.
+
+    Args:
+        p: probability of dropping an element. site: of its masks.
+
+    Attributes:
+        stream: of the pass; None drops nothing.
+    """
+
+    def __init__(self, p: float, site: int):
+        super().__init__()
+        self.p, self.site = p, site
+        self.stream: DropoutStream | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[num_tokens, width]."""
+        return self.stream.drop(x, self.p, self.site) if self.stream else x
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the stream, which is a pass's: copies of a model start with none."""
+        return {**vars(self), "stream": None}
+
+
+def add_lora(encoder: MiniBert, lora: LoraConfig, seed: int) -> None:
+    """Puts adapters into an encoder and freezes everything else in it.
+
+    Args:
+        seed: of the adapters' initial weights, with which they change nothing.
+
+    Raises:
+        ConfigError: peft is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(
+            "lora.rank: adapters need the library peft; run `pip install 'sbrrt_fast[lora]'`, or "
+            "set it to 0"
+        )
+    import peft  # slow
+
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)  # heads are drawn with the seed itself
+        peft.inject_adapter_in_model(config, encoder, _NAME)
+    if lora.dropout:
+        _add_dropout(encoder, lora.dropout)
+
+
+def _add_dropout(encoder: MiniBert, p: float) -> None:
+    site = ADAPTER_SITE
+    for layer in encoder.encoder.layer:
+        layer.register_forward_pre_hook(_hand_stream)
+        for module in list(layer.modules()):
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout[_NAME] = AdapterDropout(p, site)
+                site += 1
+
+
+def _hand_stream(layer: BertLayer, inputs: tuple) -> None:
+    """Before a layer's pass: its adapters drop out by the stream that the layer was given."""
+    _, _, stream = inputs
+    for module in layer.modules():
+        if isinstance(module, AdapterDropout):
+            module.stream = stream
