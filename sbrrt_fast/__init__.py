@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sbrrt_fast.data.task import TaskConfig
     from sbrrt_fast.errors import Interrupted, SbrrtError
     from sbrrt_fast.model.bert import MiniBert
+    from sbrrt_fast.smart.momentum_teacher import MomentumTeacher
     from sbrrt_fast.smart.regularizer import SmartRegularizer
     from sbrrt_fast.training.callbacks import Callback, RunInfo
 
@@ -38,6 +39,7 @@ __all__ = [
     "LogConfig",
     "MiniBert",
     "ModelConfig",
+    "MomentumTeacher",
     "OptimizerConfig",
     "Prediction",
     "Predictions",
@@ -81,6 +83,7 @@ _HOMES = {
         "SbrrtError",
     ),
     "sbrrt_fast.model.bert": ("MiniBert",),
+    "sbrrt_fast.smart.momentum_teacher": ("MomentumTeacher",),
     "sbrrt_fast.smart.regularizer": ("SmartRegularizer",),
     "sbrrt_fast.training.callbacks": (
         "Callback",

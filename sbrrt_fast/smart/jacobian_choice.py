@@ -15,7 +15,7 @@ from sbrrt_fast.smart.jacobians import (
     Reverse,
     check_differentiable,
 )
-from sbrrt_fast.smart.model_function import ModelFunction, compute_dtype
+from sbrrt_fast.smart.model_function import ModelFunction
 
 
 class Choice:
@@ -126,6 +126,6 @@ class ChosenJacobian:
     def _repeats(self, outputs: Tensor) -> bool:
         """Whether these are the clean outputs, up to what other kernels round."""
         clean = self.logits.detach()
-        tolerance = torch.finfo(compute_dtype(self.embeddings)).eps ** 0.5
+        tolerance = self.model.eps(self.embeddings) ** 0.5
         apart = (outputs.detach() - clean).abs().max()
         return bool(apart <= tolerance * clean.abs().max().clamp(min=1e-3))

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from sbrrt_fast.ops.autodiff import input_gradients_only
 from sbrrt_fast.smart.ascent import unit_scale
-from sbrrt_fast.smart.model_function import compute_dtype, uncached_autocast
+from sbrrt_fast.smart.model_function import ModelFunction, uncached_autocast
 from sbrrt_fast.smart.written_out import WrittenOut
 
 INDEPENDENT = "SmartRegularizer: model_fn's result does not depend on its embeddings"
@@ -115,11 +115,12 @@ class Reverse(AutogradJacobian):
 class Finite(AutogradJacobian):
     """J delta by a central difference, at a distance that balances rounding and curvature."""
 
+    clean_fn: ModelFunction
+
     def jvp(self, delta: Tensor) -> Tensor:
         x = self.embeddings
-        eps = torch.finfo(compute_dtype(x)).eps
         size = x.detach().float().square().mean().sqrt().to(x.dtype)
-        step = size * eps ** (1 / 3) / unit_scale(delta)
+        step = size * self.clean_fn.eps(x) ** (1 / 3) / unit_scale(delta)
         return (self.clean_fn(x + step * delta) - self.clean_fn(x - step * delta)) / (2.0 * step)
 
 

@@ -23,10 +23,18 @@ class ModelFunction:
         function: (embeddings, **inputs) -> logits or values: a tensor, what has ``.logits``, or a
             tuple that begins with them.
         divergence: of the outputs. inputs: keyword arguments of every call.
+        dtype: of the model's products, where it enters an autocast of its own.
     """
 
-    def __init__(self, function: ModelFn, divergence: Divergence, inputs: Mapping[str, Any]):
+    def __init__(
+        self,
+        function: ModelFn,
+        divergence: Divergence,
+        inputs: Mapping[str, Any],
+        dtype: torch.dtype | None = None,
+    ):
         self.function, self.divergence, self.inputs = function, divergence, inputs
+        self.dtype = dtype
         self.shape: torch.Size | None = None
         self._masks: Callable = nothing_drawn
 
@@ -43,6 +51,10 @@ class ModelFunction:
     def replay(self, state: RandomState | None) -> None:
         """Later calls draw their masks from this state on; None: they draw none."""
         self._masks = lambda: replayed(state)
+
+    def eps(self, embeddings: Tensor) -> float:
+        """Of the dtype of the model's products."""
+        return torch.finfo(self.dtype or compute_dtype(embeddings)).eps
 
     def outputs(self, result: Any) -> Tensor:
         """The divergence's argument from what the model returns; see ``outputs_of``.
@@ -129,5 +141,4 @@ def uncached_autocast(x: Tensor) -> Iterator[None]:
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, dtype=dtype, enabled=is_enabled, cache_enabled=False):
         yield
-        if is_enabled:
-            torch.clear_autocast_cache()
+        torch.clear_autocast_cache()

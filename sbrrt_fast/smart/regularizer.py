@@ -10,30 +10,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sbrrt_fast.config import SmartConfig
-from sbrrt_fast.ops.autodiff import input_gradients_only
-from sbrrt_fast.smart.ascent import Ascent, Jacobian, Tokens, tangent_gradient
+from sbrrt_fast.smart.ascent import Ascent, Tokens, tangent_gradient
+from sbrrt_fast.smart.autograd_pass import AutogradPass
 from sbrrt_fast.smart.divergence import SYMMETRIC_KL, Divergence
 from sbrrt_fast.smart.jacobian_choice import Choice, ChosenJacobian
 from sbrrt_fast.smart.jacobians import AutogradJacobian
-from sbrrt_fast.smart.model_function import (
-    ModelFn,
-    ModelFunction,
-    compute_dtype,
-    tensor_of,
-    uncached_autocast,
-)
+from sbrrt_fast.smart.model_function import ModelFn, ModelFunction, tensor_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.replay import RandomState
 
-__all__ = ["AutogradJacobian", "AutogradPass", "MeanDivergence", "SmartOutput", "SmartRegularizer"]
+if TYPE_CHECKING:
+    from sbrrt_fast.smart.transformers import TransformersRegularizer
+
+__all__ = ["AutogradJacobian", "AutogradPass", "SmartOutput", "SmartRegularizer"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class SmartOutput:
         tangent: the same of the linear branch's change, which is differentiated; else None.
         logits: of the clean pass, as the model gave them.
         random_state: before the clean pass, where the regulariser ran it and it dropped out.
+        model_output: all that the model returned, of ``SmartRegularizer.for_transformers``.
     """
 
     loss: Tensor
@@ -59,6 +57,7 @@ class SmartOutput:
     logits: Tensor
     random_state: RandomState | None
     _around: Around = field(repr=False)
+    model_output: Any = field(default=None, repr=False)
 
     @torch.no_grad()
     def gain(self, noise: Tensor | None = None) -> Tensor:
@@ -101,6 +100,31 @@ class SmartRegularizer:
         self.config = resolve(config or SmartConfig())
         self.divergence = divergence
         self._choices: dict[bool, Choice] = {}
+
+    @staticmethod
+    def for_transformers(
+        model: torch.nn.Module,
+        config: SmartConfig | None = None,
+        divergence: Divergence | None = None,
+        **options: Any,
+    ) -> TransformersRegularizer:
+        """R_s of a model of transformers, called as the model is: ``regularizer(**batch)``.
+
+        Args:
+            model: takes ``input_ids`` and ``attention_mask``, gives ``logits``; in DDP or not.
+            divergence: by default ``SQUARED`` where the model's configuration says that it gives
+                values (``num_labels`` 1 or ``problem_type`` regression), else ``SYMMETRIC_KL``.
+            options: ``tokenizer`` or ``special_ids``, whose special tokens are left alone unless
+                ``config.perturb_special``; by default the configuration's, as far as it has them.
+                ``embedding_layer``, the module whose output is perturbed, by default the encoder's
+                ``embeddings``, and the word embeddings of a model without. ``backend``.
+
+        Raises:
+            ValueError: no embedding layer or no divergence can be told.
+        """
+        from sbrrt_fast.smart.transformers import TransformersRegularizer
+
+        return TransformersRegularizer(model, config, divergence, **options)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -178,16 +202,29 @@ class SmartRegularizer:
         sequence: Tensor | None,
         inputs: Mapping[str, Any] | None,
     ) -> Around:
-        _check_embeddings(embeddings)
-        if mask is None:
-            raise ValueError("SmartRegularizer: mask is missing: True where a token is perturbed")
-        tokens = _tokens(embeddings, mask, sequence)
-        ascent = Ascent(self.config, torch.finfo(compute_dtype(embeddings)).eps, self.backend)
         model, state = self._function(self.model_fn, inputs), None
+        _check_embeddings(embeddings)
         if logits is None:
             embeddings = _with_graph(embeddings)
             run = lambda: self.model_fn(embeddings, **model.inputs)  # noqa: E731
             logits, state = model.clean(run)
+        return self.around(embeddings, logits, mask, model, state, sequence)
+
+    def around(
+        self,
+        embeddings: Tensor,
+        logits: Any,
+        mask: Tensor | None,
+        model: ModelFunction,
+        state: RandomState | None,
+        sequence: Tensor | None = None,
+    ) -> Around:
+        """What can be asked around a clean pass that ``model`` has had.
+
+        Args: as in the call; state: see ``SmartOutput``.
+        """
+        tokens = _tokens(embeddings, mask, sequence)
+        ascent = Ascent(self.config, model.eps(embeddings), self.backend)
         clean = self._clean(embeddings, logits, model)
         return Around(ascent, clean, tokens, mask, tensor_of(logits), state)
 
@@ -254,61 +291,10 @@ class Around:
         return torch.randn_like(x) if noise is None else noise.to(x.dtype)
 
 
-@dataclass(frozen=True)
-class MeanDivergence:
-    """``smart.ascent.Smoothness`` of one task's clean logits; see ``AutogradPass``."""
-
-    divergence: Divergence
-    logits: Tensor
-    share: float = 1.0
-
-    def cotangents(self, tangents: Tensor) -> Tensor:
-        scale = self.share / len(self.logits)
-        return self.divergence.fisher(self.logits.detach(), tangents) * scale
-
-    def values(self, changes: Tensor) -> Tensor:
-        """Gradients flow into the clean logits and the change."""
-        return self.divergence.delta(self.logits, changes).mean()
-
-
-class AutogradPass:
-    """``smart.ascent.CleanPass`` of a model given as a function of its embeddings.
-
-    Args:
-        model_fn, divergence: see ``SmartRegularizer``. embeddings, logits: of the clean pass.
-        jacobian: of the clean pass.
-        share: the examples' part of all those whose mean divergence is climbed. Gradients are of
-            that mean; values are means over the examples at hand.
-    """
-
-    def __init__(
-        self,
-        model_fn: Callable[[Tensor], Tensor],
-        divergence: Divergence,
-        embeddings: Tensor,
-        logits: Tensor,
-        jacobian: Jacobian,
-        share: float = 1.0,
-    ):
-        self.model_fn, self.divergence, self.share = model_fn, divergence, share
-        self.embeddings, self.logits, self.jacobian = embeddings, logits, jacobian
-        self.smoothness = MeanDivergence(divergence, logits, share)
-
-    def change(self, delta: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return self.model_fn(self.embeddings + delta) - self.logits
-        with uncached_autocast(self.embeddings):
-            return self.model_fn(self.embeddings + delta) - self.logits
-
-    def finite_gradient(self, delta: Tensor) -> Tensor:
-        with torch.enable_grad(), input_gradients_only():
-            point = (self.embeddings.detach() + delta).requires_grad_()
-            loss = self.divergence(self.model_fn(point), self.logits.detach()).mean()
-            return torch.autograd.grad(self.share * loss, point)[0]
-
-
-def _tokens(embeddings: Tensor, mask: Tensor, sequence: Tensor | None) -> Tokens:
+def _tokens(embeddings: Tensor, mask: Tensor | None, sequence: Tensor | None) -> Tokens:
     """Whose tokens these are, after checking shapes."""
+    if mask is None:
+        raise ValueError("SmartRegularizer: mask is missing: True where a token is perturbed")
     if mask.shape != embeddings.shape[:-1] or mask.dtype != torch.bool:
         raise ValueError(
             f"SmartRegularizer: mask must be bool {tuple(embeddings.shape[:-1])}, got "

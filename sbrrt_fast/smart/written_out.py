@@ -2,8 +2,9 @@
 
 torch's attention kernels have no forward-mode derivative. Its softmax and LayerNorm have one that
 cannot be differentiated: softmax's raises in the backward, LayerNorm's silently drops the terms
-through mean and variance. Elementary operations have all derivatives, and draw the same dropout
-masks as attention without a fused kernel.
+through mean and variance, and has another dtype than the output where bf16 meets float32 weights.
+Elementary operations have all derivatives, and draw the same dropout masks as attention without a
+fused kernel.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class WrittenOut(TorchFunctionMode):
-    """Inside, a model's calls of attention are written out.
+    """Inside, a model's calls of attention and LayerNorm are written out.
 
     Args:
-        differentiable: softmax and LayerNorm too, so that a tangent can be differentiated.
+        differentiable: softmax too, so that a tangent can be differentiated.
     """
 
     def __init__(self, differentiable: bool):
@@ -103,11 +104,13 @@ def _result_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-_FORWARD = {functional.scaled_dot_product_attention: attention}
-_DIFFERENTIABLE = {
-    **_FORWARD,
+_FORWARD = {
+    functional.scaled_dot_product_attention: attention,
     functional.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
+}
+_DIFFERENTIABLE = {
+    **_FORWARD,
     functional.softmax: softmax,
     torch.softmax: softmax,
     Tensor.softmax: softmax,

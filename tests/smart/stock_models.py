@@ -55,13 +55,15 @@ class Exact:
     """A float64 copy of a model given as a function of its embeddings, under given masks.
 
     Args:
-        model_fn: (model, embeddings) -> outputs. state: before the clean pass, or None.
+        model_fn: (model, embeddings) -> outputs. embed: model -> embeddings.
+        state: before the clean pass, or None.
     """
 
-    def __init__(self, model: nn.Module, model_fn, embeddings: Tensor, state: RandomState | None):
+    def __init__(self, model: nn.Module, model_fn, embed, state: RandomState | None):
         self.model = copy.deepcopy(model).double()
         self.model_fn, self.state = model_fn, state
-        self.x = embeddings.detach().double()
+        with replayed(state):
+            self.x = embed(self.model)
 
     def __call__(self, x: Tensor) -> Tensor:
         with replayed(self.state):
@@ -73,7 +75,7 @@ class Exact:
 
     def gradient(self, divergence, delta: Tensor, sigma: float = 1e-5) -> Tensor:
         """The gradient of mean l_s at x + sigma delta, by a forward and a backward there."""
-        point = (self.x + sigma * delta.double()).requires_grad_()
+        point = (self.x.detach() + sigma * delta.double()).requires_grad_()
         loss = divergence(self(point), self(self.x).detach()).mean()
         return torch.autograd.grad(loss, point)[0] / sigma
 
