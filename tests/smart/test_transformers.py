@@ -12,7 +12,7 @@ from sbrrt_fast import BregmanConfig, MomentumTeacher, SmartConfig, SmartRegular
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.smart.divergence import SQUARED, SYMMETRIC_KL
 from sbrrt_fast.smart.replay import RandomState
-from tests.smart.stock_models import bert, cosine, padded_batch, weight_gradient
+from tests.smart.stock_models import bert, padded_batch, weight_gradient
 
 transformers = pytest.importorskip("transformers")
 
@@ -214,26 +214,3 @@ def test_the_paper_s_schedule_needs_the_number_of_steps():
     with pytest.raises(ValueError, match="needs total_steps"):
         MomentumTeacher(bert(), BregmanConfig(schedule="paper"))
     MomentumTeacher(bert(), BregmanConfig(schedule="paper"), total_steps=10).update(3)
-
-
-# In processes
-
-
-def test_ddp_reduces_the_same_gradients(tmp_path):
-    """One process with the wrapper, against none; several processes: ``tests/smart/ddp_worker.py``."""
-    import torch.distributed as dist
-
-    model = bert().train()
-    plain = copy.deepcopy(model)
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        ddp = nn.parallel.DistributedDataParallel(model)
-        grads = []
-        for wrapped, inner in ((plain, plain), (ddp, model)):
-            torch.manual_seed(4)
-            smart = regularizer_of(wrapped)(**BATCH, labels=LABELS)
-            (smart.model_output.loss + smart.loss).backward()
-            grads.append([p.grad for p in inner.parameters()])
-        assert cosine(*grads) > 0.9999999
-    finally:
-        dist.destroy_process_group()
