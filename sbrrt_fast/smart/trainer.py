@@ -21,9 +21,9 @@ from sbrrt_fast.smart.transformers import TransformersRegularizer
 class SmartTrainerMixin:
     """Adds ``smart.weight`` R_s to the loss of a training step; evaluation is as it was.
 
-    To be named before ``Trainer`` among a class's bases; other mixins go beside it. What the Trainer
-    logs has ``smart``, the mean R_s since the last log, and ``smart_gain``, the adversarial gain of
-    the last batch.
+    To be named before ``Trainer`` among a class's bases; other mixins go beside it. What the
+    Trainer logs has ``smart``, the mean R_s since the last log, and ``smart_gain``, the adversarial
+    gain of the last batch.
 
     Args:
         smart: the mechanism's settings; its weight must be above 0.
