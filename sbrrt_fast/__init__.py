@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sbrrt_fast.data.task import TaskConfig
     from sbrrt_fast.errors import Interrupted, SbrrtError
     from sbrrt_fast.model.bert import MiniBert
+    from sbrrt_fast.smart.momentum_teacher import MomentumTeacher
     from sbrrt_fast.smart.regularizer import SmartRegularizer
     from sbrrt_fast.training.callbacks import Callback, RunInfo
 
@@ -40,6 +41,7 @@ __all__ = [
     "LoraConfig",
     "MiniBert",
     "ModelConfig",
+    "MomentumTeacher",
     "OptimizerConfig",
     "Prediction",
     "Predictions",
@@ -84,6 +86,7 @@ _HOMES = {
         "SbrrtError",
     ),
     "sbrrt_fast.model.bert": ("MiniBert",),
+    "sbrrt_fast.smart.momentum_teacher": ("MomentumTeacher",),
     "sbrrt_fast.smart.regularizer": ("SmartRegularizer",),
     "sbrrt_fast.training.callbacks": (
         "Callback",

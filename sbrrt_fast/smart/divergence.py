@@ -26,10 +26,13 @@ class Divergence:
     Attributes:
         delta: (w, d) -> [num_examples].
         fisher: (w, t) -> the gradient in d at d = t, to first order in t.
+        is_of_classes: w and d are logits [num_examples, num_classes], and what is added to all
+            classes alike changes nothing; else values, compared entry by entry.
     """
 
     delta: Callable[[Tensor, Tensor], Tensor]
     fisher: Callable[[Tensor, Tensor], Tensor]
+    is_of_classes: bool = False
 
     def __call__(self, z: Tensor, w: Tensor) -> Tensor:
         """l_s(z, w) per example; gradients flow into both."""
@@ -39,7 +42,9 @@ class Divergence:
 def symmetric_kl_divergence(backend: str = "reference") -> Divergence:
     """Symmetric KL by a named implementation; the reference is differentiable to any order."""
     return Divergence(
-        partial(symmetric_kl_delta, backend=backend), partial(symmetric_kl_fisher, backend=backend)
+        partial(symmetric_kl_delta, backend=backend),
+        partial(symmetric_kl_fisher, backend=backend),
+        is_of_classes=True,
     )
 
 
