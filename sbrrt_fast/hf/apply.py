@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.hf.calls import pack_call
+from sbrrt_fast.hf.calls import encoder_of, pack_call
 from sbrrt_fast.hf.choices import choices_of
 from sbrrt_fast.hf.layers import PACKING, Fused
 from sbrrt_fast.hf.report import KernelReport, KernelRow
@@ -50,7 +50,7 @@ def apply_sbrrt_kernels(model: nn.Module, *, backend: str = "auto") -> KernelRep
         if not candidate.reason:
             _take(candidate, site, backend)
     for _, bare in _bare_models(model):
-        if any(isinstance(part, Fused) for part in bare.modules()):
+        if isinstance(encoder_of(bare), Fused):
             _hook(bare)
     rows = [*(c.row for c in candidates), *_others(model, candidates)]
     return KernelReport(rows, choices_of(model, backend))

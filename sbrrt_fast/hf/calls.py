@@ -30,7 +30,7 @@ def encoder_of(model: nn.Module) -> nn.Module:
 def pack_call(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     """A forward pre-hook: tells the encoder the packing, and takes the mask out of the call.
 
-    A call that cannot be packed runs on transformers' own code, with a warning that says why.
+    A call that cannot be packed runs on transformers' own layers, with a warning that says why.
     """
     encoder = encoder_of(model)
     encoder.__dict__.pop(PACKING, None)
@@ -39,7 +39,7 @@ def pack_call(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]
     call = {**dict(zip(_parameters(type(model)), args, strict=False)), **kwargs}
     packing = _packing(model, call)
     if isinstance(packing, str):
-        warnings.warn(f"a call runs without sbrrt_fast's kernels: {packing}", stacklevel=2)
+        warnings.warn(f"a call runs on transformers' own layers: {packing}", stacklevel=2)
         return None
     encoder.__dict__[PACKING] = packing, _is_watched(model, encoder, call)
     return (), call | {"attention_mask": None}

@@ -1,4 +1,4 @@
-"""``attn_implementation="sbrrt"``: the fused attention in all encoders that transformers lets choose.
+"""``attn_implementation="sbrrt"``: the fused attention in all encoders of transformers.
 
 What transformers hands a layer in the place of an attention mask is made here: None without
 padding, a ``KeyMask`` for padding, and a 4-d mask for what torch's attention takes over.
