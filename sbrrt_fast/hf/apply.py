@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import nn
 
 from sbrrt_fast.errors import ConfigError
-from sbrrt_fast.hf.calls import encoder_of, pack_call
+from sbrrt_fast.hf.calls import PARAMETERS, encoder_of, pack_call, parameters_of
 from sbrrt_fast.hf.choices import choices_of
 from sbrrt_fast.hf.layers import PACKING, Fused
 from sbrrt_fast.hf.report import KernelReport, KernelRow
@@ -129,10 +129,12 @@ def _take(candidate: Candidate, site: int, backend: str) -> None:
 
 def _hook(bare: nn.Module) -> None:
     _unhook(bare)
+    bare.__dict__[PARAMETERS] = parameters_of(type(bare))
     bare.register_forward_pre_hook(pack_call, with_kwargs=True)
 
 
 def _unhook(module: nn.Module) -> None:
+    module.__dict__.pop(PARAMETERS, None)
     for number, hook in list(module._forward_pre_hooks.items()):
         if hook is pack_call:
             del module._forward_pre_hooks[number]

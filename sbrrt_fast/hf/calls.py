@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from functools import cache
 
-import torch
 from torch import Tensor, nn
 
 from sbrrt_fast.hf.layers import PACKING
 from sbrrt_fast.hf.packing import Packing, full_packing, packing_of
+from sbrrt_fast.hf.plain import is_traced
 
+PARAMETERS = "_sbrrt_parameters"
+"""The attribute of a taken model with its ``parameters_of``."""
 ENCODERS = ("encoder", "transformer")  # the names that models give their stack of layers
 _NOT_AN_ENCODER = (
     *("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"),
@@ -34,9 +35,9 @@ def pack_call(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]
     """
     encoder = encoder_of(model)
     encoder.__dict__.pop(PACKING, None)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if is_traced():
         return None
-    call = {**dict(zip(_parameters(type(model)), args, strict=False)), **kwargs}
+    call = {**dict(zip(model.__dict__[PARAMETERS], args, strict=False)), **kwargs}
     packing = _packing(model, call)
     if isinstance(packing, str):
         warnings.warn(f"a call runs on transformers' own layers: {packing}", stacklevel=2)
@@ -45,8 +46,7 @@ def pack_call(model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]
     return (), call | {"attention_mask": None}
 
 
-@cache
-def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
+def parameters_of(kind: type[nn.Module]) -> tuple[str, ...]:
     """The names of what a model's forward takes, in order."""
     return tuple(inspect.signature(kind.forward).parameters)[1:]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sbrrt_fast.hf.layers import Fused
 from sbrrt_fast.hf.packing import draw_rng
-from sbrrt_fast.hf.plain import dropout_rate, is_plain_table
+from sbrrt_fast.hf.plain import dropout_rate, is_plain_table, is_traced
 from sbrrt_fast.hf.residual import is_fusable
 from sbrrt_fast.ops.embed import embed
 
@@ -43,7 +43,8 @@ class EmbeddingsKernels(Fused):
     def _is_fusable(self) -> bool:
         names = "word_embeddings", "position_embeddings", "token_type_embeddings"
         tables = [getattr(self, name) for name in names if hasattr(self, name)]
-        return all(map(is_plain_table, tables)) and is_fusable(self.dropout, self.LayerNorm)
+        is_plain = all(map(is_plain_table, tables)) and is_fusable(self.dropout, self.LayerNorm)
+        return is_plain and not is_traced()
 
     def _fused(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
         """[num_sequences, length, width] of indices that can be expanded to [.., length]."""

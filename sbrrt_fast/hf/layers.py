@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sbrrt_fast.hf.packing import EncoderPass
-from sbrrt_fast.hf.plain import is_gelu, product_and_bias
+from sbrrt_fast.hf.plain import is_gelu, is_traced, product_and_bias
 from sbrrt_fast.hf.residual import hidden_dropout, is_fusable, residual_norm
 from sbrrt_fast.ops.attention import attention
 from sbrrt_fast.ops.gelu import bias_gelu
@@ -122,7 +122,7 @@ class IntermediateKernels(Fused):
         return why_no_gelu(module.intermediate_act_fn)
 
     def forward(self, hidden_states):
-        if not is_gelu(self.intermediate_act_fn):
+        if is_traced() or not is_gelu(self.intermediate_act_fn):
             return super().forward(hidden_states)
         return gelu_of(self.dense, hidden_states, self._sbrrt_backend)
 

@@ -6,6 +6,7 @@ never read past.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 _HOOKS = (
@@ -14,6 +15,11 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+
+
+def is_traced() -> bool:
+    """Whether a graph for elsewhere is made, which is to hold transformers' own operations."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

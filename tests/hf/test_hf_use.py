@@ -25,8 +25,26 @@ def rows_of(inputs: dict) -> list[dict]:
     return [{name: x[i] for name, x in inputs.items()} for i in range(count)]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_five_steps_of_an_optimiser_give_the_same_losses(family):
+    stock, inputs = build(family).double(), batch(family)
+    losses = []
+    for model in (taken(stock), stock):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses.append([])
+        for _ in range(5):
+            loss = model(**inputs).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[1][4] != losses[1][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-7)
+
+
 def train(model: nn.Module, folder, rows: list[dict], **options) -> list[float]:
     """Losses of five steps of a stock Trainer."""
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
     settings = transformers.TrainingArguments(
         str(folder), max_steps=5, per_device_train_batch_size=4, logging_steps=1, seed=3,
         report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=1e-3,
@@ -95,7 +113,7 @@ def test_low_rank_adapters_count(family, is_before):
     if not is_before:
         adapt(fused)
     ours, theirs = (results(m, batch(family), F64) for m in (fused, stock))
-    assert sum(name.endswith(("up", "down")) for name in theirs) > 20
+    assert sum(name.endswith(("up", "down")) for name in theirs) >= 20
     assert max(errors(ours, theirs).values()) < 1e-12
 
 
@@ -175,7 +193,7 @@ def test_a_class_that_has_changed_since_is_refused():
     model = taken(build("bert"))
     layer = model.bert.encoder.layer[0]
     layer.__class__ = type("ShardedLayer", (type(layer),), {})
-    with pytest.raises(ConfigError, match="bert.encoder.layer.0 has become a ShardedLayer"):
+    with pytest.raises(ConfigError, match=r"bert.encoder.layer.0 has become a ShardedLayer"):
         remove_sbrrt_kernels(model)
     assert type(model.bert.embeddings).__module__ == "sbrrt_fast.hf.bert"  # nothing has changed
 
