@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sbrrt_fast.config_io import load_config
     from sbrrt_fast.data.task import TaskConfig
     from sbrrt_fast.errors import Interrupted, SbrrtError
+    from sbrrt_fast.hf.apply import apply_sbrrt_kernels, remove_sbrrt_kernels
+    from sbrrt_fast.hf.interface import register_sbrrt_attention
     from sbrrt_fast.model.bert import MiniBert
     from sbrrt_fast.smart.momentum_teacher import MomentumTeacher
     from sbrrt_fast.smart.regularizer import SmartRegularizer
@@ -54,8 +56,11 @@ __all__ = [
     "TaskConfig",
     "TaskModel",
     "TrainResult",
+    "apply_sbrrt_kernels",
     "load",
     "load_config",
+    "register_sbrrt_attention",
+    "remove_sbrrt_kernels",
     "train",
 ]
 
@@ -85,6 +90,11 @@ _HOMES = {
         "Interrupted",
         "SbrrtError",
     ),
+    "sbrrt_fast.hf.apply": (
+        "apply_sbrrt_kernels",
+        "remove_sbrrt_kernels",
+    ),
+    "sbrrt_fast.hf.interface": ("register_sbrrt_attention",),
     "sbrrt_fast.model.bert": ("MiniBert",),
     "sbrrt_fast.smart.momentum_teacher": ("MomentumTeacher",),
     "sbrrt_fast.smart.regularizer": ("SmartRegularizer",),

@@ -1,0 +1,1 @@
+"""The fused ops inside models of Hugging Face's transformers, which nothing here imports early."""
