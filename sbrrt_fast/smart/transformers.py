@@ -55,6 +55,7 @@ class TransformersRegularizer:
         backend: str = "auto",
     ):
         self.model, self._inner = model, unwrapped(model)
+        check_not_compiled(self._inner)
         settings = getattr(self._inner, "config", None)
         self.divergence = divergence or divergence_of_model(settings)
         self.layer = embedding_layer or embedding_layer_of(self._inner)
@@ -160,6 +161,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, parallel) else model
 
 
+def check_not_compiled(model: nn.Module) -> None:
+    """ValueError for a compiled model, whose graph has no place for a hook on its layers."""
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "SmartRegularizer: a compiled model runs no hook on its embedding layer; compile "
+            "what comes after it: model.base_model.encoder.compile()"
+        )
+
+
 def embedding_layer_of(model: nn.Module) -> nn.Module:
     """``embeddings`` of the encoder, or where a model has none the word embeddings.
 
@@ -215,7 +225,7 @@ def check_calls(num_calls: int, layer: nn.Module) -> None:
         )
     raise ValueError(
         f"SmartRegularizer: the model's pass does not reach {name}; give batches with input_ids, "
-        "and compile parts of a model: model.base_model.encoder.compile()"
+        "or the layer that it does reach as embedding_layer"
     )
 
 

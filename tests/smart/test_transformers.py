@@ -128,6 +128,14 @@ def test_a_part_of_the_model_may_be_compiled():
     torch.testing.assert_close(compiled.loss, plain.loss, rtol=1e-3, atol=0)
 
 
+def test_a_compiled_model_is_refused():
+    in_place = bert()
+    in_place.compile(backend="aot_eager")
+    for model in (in_place, torch.compile(bert(), backend="aot_eager")):
+        with pytest.raises(ValueError, match="compile what comes after it"):
+            regularizer_of(model)
+
+
 def test_a_decoder_is_perturbed_at_its_word_embeddings():
     config = transformers.GPT2Config(
         vocab_size=90, n_embd=32, n_layer=2, n_head=2, n_positions=20, num_labels=2, pad_token_id=1
