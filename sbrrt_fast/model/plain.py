@@ -32,23 +32,24 @@ def is_plain(module: nn.Module) -> bool:
 
     It is asked in every pass: hooks and adapters come and go.
     """
-    kind = type(module)
-    if kind not in _LEAVES or is_hooked(module):
+    if type(module) not in _LEAVES or is_hooked(module):
         return False
-    if kind is nn.Embedding:
+    if type(module) is nn.Embedding:
         return not _is_special(module)
-    return module._parameters.get("weight") is not None and module.bias is not None
+    parameters = module._parameters  # torch's own look-up of a parameter takes longer than all this
+    return parameters.get("weight") is not None and parameters.get("bias") is not None
 
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether calling a module does more than, or something else than, its class's ``forward``."""
-    own = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or any(_EVERYWHERE)
+        or "forward" in module.__dict__
     )
-    return any(own) or any(_EVERYWHERE) or "forward" in vars(module)
 
 
 def _is_special(table: nn.Embedding) -> bool:
