@@ -140,7 +140,7 @@ def test_what_no_packing_can_stand_for_is_refused():
     config = transformers.GPT2Config(n_layer=1, n_embd=64, n_head=2, vocab_size=90)
     causal = transformers.GPT2Model(config)
     causal.set_attn_implementation("sbrrt")
-    with pytest.raises(ConfigError, match="mask is another one .* choose .*'sdpa'"):
+    with pytest.raises(ConfigError, match=r"mask is another one .* choose .*'sdpa'"):
         causal(torch.tensor([[1, 2]]))
     model = chosen(build("bert"))
     with pytest.raises(ConfigError, match="no probabilities for output_attentions"):
