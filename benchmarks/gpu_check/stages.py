@@ -74,6 +74,7 @@ def second_call(output: Path, dry_run: bool) -> list[Stage]:
         Stage("train", train_command(output, dry_run), 60, needs, device),
         Stage("ops", bench(output, "ops", "evaluate"), 60, gpu, device),
         Stage("sweep", bench(output, "sweep", "memory"), 40, gpu, device),
+        Stage("transformers", hf_patch(dry_run), 45, (*gpu, "transformers"), device),
     ]
     return [replace(stage, call=2) for stage in of_call]
 
@@ -157,6 +158,14 @@ def train_command(output: Path, dry_run: bool) -> tuple[str, ...]:
     """A short run on DATA, or on the built-in sample; its scores are in ``short_run.json``."""
     rounds = "2" if dry_run else "400"
     return PYTHON, "-m", "benchmarks.harness.short_run", str(output), "--rounds", rounds
+
+
+def hf_patch(dry_run: bool) -> tuple[str, ...]:
+    """The command that times transformers' models with and without the kernels."""
+    few = ("--seconds", "20", "--batch", "32")
+    if dry_run:
+        few = ("--seconds", "1", "--batch", "2", "--shapes", "minilm", "--tasks", "sst")
+    return PYTHON, "-m", "benchmarks.tune.hf_patch", *few
 
 
 def sanitizer_path() -> str:

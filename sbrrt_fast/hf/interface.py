@@ -49,34 +49,31 @@ class KeyMask(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 
-def sbrrt_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    *args,
-    mask_function=None,
-    attention_mask: Tensor | None = None,
-    **kwargs,
-) -> Tensor | None:
-    """What the layers get for a mask [num_sequences, length] of padding; see transformers.
+def sbrrt_mask(**call) -> Tensor | None:
+    """What the layers get in the place of a mask [num_sequences, length] of padding.
+
+    Args:
+        call: see ``sdpa_mask`` of transformers; older ones give ``cache_position`` for ``q_length``.
 
     Raises:
         ConfigError: the model does not attend in both directions to all tokens of a sequence.
     """
     from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-    if mask_function is not bidirectional_mask_function or q_length != kv_length:
+    length = call["q_length"] if "q_length" in call else len(call["cache_position"])
+    is_known = call.get("mask_function") is bidirectional_mask_function
+    if not is_known or length != call["kv_length"]:
         raise ConfigError(
             f"attn_implementation='{NAME}' attends to all tokens of a sequence, and this model's "
             f"mask is another one (causal, windows, or of another sequence); {_INSTEAD}"
         )
-    if attention_mask is None:
+    mask = call.get("attention_mask")
+    if mask is None:
         return None
-    packing = packing_of(attention_mask)
-    if isinstance(packing, Packing):
-        return None if packing.slots is None else KeyMask.of(attention_mask, packing)
-    kwargs |= {"mask_function": mask_function, "attention_mask": attention_mask}
-    return sdpa_mask(batch_size, q_length, kv_length, *args, **kwargs)
+    packing = packing_of(mask)
+    if isinstance(packing, str):
+        return sdpa_mask(**call)
+    return None if packing.slots is None else KeyMask.of(mask, packing)
 
 
 def sbrrt_attention(

@@ -151,6 +151,7 @@ def test_the_calls_share_the_stages_out_and_each_builds_first():
     ]  # fmt: skip
     assert stage_names(2) == [
         "build", "no CUDA", "calls", "values", "tests", "round", "train", "ops", "sweep",
+        "transformers",
     ]  # fmt: skip
     assert command.SECONDS[1] <= 240
     assert max(command.SECONDS.values()) < 600
@@ -207,7 +208,7 @@ def test_every_file_that_it_runs_imports_with_the_listed_packages_alone(listed_p
     assert told.returncode == 0, told.stdout[-3000:]
     modules = (
         *("run", "cases.memory", "gpu_check.small_calls", "gpu_check.native_build"),
-        *("harness.short_run", "report.floor", "tune.kernel_list"),
+        *("harness.short_run", "report.floor", "tune.kernel_list", "tune.hf_patch"),
     )
     imports = "; ".join(f"import benchmarks.{module}" for module in modules)
     told = run_there(listed_python, "-c", imports)
