@@ -123,8 +123,8 @@ def test_commands_are_found():
     assert len(cases("make")) >= 15
 
 
-# test_python_page.py, test_tutorial_page.py, test_minibert_page.py
-OF_ITS_OWN = ("python.md", "tutorial.md", "minibert.md")
+# test_python_page.py, test_tutorial_page.py, test_minibert_page.py, test_smart_anywhere_page.py
+OF_ITS_OWN = ("python.md", "tutorial.md", "minibert.md", "smart_anywhere.md")
 
 PYTHON = [
     pytest.param(block.text, id=f"{page.relative_to(ROOT).as_posix()}, block {number}")
