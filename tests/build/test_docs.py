@@ -123,7 +123,8 @@ def test_commands_are_found():
     assert len(cases("make")) >= 15
 
 
-OF_ITS_OWN = ("python.md", "tutorial.md")  # test_python_page.py, test_tutorial_page.py
+# test_python_page.py, tests/smart/test_docs.py, test_tutorial_page.py
+OF_ITS_OWN = ("python.md", "smart_anywhere.md", "tutorial.md")
 
 PYTHON = [
     pytest.param(block.text, id=f"{page.relative_to(ROOT).as_posix()}, block {number}")
