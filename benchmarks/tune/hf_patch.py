@@ -3,10 +3,11 @@
     python -m benchmarks.tune.hf_patch [--seconds 300] [--shapes minilm bert-base] [--batch 16]
 
 Random weights of the two shapes, classification with dropout of 0.1, batches padded as a data
-loader pads them, with lengths of SST's and Quora's sentences. ``train`` is forward, backward and a
-step of AdamW, ``infer`` a forward in ``inference_mode``; fp32, and bf16 by autocast. Stock models
-run torch's SDPA. Every sample times one call of each, the order alternating; a ratio is the median
-of the samples' own ratios, above 1 where the kernels are faster. DEVICE=cuda runs on a GPU.
+loader pads them: lengths of SST's and Quora's sentences, or ``full``, without padding. ``train`` is
+forward, backward and a step of AdamW, ``infer`` a forward in ``inference_mode``; fp32, and bf16 by
+autocast. Stock models run torch's SDPA. Every sample times one call of each, the order alternating;
+a ratio is the median of the samples' own ratios, above 1 where the kernels are faster. DEVICE=cuda
+runs on a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from benchmarks.harness.text import duration, markdown_table
 from sbrrt_fast import apply_sbrrt_kernels, register_sbrrt_attention
 
 SHAPES = {"minilm": (384, 6, 12, 1536), "bert-base": (768, 12, 12, 3072)}
-TASKS = ("sst", "para")
+FULL, FULL_LENGTH = "full", 32  # a batch without padding
+TASKS = ("sst", "para", FULL)
 STOCK, PATCHED, INTERFACE = "stock", "kernels", "attention"
 VARIANTS = STOCK, PATCHED, INTERFACE
 HEAD = (
@@ -73,7 +75,7 @@ def variants_of(shape: str, device: str) -> dict[str, nn.Module]:
 
 
 def batch_of(task: str, size: int, device: str) -> dict[str, Tensor]:
-    lengths = torch.tensor(typical(task, size))
+    lengths = torch.tensor([FULL_LENGTH] * size if task == FULL else typical(task, size))
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     ids = torch.randint(1000, 30000, mask.shape, generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids * mask, "attention_mask": mask, "labels": torch.arange(size) % 2}

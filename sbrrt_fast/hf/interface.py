@@ -53,8 +53,7 @@ def sbrrt_mask(**call) -> Tensor | None:
     """What the layers get in the place of a mask [num_sequences, length] of padding.
 
     Args:
-        call: see ``sdpa_mask`` of transformers; older ones give ``cache_position``, not
-            ``q_length``.
+        call: as of ``sdpa_mask`` of transformers, ``cache_position`` for ``q_length`` in old ones.
 
     Raises:
         ConfigError: the model does not attend in both directions to all tokens of a sequence.
