@@ -78,10 +78,12 @@ def _launcher(num_ranks: int) -> list[str]:
     return [sys.executable, "-m", *torchrun]
 
 
-def largest_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
-    """Relative, over all rounds and terms."""
-    pairs = zip(ours, theirs, strict=True)
-    return max((abs(a[n] - b[n]) / abs(b[n]) for a, b in pairs for n in b), default=0.0)
+def largest_difference(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> str:
+    """Relative, over all rounds and terms, and where it is."""
+    pairs = enumerate(zip(ours, theirs, strict=True), 1)
+    found = [(abs(a[n] - b[n]) / abs(b[n]), n, i) for i, (a, b) in pairs for n in b]
+    value, name, number = max(found, default=(0.0, "", 0))
+    return f"{value:.1e} {name} {number}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     settings = Settings(args.config, args.data_dir, args.rounds, args.threads)
     first, *others = args.ranks
-    print(f"{'':28}ranks   rounds 1 to {FIRST}   after")
+    print(f"{'':28}ranks   {f'rounds 1 to {FIRST}: term, round':26}after")
     for name in args.variants:
         expected = losses(first, VARIANTS[name], settings)
         for count in others:
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 largest_difference(found[rounds], expected[rounds])
                 for rounds in (slice(FIRST), slice(FIRST, None))
             )
-            print(f"{name:28}{count:5}   {before:14.1e}   {after:.1e}", flush=True)
+            print(f"{name:28}{count:5}   {before:26}{after}", flush=True)
     return 0
 
 
