@@ -24,7 +24,7 @@ from sbrrt_fast.training.step import gradient_sums
 from sbrrt_fast.training.step.gradient_sums import BUCKET_BYTES
 from tests.model.models import CONFIG
 from tests.training.ranks.test_shares import TASK_ROWS, batches_of
-from tests.training.ranks.thread_ranks import ThreadRanks
+from tests.training.ranks.threads import ThreadRanks
 from tests.training.steps import JOINT, SBRRT, build, captured, written_out
 
 MS, US = 1e-3, 1e-6

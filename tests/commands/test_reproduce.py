@@ -53,13 +53,13 @@ def tables(shared, tmp_path_factory) -> Path:
 def trained(monkeypatch) -> list[tuple[str, int]]:
     """(recipe, round index) of every round trained during the test."""
     rounds: list[tuple[str, int]] = []
-    original = Step.round
+    original = Step.round_of
 
-    def counted(self, batches, index, report=False):
+    def counted(self, works, index, report=False):
         rounds.append((self.config.recipe, index))
-        return original(self, batches, index, report)
+        return original(self, works, index, report)
 
-    monkeypatch.setattr(Step, "round", counted)
+    monkeypatch.setattr(Step, "round_of", counted)
     return rounds
 
 
@@ -166,14 +166,14 @@ def test_further_seeds_give_a_spread(shared, tmp_path, trained):
 
 def interrupt_at(monkeypatch, last: int) -> None:
     """Ctrl-C when round ``last`` (from 0) begins."""
-    original = Step.round
+    original = Step.round_of
 
-    def interrupted(self, batches, index, report=False):
+    def interrupted(self, works, index, report=False):
         if index == last:
             raise KeyboardInterrupt
-        return original(self, batches, index, report)
+        return original(self, works, index, report)
 
-    monkeypatch.setattr(Step, "round", interrupted)
+    monkeypatch.setattr(Step, "round_of", interrupted)
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +195,9 @@ def test_an_interrupted_row_goes_on(
         assert main(reproduce(shared, "2", tmp_path, *flags)) == 130
     assert not list(tmp_path.glob("**/metrics.json"))
     rounds: list[int] = []
-    original = Step.round
+    original = Step.round_of
     monkeypatch.setattr(
-        Step, "round", lambda self, b, i, r=False: rounds.append(i) or original(self, b, i, r)
+        Step, "round_of", lambda self, b, i, r=False: rounds.append(i) or original(self, b, i, r)
     )
     capsys.readouterr()
     assert main(reproduce(shared, "2", tmp_path, *flags)) == 0

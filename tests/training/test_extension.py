@@ -95,7 +95,7 @@ def test_an_interrupted_extension_goes_on(place, run, monkeypatch, number):
 
 
 def test_an_extension_killed_before_its_first_round_goes_on(place, run, monkeypatch):
-    def killed(self, logger):
+    def killed(self, logger, output):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

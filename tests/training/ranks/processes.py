@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch.distributed import TCPStore
+
 from tests.conftest import ROOT
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -78,8 +80,11 @@ class Started:
 
 
 def run_ranks(num_ranks: int, name: str, *arguments: str, seconds: float = 120) -> list[Ended]:
-    """Runs the function ``name`` of ``workers.py`` in several processes, by rank."""
-    port = str(free_port())
+    """Runs the function ``name`` of ``workers.py`` in several processes, by rank.
+
+    As torchrun's agent does, this process keeps their store, which so outlives each of them.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = [
         Started(
             (sys.executable, "-m", "tests.training.ranks.workers", name, *arguments),
@@ -88,7 +93,8 @@ def run_ranks(num_ranks: int, name: str, *arguments: str, seconds: float = 120) 
             WORLD_SIZE=str(num_ranks),
             LOCAL_WORLD_SIZE=str(num_ranks),
             MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
         )
         for rank in range(num_ranks)
     ]
