@@ -7,24 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.smart.stock_models import bert
+from tests.smart.examples import save_small_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "smart_anywhere.md"
 NAME = '"bert-base-uncased"'
-
-
-def save_small_model(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special, words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], ["a", "joy", "to", "slow", "and"]
-    vocabulary = {word: i for i, word in enumerate(special + words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    bert(2).save_pretrained(folder)
 
 
 def test_the_page_s_blocks_run_and_print(tmp_path, capsys):
