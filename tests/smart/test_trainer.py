@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 
 from sbrrt_fast import SmartConfig, SmartRegularizer
 from sbrrt_fast.smart.trainer import SmartTrainerMixin
+from tests.smart.examples import example
 from tests.smart.stock_models import bert, padded_batch
 
 pytest.importorskip("transformers")
@@ -99,19 +98,10 @@ def test_a_weight_of_0_is_refused():
         SmartBase(smart=SmartConfig(weight=0.0))
 
 
-def example():
-    path = Path(__file__).parents[2] / "examples" / "smart_trainer.py"
-    assert len(path.read_text().splitlines()) < 40
-    spec = importlib.util.spec_from_file_location("smart_trainer", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_minilm_in_a_stock_trainer_is_attacked(minilm_dir, tmp_path):
     """With torch's attention, in train mode."""
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-    trainer = example().main(str(minilm_dir), str(tmp_path))
+    trainer = example("smart_trainer").main(str(minilm_dir), str(tmp_path))
     assert trainer.model.config._attn_implementation == "sdpa"
     rows = [row for row in trainer.state.log_history if "smart" in row]
     gains = [row["smart_gain"] for row in rows]
