@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sbrrt_fast.hf.layers import Fused, gelu_of, packed_attention, why_no_gelu
+from sbrrt_fast.hf.layers import Fused, LayerKernels, gelu_of, packed_attention, why_no_gelu
 from sbrrt_fast.hf.packing import EncoderPass
 from sbrrt_fast.hf.plain import is_gelu, is_plain, is_plain_norm, product_and_bias
 from sbrrt_fast.hf.residual import hidden_dropout, is_fusable, residual_norm
 
 
-class BlockKernels(Fused):
-    """Attention, then the feed-forward network, each with its residual connection."""
+class BlockKernels(LayerKernels):
+    """A layer that owns its LayerNorms."""
 
     _sbrrt_ops = ("dropout_add_layernorm",)
-
-    def forward(self, hidden_states, attention_mask=None, *args, **kwargs):
-        if not isinstance(attention_mask, EncoderPass):
-            return super().forward(hidden_states, attention_mask, *args, **kwargs)
-        if not attention_mask.is_padded_between:
-            return self._packed(hidden_states, attention_mask)
-        packing = attention_mask.packing
-        return packing.unpack(self._packed(packing.pack(hidden_states), attention_mask))
 
     def _packed(self, hidden: Tensor, encoder_pass: EncoderPass) -> Tensor:
         context, _ = self.attention(hidden, encoder_pass)
