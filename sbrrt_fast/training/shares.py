@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.assemble import assemble, labels_of, sequences_of
-from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.training.ranks.ranks import Ranks
 from sbrrt_fast.training.round_robin import Batches
@@ -72,14 +72,17 @@ class _Batch:
     examples: NDArray[np.int64]
     first_row: int
 
-    @property
+    @cached_property
+    def sequences(self) -> list[NDArray[np.int32]]:
+        """Ids of each sequence, in the memory of the task."""
+        starts, tokens = self.task.arrays["starts"], self.task.arrays["tokens"]
+        return [tokens[starts[i] : starts[i + 1]] for i in sequences_of(self.task, self.examples)]
+
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example."""
-        starts, sequences = self.task.arrays["starts"], sequences_of(self.task, self.examples)
-        return (starts[sequences + 1] - starts[sequences]).reshape(len(self.examples), -1).sum(1)
-
-    def all(self) -> TokenBatch:
-        return assemble(self.task, self.examples, self.first_row)
+        lengths = np.array([len(ids) for ids in self.sequences])
+        return lengths.reshape(len(self.examples), -1).sum(1)
 
     def share(self, places: Places) -> TaskBatch:
         """These examples of it. A part without any gets the shortest, with a share of 0: so all
@@ -141,11 +144,12 @@ class RoundShares:
         ]
 
     def _common(self, step: list[_Batch], dealt: list[list[Places]]) -> Common:
-        tokens = [batch.all() for batch in step]
+        sequences = [ids for batch in step for ids in batch.sequences]
+        words = np.unique(np.concatenate(sequences)).astype(np.int64)
         return Common(
             tuple(_num_tokens(step, part) for part in dealt),
-            max(batch.max_length for batch in tokens),
-            torch.cat([batch.input_ids for batch in tokens]).unique(),
+            max(map(len, sequences)),
+            torch.from_numpy(words),
         )
 
 
