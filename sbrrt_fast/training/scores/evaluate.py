@@ -11,6 +11,7 @@ from sbrrt_fast import _extension
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.model.modes import without_dropout
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
@@ -88,7 +89,7 @@ def predict_outputs(
         tokens = batch.to(device)
         return model(task.name, tokens if packed else tokens.padded())
 
-    with autocast(device, precision):
+    with without_dropout(model), autocast(device, precision):
         outputs = computed_rows(
             task,
             (config.num_classes,) if config.head == "classes" else (),

@@ -10,6 +10,7 @@ from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.modes import without_dropout
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.scores.batches import computed_rows
@@ -50,7 +51,7 @@ def sentence_vectors(
         tokens = batch.to(device)
         return _pooled(encoder, tokens if packed else tokens.padded())
 
-    with autocast(device, precision):
+    with without_dropout(encoder), autocast(device, precision):
         vectors = computed_rows(
             texts, (width,), compute, num_rows=texts.num_examples, width=width, ranks=ranks
         )

@@ -293,3 +293,16 @@ def test_a_tick_that_stops_one_rank_stops_all(tmp_path):
 
     first, second, third = on_ranks(3, work)
     assert second == (1, {}) and first[0] > 1 and third[0] > 1
+
+
+def test_a_model_in_train_mode_is_predicted_without_dropout():
+    model = random_model(tasks=TASKS)
+    task = split_of("sst", TASKS["sst"], 9)
+    expected = predict_outputs(model.eval(), task)
+    vectors = sentence_vectors(model.encoder, task)
+    model.train()
+    model.heads.eval()
+    modes = [module.training for module in model.modules()]
+    assert torch.equal(predict_outputs(model, task), expected)
+    assert torch.equal(sentence_vectors(model.encoder, task), vectors)
+    assert [module.training for module in model.modules()] == modes
