@@ -22,6 +22,9 @@ class TaskHeads(nn.ModuleDict):
     def add_module(self, name: str, module: nn.Module | None) -> None:
         self._modules[name] = module
 
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the mode is set as ``training``, a task's name too
+
 
 class MultiTaskModel(nn.Module):
     """MiniBert with task heads.

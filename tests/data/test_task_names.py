@@ -18,6 +18,7 @@ from sbrrt_fast.config_io import config_from_dict, load_config
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import ConfigError
+from sbrrt_fast.model.modes import without_dropout
 from sbrrt_fast.model.multitask import MultiTaskModel
 from tests.helpers import small_sample, tiny_backbone
 from tests.model.models import CONFIG, MiniBert
@@ -54,6 +55,12 @@ def test_no_attribute_of_a_module_is_in_the_way():
     pooled = torch.randn(3, CONFIG.hidden_size)
     for name in ATTRIBUTES:
         assert torch.equal(other.head_outputs(name, pooled, None), model.heads[name](pooled))
+    for mode in (False, True):
+        assert {m.training for m in other.train(mode).modules()} == {mode}
+        with without_dropout(other):
+            assert not any(m.training for m in other.modules())
+        assert {m.training for m in other.modules()} == {mode}
+    assert list(other.heads.state_dict()) == keys
     assert other.heads["type"].classifier.weight.dtype == torch.float32
     assert other.to(torch.float64).heads["type"].classifier.weight.dtype == torch.float64
 
