@@ -11,14 +11,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from sbrrt_fast import SmartConfig
+from sbrrt_fast import BregmanConfig, SmartConfig
 from sbrrt_fast.smart.trainer import SmartTrainerMixin
 
 TEXTS = ["a joy to watch", "slow and empty", "funny, warm and wise", "a mess", "never dull", "flat"]
 
 
 class SmartTrainer(SmartTrainerMixin, Trainer):
-    """Trainer with R_s in the loss."""
+    """Trainer with R_s and D_Breg in the loss."""
 
 
 def main(name: str, folder: str) -> SmartTrainer:
@@ -29,8 +29,8 @@ def main(name: str, folder: str) -> SmartTrainer:
     collate = DataCollatorWithPadding(tokenizer)
     settings = {"num_train_epochs": 4, "learning_rate": 1e-4, "logging_steps": 1, "report_to": []}
     arguments = TrainingArguments(folder, save_strategy="no", use_cpu=True, **settings)
-    smart = SmartConfig(weight=1.0)
-    trainer = SmartTrainer(model, arguments, collate, rows, processing_class=tokenizer, smart=smart)
+    added = {"smart": SmartConfig(weight=1.0), "bregman": BregmanConfig(weight=0.8, beta=0.95)}
+    trainer = SmartTrainer(model, arguments, collate, rows, processing_class=tokenizer, **added)
     trainer.train()
     return trainer
 

@@ -106,4 +106,5 @@ def test_minilm_in_a_stock_trainer_is_attacked(minilm_dir, tmp_path):
     rows = [row for row in trainer.state.log_history if "smart" in row]
     gains = [row["smart_gain"] for row in rows]
     assert len(rows) == 4 and rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[0]["bregman"] == 0 and all(row["bregman"] > 0 for row in rows[1:])
     assert math.exp(sum(map(math.log, gains)) / len(gains)) > 10
