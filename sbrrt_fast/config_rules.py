@@ -114,6 +114,8 @@ def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
         yield f"optimizer.{name}", value, 0 <= value < math.inf, "at least 0"
     yield from fraction_rules("optimizer.betas", o.betas, *o.betas)
     yield "optimizer.warmup", o.warmup, 0 <= o.warmup <= 1, "from 0 to 1"
+    decay = o.layer_decay
+    yield "optimizer.layer_decay", decay, 0 < decay <= 1, "above 0 and at most 1"
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -123,6 +123,8 @@ class OptimizerConfig:
         warmup: fraction of all optimiser steps in which the rate rises linearly from 0.
         decay: ``linear`` to 0 at the last step, ``cosine`` likewise, or ``constant``.
         clip_norm: largest global gradient norm; 0 does not clip.
+        layer_decay: factor on the encoder's rate per layer from the top: layer l of L (from 0) has
+            layer_decay^(L - 1 - l), the embeddings layer_decay^L, pooler and heads 1.
     """
 
     learning_rate: float = 1e-4
@@ -133,6 +135,7 @@ class OptimizerConfig:
     warmup: float = 0.1
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip_norm: float = 1.0
+    layer_decay: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step.group import tokens_by_task
 from sbrrt_fast.training.step.op_choice import longest_sequence
-from sbrrt_fast.training.step.optimizer import build_optimizer
+from sbrrt_fast.training.step.optimizer import build_optimizer, learning_rates
 from sbrrt_fast.training.stopping import Stopped, StopSignals
 
 
@@ -232,8 +232,7 @@ class Trainer:
         values = interval.read()
         progress.interval = IntervalMeans()
         progress.seconds += interval.seconds
-        for group in self.optimizer.param_groups:
-            values["learning_rate/" + group["name"].split(".")[0]] = group["lr"]
+        values |= learning_rates(self.optimizer)
         values["epoch"] = progress.cursor.round / self.rounds_per_epoch
         values["num_rounds"] = interval.num_rounds
         values["rounds_per_second"] = interval.num_rounds / interval.seconds

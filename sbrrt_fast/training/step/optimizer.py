@@ -1,14 +1,16 @@
-"""AdamW with warm-up and decay, weight decay exclusions, and clipping."""
+"""AdamW with warm-up and decay, weight decay exclusions, layer-wise rates, and clipping."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sbrrt_fast.config import OptimizerConfig
+from sbrrt_fast.model.height import height_of, num_layers
 
 _FUSED_DEVICES = ("cpu", "cuda")
 
@@ -18,35 +20,79 @@ def build_optimizer(
     config: OptimizerConfig,
     head_prefix: str = "heads.",
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, in up to four groups.
+    """AdamW over the trainable parameters, in groups of one rate each.
 
-    Groups are encoder or heads (names that start with ``head_prefix``) x with or without weight
-    decay. Vectors and scalars, that is biases and LayerNorm, are never decayed. Each group keeps
-    its ``name`` (such as ``encoder.no_decay``) and ``peak_lr``; empty groups are left out. The
-    update is PyTorch's fused one on CPU and CUDA.
+    Groups are the parts of ``rate_factors`` x with or without weight decay. Vectors and scalars,
+    that is biases and LayerNorm, are never decayed. Each group keeps its ``name`` (such as
+    ``encoder.no_decay``) and ``peak_lr``; empty groups are left out. The update is PyTorch's fused
+    one on CPU and CUDA.
+
+    Args:
+        named_parameters: all of a model's, frozen ones too. config: the optimiser's.
+        head_prefix: with which the names of the heads' parameters start.
+
+    Raises:
+        ConfigError: ``layer_decay`` is not 1 and the encoder has no layers.
     """
+    named = list(named_parameters)
+    factors = rate_factors([name for name, _ in named], config.layer_decay, head_prefix)
     groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in named_parameters:
+    rates: dict[str, float] = {}
+    for name, parameter in named:
         if parameter.requires_grad:
-            part = "heads" if name.startswith(head_prefix) else "encoder"
-            decay = "decay" if parameter.ndim >= 2 else "no_decay"
-            groups.setdefault(f"{part}.{decay}", []).append(parameter)
+            part, factor = factors[name]
+            group = f"{part}.{'decay' if parameter.ndim >= 2 else 'no_decay'}"
+            groups.setdefault(group, []).append(parameter)
+            rates[group] = _peak(part, config) * factor
     assert groups, "nothing to train: every parameter is frozen"
     fused = all(p.device.type in _FUSED_DEVICES for group in groups.values() for p in group)
     return torch.optim.AdamW(
-        [_group(name, groups[name], config) for name in sorted(groups)],
+        [_group(name, groups[name], rates[name], config) for name in sorted(groups)],
         betas=config.betas,
         eps=config.eps,
         fused=fused,
     )
 
 
-def _group(name: str, parameters: list[nn.Parameter], config: OptimizerConfig) -> dict:
+def rate_factors(
+    names: Sequence[str], decay: float, head_prefix: str = "heads."
+) -> dict[str, tuple[str, float]]:
+    """Of each parameter its part of the model, and the factor on the part's learning rate.
+
+    Layer l of L has decay^(L - 1 - l) and the embeddings decay^L (Sun et al., arXiv
+    1905.05583).
+    The parts are ``heads``; ``encoder``, all of it that has the whole rate; and with a decay below
+    1 also ``layer_<l>`` and ``embeddings``.
+    """
+    count = num_layers(names, "optimizer.layer_decay") if decay != 1.0 else 0
+
+    def part_of(name: str) -> tuple[str, float]:
+        if name.startswith(head_prefix):
+            return "heads", 1.0
+        height = height_of(name)
+        if count == 0 or height is None or height == count:
+            return "encoder", 1.0
+        return f"layer_{height - 1}" if height else "embeddings", decay ** (count - height)
+
+    return {name: part_of(name) for name in names}
+
+
+def _peak(part: str, config: OptimizerConfig) -> float:
     head_rate = config.head_learning_rate
-    is_head = name.startswith("heads.") and head_rate is not None
-    rate = head_rate if is_head else config.learning_rate
+    return head_rate if part == "heads" and head_rate is not None else config.learning_rate
+
+
+def _group(
+    name: str, parameters: list[nn.Parameter], rate: float, config: OptimizerConfig
+) -> dict[str, Any]:
     decay = 0.0 if name.endswith("no_decay") else config.weight_decay
     return {"params": parameters, "name": name, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The rates now, as ``learning_rate/<part>``; see ``rate_factors``."""
+    groups = optimizer.param_groups
+    return {f"learning_rate/{group['name'].split('.')[0]}": group["lr"] for group in groups}
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimizerConfig) -> float:
