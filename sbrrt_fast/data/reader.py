@@ -34,6 +34,7 @@ class ReadReport:
         first_skipped: ``file:line: reason`` of the first row left out, or empty.
         num_files: how many files there are.
         note: what was made of the file where that is not plain, or empty.
+        num_noisy: labels that were replaced (``label_noise``).
     """
 
     name: str
@@ -42,6 +43,7 @@ class ReadReport:
     first_skipped: str = ""
     num_files: int = 1
     note: str = ""
+    num_noisy: int = 0
 
     def message(self) -> str:
         """One printable line, e.g. ``a.csv: 20,212 rows, skipped 2 (first: a.csv:7: ...)``."""

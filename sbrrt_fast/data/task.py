@@ -59,7 +59,12 @@ class TaskConfig:
         on_bad_row: ``error`` stops at the first row that cannot be used; ``skip`` leaves such rows
             out and prints how many.
         max_rows: read this many usable rows of a split, the first ones; all when None.
-        split_seed: seeds which training rows a share or a fold takes.
+        train_rows: train on this many of the training rows, drawn so that each class has its share;
+            all when None, or where there are no more.
+        label_noise: share of the training rows that get another label, drawn: of another class, or
+            of another of these rows. Dev and test labels never change.
+        split_seed: seeds which training rows a share or a fold takes, and ``train_rows`` and
+            ``label_noise``.
         prediction_file: name of the prediction file, with ``{split}``; none is written if empty.
         prediction_header: first line of the prediction file.
     """
@@ -85,6 +90,8 @@ class TaskConfig:
     quoting: Literal["csv", "none"] = "csv"
     on_bad_row: Literal["error", "skip"] = "error"
     max_rows: int | None = None
+    train_rows: int | None = None
+    label_noise: float = 0.0
     split_seed: int = 0
     prediction_file: str = ""
     prediction_header: str = ""

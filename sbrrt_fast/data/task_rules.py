@@ -182,6 +182,9 @@ def _share_problems(task: TaskConfig, split: str, share: Share) -> Iterator[str]
 
 def _file_rules(task: TaskConfig) -> Iterator[Rule]:
     yield "max_rows", task.max_rows, task.max_rows is None or task.max_rows >= 1, "at least 1"
+    count = task.train_rows
+    yield "train_rows", count, count is None or count >= 1, "at least 1"
+    yield from fraction_rules("label_noise", task.label_noise, task.label_noise)
     yield "split_seed", task.split_seed, 0 <= task.split_seed < 2**63, "at least 0 and below 2**63"
     yield from fraction_rules("label_smoothing", task.label_smoothing, task.label_smoothing)
     if isinstance(weights := task.class_weights, tuple):

@@ -23,7 +23,10 @@ Pair = tuple[Any, Any]
 _DASH, _MOST_LINES = "—", 20
 _COUNTS = ("rounds", "best_round", "stopped_early", "train_seconds", "rounds_per_second")
 _DATA = ("data_dir", "log.dev_rows", "tasks.")  # where settings start that choose the dev rows
-_NOT_DATA = ("weight", "class_weights", "label_smoothing", "prediction_file", "prediction_header")
+_NOT_DATA = (
+    *("weight", "class_weights", "label_smoothing", "train_rows", "label_noise"),
+    *("prediction_file", "prediction_header"),
+)
 
 
 @dataclass(frozen=True)

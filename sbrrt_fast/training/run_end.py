@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.cost.profile import Profile, RunProfile
@@ -17,7 +18,7 @@ from sbrrt_fast.training.environment import run_environment
 from sbrrt_fast.training.log_summary import SkippedUpdates, skipped_updates
 from sbrrt_fast.training.logging import LINES, SKIPPED
 from sbrrt_fast.training.progress import Progress
-from sbrrt_fast.training.run_facts import run_facts
+from sbrrt_fast.training.run_facts import run_facts, train_data
 from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.rows import write_run_rows
 from sbrrt_fast.training.scores.scored import ScoredTask
@@ -33,6 +34,7 @@ class RunEnd:
         config: the run's. model, step: as they were trained.
         run_profile: of its rounds; None without ``--profile``.
         progress: its own. num_rounds: that it was to have. num_ranks: that trained it.
+        train_tasks: the rows that it was trained on, by task.
     """
 
     config: RunConfig
@@ -42,6 +44,7 @@ class RunEnd:
     progress: Progress
     num_rounds: int
     num_ranks: int
+    train_tasks: Mapping[str, TokenizedTask]
 
     def lines(self) -> list[str]:
         """On its step, skipped updates and the profile."""
@@ -63,6 +66,7 @@ class RunEnd:
             "intervals": intervals_of(rows),
             **run_facts(self.config, self.progress, self.num_rounds, smart),
             SKIPPED: self._skipped().num_skipped,
+            "train_data": train_data(self.train_tasks),
             "environment": run_environment(device, self.num_ranks),
             "profile": self._profile and self._profile.to_dict(),
         }

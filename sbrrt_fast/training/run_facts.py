@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from sbrrt_fast.config import RunConfig, SmartConfig
+from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.training.log_summary import run_means
 from sbrrt_fast.training.logging import LINES
 from sbrrt_fast.training.progress import Progress
@@ -33,6 +35,17 @@ def run_facts(config: RunConfig, progress: Progress, num_rounds: int, smart: Sma
         "evaluation_seconds": progress.evaluation_seconds,
         "smart": _settings(smart),
         "means": run_means(config.output / LINES),
+    }
+
+
+def train_data(tasks: Mapping[str, TokenizedTask]) -> dict[str, dict[str, int]]:
+    """By task, how many training rows there were, and how many of their labels were replaced."""
+    return {
+        name: {
+            "rows": task.num_examples,
+            "noisy_labels": task.report.num_noisy if task.report else 0,
+        }
+        for name, task in tasks.items()
     }
 
 

@@ -288,6 +288,7 @@ class Trainer:
         end = RunEnd(
             *(self.config, self.model, self.step, self.profile, self.progress, self.num_rounds),
             num_ranks=self.ranks.size,
+            train_tasks=self.train_tasks,
         )
         with first_alone(self.ranks, "measuring the profile") as is_first, self.ranks.patient():
             for line in end.lines() if is_first else ():

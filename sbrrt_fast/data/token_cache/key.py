@@ -26,7 +26,8 @@ _CHUNK = 1 << 24  # bytes
 
 # Fields of ``TaskConfig`` that change no row. Paths do not count, for the files' contents do.
 NOT_READ = {
-    *("files", "split_seed", "loss", "class_weights", "label_smoothing", "metric", "metrics"),
+    *("files", "split_seed", "train_rows", "label_noise"),  # what they do is in the key
+    *("loss", "class_weights", "label_smoothing", "metric", "metrics"),
     *("weight", "prediction_file", "prediction_header"),
 }
 
@@ -54,8 +55,16 @@ def row_settings(rows: SplitRows) -> dict[str, Any]:
         "files": [[path.name, _sha256_of(path, rows.tick)] for path in rows.sources],
         "split": rows.split,
         "share": None if share is None else [*share, rows.task.split_seed],
+        "train_part": _train_part(rows),
         "task": [rows.name, task],
     }
+
+
+def _train_part(rows: SplitRows) -> list[float | None] | None:
+    """What decides which training rows are taken, and with which labels."""
+    if not rows.has_train_part:
+        return None
+    return [rows.task.train_rows, rows.task.label_noise, rows.task.split_seed]
 
 
 def token_settings(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:

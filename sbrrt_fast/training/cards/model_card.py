@@ -174,6 +174,8 @@ def _data(splits: Mapping[str, Mapping[str, TokenizedTask]]) -> str:
             rows.append((name, split, files, *(f"{count:,}" for count in counts)))
             if skipped:
                 remarks.append(f"- {name} {split}: {_cell(task.report.message())}")
+            if task.report and task.report.note:
+                remarks.append(f"- {_cell(task.report.note)}")
     table = _table(("task", "split", "file", "rows", "left out", "texts cut"), rows)
     return "\n\n".join([table, *(["\n".join(remarks)] if remarks else [])])
 
