@@ -27,7 +27,7 @@ _CHUNK = 1 << 24  # bytes
 # Fields of ``TaskConfig`` that change no row. Paths do not count, for the files' contents do.
 NOT_READ = {
     *("files", "split_seed", "loss", "class_weights", "label_smoothing", "metric", "metrics"),
-    *("weight", "prediction_file", "prediction_header"),
+    *("weight", "train", "prediction_file", "prediction_header"),
 }
 
 
