@@ -59,6 +59,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "epochs", c.epochs, c.epochs >= 1, at_least_one
     yield "seed", c.seed, 0 <= c.seed < 2**63, "at least 0 and below 2**63"
     yield "tasks", c.tasks, len(c.tasks) > 0, "at least one task"
+    yield "tasks", list(c.tasks), len(c.trained_tasks) > 0, "a task or more with train: true"
     for name in ("hidden_dropout", "attention_dropout"):
         if (p := getattr(c.model, name)) is not None:
             yield from fraction_rules(f"model.{name}", p, p)
@@ -79,8 +80,8 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "report_to", c.report_to, are_different, "names that are each given once"
     yield "round.batch_size", c.round.batch_size, c.round.batch_size >= 1, at_least_one
     yield "round.accumulate", c.round.accumulate, c.round.accumulate >= 1, at_least_one
-    task, expected = c.round.epoch_task, f"in {shown(list(c.tasks), 200)}"
-    yield "round.epoch_task", task, task is None or task in c.tasks, expected
+    task, expected = c.round.epoch_task, f"in {shown(list(c.trained_tasks), 200)}"
+    yield "round.epoch_task", task, task is None or task in c.trained_tasks, expected
     yield "log.every", c.log.every, c.log.every >= 1, at_least_one
     for name in ("evaluate_every", "dev_rows", "keep_best", "keep_last"):
         count = getattr(c.log, name)

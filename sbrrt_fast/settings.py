@@ -283,3 +283,8 @@ class RunSettings:
     round: RoundConfig = field(default_factory=RoundConfig)
     log: LogConfig = field(default_factory=LogConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+    @property
+    def trained_tasks(self) -> dict[str, TaskConfig]:
+        """The tasks that are trained; the others are only evaluated."""
+        return {name: task for name, task in self.tasks.items() if task.train}

@@ -24,7 +24,7 @@ from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries
 from sbrrt_fast.training.scores.rows import FOLDER, write_errors, write_run_rows
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
-from sbrrt_fast.training.scores.table import exposure_note, score_table
+from sbrrt_fast.training.scores.table import exposure_note, score_table, untrained_note
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,8 @@ def _notes(run: TrainedRun, tasks: dict[str, TokenizedTask], unlabelled: list[st
     for name, task in tasks.items():
         if task.report.num_skipped:
             lines.append(f"{name} is scored without some rows: {task.report.message()}")
-    return [*lines, *filter(None, [exposure_note(run.config)])]
+    notes = untrained_note(run.config.tasks), exposure_note(run.config)
+    return [*lines, *filter(None, notes)]
 
 
 def _heading(arguments: EvaluateArguments, run: TrainedRun) -> str:

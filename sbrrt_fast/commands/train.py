@@ -13,7 +13,7 @@ from sbrrt_fast.config_io import load_config
 from sbrrt_fast.data.sources import describe_data, uses_sample
 from sbrrt_fast.training.ranks.start import prepare
 from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
-from sbrrt_fast.training.scores.table import exposure_note, score_table
+from sbrrt_fast.training.scores.table import exposure_note, score_table, untrained_note
 from sbrrt_fast.training.trainer import Trainer
 
 PROG = "sbrrt-fast train"
@@ -73,4 +73,4 @@ def _score_lines(config: RunConfig, metrics: dict) -> list[str]:
     sample = " (built-in sample)" if is_sample else ""
     heading = f"dev scores of the best model, round {done}{rows}{sample}"
     table = score_table(metrics["dev"], intervals=metrics.get("intervals"))
-    return [heading, table, exposure_note(config)]
+    return [heading, table, untrained_note(config.tasks), exposure_note(config)]

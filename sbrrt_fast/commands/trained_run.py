@@ -86,8 +86,12 @@ class TrainedRun:
             print(line)
 
     def load(self, split: Split, names: list[str] | None = None) -> dict[str, TokenizedTask]:
-        """A split of the named tasks (all if None), tokenised as in training, on every rank."""
-        chosen = {name: self.config.tasks[name] for name in names or self.config.tasks}
+        """A split of the named tasks, tokenised as in training, on every rank.
+
+        Without names it is of all tasks, but ``train`` of those that were trained.
+        """
+        known = self.config.trained_tasks if split == "train" else self.config.tasks
+        chosen = {name: replace(self.config.tasks[name], train=True) for name in names or known}
         max_positions = self.model.config.max_position_embeddings
         rounds = replace(self.config.round, epoch_task=None)  # it may be one of the others
         config = replace(self.config, tasks=chosen, round=rounds)

@@ -54,8 +54,17 @@ def complete_tasks(
     """
     check_sources(tasks, data_dir)
     tasks = {name: portable_task(task) for name, task in tasks.items()}
-    rows = {name: SplitRows(name, t, "train", data_dir, tick) for name, t in tasks.items()}
+    rows = {name: _rows_to_look_at(name, t, data_dir, tick) for name, t in tasks.items()}
     return {name: _complete(one, log, cache) for name, one in rows.items()}
+
+
+def _rows_to_look_at(
+    name: str, task: TaskConfig, data_dir: str | Path | None, tick: Callable[[], object]
+) -> SplitRows:
+    """The training rows; of a task that is only evaluated the dev rows, and no class weights."""
+    if task.train:
+        return SplitRows(name, task, "train", data_dir, tick)
+    return SplitRows(name, replace(task, class_weights=None), "dev", data_dir, tick)
 
 
 def _complete(
@@ -87,7 +96,8 @@ def _found(rows: SplitRows) -> dict[str, Any]:
     if _lacks_labels(task):
         task = _find_labels(rows)
         if task != rows.task:
-            lines.append(f"{name}: {_classes(task)}, as found in the training rows")
+            where = "training" if task.train else "dev"
+            lines.append(f"{name}: {_classes(task)}, as found in the {where} rows")
     weights = task.class_weights
     if weights == "balanced":
         weights = _balanced(replace(rows, task=task))
@@ -114,7 +124,7 @@ def _classes(task: TaskConfig) -> str:
 
 
 def _find_labels(rows: SplitRows) -> TaskConfig:
-    """The task with the labels in its training files, of which none is left out.
+    """The task with the labels in the files of its rows, of which none is left out.
 
     Where the number of classes is known, and the first label is a number, labels are those from 0.
     """
@@ -122,7 +132,7 @@ def _find_labels(rows: SplitRows) -> TaskConfig:
     counts, column = Counter[str](), task.label_column
     for source in rows.sources:
         try:
-            with open_table(source, task, "train", name) as table:
+            with open_table(source, task, rows.files_of, name) as table:
                 if table.columns.count(column) != 1:
                     raise DataError(column_problem(table, column, f"tasks.{name}.label_column"))
                 if isinstance(table, DatasetTable) and (names := table.class_names(column)):

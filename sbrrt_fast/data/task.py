@@ -50,6 +50,8 @@ class TaskConfig:
             values; follows from the head when ``auto``.
         metrics: further ones.
         weight: factor on all of this task's loss terms.
+        train: whether the task is trained; if not, it is only evaluated, by the head that the run
+            starts with, and needs no ``train`` file.
         format: ``tsv``, ``csv``, ``jsonl`` or ``parquet``; by the files' endings when ``auto``.
             ``dataset`` follows from the field of that name.
         dataset: a folder or a name on the Hugging Face hub, read by the ``datasets`` library.
@@ -84,6 +86,7 @@ class TaskConfig:
     metric: Literal["auto"] | Metric = "auto"
     metrics: tuple[Metric, ...] = ()
     weight: float = 1.0
+    train: bool = True
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "dataset"] = "auto"
     dataset: str = ""
     dataset_config: str = ""

@@ -23,8 +23,8 @@ Pair = tuple[Any, Any]
 _DASH, _MOST_LINES = "—", 20
 _COUNTS = ("rounds", "best_round", "stopped_early", "train_seconds", "rounds_per_second")
 _DATA = ("data_dir", "log.dev_rows", "tasks.")  # where settings start that choose the dev rows
-_NOT_DATA = (
-    *("weight", "class_weights", "label_smoothing", "train_rows", "label_noise"),
+_NOT_DATA = (  # settings of a task that do not
+    *("weight", "train", "class_weights", "label_smoothing", "train_rows", "label_noise"),
     *("prediction_file", "prediction_header"),
 )
 
@@ -185,7 +185,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
 
 
 def _chooses_rows(key: str) -> bool:
-    return key.startswith(_DATA) and not key.endswith(_NOT_DATA)
+    return key.startswith(_DATA) and key.split(".", 2)[-1] not in _NOT_DATA
 
 
 # Text

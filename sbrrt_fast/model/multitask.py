@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -128,6 +130,11 @@ class MultiTaskModel(nn.Module):
             for name, x in persistent.items()
             if x.requires_grad or not isinstance(x, nn.Parameter)
         }
+
+    def freeze_heads(self, names: Iterable[str]) -> None:
+        """Leaves the heads of these tasks as they are."""
+        for name in names:
+            self.heads[name].requires_grad_(False)
 
     def freeze_encoder(self) -> None:
         """Trains the heads alone (``mode: pretrain``)."""

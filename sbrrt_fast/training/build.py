@@ -83,6 +83,7 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
     if config.lora.rank:
         add_lora(encoder, config.lora, config.seed)
+    model.freeze_heads(config.tasks.keys() - config.trained_tasks.keys())
     if config.mode == "pretrain":
         _check_heads_train(model)
         model.freeze_encoder()
@@ -195,8 +196,8 @@ def log_dev_choice(
 
 
 def _check_heads_train(model: MultiTaskModel) -> None:
-    for name, head in model.heads.items():
-        if not any(True for _ in head.parameters()):
+    for name, task in model.tasks.items():
+        if task.train and not any(True for _ in model.heads[name].parameters()):
             raise ConfigError(
                 f"tasks.{name}.head: '{model.tasks[name].head}' has no weights, so with mode "
                 "'pretrain' there is nothing to train; use mode 'finetune' or another head"

@@ -25,6 +25,7 @@ def save_evaluated(
     output: Path,
     progress: Progress,
     scores: dict[str, Any],
+    by: float | None,
     log: LogConfig,
     is_writing: bool = True,
 ) -> None:
@@ -35,15 +36,16 @@ def save_evaluated(
         save: writes the model into a folder below ``output``, which it is given the name of.
         progress: takes note of the evaluation.
         scores: with ``overall``; None there where the model was not scored.
+        by: the score by which models are chosen, see ``metrics.chosen_by``.
     """
-    done, overall = progress.cursor.round, scores["overall"]
-    is_best = is_better(overall, progress.best and progress.best["overall"])
+    done = progress.cursor.round
+    is_best = is_better(by, progress.best and progress.best["overall"])
     for name in (LAST, *([BEST] if is_best else [])):
         if is_writing:
             save(name)
     if is_best:
-        progress.best = {"overall": overall, "round": done, "scores": scores}
-    progress.evaluated(overall)
+        progress.best = {"overall": by, "round": done, "scores": scores}
+    progress.evaluated(by)
     if not is_writing:
         return
     if not is_keeping(log):

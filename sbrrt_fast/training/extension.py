@@ -120,7 +120,7 @@ def differing_schedules(
     """What was not in the first ``done`` of ``first`` rounds as it is in those of ``last``."""
     if first == last:
         return []
-    each = 1 if config.round.update == "joint" else len(config.tasks)
+    each = 1 if config.round.update == "joint" else len(config.trained_tasks)
     steps = range(1, done * each + 1)
 
     def differs(schedule: Callable, settings: OptimizerConfig | BregmanConfig) -> bool:

@@ -45,7 +45,8 @@ class Progress:
 
     Attributes:
         cursor: rounds done and batches taken.
-        best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
+        best: the best evaluation's ``overall`` of the trained tasks, its ``round`` and all its
+            ``scores``; None before the first.
         seconds: of training, without evaluations.
         evaluation_seconds: of evaluations.
         interval: loss terms since the last logged line.
@@ -68,7 +69,8 @@ class Progress:
     is_unscored: bool = False
 
     def evaluated(self, score: float | None) -> None:
-        """Notes the overall dev score after the rounds done; None where there is none."""
+        """Notes the dev score by which models are chosen, after the rounds done; None where there
+        is none."""
         done = self.cursor.round
         self.evaluations = [e for e in self.evaluations if e[0] != done] + [(done, score)]
 

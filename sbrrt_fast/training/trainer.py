@@ -50,7 +50,7 @@ from sbrrt_fast.training.run_end import RunEnd
 from sbrrt_fast.training.run_folder import BEST, STATE
 from sbrrt_fast.training.run_output import RunOutput
 from sbrrt_fast.training.run_state import RunState
-from sbrrt_fast.training.scores.metrics import check_libraries
+from sbrrt_fast.training.scores.metrics import check_libraries, chosen_by
 from sbrrt_fast.training.scores.table import flatten_scores, format_scores
 from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step.group import tokens_by_task
@@ -96,10 +96,10 @@ class Trainer:
         model, self.tokenizer = build_model(config, log)
         max_positions = model.config.max_position_embeddings
         watched = {"tick": self.ranks.tick, "progress": is_first}
-        arguments = config, self.tokenizer
-        train = load_splits(*arguments, "train", max_positions, log, **watched)
+        trained = replace(config, tasks=config.trained_tasks)
+        train = load_splits(trained, self.tokenizer, "train", max_positions, log, **watched)
         self.train_tasks = {name: replace(task, texts=None) for name, task in train.items()}
-        self.dev_tasks = load_splits(*arguments, "dev", max_positions, log, **watched)
+        self.dev_tasks = load_splits(config, self.tokenizer, "dev", max_positions, log, **watched)
         fit_label_units(model, self.train_tasks)
         self.model = model.to(self.device)
         self.splits = {"train": self.train_tasks, "dev": self.dev_tasks}
@@ -260,7 +260,8 @@ class Trainer:
         save = partial(self._saver.save, dev=dev)
         with first_alone(self.ranks, "saving the model") as is_first, self.ranks.patient():
             output, log = self.config.output, self.config.log
-            save_evaluated(save, output, self.progress, scores, log, is_first)
+            by = chosen_by(scores, self.config.tasks)
+            save_evaluated(save, output, self.progress, scores, by, log, is_first)
         self.progress.evaluation_is_due = False
         if self.progress.best["round"] == done:
             self.evaluator.best = {} if self.progress.is_unscored else self.evaluator.scored
@@ -275,7 +276,8 @@ class Trainer:
         with self.ranks.together("logging"):
             logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         min_delta = self.config.early_stopping.min_delta
-        self.progress.waiting = self.progress.waiting.after(scores["overall"], done, min_delta)
+        by = chosen_by(scores, self.config.tasks)
+        self.progress.waiting = self.progress.waiting.after(by, done, min_delta)
         return scores
 
     def _scores(self, model: MultiTaskModel, limit: int | None) -> dict:

@@ -24,7 +24,7 @@ from sbrrt_fast.messages import printable
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.training.cards.usage import usage
 from sbrrt_fast.training.scores.metrics import UNDEFINED
-from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
+from sbrrt_fast.training.scores.table import exposure_note, undefined_notes, untrained_note
 
 SAMPLE_WARNING = (
     "**Trained on the built-in sample, which is made up.** The scores say that training works and "
@@ -158,16 +158,16 @@ def _scores(config: RunConfig, tasks: Mapping[str, TokenizedTask], dev: DevScore
     ]
     if dev.num_rows is not None:
         notes.append(f"Scored on the first {dev.num_rows:,} rows of each task.")
-    notes += [*undefined_notes(dict(dev.scores)), f"The model after round {dev.round:,}, on dev."]
+    notes += [untrained_note(config.tasks), *undefined_notes(dict(dev.scores))]
+    notes += [f"The model after round {dev.round:,}, on dev."]
     table = _table(("task", "metric", "score", "rows"), rows)
     return "\n\n".join([table, *(printable(note) for note in notes if note)])
 
 
 def _data(splits: Mapping[str, Mapping[str, TokenizedTask]]) -> str:
     rows, remarks = [], []
-    for name in splits["train"]:
-        for split, tasks in splits.items():
-            task = tasks[name]
+    for name in splits["dev"]:
+        for split, task in ((split, t[name]) for split, t in splits.items() if name in t):
             skipped = task.report.num_skipped if task.report else 0
             files = _source(task.config, split)
             counts = (task.num_examples, skipped, task.num_truncated)

@@ -75,7 +75,7 @@ def round_cost(
     low = config.precision == "bf16"
     teaches = config.bregman.weight > 0
     moved = 24 + (2 if low else 4) + (2 if low else 0) + (8 + (2 if low else 0)) * teaches
-    updates = 1 if config.round.update == "joint" else len(config.tasks)
+    updates = 1 if config.round.update == "joint" else len(config.trained_tasks)
     return RoundCost(total, flops, {"optimiser": float(moved * num_parameters * updates)})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbrrt_fast.data.task import Metric, TaskConfig
+from sbrrt_fast.data.task import OVERALL, Metric, TaskConfig
 from sbrrt_fast.errors import ConfigError
 
 UNDEFINED = "undefined"  # beside a metric that is None: the reason
@@ -196,6 +196,16 @@ def overall(scores: Mapping[str, float | Mapping[str, float] | None]) -> float |
     assert names, "no task was scored"
     values = [_as_gain(scores[name]) for name in names]
     return None if None in values else sum(values) / len(values)
+
+
+def chosen_by(scores: Mapping[str, Any], tasks: Mapping[str, TaskConfig]) -> float | None:
+    """The score by which a run's models are chosen: ``overall`` of the tasks that it trains.
+
+    Args:
+        scores: of all ``tasks``, with ``overall``, or that alone where the model was not scored.
+    """
+    trained = {name: scores[name] for name, task in tasks.items() if task.train and name in scores}
+    return overall(trained) if 0 < len(trained) < len(tasks) else scores[OVERALL]
 
 
 def main_metric(score: float | Mapping[str, Any] | None) -> float | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.data.sources import uses_sample
-from sbrrt_fast.data.task import OVERALL
+from sbrrt_fast.data.task import OVERALL, TaskConfig
 from sbrrt_fast.training.scores.intervals import LEVEL
 from sbrrt_fast.training.scores.metrics import UNDEFINED
 
@@ -79,6 +80,15 @@ def _metrics(value: dict | float | None) -> dict[str, float | None]:
 
 def _number(score: float | None) -> str:
     return "—" if score is None or math.isnan(score) else f"{score:.4f}"
+
+
+def untrained_note(tasks: Mapping[str, TaskConfig]) -> str:
+    """Which tasks a run does not train, or an empty string."""
+    names = [name for name, task in tasks.items() if not task.train]
+    if not names:
+        return ""
+    heads = "the heads" if len(names) > 1 else "the head"
+    return f"{', '.join(names)}: only evaluated, by {heads} that the run started with"
 
 
 def exposure_note(config: RunConfig) -> str:

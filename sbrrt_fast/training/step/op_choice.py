@@ -54,7 +54,7 @@ def _smart_calls(model: MultiTaskModel, smart: SmartConfig) -> list[OpCall]:
 
 def _divergence_calls(model: MultiTaskModel, perturbs: bool) -> list[OpCall]:
     """The calls for the task with the most classes; none where all tasks have values."""
-    tasks = [task for task in model.tasks.values() if not task.is_regression]
+    tasks = [task for task in model.tasks.values() if task.train and not task.is_regression]
     if not tasks:
         return []
     most = max(task.num_classes if task.head == "classes" else 2 for task in tasks)

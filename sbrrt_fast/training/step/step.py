@@ -105,7 +105,7 @@ class Step:
         self.device = next(model.parameters()).device
         self.clock: StageClock | NoClock = NoClock()
         self.is_joint = config.round.update == "joint"
-        self.num_steps = num_rounds * (1 if self.is_joint else len(config.tasks))
+        self.num_steps = num_rounds * (1 if self.is_joint else len(config.trained_tasks))
         self.ascent = build_ascent(model, config)
         for module in (model, *([] if teacher is None else [teacher.module])):
             module.encoder.set_backend(config.backend)
