@@ -48,11 +48,19 @@ def save_config(config: RunConfig, path: Path) -> None:
 def save_recipe(config: RunConfig, path: Path) -> None:
     """Writes the settings that define a run, as YAML, atomically.
 
-    That is every field but those of one call (``CALL_FIELDS``), with absolute folders: the file
-    trains the same run from anywhere, into any folder.
+    See ``recipe_text``.
+    """
+    write_text(path, recipe_text(config))
+
+
+def recipe_text(config: RunConfig) -> str:
+    """The settings that define a run, as YAML.
+
+    That is every field but those of one call (``CALL_FIELDS``), with absolute folders: it trains
+    the same run from anywhere, into any folder.
     """
     data = config_to_dict(portable(config))
-    write_text(path, to_yaml({k: v for k, v in data.items() if k not in CALL_FIELDS}))
+    return to_yaml({k: v for k, v in data.items() if k not in CALL_FIELDS})
 
 
 def portable(config: RunConfig) -> RunConfig:

@@ -48,13 +48,14 @@ def read_yaml(path: Path) -> Any:
         ConfigError: it is not a regular file, is larger than 128 KiB, is not UTF-8, or holds
             something ``parse_yaml`` refuses.
     """
-    raw = _read_bytes(path)
-    try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = 1 + raw.count(b"\n", 0, error.start)
-        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(_read_text(path), str(path))
+
+
+def key_lines(path: Path) -> dict[str, int]:
+    """The line, from 1, of every key at the top of a YAML file that ``read_yaml`` reads."""
+    node = _Loader(_read_text(path)).get_single_node()
+    is_mapping = isinstance(node, yaml.MappingNode)
+    return {key.value: key.start_mark.line + 1 for key, _ in (node.value if is_mapping else ())}
 
 
 def parse_yaml(text: str, source: str, has_lines: bool = True) -> Any:
@@ -106,6 +107,15 @@ def _with_advice(problem: str) -> str:
         problem = "an anchor (&name) is defined twice"
     advice = next((text for part, text in _ADVICE.items() if part in problem), "correct the YAML")
     return f"{shown(problem.removeprefix('but '), 160)}; {advice}"
+
+
+def _read_text(path: Path) -> str:
+    raw = _read_bytes(path)
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = 1 + raw.count(b"\n", 0, error.start)
+        raise ConfigError(f"{path}:{line}: not UTF-8; save the file as UTF-8 text") from None
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -32,6 +32,10 @@ class WeightsError(SbrrtError, ValueError):
     """A checkpoint that is missing, truncated or does not fit the model."""
 
 
+class DivergedError(SbrrtError):
+    """Training made a loss, a gradient or a weight infinite or NaN; other settings may not."""
+
+
 class BackendError(SbrrtError, RuntimeError):
     """A named implementation that cannot run these inputs; the message gives its reason."""
 

@@ -23,7 +23,7 @@ from sbrrt_fast.recipe_files import recipe_names
 
 PROG = "sbrrt-fast"
 SHELLS = ("bash", "zsh", "fish")
-TAKE_ALL_FLAGS = ("train", "compare", "reproduce")  # those of a run's configuration
+TAKE_ALL_FLAGS = ("train", "compare", "reproduce", "search")  # those of a run's configuration
 _FUNCTION = "_tyro_sbrrt_fast"  # as tyro calls it
 
 

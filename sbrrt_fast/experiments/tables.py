@@ -13,6 +13,7 @@ from sbrrt_fast.config_cli import parse_cli
 from sbrrt_fast.config_fields import config_leaves, did_you_mean
 from sbrrt_fast.config_io import CALL_FIELDS, load_config, portable
 from sbrrt_fast.errors import ConfigError, SbrrtError
+from sbrrt_fast.training.callbacks import Callback
 from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import (
     CONFIG,
@@ -147,28 +148,37 @@ def check_run(config: RunConfig) -> None:
         check_output(config.output)
 
 
-def complete_run(config: RunConfig, log: Callable[[str], object] = print) -> None:
+def complete_run(
+    config: RunConfig,
+    log: Callable[[str], object] = print,
+    callbacks: Sequence[Callback] = (),
+    title: str | None = None,
+) -> None:
     """Sees to it that ``config.output`` holds this run, finished.
 
     A finished run is kept. An interrupted one goes on from its saved state, or starts anew where
     it has none.
+
+    Args:
+        callbacks: follow it while it trains. title: of its progress bar; the recipe if None.
 
     Raises:
         SbrrtError: see ``check_run``; or training fails.
     """
     check_run(config)
     output = config.output
+    if is_finished(output):
+        log(f"{output}: is finished, kept")
+        return
     if not is_run(output):
         log(f"{output}: training")
-        Trainer(config, log).run()
-    elif is_finished(output):
-        log(f"{output}: is finished, kept")
     elif has_state(output):
         log(f"{output}: was interrupted, goes on")
-        Trainer(replace(config, resume=True, overwrite=False), log).run()
+        config = replace(config, resume=True, overwrite=False)
     else:
         log(f"{output}: was interrupted before a state was saved, starts anew")
-        Trainer(replace(config, overwrite=True, resume=False), log).run()
+        config = replace(config, overwrite=True, resume=False)
+    Trainer(config, log, callbacks, title=title).run()
 
 
 def check_same_settings(configs: Sequence[RunConfig], names: Sequence[str]) -> None:

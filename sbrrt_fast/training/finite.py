@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sbrrt_fast.errors import SbrrtError, WeightsError
+from sbrrt_fast.errors import DivergedError, WeightsError
 from sbrrt_fast.training.means import IntervalMeans
 
 STOPPING = ("loss", "smart", "bregman", "total", "gradient_norm")
@@ -61,11 +61,11 @@ def check_trained(tensors: Mapping[str, Tensor], round: int) -> None:
         tensors: weights, and what else is to be saved, by name.
 
     Raises:
-        SbrrtError: naming the round and the first tensor with an infinity or NaN.
+        DivergedError: naming the round and the first tensor with an infinity or NaN.
     """
     if names := nonfinite_names(tensors):
         more = f", and so are {len(names) - 1} other tensors" if len(names) > 1 else ""
-        raise SbrrtError(
+        raise DivergedError(
             f"round {round}: training made '{names[0]}' infinite or nan{more}; this is not saved, "
             f"and what was saved before stays; {_ADVICE}"
         )
@@ -77,10 +77,10 @@ def is_stopping(name: str) -> bool:
 
 
 def check_terms(values: Mapping[str, float], round: int) -> None:
-    """Raises SbrrtError naming the first term of a round that has to be finite and is not."""
+    """Raises DivergedError naming the first term of a round that has to be finite and is not."""
     for name, value in values.items():
         if is_stopping(name) and not math.isfinite(value):
-            raise SbrrtError(
+            raise DivergedError(
                 f"round {round}: {name} is {value}, so training cannot go on; {_ADVICE}"
             )
 
@@ -95,7 +95,7 @@ def check_interval(
         weights: by name; looked at only where something was not finite.
 
     Raises:
-        SbrrtError: naming the first term that has to be finite and is not, and what to do.
+        DivergedError: naming the first term that has to be finite and is not, and what to do.
     """
     terms = [name for name, n in interval.num_nonfinite.items() if n and is_stopping(name)]
     if not terms and not num_skipped:
@@ -111,7 +111,7 @@ def check_interval(
         what += (
             ", from the first on: the weights of backbone or losses may be too large for float32"
         )
-    raise SbrrtError(
+    raise DivergedError(
         f"round {round}: {what}, so training cannot go on; {_ADVICE}, or leave such updates out "
         "with on_nonfinite skip"
     )

@@ -65,6 +65,7 @@ class Trainer:
     Args:
         config: the run.
         log: where lines for the user go.
+        callbacks: follow the run. title: of the progress bar; the recipe if None.
 
     Raises:
         SbrrtError: anything in the configuration, data or weights that cannot be used.
@@ -75,7 +76,9 @@ class Trainer:
         config: RunConfig,
         log: Callable[[str], object] = print,
         callbacks: Sequence[Callback] = (),
+        title: str | None = None,
     ):
+        self.title = title or config.recipe
         self.ranks = connect(config.device, config.rank_timeout)
         self.callbacks = CallbackList((), {})
         self.log = log if self.ranks.is_first else _silent
@@ -181,7 +184,7 @@ class Trainer:
         bar = tqdm(
             total=self.num_rounds,
             initial=first,
-            desc=self.config.recipe,
+            desc=self.title,
             disable=not self.ranks.is_first,
         )
         stop, ranks = AgreedStop(self.stop, self.ranks), self.ranks
