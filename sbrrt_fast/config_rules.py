@@ -13,7 +13,7 @@ from sbrrt_fast.data.task_rules import check_task_names, validate_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, check, fraction_rules, is_float32
-from sbrrt_fast.settings import LoraConfig, OptimizerConfig, RunSettings
+from sbrrt_fast.settings import BregmanConfig, LoraConfig, OptimizerConfig, RunSettings
 from sbrrt_fast.smart.presets import resolve
 
 _LONGEST = 4096  # of a text, like Linux's longest path
@@ -53,6 +53,12 @@ def check_texts(values: Any) -> None:
             raise ConfigError(f"{key}: {problem}, got {shown(repr(text))}")
 
 
+def bregman_rules(bregman: BregmanConfig) -> Iterator[Rule]:
+    """The rules of the teacher's settings."""
+    yield "bregman.weight", bregman.weight, 0 <= bregman.weight < math.inf, "at least 0"
+    yield "bregman.beta", bregman.beta, 0 <= bregman.beta <= 1, "from 0 to 1"
+
+
 def _rules(c: RunSettings) -> Iterator[Rule]:
     at_least_one = "at least 1"
     yield "rounds", c.rounds, c.rounds is None or c.rounds >= 1, at_least_one
@@ -65,8 +71,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
             yield from fraction_rules(f"model.{name}", p, p)
     shortest, longest = max(t.min_length for t in c.tasks.values()), c.model.max_length
     yield "model.max_length", longest, longest >= shortest, f"at least {shortest}"
-    yield "bregman.weight", c.bregman.weight, 0 <= c.bregman.weight < math.inf, "at least 0"
-    yield "bregman.beta", c.bregman.beta, 0 <= c.bregman.beta <= 1, "from 0 to 1"
+    yield from bregman_rules(c.bregman)
     yield from _lora_rules(c.lora, c.mode)
     yield from _optimizer_rules(c.optimizer)
     for key in _COMPUTED_WITH:

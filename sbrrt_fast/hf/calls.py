@@ -18,9 +18,8 @@ _NOT_AN_ENCODER = (
     *("encoder_hidden_states", "encoder_attention_mask", "cache", "past_key_values"),
     *("use_cache", "head_mask", "is_causal", "cu_seq_lens_q", "cu_seq_lens_k"),
 )
-
-
-_CAPTURING = "transformers.utils.output_capturing"
+_INDIFFERENT = ("transformers.utils.output_capturing", "torch.distributed.fsdp")
+"""Modules whose hooks do not look at hidden states: transformers' own are idle here."""
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
@@ -82,6 +81,7 @@ def _is_watched(model: nn.Module, encoder: nn.Module, call: dict) -> bool:
 
 
 def _has_hooks(layer: nn.Module) -> bool:
-    """Whether a layer has hooks; transformers' own, which are idle here, do not count."""
+    """Whether a layer has hooks that look at hidden states."""
     hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
-    return any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks)
+    owners = [getattr(hook, "__module__", None) or "" for hook in hooks]
+    return not all(owner.startswith(_INDIFFERENT) for owner in owners)

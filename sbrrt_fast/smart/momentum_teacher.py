@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sbrrt_fast.config import BregmanConfig
+from sbrrt_fast.config_rules import bregman_rules
+from sbrrt_fast.ranges import check
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import SYMMETRIC_KL, Divergence
 from sbrrt_fast.smart.model_function import ModelFunction, uncached_autocast
@@ -34,7 +36,8 @@ class MomentumTeacher:
         total_steps: of the whole training, which ``schedule="paper"`` needs.
 
     Raises:
-        ValueError: the schedule needs ``total_steps``.
+        ConfigError: a setting is out of range.
+        ValueError: the schedule needs ``total_steps``, or the model's weights are sharded.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class MomentumTeacher:
         config = config or BregmanConfig()
         if config.schedule == "paper" and total_steps is None:
             raise ValueError("MomentumTeacher: schedule 'paper' needs total_steps")
+        check(bregman_rules(config))
+        _check_whole(model)
         self.teacher, self.total_steps = Teacher(unwrapped(model), config), total_steps
 
     @property
@@ -98,3 +103,11 @@ class MomentumTeacher:
             WeightsError: a name is missing or unknown, or a shape differs.
         """
         self.teacher.load_state_dict(tensors)
+
+
+def _check_whole(model: nn.Module) -> None:
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):  # of a DTensor
+        raise ValueError(
+            "MomentumTeacher: the model's weights are sharded; make the teacher of whole weights, "
+            "in DistributedDataParallel for example"
+        )

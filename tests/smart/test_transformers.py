@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sbrrt_fast import BregmanConfig, MomentumTeacher, SmartConfig, SmartRegularizer
-from sbrrt_fast.errors import WeightsError
+from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.smart.divergence import SQUARED, SYMMETRIC_KL
 from sbrrt_fast.smart.replay import RandomState
 from tests.smart.stock_models import bert, padded_batch, weight_gradient
@@ -222,3 +222,8 @@ def test_the_paper_s_schedule_needs_the_number_of_steps():
     with pytest.raises(ValueError, match="needs total_steps"):
         MomentumTeacher(bert(), BregmanConfig(schedule="paper"))
     MomentumTeacher(bert(), BregmanConfig(schedule="paper"), total_steps=10).update(3)
+
+
+def test_a_teacher_s_settings_are_in_their_ranges():
+    with pytest.raises(ConfigError, match=r"bregman\.beta: must be from 0 to 1, got 1\.5"):
+        MomentumTeacher(bert(), BregmanConfig(beta=1.5))
