@@ -54,14 +54,9 @@ class Plan:
         """A trial's runs, one per seed. ConfigError as of ``recipe``."""
         config = self.recipe(settings)
         log = replace(config.log, keep_state=False)  # a trial is not extended
-        first = config.seed
+        folder, first = self.trial_folder(number), config.seed
         return [
-            replace(
-                *(config,),
-                log=log,
-                seed=seed,
-                output=self.trial_folder(number) / f"seed{seed}",
-            )
+            replace(config, log=log, seed=seed, output=folder / f"seed{seed}")
             for seed in range(first, first + self.seeds)
         ]
 

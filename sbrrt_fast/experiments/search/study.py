@@ -61,10 +61,11 @@ class SharedStudy:
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        check_folder(self.plan)
         make_folder(self.plan.folder)
         self._lock = filelock.FileLock(self.plan.folder / LOCK)
         with self.alone():
-            check_folder(self.plan)
+            check_folder(self.plan)  # another process may have been first
             record(self.plan)
             if not self.path.exists():
                 self._make()
