@@ -29,11 +29,17 @@ def run_facts(config: RunConfig, progress: Progress, num_rounds: int, smart: Sma
         "recipe": config.recipe,
         "layout": config.layout,
         "best_round": progress.best["round"],
+        "average": _average(config, progress),
         "train_seconds": progress.seconds,
         "evaluation_seconds": progress.evaluation_seconds,
         "smart": _settings(smart),
         "means": run_means(config.output / LINES),
     }
+
+
+def _average(config: RunConfig, progress: Progress) -> dict | None:
+    """Which weights the best model has; None in a run without averages."""
+    return None if config.average.weights == "none" else progress.best["average"]
 
 
 def _settings(smart: SmartConfig) -> dict | None:
