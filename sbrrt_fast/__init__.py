@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sbrrt_fast.api import Prediction, Predictions, TaskModel, TrainResult, load, train
     from sbrrt_fast.config import (
+        AverageConfig,
         BregmanConfig,
         EarlyStoppingConfig,
         LogConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AverageConfig",
     "BregmanConfig",
     "Callback",
     "EarlyStoppingConfig",
@@ -74,6 +76,7 @@ _HOMES = {
         "train",
     ),
     "sbrrt_fast.config": (
+        "AverageConfig",
         "BregmanConfig",
         "EarlyStoppingConfig",
         "LogConfig",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sbrrt_fast.config_fields import typed_fields
 from sbrrt_fast.config_rules import validate
 from sbrrt_fast.settings import (
+    AverageConfig,
     BregmanConfig,
     Device,
     EarlyStoppingConfig,
@@ -22,6 +23,7 @@ from sbrrt_fast.settings import (
 )
 
 __all__ = [
+    "AverageConfig",
     "BregmanConfig",
     "Device",
     "EarlyStoppingConfig",

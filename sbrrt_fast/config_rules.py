@@ -13,7 +13,13 @@ from sbrrt_fast.data.task_rules import check_task_names, validate_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
 from sbrrt_fast.ranges import FLOAT32, Rule, check, fraction_rules, is_float32
-from sbrrt_fast.settings import BregmanConfig, LoraConfig, OptimizerConfig, RunSettings
+from sbrrt_fast.settings import (
+    AverageConfig,
+    BregmanConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RunSettings,
+)
 from sbrrt_fast.smart.presets import resolve
 
 _LONGEST = 4096  # of a text, like Linux's longest path
@@ -74,6 +80,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield from bregman_rules(c.bregman)
     yield from _lora_rules(c.lora, c.mode)
     yield from _optimizer_rules(c.optimizer)
+    yield from _average_rules(c.average, c.bregman.weight)
     for key in _COMPUTED_WITH:
         section, name = key.split(".")
         value = getattr(getattr(c, section), name)
@@ -122,6 +129,13 @@ def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
     yield "optimizer.warmup", o.warmup, 0 <= o.warmup <= 1, "from 0 to 1"
     decay = o.layer_decay
     yield "optimizer.layer_decay", decay, 0 < decay <= 1, "above 0 and at most 1"
+
+
+def _average_rules(a: AverageConfig, teacher_weight: float) -> Iterator[Rule]:
+    has_it = a.weights != "teacher" or teacher_weight > 0
+    yield "average.weights", a.weights, has_it, "none or swa with a bregman.weight of 0, no teacher"
+    yield "average.start", a.start, 0 <= a.start <= 1, "from 0 to 1"
+    yield "average.every", a.every, a.every >= 1, "at least 1"
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -139,6 +139,22 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class AverageConfig:
+    """An average of the weights over the run, which is evaluated and saved in their place.
+
+    Attributes:
+        weights: ``none``; ``swa``, the mean of the weights after each round from ``start`` on
+            (stochastic weight averaging); or ``teacher``, the momentum teacher's (``bregman``).
+        start: fraction of all rounds after which the average is used; before, the weights are.
+        every: rounds between two weights of the mean.
+    """
+
+    weights: Literal["none", "swa", "teacher"] = "none"
+    start: float = 0.5
+    every: int = 1
+
+
+@dataclass(frozen=True)
 class RoundConfig:
     """Which batches a round takes and when the optimiser steps.
 
@@ -280,6 +296,7 @@ class RunSettings:
     smart: SmartConfig = field(default_factory=SmartConfig)
     bregman: BregmanConfig = field(default_factory=BregmanConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     log: LogConfig = field(default_factory=LogConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)

@@ -18,6 +18,7 @@ from sbrrt_fast.config import BregmanConfig, OptimizerConfig, RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError, SbrrtError, WeightsError
 from sbrrt_fast.smart.bregman import beta_at
+from sbrrt_fast.training.averaging import first_averaged
 from sbrrt_fast.training.early_stopping import Waiting
 from sbrrt_fast.training.run_folder import CONFIG, STATE, is_finished
 from sbrrt_fast.training.step.optimizer import learning_rate_factor
@@ -132,6 +133,9 @@ def differing_schedules(
         reasons.append("learning rates (optimizer.decay, optimizer.warmup)")
     if config.bregman.weight > 0 and differs(beta_at, config.bregman):
         reasons.append("the teacher's momentum (bregman.schedule)")
+    begins = {min(first_averaged(config.average, n), done + 1) for n in (first, last)}
+    if config.average.weights != "none" and len(begins) > 1:
+        reasons.append("what is averaged (average.start)")
     num_epochs = [-(-n // rounds_per_epoch) for n in (first, last)]
     if config.round.schedule == "annealed" and num_epochs[0] != num_epochs[1]:
         reasons.append("the drawing of tasks (round.schedule)")

@@ -20,6 +20,7 @@ from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.averaging import RunAverage
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sbrrt_fast.training.early_stopping import Waiting
 from sbrrt_fast.training.kept_models import Evaluation
@@ -36,7 +37,7 @@ MAY_DIFFER = {
     *("log.keep_state", "log.keep_best", "log.keep_last", "skip_final_evaluation", "extended"),
 }
 _IDS_PER_PIECE = 4096
-_MODEL, _TEACHER, _INTERVAL = "model.", "teacher.", "interval."
+_MODEL, _TEACHER, _AVERAGE, _INTERVAL = "model.", "teacher.", "average.", "interval."
 
 
 @dataclass
@@ -45,8 +46,8 @@ class Progress:
 
     Attributes:
         cursor: rounds done and batches taken.
-        best: the best evaluation's ``overall`` of the trained tasks, its ``round`` and all its
-            ``scores``; None before the first.
+        best: the best evaluation's ``overall`` of the trained tasks, its ``round``, all its
+            ``scores``, and ``average``, see ``RunAverage.facts``; None before the first.
         seconds: of training, without evaluations.
         evaluation_seconds: of evaluations.
         interval: loss terms since the last logged line.
@@ -101,25 +102,31 @@ def state_tensors(
     model: MultiTaskModel,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
+    average: RunAverage,
     progress: Progress,
 ) -> dict[str, Tensor]:
     """Everything of a run that is a tensor, by name."""
-    tensors = trained_tensors(model, optimizer, teacher)
+    tensors = trained_tensors(model, optimizer, teacher, average)
     return tensors | {f"{_INTERVAL}{n}": t for n, t in progress.interval.tensors().items()}
 
 
 def trained_tensors(
-    model: MultiTaskModel, optimizer: torch.optim.Optimizer, teacher: Teacher | None
+    model: MultiTaskModel,
+    optimizer: torch.optim.Optimizer,
+    teacher: Teacher | None,
+    average: RunAverage,
 ) -> dict[str, Tensor]:
-    """What updates change, by name: weights, the optimiser's averages, the teacher."""
+    """What rounds change, by name: weights, the optimiser's averages, the teacher, the average."""
     tensors = {f"{_MODEL}{name}": x for name, x in model.trained_tensors().items()}
     tensors |= optimizer_tensors(optimizer, model.named_parameters())
     if teacher is not None:
         tensors |= {f"{_TEACHER}{name}": t for name, t in teacher.state_dict().items()}
-    return tensors
+    return tensors | {f"{_AVERAGE}{name}": t for name, t in average.tensors().items()}
 
 
-def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None, num_kept: int = 0) -> int:
+def num_bytes_saved(
+    model: MultiTaskModel, teacher: Teacher | None, average: RunAverage, num_kept: int = 0
+) -> int:
     """The most that a run saves: both models, a state, and the one that is being replaced.
 
     Args:
@@ -128,7 +135,7 @@ def num_bytes_saved(model: MultiTaskModel, teacher: Teacher | None, num_kept: in
     parameters = list(model.parameters())
     model_bytes = sum(p.nbytes for p in parameters)
     trained = sum(p.nbytes for p in parameters if p.requires_grad)
-    state = trained * (3 if teacher is None else 4)
+    state = trained * (3 + (teacher is not None) + average.is_mean)
     return (2 + num_kept) * model_bytes + state + max(model_bytes, state)
 
 
@@ -138,8 +145,9 @@ def restore_tensors(
     model: MultiTaskModel,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
+    average: RunAverage,
 ) -> None:
-    """Puts back weights, optimiser and teacher.
+    """Puts back weights, optimiser, teacher and average.
 
     Raises:
         WeightsError: a tensor is missing or has another shape.
@@ -150,6 +158,7 @@ def restore_tensors(
     load_optimizer_tensors(optimizer, model.named_parameters(), tensors)
     if teacher is not None:
         teacher.load_state_dict(_below(tensors, _TEACHER))
+    average.restore(_below(tensors, _AVERAGE))
 
 
 def restore_progress(

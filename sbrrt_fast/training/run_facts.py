@@ -31,6 +31,7 @@ def run_facts(config: RunConfig, progress: Progress, num_rounds: int, smart: Sma
         "recipe": config.recipe,
         "layout": config.layout,
         "best_round": progress.best["round"],
+        "average": _average(config, progress),
         "train_seconds": progress.seconds,
         "evaluation_seconds": progress.evaluation_seconds,
         "smart": _settings(smart),
@@ -47,6 +48,11 @@ def train_data(tasks: Mapping[str, TokenizedTask]) -> dict[str, dict[str, int]]:
         }
         for name, task in tasks.items()
     }
+
+
+def _average(config: RunConfig, progress: Progress) -> dict | None:
+    """Which weights the best model has; None in a run without averages."""
+    return None if config.average.weights == "none" else progress.best["average"]
 
 
 def _settings(smart: SmartConfig) -> dict | None:

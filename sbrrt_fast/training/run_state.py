@@ -15,12 +15,14 @@ from sbrrt_fast.config_io import portable
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.averaging import RunAverage
 from sbrrt_fast.training.checkpoint import save_state
 from sbrrt_fast.training.extension import FINISHED
 from sbrrt_fast.training.finite import check_trained
 from sbrrt_fast.training.progress import (
     Progress,
     input_checksums,
+    num_bytes_saved,
     restore_tensors,
     state_tensors,
     trained_tensors,
@@ -36,7 +38,7 @@ class RunState:
     """All that a run trains.
 
     Attributes:
-        ranks: that train it. model, teacher, optimizer: of this one.
+        ranks: that train it. model, teacher, optimizer, average: of this one.
         splits: its tasks by split and name.
     """
 
@@ -44,12 +46,17 @@ class RunState:
     model: MultiTaskModel
     teacher: Teacher | None
     optimizer: torch.optim.Optimizer
+    average: RunAverage
     splits: Mapping[str, Mapping[str, TokenizedTask]]
 
     @cached_property
     def inputs(self) -> dict[str, int]:
         """Checksums of what no round changes."""
         return input_checksums(self.model, self.splits)
+
+    def num_bytes(self, num_kept: int) -> int:
+        """The most that the run saves; see ``progress.num_bytes_saved``."""
+        return num_bytes_saved(self.model, self.teacher, self.average, num_kept)
 
     def check_same_start(self, config: RunConfig, done: int) -> None:
         """SbrrtError where ranks differ in settings, inputs or weights before the first round."""
@@ -60,7 +67,7 @@ class RunState:
     def check_same(self, done: int) -> None:
         """SbrrtError where ranks differ in what they have trained after ``done`` rounds."""
         if self.ranks.size > 1:
-            tensors = trained_tensors(self.model, self.optimizer, self.teacher)
+            tensors = trained_tensors(self.model, self.optimizer, self.teacher, self.average)
             check_same_tensors(self.ranks, tensors, done)
 
     def save(self, config: RunConfig, progress: Progress, is_finished: bool) -> None:
@@ -69,7 +76,8 @@ class RunState:
         Args:
             config: the run's. is_finished: whether it has come to its end.
         """
-        tensors = state_tensors(self.model, self.optimizer, self.teacher, progress)
+        trained = self.model, self.optimizer, self.teacher, self.average
+        tensors = state_tensors(*trained, progress)
         check_trained(tensors, progress.cursor.round)
         if not self.ranks.is_first:
             return
@@ -81,4 +89,5 @@ class RunState:
     def restore(self, config: RunConfig, saved: SavedState) -> None:
         """Takes over what was saved, once it is known to be that of the run ``config``."""
         saved.check(config, self.inputs)
-        restore_tensors(saved.tensors, self.model, self.optimizer, self.teacher)
+        trained = self.model, self.optimizer, self.teacher, self.average
+        restore_tensors(saved.tensors, *trained)

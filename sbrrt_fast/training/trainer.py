@@ -14,6 +14,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
+from sbrrt_fast.training.averaging import RunAverage
 from sbrrt_fast.training.build import (
     build_model,
     build_step,
@@ -35,11 +36,7 @@ from sbrrt_fast.training.kept_models import max_models
 from sbrrt_fast.training.logging import SKIPPED, RunLogger, json_values
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.model_saver import ModelSaver
-from sbrrt_fast.training.progress import (
-    Progress,
-    num_bytes_saved,
-    restore_progress,
-)
+from sbrrt_fast.training.progress import Progress, restore_progress
 from sbrrt_fast.training.ranks.agreed_stop import AgreedStop
 from sbrrt_fast.training.ranks.process_group import connect
 from sbrrt_fast.training.ranks.ranks import first_alone
@@ -126,11 +123,13 @@ class Trainer:
             longest_sequence(self.train_tasks.values()),
             self.ranks,
         )
+        self.average = RunAverage(self.model, self.teacher, config.average, self.num_rounds)
         self.shares = RoundShares(self.train_tasks, config, self.ranks)
         log_dev_choice(self.model, self.train_tasks, self.dev_tasks, config, log)
         self.profile = RunProfile(self.device, self.ranks.tick) if config.profile else None
         self.step.clock = self.profile.clock if self.profile else NoClock(self.ranks.tick)
-        self.state = RunState(self.ranks, self.model, self.teacher, self.optimizer, self.splits)
+        trained = self.model, self.teacher, self.optimizer, self.average
+        self.state = RunState(self.ranks, *trained, self.splits)
         self.progress = Progress(self.order.start())
         self.is_extension = False
         self.stop = StopSignals(is_polled=self.ranks.size > 1)
@@ -151,8 +150,8 @@ class Trainer:
                 started = self._resume() if self.config.resume else self.config
             done, num_kept = self.progress.cursor.round, max_models(self.config.log)
             self.state.check_same_start(started, done)
-            num_bytes = num_bytes_saved(self.model, self.teacher, num_kept)
-            info = RunInfo(output.start(started, num_bytes), self.config, self.num_rounds, done)
+            folder = output.start(started, self.state.num_bytes(num_kept))
+            info = RunInfo(folder, self.config, self.num_rounds, done)
             with self.callbacks.following(info, self.ranks):
                 with output.logger(done) as logger:
                     if self.is_extension:
@@ -227,6 +226,7 @@ class Trainer:
             works = self.shares.works(batches)
         progress.interval.add(self.step.round_of(works, progress.cursor.round, report))
         progress.cursor = after
+        self.average.after_round(after.round)
         if self.profile:
             self.profile.end_round(tokens_by_task(b for work in works for b in work.batches))
 
@@ -256,7 +256,7 @@ class Trainer:
         if not self.progress.evaluation_is_due:
             return
         done = self.progress.cursor.round
-        check_trained(self.model.state_dict(), done)
+        check_trained(self._evaluated.state_dict(), done)
         self.progress.is_unscored = self.due.is_unscored(done)
         scores = {"overall": None} if self.progress.is_unscored else self._dev_scores(done, logger)
         dev = DevScores(scores, done, self.config.log.dev_rows)
@@ -267,6 +267,7 @@ class Trainer:
             save_evaluated(save, output, self.progress, scores, by, log, is_first)
         self.progress.evaluation_is_due = False
         if self.progress.best["round"] == done:
+            self.progress.best["average"] = self.average.facts(done)
             self.evaluator.best = {} if self.progress.is_unscored else self.evaluator.scored
         if not self.progress.is_unscored:
             with self.ranks.together("telling the callbacks"), self.ranks.patient():
@@ -274,8 +275,8 @@ class Trainer:
 
     def _dev_scores(self, done: int, logger: RunLogger) -> dict:
         """The model's after ``done`` rounds, told and logged."""
-        scores = self._scores(self.model, self.config.log.dev_rows)
-        self.log(f"round {done}: dev {format_scores(scores)}")
+        scores = self._scores(self._evaluated, self.config.log.dev_rows)
+        self.log(f"round {done}: dev {format_scores(scores)}{self.average.note(done)}")
         with self.ranks.together("logging"):
             logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         min_delta = self.config.early_stopping.min_delta
@@ -309,8 +310,13 @@ class Trainer:
         return metrics if self.ranks.size == 1 else self.ranks.gather(json_values(metrics))[0]
 
     @property
+    def _evaluated(self) -> MultiTaskModel:
+        """The model whose scores count now, and which is saved."""
+        return self.average.model(self.progress.cursor.round)
+
+    @property
     def _saver(self) -> ModelSaver:
-        return ModelSaver(self.config, self.model, self.tokenizer, self.splits)
+        return ModelSaver(self.config, self._evaluated, self.tokenizer, self.splits)
 
     def _save_state(self, logger: RunLogger, is_finished: bool = False) -> None:
         self.state.check_same(self.progress.cursor.round)
@@ -330,6 +336,7 @@ class Trainer:
         if not saved.is_extended_by(self.config):
             return saved.config
         self.is_extension = True
+        self.average.extended(cursor.round)
         self.config = saved.extended(self.config, self.rounds_per_epoch, self.progress.waiting)
         self.log(extension_line(self.config, cursor.round, self.num_rounds))
         is_due = self.due.is_evaluated(cursor.round)
