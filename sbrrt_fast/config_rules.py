@@ -68,6 +68,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "bregman.beta", c.bregman.beta, 0 <= c.bregman.beta <= 1, "from 0 to 1"
     yield from _lora_rules(c.lora, c.mode)
     yield from _optimizer_rules(c.optimizer)
+    yield from _surgery_rules(c)
     for key in _COMPUTED_WITH:
         section, name = key.split(".")
         value = getattr(getattr(c, section), name)
@@ -114,6 +115,18 @@ def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
         yield f"optimizer.{name}", value, 0 <= value < math.inf, "at least 0"
     yield from fraction_rules("optimizer.betas", o.betas, *o.betas)
     yield "optimizer.warmup", o.warmup, 0 <= o.warmup <= 1, "from 0 to 1"
+
+
+def _surgery_rules(c: RunSettings) -> Iterator[Rule]:
+    """PCGrad needs several tasks' gradients of shared weights in one update."""
+    key, kind = "optimizer.surgery", c.optimizer.surgery
+    may_be = [
+        (c.round.update == "joint", "round.update 'per_task' (set round.update to 'joint')"),
+        (len(c.tasks) > 1, "one task, which no other conflicts with"),
+        (c.mode == "finetune", "mode 'pretrain', where tasks share no trained weights"),
+    ]
+    for is_fine, where in may_be:
+        yield key, kind, kind == "none" or is_fine, f"'none' with {where}"
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

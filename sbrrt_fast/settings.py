@@ -123,6 +123,8 @@ class OptimizerConfig:
         warmup: fraction of all optimiser steps in which the rate rises linearly from 0.
         decay: ``linear`` to 0 at the last step, ``cosine`` likewise, or ``constant``.
         clip_norm: largest global gradient norm; 0 does not clip.
+        surgery: ``pcgrad`` projects the tasks' gradients of a joint update onto the normal plane of
+            those that they conflict with (arXiv 2001.06782); it needs ``round.update: joint``.
     """
 
     learning_rate: float = 1e-4
@@ -133,6 +135,7 @@ class OptimizerConfig:
     warmup: float = 0.1
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip_norm: float = 1.0
+    surgery: Literal["none", "pcgrad"] = "none"
 
 
 @dataclass(frozen=True)

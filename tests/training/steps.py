@@ -100,6 +100,7 @@ CONFIGS = {
         },
     ),
     "smoothed": replace(JOINT, tasks=TASKS | {"sst": replace(TASKS["sst"], label_smoothing=0.1)}),
+    "surgery": replace(JOINT, optimizer=OptimizerConfig(warmup=0.0, surgery="pcgrad")),
     "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
 }
 
