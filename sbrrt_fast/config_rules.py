@@ -82,6 +82,10 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "round.accumulate", c.round.accumulate, c.round.accumulate >= 1, at_least_one
     task, expected = c.round.epoch_task, f"in {shown(list(c.tasks), 200)}"
     yield "round.epoch_task", task, task is None or task in c.tasks, expected
+    for name, task in c.tasks.items():
+        is_fine = c.round.task_weights == "fixed" or task.weight > 0
+        expected = "above 0 with round.task_weights 'uncertainty', which divides by it"
+        yield f"tasks.{name}.weight", task.weight, is_fine, expected
     yield "log.every", c.log.every, c.log.every >= 1, at_least_one
     for name in ("evaluate_every", "dev_rows", "keep_best", "keep_last"):
         count = getattr(c.log, name)

@@ -151,6 +151,8 @@ class RoundConfig:
         epoch_task: an epoch is ``len(this task) // batch_size`` rounds; the smallest task if None.
         schedule: ``round_robin`` (one batch of every task per round), ``proportional`` or
             ``annealed`` (as many batches per round as there are tasks, drawn by task size).
+        task_weights: ``fixed`` weighs tasks by their ``weight`` alone; ``uncertainty`` also by a
+            variance that each task learns (arXiv 1705.07115).
     """
 
     batch_size: int = 8
@@ -158,6 +160,7 @@ class RoundConfig:
     update: Literal["per_task", "joint"] = "per_task"
     epoch_task: str | None = None
     schedule: Literal["round_robin", "proportional", "annealed"] = "round_robin"
+    task_weights: Literal["fixed", "uncertainty"] = "fixed"
 
 
 @dataclass(frozen=True)

@@ -194,6 +194,7 @@ OTHERS = {
         optimizer=OptimizerConfig(warmup=0.0, surgery="pcgrad"),
         round=replace(SBRRT.round, update="joint"),
     ),
+    "uncertainty": replace(SBRRT, round=replace(SBRRT.round, task_weights="uncertainty")),
     "plain features": replace(SBRRT, model=replace(SBRRT.model, pair_features="concat")),
 }
 

@@ -22,10 +22,21 @@ from sbrrt_fast.training.step.surgery import (
     update_factors,
 )
 from tests.model.models import TASKS
-from tests.training.steps import CONFIGS, JOINT, autograd, build, losses, make_round, written_out
+from tests.training.steps import (
+    CONFIGS,
+    JOINT,
+    autograd,
+    build,
+    learnt,
+    losses,
+    make_round,
+    written_out,
+)
 
 SURGERY = CONFIGS["surgery"]
 WEIGHTED = replace(SURGERY, tasks=TASKS | {"para": replace(TASKS["para"], weight=4.0)})
+
+WHOLE = {"sbrrt": SURGERY, "weighted": WEIGHTED, "uncertainty": learnt(SURGERY)}
 
 
 def plain_pcgrad(grads: list[Tensor], orders: list[list[int]]) -> tuple[Tensor, int]:
@@ -171,7 +182,7 @@ def rounds(num_rounds: int = 4):
     yield index, [by_name[name] for name in REPEATED]  # a task that is drawn twice
 
 
-@pytest.mark.parametrize("config", [SURGERY, WEIGHTED], ids=["sbrrt", "weighted"])
+@pytest.mark.parametrize("config", WHOLE.values(), ids=WHOLE)
 def test_a_step_s_update_is_the_definition_s_in_float64(config):
     step, num_projections = build(autograd, config, torch.float64), 0
     step.round(make_round(9), 9)  # a teacher that differs from the student
@@ -187,12 +198,13 @@ def test_a_step_s_update_is_the_definition_s_in_float64(config):
     assert num_projections >= 3
 
 
+@pytest.mark.parametrize("config", WHOLE.values(), ids=WHOLE)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_the_written_out_update_is_the_definition_s(pooling):
-    ours = build(written_out, SURGERY, pooling=pooling)
-    exact = build(autograd, SURGERY, torch.float64, pooling=pooling)
+def test_the_written_out_update_is_the_definition_s(pooling, config):
+    ours = build(written_out, config, pooling=pooling)
+    exact = build(autograd, config, torch.float64, pooling=pooling)
     for index, batches in rounds():
-        rng = torch.tensor([SURGERY.seed, index])
+        rng = torch.tensor([config.seed, index])
         expected, _ = expected_update(exact, batches, rng)
         found = update_of(ours, batches, rng)
         assert found.keys() == expected.keys()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
-from sbrrt_fast.model.heads import class_logits
+from sbrrt_fast.model.heads import class_logits, uncertain_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.ascent import Ascent, Tokens
 from sbrrt_fast.smart.bregman import Teacher
@@ -171,6 +171,9 @@ class AutogradRound:
             terms["bregman"] = self.bregman
             total = total + config.bregman.weight * self.bregman
         terms["total"] = self.task.weight * total
+        if (s := self.model.heads[self.name].log_variance) is not None:
+            terms["total"] = uncertain_loss(self.task, terms["total"], s)
+            terms["log_variance"] = s.detach().clone()  # the update changes it in place
         if self.share == 1.0:
             return terms
         return {name: self.share * value for name, value in terms.items()}

@@ -19,7 +19,7 @@ from tests.training.ranks.threads import ThreadRanks, on_ranks
 from tests.training.steps import CONFIGS, JOINT, autograd, build, state, written_out
 
 NUM_EXAMPLES = 12
-UPDATES = {name: CONFIGS[name] for name in ("per task", "joint", "surgery")}
+UPDATES = {name: CONFIGS[name] for name in ("per task", "joint", "surgery", "uncertainty")}
 KINDS = {"autograd": autograd, "written out": written_out}
 
 
