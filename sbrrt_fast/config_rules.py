@@ -81,6 +81,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield from _lora_rules(c.lora, c.mode)
     yield from _optimizer_rules(c.optimizer)
     yield from _average_rules(c.average, c.bregman.weight)
+    yield from _surgery_rules(c)
     for key in _COMPUTED_WITH:
         section, name = key.split(".")
         value = getattr(getattr(c, section), name)
@@ -94,6 +95,10 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "round.accumulate", c.round.accumulate, c.round.accumulate >= 1, at_least_one
     task, expected = c.round.epoch_task, f"in {shown(list(c.trained_tasks), 200)}"
     yield "round.epoch_task", task, task is None or task in c.trained_tasks, expected
+    for name, task in c.trained_tasks.items():
+        is_fine = c.round.task_weights == "fixed" or task.weight > 0
+        expected = "above 0 with round.task_weights 'uncertainty', which divides by it"
+        yield f"tasks.{name}.weight", task.weight, is_fine, expected
     yield "log.every", c.log.every, c.log.every >= 1, at_least_one
     for name in ("evaluate_every", "dev_rows", "keep_best", "keep_last"):
         count = getattr(c.log, name)
@@ -136,6 +141,18 @@ def _average_rules(a: AverageConfig, teacher_weight: float) -> Iterator[Rule]:
     yield "average.weights", a.weights, has_it, "none or swa with a bregman.weight of 0, no teacher"
     yield "average.start", a.start, 0 <= a.start <= 1, "from 0 to 1"
     yield "average.every", a.every, a.every >= 1, "at least 1"
+
+
+def _surgery_rules(c: RunSettings) -> Iterator[Rule]:
+    """PCGrad needs several tasks' gradients of shared weights in one update."""
+    key, kind = "optimizer.surgery", c.optimizer.surgery
+    may_be = [
+        (c.round.update == "joint", "round.update 'per_task' (set round.update to 'joint')"),
+        (len(c.trained_tasks) > 1, "one task, which no other conflicts with"),
+        (c.mode == "finetune", "mode 'pretrain', where tasks share no trained weights"),
+    ]
+    for is_fine, where in may_be:
+        yield key, kind, kind == "none" or is_fine, f"'none' with {where}"
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -125,6 +125,8 @@ class OptimizerConfig:
         clip_norm: largest global gradient norm; 0 does not clip.
         layer_decay: factor on the encoder's rate per layer from the top: layer l of L (from 0) has
             layer_decay^(L - 1 - l), the embeddings layer_decay^L, pooler and heads 1.
+        surgery: ``pcgrad`` projects the tasks' gradients of a joint update onto the normal plane of
+            those that they conflict with (arXiv 2001.06782); it needs ``round.update: joint``.
     """
 
     learning_rate: float = 1e-4
@@ -136,6 +138,7 @@ class OptimizerConfig:
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip_norm: float = 1.0
     layer_decay: float = 1.0
+    surgery: Literal["none", "pcgrad"] = "none"
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class RoundConfig:
         epoch_task: an epoch is ``len(this task) // batch_size`` rounds; the smallest task if None.
         schedule: ``round_robin`` (one batch of every task per round), ``proportional`` or
             ``annealed`` (as many batches per round as there are tasks, drawn by task size).
+        task_weights: ``fixed`` weighs tasks by their ``weight`` alone; ``uncertainty`` also by a
+            variance that each task learns (arXiv 1705.07115).
     """
 
     batch_size: int = 8
@@ -174,6 +179,7 @@ class RoundConfig:
     update: Literal["per_task", "joint"] = "per_task"
     epoch_task: str | None = None
     schedule: Literal["round_robin", "proportional", "annealed"] = "round_robin"
+    task_weights: Literal["fixed", "uncertainty"] = "fixed"
 
 
 @dataclass(frozen=True)

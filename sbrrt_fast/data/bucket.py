@@ -97,30 +97,21 @@ def fill(batch: TokenBatch, max_positions: int, sizes: Sizes | None = None) -> T
     )
 
 
-def fill_words(
-    batch: TokenBatch, vocab_size: int, words: Tensor | None = None, num_batches: int = 1
-) -> TokenBatch:
-    """The batch with ``words``, to which some are added that do not occur.
+def words_among(ids: Tensor, num_tokens: int, vocab_size: int) -> Tensor:
+    """int64, ascending: all words of ``ids``, and some that do not occur.
 
-    There are as many as there are tokens, or as the model's ``vocab_size`` where that is fewer.
+    Their number depends on sizes alone: as many as there are tokens, or as the model's
+    ``vocab_size`` where that is fewer.
 
     Args:
-        words: ids of ``num_batches`` batches of this size together, whose words these shall be;
-            the batch's own if None. Padding has id 0.
+        num_tokens: of the batches whose words these are, filled up.
     """
-    count = min(batch.num_tokens * num_batches, vocab_size)
-    if words is not None:
-        words = torch.cat([words, words.new_zeros(1)])
-    return batch.with_words(_words(batch.input_ids if words is None else words, count))
-
-
-def _append(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cat([a, b])
-
-
-def _words(ids: Tensor, count: int) -> Tensor:
-    """``count`` words in ascending order, among them all of ``ids``."""
+    count = min(num_tokens, vocab_size)
     present = torch.unique(ids)
     candidates = torch.arange(count)
     others = candidates[~torch.isin(candidates, present)][: count - len(present)]
     return torch.cat([present, others]).sort().values
+
+
+def _append(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cat([a, b])

@@ -25,7 +25,7 @@ from sbrrt_fast.experiments.differences import (
     RoundDifference,
     worst_of,
 )
-from sbrrt_fast.training.finite import check_terms
+from sbrrt_fast.training.finite import check_terms, is_stopping
 from sbrrt_fast.training.logging import read_values
 from sbrrt_fast.training.round_robin import Batches
 from sbrrt_fast.training.step.group import TaskBatch
@@ -163,7 +163,7 @@ def _round(runs: list[Trainer], rounds: list[Batches], done: int) -> list[dict[s
     for run, batches in zip(runs, rounds, strict=True):
         terms = read_values(run.step.round_of(run.shares.works(batches), done - 1))
         check_terms(terms, done)
-        losses.append({name: value for name, value in terms.items() if "/" in name})
+        losses.append({n: x for n, x in terms.items() if "/" in n and is_stopping(n)})
     return losses
 
 

@@ -16,6 +16,7 @@ ADAPTER_SITE = 0x8000  # of the first adapter, behind those of all layers
 HEAD_SITE = 0xFFF0
 NOISE_SITE = 0xFFF1
 RANDOM_DIRECTION_SITE = 0xFFF2
+SURGERY_SITE = 0xFFF3
 SITES_PER_LAYER = 3
 
 

@@ -26,7 +26,21 @@ def pair_features(u: Tensor, v: Tensor, kind: str) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-class LinearHead(nn.Module):
+class Head(nn.Module):
+    """A task's head.
+
+    Attributes:
+        log_variance: float, 0-dim, s of ``uncertain_loss``; None where the task's weight is fixed.
+    """
+
+    log_variance: nn.Parameter | None
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("log_variance", None)
+
+
+class LinearHead(Head):
     """One linear layer for ``classes``, ``binary`` and ``regression``.
 
     Attributes:
@@ -60,7 +74,7 @@ class LinearHead(nn.Module):
         return outputs if self.is_vector else outputs.squeeze(-1)
 
 
-class CosineHead(nn.Module):
+class CosineHead(Head):
     """cos(u, v) times the highest label, in training units; it has no parameters."""
 
     class_weights = None
@@ -74,7 +88,7 @@ class CosineHead(nn.Module):
         return COSINE_HIGHEST * F.cosine_similarity(pooled[0::2], pooled[1::2], dim=-1, eps=1e-6)
 
 
-def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> nn.Module:
+def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> Head:
     """The head of a task record."""
     if task.head == "cosine":
         return CosineHead(task)
@@ -106,6 +120,20 @@ def task_loss(
     if class_weights is None:
         return loss
     return (class_weights.to(loss.dtype)[labels.to(torch.int64)] * loss).mean()
+
+
+def uncertain_loss(task: TaskConfig, loss: Tensor, log_variance: Tensor) -> Tensor:
+    """A task's loss L weighed by its homoscedastic uncertainty, with the log variance s.
+
+    ``exp(-s) L + s / 2`` of classes, ``exp(-s) L / 2 + s / 2`` of values: Kendall, Gal and Cipolla,
+    "Multi-task learning using uncertainty to weigh losses" (arXiv 1705.07115), equations 7 and 10.
+    """
+    return uncertainty_scale(task) * torch.exp(-log_variance) * loss + log_variance / 2
+
+
+def uncertainty_scale(task: TaskConfig) -> float:
+    """The factor on ``exp(-s)`` in ``uncertain_loss``."""
+    return 0.5 if task.is_regression else 1.0
 
 
 def _smoothed(labels: Tensor, smoothing: float) -> Tensor:

@@ -51,7 +51,7 @@ def save_model(
         card: the text of ``README.md``; none is written if empty.
     """
     write_encoder(model.encoder, directory, tokenizer, max_length)
-    write_tensors(model.heads.state_dict(), directory / HEADS)
+    write_tensors(model.head_tensors(), directory / HEADS)
     write_tasks(model, directory)
     if card:
         write_text(directory / CARD, card)

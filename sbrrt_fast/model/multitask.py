@@ -118,6 +118,22 @@ class MultiTaskModel(nn.Module):
         units = self.label_units(task)
         return predictions(self.tasks[task], outputs if units is None else units.restore(outputs))
 
+    def learn_weights(self) -> None:
+        """Gives every task a log variance to train, from 0; see ``heads.uncertain_loss``."""
+        like = next(self.parameters())
+        for head in self.heads.values():
+            head.log_variance = nn.Parameter(like.new_zeros(()))
+
+    def log_variances(self) -> dict[str, nn.Parameter]:
+        """By task; none where weights are fixed."""
+        found = {name: head.log_variance for name, head in self.heads.items()}
+        return {name: s for name, s in found.items() if s is not None}
+
+    def head_tensors(self) -> dict[str, Tensor]:
+        """What the heads compute outputs from, by name: without what weighs losses alone."""
+        state = self.heads.state_dict()
+        return {n: x for n, x in state.items() if not n.endswith(".log_variance")}
+
     def label_units(self, task: str) -> LabelUnits | None:
         """The units that a task's values are trained in; None for classes."""
         return self.heads[task].units

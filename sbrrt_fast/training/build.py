@@ -87,6 +87,8 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     if config.mode == "pretrain":
         _check_heads_train(model)
         model.freeze_encoder()
+    if config.round.task_weights == "uncertainty":
+        model.learn_weights()
     return model, tokenizer
 
 

@@ -47,8 +47,11 @@ class RunEnd:
     train_tasks: Mapping[str, TokenizedTask]
 
     def lines(self) -> list[str]:
-        """On its step, skipped updates and the profile."""
+        """On its step, skipped updates, learnt weights and the profile."""
         lines = [*self.step.summary(), *self._skipped().lines(self.progress.cursor.round)]
+        if variances := self._log_variances:
+            of_tasks = ", ".join(f"{name} {s:+.3f}" for name, s in variances.items())
+            lines.append(f"log variances of the tasks, whose weights are exp(-s): {of_tasks}")
         return lines + (self._profile.lines() if self._profile else [])
 
     def metrics(
@@ -67,9 +70,15 @@ class RunEnd:
             **run_facts(self.config, self.progress, self.num_rounds, smart),
             SKIPPED: self._skipped().num_skipped,
             "train_data": train_data(self.train_tasks),
+            "log_variances": self._log_variances or None,
             "environment": run_environment(device, self.num_ranks),
             "profile": self._profile and self._profile.to_dict(),
         }
+
+    @cached_property
+    def _log_variances(self) -> dict[str, float]:
+        """By task, after the last round; none where weights are fixed."""
+        return {name: s.item() for name, s in self.model.log_variances().items()}
 
     @cached_property
     def _profile(self) -> Profile | None:

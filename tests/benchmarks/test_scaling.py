@@ -84,7 +84,8 @@ def test_a_captured_step_is_filled_up_as_is_counted(monkeypatch, num_ranks):
     monkeypatch.setattr(scaling_shares, "example_lengths", lengths)
     positions = CONFIG.max_position_embeddings
     share = largest_share.__wrapped__(tuple(examples), 0, 1, num_ranks, positions)
-    filled = step._filled(work.parts[0], work.common).tokens
+    (group,) = step._part(work.parts[0], work.common)
+    filled = group.tokens
     assert filled.num_tokens == share.num_filled
     assert len(filled.words) == min(num_ranks * share.num_filled, CONFIG.vocab_size)
 

@@ -76,6 +76,12 @@ def smart(**fields) -> RunConfig:
     return replace(SBRRT, smart=replace(SBRRT.smart, **fields))
 
 
+def learnt(config: RunConfig) -> RunConfig:
+    """With task weights by uncertainty, and one that is fixed beside them."""
+    tasks = config.tasks | {"sts": replace(config.tasks["sts"], weight=0.25)}
+    return replace(config, tasks=tasks, round=replace(config.round, task_weights="uncertainty"))
+
+
 CONFIGS = {
     "per task": SBRRT,
     "joint": JOINT,
@@ -100,6 +106,9 @@ CONFIGS = {
         },
     ),
     "smoothed": replace(JOINT, tasks=TASKS | {"sst": replace(TASKS["sst"], label_smoothing=0.1)}),
+    "surgery": replace(JOINT, optimizer=OptimizerConfig(warmup=0.0, surgery="pcgrad")),
+    "uncertainty": learnt(SBRRT),
+    "uncertainty, joint": learnt(JOINT),
     "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
 }
 
@@ -130,6 +139,8 @@ def build(
 
 def step_over(kind: Callable[..., Step], model: MultiTaskModel, config) -> Step:
     """A step of this kind for a run of 10 rounds."""
+    if config.round.task_weights == "uncertainty":
+        model.learn_weights()
     teacher = Teacher(model, config.bregman) if config.bregman.weight > 0 else None
     optimizer = build_optimizer(model.named_parameters(), config.optimizer)
     return kind(model, teacher, optimizer, config, 10)

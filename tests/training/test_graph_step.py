@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sbrrt_fast.config import BregmanConfig
-from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill, fill_words, num_fillers
+from sbrrt_fast.data.bucket import bucket_length, bucket_size, fill, num_fillers, words_among
 from sbrrt_fast.ops.adamw_ema import RowGradient
 from sbrrt_fast.training.checkpoint import load_optimizer_tensors
 from sbrrt_fast.training.cost.profile import StageClock
@@ -101,9 +101,10 @@ def num_expected(step: CapturedStep) -> int:
     for index in range(NUM_ROUNDS):
         batches = make_round(index)
         for group in [batches] if step.is_joint else [[batch] for batch in batches]:
-            filled = step._filled(group)
+            filled = step._part(group)
             beta = step.update.beta_at(index * (1 if step.is_joint else 3) + 1)
-            key = filled.names, filled.tokens.num_tokens, filled.tokens.max_length, beta
+            sizes = ((x.names, x.tokens.num_tokens, x.tokens.max_length) for x in filled)
+            key = *sizes, beta
             seen[key] = seen.get(key, 0) + 1
             count += seen[key] >= SIGHTS
     assert count >= NUM_ROUNDS / 4
@@ -240,7 +241,8 @@ def test_buckets_bound_what_they_add_and_their_number(limit):
 @pytest.mark.parametrize("lengths", [[5, 9, 3], [32], [31, 2], [1], [60] * 20, [50] * 41])
 def test_a_filled_batch_is_the_batch_and_padding(lengths):
     batch = random_batch(lengths)
-    filled = fill_words(fill(batch, 64), 97)
+    filled = fill(batch, 64)
+    filled = filled.with_words(words_among(filled.input_ids, filled.num_tokens, 97))
     num_tokens, count = batch.num_tokens, batch.num_sequences
     assert filled.num_tokens % 32 == 0
     assert filled.num_sequences == count + num_fillers(filled.num_tokens, 64)

@@ -189,6 +189,12 @@ OTHERS = {
     "three steps in a ball": smart(num_steps=3, step_size=0.05, projection="ball"),
     "2-norms of sequences": smart(perturb_special=True, norm="2", level="sequence"),
     "linearised": smart(branch="linear"),
+    "surgery": replace(
+        SBRRT,
+        optimizer=OptimizerConfig(warmup=0.0, surgery="pcgrad"),
+        round=replace(SBRRT.round, update="joint"),
+    ),
+    "uncertainty": replace(SBRRT, round=replace(SBRRT.round, task_weights="uncertainty")),
     "plain features": replace(SBRRT, model=replace(SBRRT.model, pair_features="concat")),
 }
 

@@ -44,8 +44,12 @@ class HeadWeights:
 
     def part(self, flat: Tensor, parameter: nn.Parameter) -> Tensor:
         """A parameter's view of a vector that is laid out as the weights are."""
-        offset = self._offsets[id(parameter)]
+        offset = self.place(parameter)
         return flat[offset : offset + parameter.numel()].view(parameter.shape)
+
+    def place(self, parameter: nn.Parameter) -> int:
+        """Of its first element in ``flat``."""
+        return self._offsets[id(parameter)]
 
     def spec(self, name: str, num_sequences: int, first_sequence: int) -> HeadSpec:
         """A task's head and so many of its sequences in a batch."""
@@ -53,6 +57,6 @@ class HeadWeights:
         num_examples = num_sequences // task.sequences_per_example
         if isinstance(head, CosineHead):
             return HeadSpec("cosine", num_examples, first_sequence, 1, -1, -1, COSINE_HIGHEST)
-        offsets = [self._offsets[id(p)] for p in (head.classifier.weight, head.classifier.bias)]
+        offsets = [self.place(p) for p in (head.classifier.weight, head.classifier.bias)]
         kind = head.pair_kind if head.is_siamese else "linear"
         return HeadSpec(kind, num_examples, first_sequence, head.num_outputs, *offsets)

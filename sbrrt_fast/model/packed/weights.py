@@ -154,6 +154,7 @@ class ModelGradients:
         encoder: and its weights, as the passes multiply with them.
         num_head_weights: elements of all heads' weights.
         dtype: of the matrices' gradients; that of the passes if None.
+        memory: ``matrices`` and ``flat`` to lie in; of its own if None.
 
     Attributes:
         matrices: of ``dtype`` [num_layers, width]. flat: float32, all else.
@@ -169,6 +170,7 @@ class ModelGradients:
         weights: EncoderWeights,
         num_head_weights: int,
         dtype: torch.dtype | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
     ):
         matrices = [{n: getattr(w, n) for n in sorted(MATRICES)} for w in weights.layers]
         vectors = [{n: getattr(w, n) for n in VECTORS} for w in weights.layers]
@@ -177,13 +179,15 @@ class ModelGradients:
         count, width = len(vectors), sum(x.numel() for x in vectors[0].values())
         others = [x.numel() for x in (*pooler, *tables)]
         first, num_pooler = vectors[0]["norm1"], sum(others[: len(pooler)])
-        self.flat = first.new_zeros(num_head_weights + count * width + sum(others))
+        length = num_head_weights + count * width + sum(others)
+        self.flat = first.new_zeros(length) if memory is None else memory[1]
         sizes = [num_head_weights, num_pooler, count * width, sum(others) - num_pooler]
         self.heads, of_pooler, of_layers, of_tables = self.flat.split(sizes)
         self.vectors = of_layers.view(count, width)
         first = matrices[0]["qkv"]
         width = sum(x.numel() for x in matrices[0].values())
-        self.matrices = first.new_zeros(count, width, dtype=dtype)
+        made = memory is None
+        self.matrices = first.new_zeros(count, width, dtype=dtype) if made else memory[0]
         self.layers = [
             LayerWeights(**(_views(self.matrices[-1 - i], a) | _views(self.vectors[-1 - i], b)))
             for i, (a, b) in enumerate(zip(matrices, vectors, strict=True))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
-from sbrrt_fast.model.heads import class_logits
+from sbrrt_fast.model.heads import class_logits, uncertain_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.smart.ascent import Ascent, Tokens
 from sbrrt_fast.smart.bregman import Teacher
@@ -15,9 +15,10 @@ from sbrrt_fast.smart.divergence import divergence_of
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import AutogradJacobian, AutogradPass
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
+from sbrrt_fast.training.step.autograd_task_gradients import AutogradTaskGradients
 from sbrrt_fast.training.step.gradient_sums import sum_over_ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
-from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS
+from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS, Terms
 from sbrrt_fast.training.step.update import Gradients, TorchUpdate
 
 
@@ -45,6 +46,9 @@ class AutogradModel:
         self.ranks = ranks
         self.smart = resolve(config.smart)
         self.device = next(model.parameters()).device
+        self.by_task: AutogradTaskGradients | None = None
+        if config.optimizer.surgery == "pcgrad":
+            self.by_task = AutogradTaskGradients(model, config.backend, ranks)
 
     def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
         """What goes through the encoder together: each batch by itself, padded or packed."""
@@ -57,13 +61,17 @@ class AutogradModel:
     def start(self, num_parts: int) -> None:
         """Autograd adds up parts itself."""
 
-    def end_part(self) -> None:
-        """Nothing is left to do after a part's backward."""
+    def end_group(self, group: Group) -> None:
+        if self.by_task is not None:
+            self.by_task.take(*group.names)
 
-    def finish(self) -> None:
-        """Sums the parameters' ``grad`` over ranks."""
+    def finish(self, rng: Tensor) -> Terms:
+        """Sums the parameters' ``grad`` over ranks, each task's by itself with surgery."""
+        if self.by_task is not None:
+            return self.by_task.finish(rng)
         grads = (p.grad for p in self.model.parameters() if p.grad is not None)
         sum_over_ranks(grads, self.ranks)
+        return {}
 
     def gradients(self, groups: list[Group]) -> Gradients:
         """The parameters' by id, summed over backwards since ``forget``."""
@@ -163,6 +171,9 @@ class AutogradRound:
             terms["bregman"] = self.bregman
             total = total + config.bregman.weight * self.bregman
         terms["total"] = self.task.weight * total
+        if (s := self.model.heads[self.name].log_variance) is not None:
+            terms["total"] = uncertain_loss(self.task, terms["total"], s)
+            terms["log_variance"] = s.detach().clone()  # the update changes it in place
         if self.share == 1.0:
             return terms
         return {name: self.share * value for name, value in terms.items()}

@@ -11,13 +11,13 @@ launched and then captured anew. What a round reports is launched before its rep
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sbrrt_fast.data.bucket import fill, fill_words
+from sbrrt_fast.data.bucket import fill, words_among
 from sbrrt_fast.training.cost.profile import NoClock, StageClock
 from sbrrt_fast.training.step.cuda_graph import CudaGraph, error_chain
 from sbrrt_fast.training.step.frozen import Frozen
@@ -148,13 +148,14 @@ class CapturedStep:
         self.num_steps_taken += 1
         if not self._is_possible or not isinstance(self.clock, NoClock):  # a clock waits
             return self.step.train(work, index, step, report)
-        groups = [self._filled(part, work.common) for part in work.parts]
+        parts = [self._part(part, work.common) for part in work.parts]
+        groups = [group for part in parts for group in part]
         key = Key(tuple(map(Shape.of, groups)), self.update.beta_at(step))
-        captured = self._ready(key, groups, step)
+        captured = self._ready(key, parts, step)
         if captured is None:
-            terms = self.step.train_groups([[group] for group in groups], index, step, report)
+            terms = self.step.train_groups(parts, index, step, report)
             self._sights[key] = self._sights.get(key, 0) + 1
-            self._structures[key] = self.update.structure_of(self.passes.gradients(groups))
+            self._structures[key] = self.update.structure_of(self.passes.gradients(parts[0]))
             return terms
         reported = self._reported(groups, index) if report else {}
         return reported | self._replay(captured, groups, index)
@@ -178,13 +179,26 @@ class CapturedStep:
             add_terms(measured, measure(this, ascent, this.climb(ascent)))
         return figures(self.step.over_ranks(measured))
 
-    def _filled(self, batches: list[TaskBatch], common: Common | None = None) -> Group:
+    def _part(self, batches: list[TaskBatch], common: Common | None = None) -> list[Group]:
         """A part of a step, filled up; as all parts on all ranks are where there are others."""
+        groups = [self._filled(part, common) for part in self.passes.apart(batches)]
+        ids = [group.tokens.input_ids for group in groups]
+        if common is not None:
+            ids = [common.words, torch.zeros(1, dtype=torch.int64)]  # 0 is padding
+        num_parts = 1 if common is None else len(common.num_tokens)
+        num_tokens = num_parts * sum(group.tokens.num_tokens for group in groups)
+        words = words_among(torch.cat(ids), num_tokens, self.model.config.vocab_size)
+        return [group.with_words(words) for group in groups]
+
+    def _filled(self, batches: list[TaskBatch], common: Common | None) -> Group:
+        """Batches that go through the encoder together, filled up, without their words."""
         config, host = self.model.config, torch.device("cpu")
         batches = [batch.to(host) for batch in batches]
         positions = config.max_position_embeddings
         one_output = self.passes.one_output
-        sizes = (None, None) if common is None else common.sizes(one_output)
+        sizes = (None, None)
+        if common is not None:
+            sizes = common.of({batch.name for batch in batches}).sizes(one_output)
         group = Group.filled(
             batches,
             one_output,
@@ -192,10 +206,9 @@ class CapturedStep:
         )
         self.num_rows += sum(batch.tokens.num_tokens for batch in batches)
         self.num_filled += group.tokens.num_tokens
-        others = () if common is None else (common.words, len(common.num_tokens))
-        return replace(group, tokens=fill_words(group.tokens, config.vocab_size, *others))
+        return group
 
-    def _ready(self, key: Key, groups: list[Group], step: int) -> Captured | None:
+    def _ready(self, key: Key, parts: list[list[Group]], step: int) -> Captured | None:
         """The captured work, made where it was seen often enough; None if there is none."""
         if self._sights.get(key, 0) < SIGHTS - 1:
             return None
@@ -211,7 +224,7 @@ class CapturedStep:
             return None
         self._captured.pop(key, None)
         try:
-            self._captured[key] = self._capture(key, groups, plan)
+            self._captured[key] = self._capture(key, parts, plan)
         except RuntimeError as error:
             self._is_possible = False
             self.log(
@@ -221,7 +234,8 @@ class CapturedStep:
             )
         return self._captured.get(key)
 
-    def _capture(self, key: Key, groups: list[Group], plan: Plan) -> Captured:
+    def _capture(self, key: Key, parts: list[list[Group]], plan: Plan) -> Captured:
+        groups = [group for part in parts for group in part]
         inputs = [StaticGroup(group, plan.num_numbers, self.device) for group in groups]
         for static, group in zip(inputs, groups, strict=True):
             static.load(group, (self.config.seed, 0), [float(self.num_steps)] * plan.num_numbers)
@@ -229,8 +243,10 @@ class CapturedStep:
 
         def work() -> Tensor:
             read, rngs, numbers = zip(*(static.read() for static in inputs), strict=True)
-            terms = self.step.differentiate([[group] for group in read], rngs[0])
-            gradients = self.passes.gradients(read)
+            rows = iter(read)
+            parts_read = [[next(rows) for _ in part] for part in parts]
+            terms = self.step.differentiate(parts_read, rngs[0])
+            gradients = self.passes.gradients(parts_read[0])
             with self.clock("optimiser"):
                 norm = self.update.run(plan, numbers[0], gradients, key.beta, *self.passes.copies())
             terms["gradient_norm"] = norm

@@ -69,10 +69,11 @@ class GradientSums:
             self._waits.append(self.ranks.start_sum(bucket))
             self._num_sent = row + 1
 
-    def end_part(self, words: RowGradient | None) -> None:
+    def end_group(self, names: Sequence[str], words: RowGradient | None) -> None:
         """After a part's backward.
 
         Args:
+            names: of all tasks of the step.
             words: gradient of the word table, of the same rows in all parts; None without encoder.
         """
         is_last = self._part == self._num_parts - 1
@@ -84,7 +85,7 @@ class GradientSums:
             self._add(is_last)
         self._part += 1
 
-    def finish(self) -> None:
+    def finish(self, rng: Tensor) -> dict[str, Tensor]:
         """After the last part: the sums over ranks are there for what the stream is given next."""
         if self.ranks.size > 1:
             flat = self.result.flat if self.has_encoder else self.result.heads
@@ -93,6 +94,7 @@ class GradientSums:
         for wait in self._waits:
             wait()
         self._waits.clear()
+        return {}
 
     def _add(self, is_last: bool) -> None:
         """Takes a part's gradients into the total; the last part's matrices are there already."""

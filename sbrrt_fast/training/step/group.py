@@ -42,13 +42,18 @@ def tokens_by_task(batches: Iterable[TaskBatch]) -> Counter[str]:
     return counts
 
 
+def by_task(batches: Iterable[TaskBatch]) -> list[list[TaskBatch]]:
+    """The batches of each task, in the order in which tasks first come."""
+    found: dict[str, list[TaskBatch]] = {}
+    for batch in batches:
+        found.setdefault(batch.name, []).append(batch)
+    return list(found.values())
+
+
 def merge_repeats(batches: list[TaskBatch]) -> list[TaskBatch]:
     """Batches of one task as one, where it first comes; those of share 0 only where it has no
     others."""
-    by_name: dict[str, list[TaskBatch]] = {}
-    for batch in batches:
-        by_name.setdefault(batch.name, []).append(batch)
-    return [_merged(same) for same in by_name.values()]
+    return [_merged(same) for same in by_task(batches)]
 
 
 def _merged(same: list[TaskBatch]) -> TaskBatch:

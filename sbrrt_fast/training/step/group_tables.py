@@ -12,6 +12,7 @@ from sbrrt_fast.model.packed.heads import HeadWeights
 from sbrrt_fast.ops.objective import LossSpec, ObjectiveTable
 from sbrrt_fast.ops.task_heads import HeadSpec, HeadTable
 from sbrrt_fast.training.step.group import Group
+from sbrrt_fast.training.step.uncertainty import UncertaintyTable
 
 UNITS = {1: [1.0], 2: [-1.0, 1.0]}  # by the number of an example's outputs
 
@@ -69,6 +70,7 @@ class GroupTables:
             weight 1. one_output: of the tasks that come first, or None.
         output_shares: float32 [num_outputs], the share that each output's task has here of all its
             examples; None where they are all here.
+        uncertainty: the weights that tasks learn; None where they are fixed.
     """
 
     def __init__(
@@ -98,6 +100,9 @@ class GroupTables:
         first = [spec for spec in specs if spec.first_sequence < group.num_row_sequences]
         self.one_output = OneOutput(first, group.num_row_sequences, device) if first else None
         self.output_shares = _of_outputs(group.shares, specs, device)
+        self.uncertainty: UncertaintyTable | None = None
+        if config.round.task_weights == "uncertainty":
+            self.uncertainty = UncertaintyTable(model, weights, group, specs, device)
 
 
 def _of_outputs(

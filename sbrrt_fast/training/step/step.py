@@ -50,11 +50,16 @@ class StepModel(Protocol):
     def start(self, num_parts: int) -> None:
         """Before the passes of a step."""
 
-    def end_part(self) -> None:
-        """After the backwards of one of its parts, whose gradients are added."""
+    def end_group(self, group: Group) -> None:
+        """After a group's backward: parts' gradients are added."""
 
-    def finish(self) -> None:
-        """After the last part: gradients are summed over ranks."""
+    def finish(self, rng: Tensor) -> Terms:
+        """After the last part: gradients are summed over ranks, and conflicts between tasks' are
+        taken out where the run is to.
+
+        Returns:
+            what there is to say of them, the same on all ranks.
+        """
 
     def begin(self, group: Group, rng: Tensor) -> RoundPass:
         """A group's pass; rng is int64 [2], (seed, round), on the device."""
@@ -135,9 +140,10 @@ class Step:
 
         Returns:
             Detached scalars on the device: ``<task>/loss``, ``/smart``, ``/bregman``, ``/total``,
-            with ``report`` also ``/perturbation`` and ``/gain``; and ``gradient_norm``. They are of
-            all parts on all ranks. Of a task drawn twice in a round they are the means over its
-            batches, or with a step per task the values of its last one.
+            with ``report`` also ``/perturbation`` and ``/gain``; with surgery what
+            ``surgery.conflict_terms`` has; and ``gradient_norm``. They are of all parts on all
+            ranks. Of a task drawn twice in a round they are the means over its batches, or with a
+            step per task the values of its last one.
         """
         terms: Terms = {}
         for position, work in enumerate(works):
@@ -165,9 +171,8 @@ class Step:
             of_part, found = self._differentiate(groups, rng, report)
             add_terms(terms, of_part)
             add_terms(measured, found)
-            self.passes.end_part()
-        self.passes.finish()
-        return self.over_ranks(terms) | figures(self.over_ranks(measured))
+        conflicts = self.passes.finish(rng)
+        return self.over_ranks(terms) | figures(self.over_ranks(measured)) | conflicts
 
     def _differentiate(
         self, groups: list[Group], rng: Tensor, report: bool
@@ -179,6 +184,7 @@ class Step:
             this = self.passes.begin(group, rng)
             arguments = this, self.ascent, self.teacher is not None, self.clock, report
             terms, found = differentiate(*arguments)
+            self.passes.end_group(group)
             add_terms(measured, found)
             for name, value in terms.items():
                 values.setdefault(name, []).append(value)

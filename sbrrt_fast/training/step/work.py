@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -23,6 +23,11 @@ class Common:
     num_tokens: tuple[Mapping[str, int], ...]
     max_length: int
     words: Tensor
+
+    def of(self, names: Collection[str]) -> Common:
+        """The same of these tasks' batches alone."""
+        parts = ({n: part[n] for n in part if n in names} for part in self.num_tokens)
+        return replace(self, num_tokens=tuple(parts))
 
     def sizes(self, one_output: Collection[str]) -> tuple[Sizes, Sizes]:
         """Of the parts' batches of tasks in ``one_output``, and of the others."""

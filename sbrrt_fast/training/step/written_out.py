@@ -245,11 +245,17 @@ class WrittenOutPass:
         weight_gradients(passes, self.model.grads.heads)
         if self.model.trains_encoder:
             self._backward(passes)
-        group = self.group
-        return [
-            self._terms(*of_task)
-            for of_task in zip(result.terms, group.repeats, group.shares, strict=True)
-        ]
+        return self._all_terms(result.terms)
+
+    def _all_terms(self, terms: Tensor) -> list[dict[str, Tensor]]:
+        """Each task's; terms [num_tasks, 4]."""
+        group, uncertainty = self.group, self.tables.uncertainty
+        pairs = zip(terms, group.repeats, group.shares, strict=True)
+        found = [self._terms(*of_task) for of_task in pairs]
+        if uncertainty is None:
+            return found
+        learnt = uncertainty.terms(self.model.weights.flat)
+        return [a | b for a, b in zip(found, learnt, strict=True)]
 
     def _terms(self, terms: Tensor, repeats: int, share: float) -> dict[str, Tensor]:
         """One task's, of the means over all examples of its batches; terms [4]."""
@@ -264,8 +270,8 @@ class WrittenOutPass:
         return means | {"total": total if repeats == 1 else total / repeats}
 
     def _objective(self) -> Objective:
-        adversarial = self.adversarial
-        return objective(
+        adversarial, uncertainty = self.adversarial, self.tables.uncertainty
+        result = objective(
             self.tables.objective,
             self.outputs,
             self.group.labels,
@@ -275,6 +281,9 @@ class WrittenOutPass:
             self.smart_values,
             backend=self.backend,
         )
+        if uncertainty is None:
+            return result
+        return uncertainty.weigh(result, self.model.weights.flat, self.model.grads.heads)
 
     def _backward(self, passes: list[tuple[HeadPass, HeadOutputs, Tensor]]) -> None:
         """The way back from the outputs' gradients.

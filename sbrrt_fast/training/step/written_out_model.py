@@ -17,9 +17,10 @@ from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.gradient_sums import GradientSums
-from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.group import Group, TaskBatch, by_task
 from sbrrt_fast.training.step.group_tables import GroupTables
 from sbrrt_fast.training.step.streams import Streams
+from sbrrt_fast.training.step.task_gradients import TaskGradients
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,7 +63,8 @@ class WrittenOutModel:
         self.grads = self.student.gradients
         self.grad_words: RowGradient | None = None
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
-        self.sums = GradientSums(self.grads, self._new_total, ranks, self.trains_encoder)
+        self.has_surgery = config.optimizer.surgery == "pcgrad"
+        self.sums = self._new_sums(ranks)
         self.student.on_layer = self.sums.complete
         perturbs = self.smart.weight > 0 and self.smart.gradient == "tangent"
         has_rows = perturbs and self.trains_encoder
@@ -79,6 +81,10 @@ class WrittenOutModel:
         """The encoder's."""
         return self.model.config
 
+    def apart(self, batches: list[TaskBatch]) -> list[list[TaskBatch]]:
+        """The batches that go through the encoder together: those of one task with surgery."""
+        return by_task(batches) if self.has_surgery else [batches]
+
     def group(self, batches: list[TaskBatch]) -> Group:
         """The batches side by side, in the order that the passes want."""
         return Group.of(batches, self.one_output)
@@ -93,10 +99,11 @@ class WrittenOutModel:
             )
         return self._tables[key]
 
-    def gradients_of(self, group: Group) -> dict[int, Tensor | RowGradient]:
+    def gradients_of(self, groups: list[Group]) -> dict[int, Tensor | RowGradient]:
         """The step's gradients by id of the parameter: those that train."""
         grads = self.sums.result
-        heads = (p for name in dict.fromkeys(group.names) for p in self._head(name))
+        names = dict.fromkeys(name for group in groups for name in group.names)
+        heads = (p for name in names for p in self._head(name))
         found = {id(p): self.weights.part(grads.heads, p) for p in heads}
         if not self.trains_encoder:
             return found
@@ -137,9 +144,15 @@ class WrittenOutModel:
         spaces = [e.workspace for e in (self.student, self.momentum) if e]
         return tuple(size for space in spaces for size in (space.capacity, space.num_sums))
 
-    def _new_total(self) -> ModelGradients:
+    def _new_sums(self, ranks: Ranks) -> GradientSums | TaskGradients:
+        if not self.has_surgery:
+            return GradientSums(self.grads, self._new_total, ranks, self.trains_encoder)
+        num_tasks = len(self.model.tasks)
+        return TaskGradients(self.grads, self._new_total, num_tasks, self.backend, ranks)
+
+    def _new_total(self, memory: tuple[Tensor, Tensor] | None = None) -> ModelGradients:
         weights = self.student.weights, len(self.weights.flat)
-        return ModelGradients(self.encoder, *weights, torch.float32)
+        return ModelGradients(self.encoder, *weights, torch.float32, memory)
 
     def _head(self, name: str) -> list[Tensor]:
         return [p for p in self.model.heads[name].parameters() if p.requires_grad]

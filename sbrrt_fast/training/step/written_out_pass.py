@@ -8,6 +8,7 @@ from torch import Tensor
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.round_pass import Terms
 from sbrrt_fast.training.step.update import FusedUpdate, Gradients
 from sbrrt_fast.training.step.written_out import WrittenOutPass
 from sbrrt_fast.training.step.written_out_model import WrittenOutModel
@@ -17,25 +18,28 @@ class WrittenOut(WrittenOutModel):
     """``step.StepModel`` with written-out passes: autograd's numbers, several times faster."""
 
     def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
-        return [self.group(batches).with_words(words)]
+        parts = self.apart(batches)
+        if words is None and len(parts) > 1:  # all tasks' gradients have the same rows
+            words = torch.cat([batch.tokens.input_ids for batch in batches]).unique()
+        return [self.group(part).with_words(words) for part in parts]
 
     def start(self, num_parts: int) -> None:
         self.sums.start(num_parts)
 
-    def end_part(self) -> None:
-        self.sums.end_part(self.grad_words)
+    def end_group(self, group: Group) -> None:
+        self.sums.end_group(group.names, self.grad_words)
 
-    def finish(self) -> None:
-        self.sums.finish()
+    def finish(self, rng: Tensor) -> Terms:
+        return self.sums.finish(rng)
 
     def begin(self, group: Group, rng: Tensor) -> WrittenOutPass:
         return WrittenOutPass(self, group.to(self.device), rng)
 
     def gradients(self, groups: list[Group]) -> Gradients:
-        return self.gradients_of(groups[0])
+        return self.gradients_of(groups)
 
     def update(self, update: FusedUpdate, step: int, groups: list[Group]) -> Tensor:
-        norm = update.apply(step, self.gradients_of(groups[0]), *self.copies())
+        norm = update.apply(step, self.gradients_of(groups), *self.copies())
         self.mark_fresh()
         return norm
 

@@ -17,7 +17,7 @@ from sbrrt_fast.training.shares import RoundShares
 from sbrrt_fast.training.step import gradient_sums
 from sbrrt_fast.training.step.captured_step import CapturedStep
 from tests.training.ordered_graph import OrderedGraph, OrderMatters
-from tests.training.ranks.test_shares import NUM_EXAMPLES, TASK_ROWS, assert_same
+from tests.training.ranks.test_shares import NUM_EXAMPLES, TASK_ROWS, UPDATES, assert_same
 from tests.training.ranks.threads import ThreadRanks
 from tests.training.steps import CONFIGS, JOINT, SBRRT, build, captured, state
 from tests.training.test_graph_step import assert_same_bits
@@ -91,6 +91,11 @@ CASES = {
     "joint": JOINT,
     "joint, bf16": replace(JOINT, precision="bf16"),
     "masks of their own": CONFIGS["joint, masks of their own"],
+    "surgery": CONFIGS["surgery"],
+    "uncertainty": CONFIGS["uncertainty, joint"],
+    "surgery, parts": replace(
+        CONFIGS["surgery"], round=replace(JOINT.round, accumulate=2), precision="bf16"
+    ),
     "parts": replace(JOINT, round=replace(JOINT.round, accumulate=2)),
     "parts, bf16": replace(JOINT, precision="bf16", round=replace(JOINT.round, accumulate=3)),
 }
@@ -175,7 +180,7 @@ def test_a_sum_at_the_wrong_time_is_found(mistake):
         assert_same_bits(train(step, JOINT, ranks), theirs)
 
 
-@pytest.mark.parametrize("config", [SBRRT, JOINT], ids=["per task", "joint"])
+@pytest.mark.parametrize("config", UPDATES.values(), ids=UPDATES)
 def test_accumulation_in_a_capture_is_the_round_of_one_part(config):
     parts = replace(config, round=replace(config.round, accumulate=3))
     ours, whole = on_rank(parts, OneRank()), on_rank(config, OneRank())
@@ -185,7 +190,7 @@ def test_accumulation_in_a_capture_is_the_round_of_one_part(config):
     assert ours.num_replays
 
 
-@pytest.mark.parametrize("config", [SBRRT, JOINT], ids=["per task", "joint"])
+@pytest.mark.parametrize("config", UPDATES.values(), ids=UPDATES)
 @pytest.mark.parametrize("num_ranks", [2, 3, 8])
 def test_ranks_have_one_shape(config, num_ranks):
     """Without asking each other: so they capture in the same rounds, and sums are of one size."""
@@ -204,8 +209,8 @@ def shapes_of(step: CapturedStep, batches):
     """Sizes of a rank's filled groups, and their words."""
     for work in RoundShares(TASK_ROWS, step.config, step.ranks).works(batches):
         (part,) = work.parts
-        group = step._filled(part, work.common)
-        tokens = group.tokens
-        padding = tokens.num_sequences - sum(group.counts)
-        sizes = group.names, group.num_row_tokens, tokens.num_tokens, tokens.max_length, padding
-        yield sizes, tokens.words
+        for group in step._part(part, work.common):
+            tokens = group.tokens
+            padding = tokens.num_sequences - sum(group.counts)
+            sizes = group.names, group.num_row_tokens, tokens.num_tokens, tokens.max_length, padding
+            yield sizes, tokens.words

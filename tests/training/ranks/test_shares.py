@@ -16,9 +16,10 @@ from sbrrt_fast.training.ranks.ranks import OneRank
 from sbrrt_fast.training.shares import RoundShares, deal
 from tests.model.models import TASKS
 from tests.training.ranks.threads import ThreadRanks, on_ranks
-from tests.training.steps import CONFIGS, JOINT, SBRRT, autograd, build, state, written_out
+from tests.training.steps import CONFIGS, JOINT, autograd, build, state, written_out
 
 NUM_EXAMPLES = 12
+UPDATES = {name: CONFIGS[name] for name in ("per task", "joint", "surgery", "uncertainty")}
 KINDS = {"autograd": autograd, "written out": written_out}
 
 
@@ -142,7 +143,7 @@ def assert_same_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 
 
 @pytest.mark.parametrize("num_ranks", [2, 8])
-@pytest.mark.parametrize("config", [SBRRT, JOINT], ids=["per task", "joint"])
+@pytest.mark.parametrize("config", UPDATES.values(), ids=UPDATES)
 def test_more_ranks_than_examples(num_ranks, config):
     """Batches of 5, 7 and 9 examples on 8 ranks: some have none of a task."""
     expected, _ = run(written_out, config)
@@ -151,8 +152,10 @@ def test_more_ranks_than_examples(num_ranks, config):
         assert_same(found, expected)
 
 
-def test_ranks_are_bitwise_equal():
-    (first, state_of_first), *others = on_ranks(3, lambda ranks: run(written_out, JOINT, ranks))
+@pytest.mark.parametrize("name", ["joint", "surgery"])
+def test_ranks_are_bitwise_equal(name):
+    results = on_ranks(3, lambda ranks: run(written_out, CONFIGS[name], ranks))
+    (first, state_of_first), *others = results
     for terms, tensors in others:
         assert terms == first
         for name, value in state_of_first.items():
@@ -160,7 +163,7 @@ def test_ranks_are_bitwise_equal():
 
 
 @pytest.mark.parametrize("kind", ["autograd", "written out"])
-@pytest.mark.parametrize("config", [SBRRT, JOINT], ids=["per task", "joint"])
+@pytest.mark.parametrize("config", UPDATES.values(), ids=UPDATES)
 @pytest.mark.parametrize("count", [2, 7])
 def test_accumulation_is_the_same_thing_in_time(kind, config, count):
     parts = replace(config, round=replace(config.round, accumulate=count))
@@ -169,7 +172,7 @@ def test_accumulation_is_the_same_thing_in_time(kind, config, count):
     assert_same_state(found[1], expected[1])
 
 
-@pytest.mark.parametrize("config", [SBRRT, JOINT], ids=["per task", "joint"])
+@pytest.mark.parametrize("config", UPDATES.values(), ids=UPDATES)
 def test_accumulation_on_ranks(config):
     parts = replace(config, round=replace(config.round, accumulate=2))
     expected, _ = run(written_out, config)
@@ -177,16 +180,18 @@ def test_accumulation_on_ranks(config):
         assert_same(found, expected)
 
 
-def test_a_task_that_is_drawn_twice():
-    names = ("sst", "para", "sst")
-    for kind in (autograd, written_out):
-        expected, _ = run(kind, JOINT, names=names)
-        for found, _ in on_ranks(4, lambda ranks, kind=kind: run(kind, JOINT, ranks, names=names)):
-            assert_same(found, expected)
+@pytest.mark.parametrize("name", ["joint", "surgery"])
+@pytest.mark.parametrize("kind", [autograd, written_out])
+def test_a_task_that_is_drawn_twice(name, kind):
+    names, config = ("sst", "para", "sst"), CONFIGS[name]
+    expected, _ = run(kind, config, names=names)
+    for found, _ in on_ranks(4, lambda ranks: run(kind, config, ranks, names=names)):
+        assert_same(found, expected)
 
 
-def test_padded_layout():
-    config = replace(JOINT, layout="padded")
+@pytest.mark.parametrize("name", ["joint", "surgery"])
+def test_padded_layout(name):
+    config = replace(CONFIGS[name], layout="padded")
     expected, _ = run(autograd, config)
     for found, _ in on_ranks(2, lambda ranks: run(autograd, config, ranks)):
         assert_same(found, expected)
