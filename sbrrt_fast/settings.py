@@ -18,7 +18,7 @@ class ModelConfig:
     """Encoder and heads.
 
     Attributes:
-        backbone: ``minilm`` (all-MiniLM-L6-v2), a Hugging Face BertModel folder, or a hub id.
+        backbone: ``minilm`` (all-MiniLM-L6-v2), a folder of a Hugging Face encoder, or a hub id.
         pooling: ``cls`` (tanh pooler), ``cls_token`` ([CLS] as it is), ``mean``, or what the
             ``checkpoint`` was trained with.
         hidden_dropout: dropout on hidden states; the checkpoint's value when None.

@@ -22,6 +22,9 @@ BERT_CLASSES = frozenset(
     f"{name}Tokenizer"
     for name in ("Bert", "DistilBert", "Electra", "LayoutLM", "MobileBert", "SqueezeBert")
 )
+_BERT_MODELS = frozenset(  # by model_type, whose tokenizer is BertTokenizer if none is named
+    ("bert", "distilbert", "electra", "layoutlm", "mobilebert", "squeezebert")
+)
 ROLES = ("unk", "sep", "pad", "cls", "mask")  # in the order in which they are added
 
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
@@ -241,10 +244,13 @@ def _flag(folder: Path, config: dict[str, Any], name: str, default: bool | None)
 
 
 def _class_name(folder: Path, config: dict[str, Any]) -> str:
-    """``transformers``' class: as the tokenizer's file says, or the model's, or BERT's."""
+    """``transformers``' class: as the tokenizer's file says, or the model's, or the family's."""
     name = config.get("tokenizer_class")
-    if name is None and (folder / "config.json").is_file():
-        name = read_json(folder / "config.json").get("tokenizer_class")
+    if name is None:
+        model = _object(folder / "config.json")
+        kind = model.get("model_type", "bert")
+        is_bert = not isinstance(kind, str) or kind in _BERT_MODELS
+        name = model.get("tokenizer_class", None if is_bert else f"{kind}'s")
     if name is not None and not isinstance(name, str):
         raise WeightsError(
             f"{folder / CONFIG}: tokenizer_class must be a name, got {kind_of(name)}"

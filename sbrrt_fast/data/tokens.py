@@ -48,7 +48,9 @@ def tokenised(
     Raises:
         ConfigError: ``max_length`` leaves no room for text between [CLS] and [SEP].
     """
-    if max_length < (needed := config.min_length):
+    is_cross = config.encoding == "cross"
+    needed = tokenizer.num_special_tokens_to_add(is_cross) + (2 if is_cross else 1)
+    if max_length < needed:
         raise ConfigError(f"model.max_length: {max_length} is too short; use at least {needed}")
     for window in windows(examples, ROWS_PER_CHUNK):
         with _exact_lengths(tokenizer, max_length):

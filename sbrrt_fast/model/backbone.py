@@ -6,13 +6,14 @@ import glob
 import hashlib
 import importlib.util
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from sbrrt_fast.errors import ConfigError, WeightsError
-from sbrrt_fast.json_file import as_json, read_json
-from sbrrt_fast.model.config import FIXED, BertConfig
+from sbrrt_fast.json_file import read_json
+from sbrrt_fast.model.config import BertConfig
+from sbrrt_fast.model.families import FAMILIES, why_not_bert
 from sbrrt_fast.model.modules import MODULES, POOLING_FOLDER, list_modules
 from sbrrt_fast.model.tensors import INDEX, WEIGHTS
 
@@ -24,7 +25,6 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-_ONLY_SUPPORTED = {**FIXED, "pruned_heads": {}}
 _REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -155,24 +155,30 @@ def read_config(directory: str | Path) -> BertConfig:
     Raises:
         WeightsError: the file is missing or malformed, has a size that no encoder has, or describes
             an encoder that MiniBert is not (another model type, activation or kind of positions, a
-            decoder).
+            decoder; see ``families.why_not_bert``).
     """
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise WeightsError(f"{path} is missing; give the folder of a Hugging Face BertModel")
     stored = read_json(path)
-    for name, only in _ONLY_SUPPORTED.items():
-        if stored.get(name, only) != only:
-            raise WeightsError(
-                f"{path}: {name} is {as_json(stored[name])}, but only {as_json(only)} is "
-                "supported; choose a BERT encoder such as bert-base-uncased or minilm"
-            )
+    if reason := why_not_bert(stored):
+        raise WeightsError(
+            f"{path}: {reason}, so its layers are not BERT's; choose a BERT encoder such as "
+            "bert-base-uncased or minilm"
+        )
     absent = [name for name in _REQUIRED if name not in stored]
     if absent:
         raise WeightsError(f"{path}: {', '.join(absent)} is missing; this is no BERT config")
     present = {f.name: stored[f.name] for f in fields(BertConfig) if f.name in stored}
     config = {n: v for n, v in present.items() if v is not None or n in _REQUIRED}
     try:
-        return BertConfig(**config)
+        shape = FAMILIES[stored.get("model_type", "bert")](**config)
+        return _without_reserved_positions(shape)
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}; use the config.json of the checkpoint") from None
+
+
+def _without_reserved_positions(stored: BertConfig) -> BertConfig:
+    """The shape whose positions are those of tokens, from that of the stored tables."""
+    num_positions = stored.max_position_embeddings - stored.num_reserved_positions
+    return replace(stored, max_position_embeddings=num_positions)

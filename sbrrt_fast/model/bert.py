@@ -19,15 +19,21 @@ from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.hub import read_weights, save_encoder
 from sbrrt_fast.model.layers import BertEmbeddings, BertEncoder, BertPooler
 from sbrrt_fast.model.modules import read_modules
+from sbrrt_fast.model.plain import plain_tensors
 from sbrrt_fast.model.pooling import POOLINGS, mean_pool
 from sbrrt_fast.model.push import push_encoder
 from sbrrt_fast.model.tensors import shapes_only
 
+_POSITIONS = "embeddings.position_embeddings.weight"
 _OUTPUTS = ("output_attentions", "output_hidden_states", "return_dict")
 
 
 class MiniBert(nn.Module):
-    """A BERT encoder with pooling.
+    """A BERT encoder with pooling, or one of another family whose layers are BERT's.
+
+    Attributes:
+        reserved_positions: [num_reserved_positions, hidden], rows of the stored position table
+            that no token has; they are written as they were read.
 
     Args:
         config: its shape.
@@ -43,6 +49,7 @@ class MiniBert(nn.Module):
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if pooling == "cls" else None
+        self.reserved_positions = torch.zeros(config.num_reserved_positions, config.hidden_size)
         self.apply(self._initialize)
 
     def set_config(self, config: BertConfig) -> None:
@@ -164,7 +171,7 @@ class MiniBert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, pooling: str = "checkpoint", **hub: Any) -> MiniBert:
-        """Loads ``minilm``, a Hugging Face BertModel folder or a hub id, in ``eval()``.
+        """Loads ``minilm``, a folder of a Hugging Face model or a hub id, in ``eval()``.
 
         Args:
             pooling: see ``from_folder``.
@@ -179,8 +186,8 @@ class MiniBert(nn.Module):
 
     @classmethod
     def from_folder(cls, directory: str | Path, pooling: str = "checkpoint") -> MiniBert:
-        """An encoder with the weights of a Hugging Face BertModel folder, in fp32 on the CPU, in
-        ``eval()``.
+        """An encoder with the weights of a folder of Hugging Face's BertModel, or of a family in
+        ``families.FAMILIES``, in fp32 on the CPU, in ``eval()``.
 
         Args:
             pooling: ``cls`` (needs the checkpoint's pooler), ``cls_token``, ``mean``, or what
@@ -198,14 +205,30 @@ class MiniBert(nn.Module):
         with shapes_only():
             model = cls(config, modules.pooling)
         shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-        model.load_state_dict(read_weights(modules, shapes), strict=True, assign=True)
+        shapes[_POSITIONS][0] += config.num_reserved_positions
+        tensors = read_weights(modules, shapes)
+        sizes = config.num_reserved_positions, config.max_position_embeddings
+        model.reserved_positions, tensors[_POSITIONS] = tensors[_POSITIONS].split(sizes)
+        model.load_state_dict(tensors, strict=True, assign=True)
         model.source, model.origin = modules.encoder, modules
         model.name_or_path = str(directory)
         return model.eval()
 
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """The weights as transformers' model of this family has them, adapters merged.
+
+        Raises:
+            WeightsError: see ``plain.plain_tensors``.
+        """
+        tensors = plain_tensors(self)
+        if not self.config.has_pooler:
+            tensors = {n: x for n, x in tensors.items() if not n.startswith("pooler.")}
+        table = tensors[_POSITIONS]
+        return {**tensors, _POSITIONS: torch.cat([self.reserved_positions.to(table), table])}
+
     def save_pretrained(self, directory: str | Path, tokenizer=None) -> None:
-        """Writes a folder that Hugging Face's BertModel reads, adapters merged into its weights;
-        see ``model.hub.save_encoder``."""
+        """Writes a folder that transformers' model of this family reads, adapters merged into its
+        weights; see ``model.hub.save_encoder``."""
         save_encoder(self, Path(directory), tokenizer)
 
     def push_to_hub(self, repo_id: str, tokenizer=None, **options: Any) -> str:

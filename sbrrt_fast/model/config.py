@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.messages import shown
@@ -25,7 +25,6 @@ _COUNTS = {
 
 # What config.json says of parts that MiniBert has in one form only.
 FIXED = {
-    "model_type": "bert",
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -37,10 +36,21 @@ FIXED = {
 class BertConfig:
     """A BERT encoder (arXiv 1810.04805); defaults are bert-base-uncased's.
 
+    Encoders whose layers are BERT's have a subclass each (``model.families``).
+
+    Attributes:
+        model_type, architecture: transformers' names. has_pooler: whether its model has a tanh
+            layer behind the first token.
+        max_position_embeddings: tokens of the longest sequence.
+
     Raises:
         ConfigError: a field is of another type or far from any encoder's, the heads do not divide
             the hidden size, or a dropout is outside [0, 1).
     """
+
+    model_type: ClassVar[str] = "bert"
+    architecture: ClassVar[str] = "BertModel"
+    has_pooler: ClassVar[bool] = True
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -63,9 +73,16 @@ class BertConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def num_reserved_positions(self) -> int:
+        """Rows of the stored position table before that of a sequence's first token."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """What Hugging Face's ``config.json`` says of the encoder."""
-        return {"architectures": ["BertModel"], **FIXED, **asdict(self)}
+        names = {"architectures": [self.architecture], "model_type": self.model_type}
+        stored = self.max_position_embeddings + self.num_reserved_positions
+        return {**names, **FIXED, **asdict(self), "max_position_embeddings": stored}
 
     def _problems(self) -> Iterator[str]:
         for name, (low, high) in _COUNTS.items():

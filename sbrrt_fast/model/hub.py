@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import atomic_directory, make_folder, write_json, write_text
 from sbrrt_fast.json_file import as_json, read_json
 from sbrrt_fast.model.backbone import TOKENIZER_FILES
+from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.modules import (
     DENSE_FOLDER,
     MODULES,
@@ -38,7 +40,7 @@ _WRITTEN = {
     *("config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, SENTENCE, _SIMILARITY),
     *TOKENIZER_FILES,
 }
-_SPECIAL_TOKENS = {
+_BERT_TOKENS = {
     f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")
 }
 
@@ -74,7 +76,7 @@ def write_encoder(
     model: nn.Module, folder: Path, tokenizer: Any, max_length: int | None = None
 ) -> None:
     """``save_encoder`` into an empty folder; for ``max_length`` see ``write_description``."""
-    write_tensors(plain_tensors(model), folder / WEIGHTS, {"format": "pt"})
+    write_tensors(model.stored_tensors(), folder / WEIGHTS, {"format": "pt"})
     write_description(model, folder, tokenizer, max_length)
 
 
@@ -222,8 +224,9 @@ def _write_tokenizer(model: nn.Module, folder: Path, tokenizer: Any) -> None:
         tokenizer = getattr(model, "source", None)
     if isinstance(tokenizer, Tokenizer):
         tokenizer.save(str(folder / "tokenizer.json"))
-        _write_vocabulary(tokenizer, folder / "vocab.txt")
-        _write_tokenizer_config(tokenizer, model.config.max_position_embeddings, folder)
+        if isinstance(tokenizer.model, WordPiece):
+            _write_vocabulary(tokenizer, folder / "vocab.txt")
+        _write_tokenizer_config(tokenizer, model.config, folder)
     elif isinstance(tokenizer, str | Path):
         for name in TOKENIZER_FILES:
             if (Path(tokenizer) / name).is_file():
@@ -242,12 +245,31 @@ def _write_vocabulary(tokenizer: Tokenizer, path: Path) -> None:
     write_text(path, lines)
 
 
-def _write_tokenizer_config(tokenizer: Tokenizer, max_length: int, folder: Path) -> None:
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokens of each role: BERT's, or else RoBERTa's, as far as the tokenizer has them.
+
+    What it puts around a text is the first token's and the separator's.
+    """
+    special = {}
+    for key, token in _BERT_TOKENS.items():
+        for name in (token, f"<{key.removesuffix('_token')}>"):
+            if tokenizer.token_to_id(name) is not None:
+                special.setdefault(key, name)
+    ends = tokenizer.encode("").tokens
+    if len(ends) == 2:
+        special["cls_token"], special["sep_token"] = ends
+    return special
+
+
+def _write_tokenizer_config(tokenizer: Tokenizer, config: BertConfig, folder: Path) -> None:
     """tokenizer_config.json, for BertTokenizer where the tokenizer is one."""
-    special = {key: t for key, t in _SPECIAL_TOKENS.items() if tokenizer.token_to_id(t) is not None}
-    settings = {**special, "model_max_length": max_length}
+    special, inputs = _special_tokens(tokenizer), ["input_ids", "attention_mask"]
+    if config.type_vocab_size > 1:
+        inputs.append("token_type_ids")
+    length = config.max_position_embeddings
+    settings = {**special, "model_max_length": length, "model_input_names": inputs}
     path, normalizer = folder / "tokenizer_config.json", tokenizer.normalizer
-    if isinstance(normalizer, BertNormalizer) and len(special) == len(_SPECIAL_TOKENS):
+    if isinstance(normalizer, BertNormalizer) and special == _BERT_TOKENS:
         names = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": normalizer.lowercase,

@@ -14,6 +14,7 @@ from typing import Any
 
 from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.json_file import as_json, kind_of, read_json
+from sbrrt_fast.model.families import has_pooler
 from sbrrt_fast.model.pooling import POOLINGS
 from sbrrt_fast.model.tensors import readable
 
@@ -62,7 +63,8 @@ def read_modules(directory: str | Path, pooling: str = "checkpoint") -> Sentence
     """How a checkpoint makes a sentence vector: ``modules.json``, whatever its folders are called.
 
     Without that file ``1_Pooling/config.json`` says it, and without either it is ``cls``, BERT's
-    own pooler. Both spellings of sentence-transformers are read: ``"pooling_mode": "mean"`` and
+    own pooler, or ``mean`` of a model that has none. Both spellings of
+    sentence-transformers are read: ``"pooling_mode": "mean"`` and
     ``"pooling_mode_mean_tokens": true``.
 
     Args:
@@ -109,6 +111,8 @@ def _without_list(directory: Path, pooling: str) -> SentenceModules:
     settings = directory / POOLING_FOLDER / "config.json"
     if pooling != "checkpoint":
         return SentenceModules(directory, pooling, None, f"pooling '{pooling}' (model.pooling)")
+    if not settings.is_file() and not has_pooler(directory / "config.json"):
+        return SentenceModules(directory, "mean", None, "pooling 'mean' (it has no pooler)")
     if not settings.is_file():
         return SentenceModules(directory, "cls", None, "pooling 'cls' (BERT's own pooler)")
     pooling = _read_pooling(settings)

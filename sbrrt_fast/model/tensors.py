@@ -29,7 +29,8 @@ _CONVERT = {
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 # What training scripts and wrappers put before BertModel's names, of which `encoder` is one too.
 _WRAPPERS = re.compile(
-    r"(?:(?:module|model|base_model|auto_model|bert|transformer|\d+)\."
+    r"(?:(?:module|model|base_model|auto_model|transformer|\d+"
+    r"|bert|roberta|electra|data2vec_text)\."
     r"|encoder\.(?=(?:embeddings|encoder|pooler)\.))*"
 )
 
@@ -54,7 +55,8 @@ def encoder_name(stored: str) -> str | None:
     """BertModel's name of a stored tensor; None for heads and buffers.
 
     Understands what wrappers put before it (``module.``, ``model.``, ``auto_model.``, ``bert.``,
-    ``0.auto_model.``, ``_orig_mod.`` anywhere, one after the other), and TensorFlow's LayerNorm.
+    ``roberta.``, ``0.auto_model.``, ``_orig_mod.`` anywhere, one after the other), and
+    TensorFlow's LayerNorm.
     """
     name = stored.replace("_orig_mod.", "")
     name = name[_WRAPPERS.match(name).end() :]

@@ -154,7 +154,8 @@ def test_fields_absent_or_null_have_hugging_faces_defaults(folder):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "roberta"),
+        ("model_type", "gpt2"),
+        ("model_type", ["bert"]),
         ("hidden_act", "gelu_new"),
         ("position_embedding_type", "relative_key"),
         ("is_decoder", True),

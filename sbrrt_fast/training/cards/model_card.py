@@ -30,6 +30,7 @@ SAMPLE_WARNING = (
     "**Trained on the built-in sample, which is made up.** The scores say that training works and "
     "nothing else; the model is of no use."
 )
+_TAGS = ("sbrrt_fast", "sentence-transformers", "feature-extraction", "multi-task")
 _HUB_METRICS = {
     "pearson": "pearsonr",
     "spearman": "spearmanr",
@@ -75,7 +76,7 @@ def model_card(
         model_name=config.recipe,
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        tags=["sbrrt_fast", "sentence-transformers", "feature-extraction", "bert", "multi-task"],
+        tags=[*_TAGS, model.config.model_type],
         base_model=_hub_name(config.model.backbone),
         eval_results=list(_results(model.tasks, dev.scores)) or None,
     )
@@ -137,9 +138,10 @@ def _summary(config: RunConfig, model: MultiTaskModel) -> str:
     backbone = _hub_name(config.model.backbone) or Path(config.model.backbone).name
     kept = ", whose weights were kept: the heads alone were trained"
     return (
-        f"A BERT encoder with {heads}, trained with `sbrrt_fast`: {shape.num_hidden_layers} "
-        f"layers, {shape.hidden_size} features, pooling `{model.encoder.pooling}`. Training "
-        f"started from `{_cell(backbone)}`{kept * (config.mode == 'pretrain')}."
+        f"A {shape.architecture} with {heads}, trained with `sbrrt_fast`: "
+        f"{shape.num_hidden_layers} layers, {shape.hidden_size} features, pooling "
+        f"`{model.encoder.pooling}`. Training started from `{_cell(backbone)}`"
+        f"{kept * (config.mode == 'pretrain')}."
     )
 
 

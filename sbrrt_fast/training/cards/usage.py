@@ -19,6 +19,10 @@ _POOLED = {
     "cls_token": ["    return hidden[:, 0]"],
     "cls": ["    return encoder.pooler(hidden)"],
 }
+_DENSE = [
+    '    dense = load_file(f"{folder}/2_Dense/model.safetensors")',
+    '    return (hidden[:, 0] @ dense["linear.weight"].T + dense["linear.bias"]).tanh()',
+]
 
 
 def usage(model: MultiTaskModel, max_length: int) -> str:
@@ -64,7 +68,8 @@ print(model.predict("{name}", {example(task)}).labels)'''
 
 
 def _transformers(model: MultiTaskModel, max_length: int) -> str:
-    pooled = "\n".join(_POOLED[model.encoder.pooling])
+    is_dense = model.encoder.pooling == "cls" and not model.config.has_pooler
+    pooled = "\n".join(_DENSE if is_dense else _POOLED[model.encoder.pooling])
     outputs = "\n".join(_output_lines(model))
     return f'''import torch
 from safetensors.torch import load_file
