@@ -15,6 +15,10 @@ from sbrrt_fast.messages import shown
 # Each command's module is imported when it is called, so that --help and errors are quick.
 COMMANDS = {
     "train": ("sbrrt_fast.commands.train", "train a model: --config FILE and any field as a flag"),
+    "pretrain": (
+        "sbrrt_fast.commands.pretrain",
+        "pre-train a checkpoint further on texts of tasks or on text files",
+    ),
     "evaluate": ("sbrrt_fast.commands.evaluate", "score a trained run on a split"),
     "predict": (
         "sbrrt_fast.commands.predict",
@@ -28,7 +32,7 @@ COMMANDS = {
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
     "completion": ("sbrrt_fast.commands.completion", "print a script that completes for a shell"),
 }
-ALONE = ("export", "reproduce", "search", "compare", "report")  # in one process
+ALONE = ("pretrain", "export", "reproduce", "search", "compare", "report")  # in one process
 HELP = "help"  # [COMMAND], the same as COMMAND --help
 
 

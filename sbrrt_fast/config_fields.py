@@ -24,24 +24,27 @@ if TYPE_CHECKING:
 ALIAS = "backbone"  # of model.backbone
 
 
-def config_leaves(config: RunSettings) -> dict[str, Any]:
+def config_leaves(config: Any) -> dict[str, Any]:
     """Every setting by its dotted key: ``smart.radius``, ``tasks.sst.files.train``."""
     return dict(_leaves(config_to_dict(config)))
 
 
-def known_keys(config: RunSettings) -> list[str]:
+def known_keys(config: Any) -> list[str]:
     """Every dotted key that a file or a flag may set."""
     return [*config_leaves(config), ALIAS]
 
 
-def config_to_dict(config: RunSettings) -> dict[str, Any]:
+def config_to_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts, lists and plain values."""
     data: dict[str, Any] = plain(dataclasses.asdict(config))
     return data
 
 
-def typed_fields(config: RunSettings) -> dict[str, Any]:
+def typed_fields(config: Any, cls: type = RunSettings) -> dict[str, Any]:
     """A configuration's values in their fields' types, which they may lack where they come in.
+
+    Args:
+        cls: the dataclass of its settings; one of the fields is ``tasks``.
 
     Raises:
         ConfigError: see ``config_from_dict``.
@@ -49,7 +52,7 @@ def typed_fields(config: RunSettings) -> dict[str, Any]:
     if importlib.util.find_spec("pydantic") is None:  # on the machines of benchmarks.gpu_check
         return {}
     tasks = _complete_tasks(config.tasks)
-    return _typed(_checked(vars(config) | {"tasks": tasks}, RunSettings, ""))
+    return _typed(_checked(vars(config) | {"tasks": tasks}, cls, ""), cls)
 
 
 def _complete_tasks(tasks: Any) -> dict[str, Any]:
@@ -84,12 +87,18 @@ def _complete_task(name: str, fields: Any) -> Any:
     return {**record, **fields}
 
 
-def check_keys(data: Mapping[str, Any], cls: type, prefix: str) -> None:
-    """Raises ConfigError for the first key that is no field of the dataclass ``cls``."""
+def check_keys(
+    data: Mapping[str, Any], cls: type, prefix: str, settings: type = RunSettings
+) -> None:
+    """Raises ConfigError for the first key that is no field of the dataclass ``cls``.
+
+    Args:
+        settings: the class of the whole configuration, whose keys may be meant.
+    """
     hints = get_type_hints(cls)
     for key in data:
         if key not in hints:
-            hint = did_you_mean(key, hints) or did_you_mean(key, known_keys(RunSettings()))
+            hint = did_you_mean(key, hints) or did_you_mean(key, known_keys(settings()))
             raise ConfigError(f"unknown key '{prefix}{shown(key)}'{hint}")
 
 
@@ -118,22 +127,22 @@ def _checked_value(value: Any, hint: Any, prefix: str) -> Any:
 
 
 @functools.cache
-def _field_types() -> TypeAdapter[Any]:
-    """Of a class that has the fields of ``RunSettings`` and does not check itself."""
+def _field_types(cls: type) -> TypeAdapter[Any]:
+    """Of a class that has the fields of ``cls`` and does not check itself."""
     from pydantic import TypeAdapter
 
-    hints = get_type_hints(RunSettings)
+    hints = get_type_hints(cls)
     return TypeAdapter(dataclasses.make_dataclass("Fields", hints.items()))
 
 
-def _typed(data: dict[str, Any]) -> dict[str, Any]:
-    """The values of all fields of ``RunSettings`` in their types."""
+def _typed(data: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The values of all fields of ``cls`` in their types."""
     from pydantic import ValidationError
 
     # JSON mode: lists may fill tuples and strings paths, but nothing else is converted.
     try:
         text = json.dumps(data, default=str)
-        return dict(vars(_field_types().validate_json(text, strict=True)))
+        return dict(vars(_field_types(cls).validate_json(text, strict=True)))
     except ValidationError as error:
         first = error.errors()[0]
     except (ValueError, RecursionError):  # from Python: a value inside itself, an endless number

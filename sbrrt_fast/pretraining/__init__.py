@@ -1,0 +1,1 @@
+"""Further pre-training of a BERT checkpoint: masked words and next sentences."""
