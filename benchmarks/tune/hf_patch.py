@@ -209,11 +209,13 @@ def main(arguments: list[str] | None = None) -> None:
     here = environment(torch.device(device), quick=False)
     print(f"{here['hardware']}, {here['threads']} threads, load {here['load']:.1f}", flush=True)
     print(*markdown_table(HEAD, []), sep="\n", flush=True)
-    rows = []
+    rows, models, shape = [], {}, None
     for case in cases:
-        models = variants_of(case.shape, device)  # a Trainer leaves its autocast in a model
-        if args.without_attention:
-            del models[INTERFACE]
+        # A Trainer leaves its autocast in a model.
+        if case.shape != shape or TRAINER in args.work:
+            models, shape = variants_of(case.shape, device), case.shape
+            if args.without_attention:
+                del models[INTERFACE]
         rows.append(measured(case, models, args.batch, device, args.seconds / len(cases)))
         print("| " + " | ".join(row(rows[-1])) + " |", flush=True)
     leave_result({"environment": here, "hf_patch": rows})
