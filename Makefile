@@ -72,7 +72,7 @@ wheel:  ## build, check and try the wheels for the Pythons here (PYTHONS='3.11 3
 bench: env  ## benchmarks: JSON, report and plots in runs/bench (15 minutes; QUICK=1 under 2, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
 
-gpu-check:  ## build, checks, benchmarks on a GPU machine, 4 and 8 minutes (CALL=1, CALL=2, OUT=dir)
+gpu-check:  ## build, checks, benchmarks on a GPU machine, 5 and 8 minutes (CALL=1, CALL=2, OUT=dir)
 	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(if $(CALL),--call $(CALL)) $(ARGS)
 
 # A captured round alone is recorded; its kernels, which a graph launches at once, one by one.

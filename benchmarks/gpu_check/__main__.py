@@ -4,7 +4,7 @@
 
 The first call builds, checks the captured step, runs compute-sanitizer and lists a round's kernels;
 the second runs the ops' tests, the benchmarks and a training. Without ``--call`` one follows the
-other. It needs torch, triton, nvcc and no network.
+other, as far as ten minutes reach. It needs torch, triton, nvcc and no network.
 
 ``--dry-run`` takes the same way on a machine without a GPU: a small part of every stage runs on the
 CPU, and what cannot is listed with the reason.
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.gpu_check import stages
 from benchmarks.gpu_check.runner import FAILED, TIMED_OUT, Check, ending
 
-SECONDS = {1: 240.0, 2: 480.0, None: 560.0}  # of a call's stages together; None: of both calls
+MOST_SECONDS = 580.0  # of all stages together, so that a call ends within ten minutes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, help="for all stages together")
     args = parser.parse_args(arguments)
     output, patience = args.output.resolve(), stages.PATIENCE if args.dry_run else 1.0
-    seconds = (args.seconds or SECONDS[args.call]) * patience
+    chosen = selected(args, output)
+    seconds = min(stages.seconds_of(chosen), (args.seconds or MOST_SECONDS) * patience)
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
         check = Check(output, Path(work), stages.missing(), lambda line: print(line, flush=True))
-        outcomes = check.run(selected(args, output), seconds)
+        outcomes = check.run(chosen, seconds)
     print("\n".join(ending(outcomes, output)))
     return 1 if any(outcome.status in (FAILED, TIMED_OUT) for outcome in outcomes) else 0
 

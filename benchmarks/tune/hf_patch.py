@@ -1,13 +1,15 @@
 """Models of transformers with and without the kernels, in turn, in one process.
 
     python -m benchmarks.tune.hf_patch [--seconds 300] [--shapes minilm bert-base] [--batch 16]
+    python -m benchmarks.tune.hf_patch --work trainer --tasks sst para
 
 Random weights of the two shapes, classification with dropout of 0.1, batches padded as a data
 loader pads them: lengths of SST's and Quora's sentences, or ``full``, without padding. ``train`` is
-forward, backward and a step of AdamW, ``infer`` a forward in ``inference_mode``; fp32, and bf16 by
-autocast. Stock models run torch's SDPA. Every sample times one call of each, the order alternating;
-a ratio is the median of the samples' own ratios, above 1 where the kernels are faster. DEVICE=cuda
-runs on a GPU.
+forward, backward and a step of AdamW, ``infer`` a forward in ``inference_mode``, ``trainer`` a step
+of transformers' Trainer, with its data loader, clipping and schedule, of several random batches;
+fp32, and bf16 by autocast. Stock models run torch's SDPA. Every sample times one call of each, of
+the Trainer some steps of each on the same batches, the order alternating; a ratio is the median of
+the samples' own ratios, above 1 where the kernels are faster. DEVICE=cuda runs on a GPU.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ import argparse
 import copy
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.lengths import typical
+from benchmarks.harness.lengths import drawn, typical
 from benchmarks.harness.machine import environment
 from benchmarks.harness.results import leave_result
 from benchmarks.harness.text import duration, markdown_table
@@ -32,6 +37,7 @@ from sbrrt_fast import apply_sbrrt_kernels, register_sbrrt_attention
 SHAPES = {"minilm": (384, 6, 12, 1536), "bert-base": (768, 12, 12, 3072)}
 FULL, FULL_LENGTH = "full", 32  # a batch without padding
 TASKS = ("sst", "para", FULL)
+TRAIN, INFER, TRAINER = WORKS = "train", "infer", "trainer"
 STOCK, PATCHED, INTERFACE = "stock", "kernels", "attention"
 VARIANTS = STOCK, PATCHED, INTERFACE
 HEAD = (
@@ -43,7 +49,7 @@ FEWEST, MOST = 3, 41  # samples
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: a shape, a task's lengths, a precision, ``train`` or ``infer``."""
+    """What is timed: a shape, a task's lengths, a precision, and one of ``WORKS``."""
 
     shape: str
     task: str
@@ -102,7 +108,7 @@ def call_of(model: nn.Module, inputs: dict[str, Tensor], case: Case) -> Callable
         with torch.inference_mode():
             forward()
 
-    return train if case.work == "train" else infer
+    return train if case.work == TRAIN else infer
 
 
 def seconds_of(call: Callable[[], None], device: str) -> float:
@@ -113,17 +119,21 @@ def seconds_of(call: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def sample(calls: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
-    """Times of all calls in turn, each round in the other direction."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        seconds_of(call, device)  # a warm-up
-    end, names = time.perf_counter() + seconds, list(calls)
+def sample(timed: dict[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+    """Times of all calls in turn, each round in the other direction.
+
+    Args:
+        timed: calls that return how many seconds they took. seconds: for all samples.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in timed}
+    for call in timed.values():
+        call()  # a warm-up
+    end, names = time.perf_counter() + seconds, list(timed)
     for number in range(MOST):
         if number >= FEWEST and time.perf_counter() > end:
             break
         for name in names if number % 2 else reversed(names):
-            taken[name].append(seconds_of(calls[name], device))
+            taken[name].append(timed[name]())
     return taken
 
 
@@ -133,16 +143,41 @@ def ratio(over: list[float], under: list[float]) -> float:
 
 def measured(case: Case, models: dict, size: int, device: str, seconds: float) -> dict:
     """A case's medians and ratios, as JSON values."""
-    inputs = batch_of(case.task, size, device)
-    calls = {name: call_of(model, inputs, case) for name, model in models.items()}
-    taken = sample(calls, device, seconds)
-    real, padded = int(inputs["attention_mask"].sum()), inputs["attention_mask"].numel()
+    measure = in_trainer if case.work == TRAINER else in_loop
+    taken, real, padded = measure(case, models, size, device, seconds)
     return {
         **vars(case), "size": size, "real": real, "padded": padded,
         "samples": len(taken[STOCK]),
         "seconds": {name: statistics.median(values) for name, values in taken.items()},
         "ratios": {n: ratio(taken[STOCK], values) for n, values in taken.items() if n != STOCK},
     }  # fmt: skip
+
+
+Measured = tuple[dict[str, list[float]], int, int]  # samples, real tokens, padded tokens
+
+
+def in_loop(case: Case, models: dict, size: int, device: str, seconds: float) -> Measured:
+    """Calls on one batch."""
+    inputs = batch_of(case.task, size, device)
+    calls = {name: call_of(model, inputs, case) for name, model in models.items()}
+    timed = {name: partial(seconds_of, call, device) for name, call in calls.items()}
+    mask = inputs["attention_mask"]
+    return sample(timed, seconds), int(mask.sum()), mask.numel()
+
+
+def in_trainer(case: Case, models: dict, size: int, device: str, seconds: float) -> Measured:
+    """Steps of transformers' Trainer on several batches; tokens are those of all of them."""
+    from benchmarks.tune.hf_trainer import STEPS, num_tokens, rows_of, trainer_of, turn_of
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = [FULL_LENGTH] * (size * STEPS)
+    if case.task != FULL:
+        lengths = [n for _ in range(STEPS) for n in drawn(case.task, size, generator)]
+    options = rows_of(lengths), size, case.precision, device
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {n: trainer_of(model, *options, Path(folder)) for n, model in models.items()}
+        taken = sample({name: turn_of(t) for name, t in trainers.items()}, seconds)
+    return taken, *num_tokens(trainers[STOCK])
 
 
 def row(found: dict) -> list[str]:
@@ -159,6 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="for all cases together")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="whose lengths")
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=[TRAIN, INFER])
     parser.add_argument("--without-attention", action="store_true", help="leaves its column out")
     parser.add_argument("--batch", type=int, default=16, help="sequences")
     args = parser.parse_args(arguments)
@@ -168,14 +204,15 @@ def main(arguments: list[str] | None = None) -> None:
         for shape in args.shapes
         for task in args.tasks
         for precision in ("fp32", "bf16")
-        for work in ("train", "infer")
+        for work in args.work
     ]
     here = environment(torch.device(device), quick=False)
     print(f"{here['hardware']}, {here['threads']} threads, load {here['load']:.1f}", flush=True)
     print(*markdown_table(HEAD, []), sep="\n", flush=True)
     rows, models, shape = [], {}, None
     for case in cases:
-        if case.shape != shape:
+        # A Trainer leaves its autocast in a model.
+        if case.shape != shape or TRAINER in args.work:
             models, shape = variants_of(case.shape, device), case.shape
             if args.without_attention:
                 del models[INTERFACE]
