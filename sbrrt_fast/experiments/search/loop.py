@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -24,7 +24,6 @@ class Search:
     Args:
         num_trials: of the whole search, those of other processes and of earlier calls included.
         minutes: after which no more trial is begun; no limit if None.
-        log: where lines for the user go.
 
     Raises:
         SbrrtError: the folder holds something else, or its study cannot be used.
@@ -35,9 +34,8 @@ class Search:
         plan: Plan,
         num_trials: int,
         minutes: float | None = None,
-        log: Callable[[str], object] = print,
     ):
-        self.plan, self.num_trials, self.log = plan, num_trials, log
+        self.plan, self.num_trials = plan, num_trials
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.shared = SharedStudy(plan)
 
@@ -51,11 +49,13 @@ class Search:
         with self.shared.explained():
             self._write()
             while not self._is_late() and (claim := self.shared.claim(self.num_trials)):
-                with claim.lock:
+                try:
                     self._train(claim)
+                finally:
+                    claim.lock.release()
 
     def _train(self, claim: Claim) -> None:
-        self.log(self._opening(claim))
+        _say(self._opening(claim))
         self._write(draws=False)
         ended = any(t.state.is_finished() for t in self.shared.trials)
         name = f"trial {claim.number} of {self.num_trials}"
@@ -67,7 +67,7 @@ class Search:
             raise Interrupted(message, error.status) from None
         self._tell(claim, outcome)
         self._write()
-        self.log(f"{name}: {_told(outcome)}; {self._best()}")
+        _say(f"{name}: {_told(outcome)}; {self._best()}")
 
     def _tell(self, claim: Claim, outcome: Outcome) -> None:
         scores = {str(seed): score for seed, score in (outcome.scores or {}).items()}
@@ -110,3 +110,8 @@ def _told(outcome: Outcome) -> str:
         return f"{outcome.value:.4f}"
     word = "pruned" if outcome.state == TrialState.PRUNED else "failed:"
     return f"{word} {shown(outcome.reason, 200)}"
+
+
+def _say(line: str) -> None:
+    """Prints a line that whoever follows a file of it sees at once."""
+    print(line, flush=True)

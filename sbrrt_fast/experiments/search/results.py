@@ -79,7 +79,8 @@ def best_recipe(shared: SharedStudy, best: FrozenTrial) -> str:
     """The best trial's settings as YAML that trains from anywhere, and what they are worth."""
     plan = shared.plan
     settings = plan.space.values(best.params)
-    seeds = f"seeds {', '.join(best.user_attrs['scores'])}"
+    seeds = best.user_attrs["scores"]
+    seeds = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(seeds)}"
     lines = [
         f"Trial {best.number + 1}, the best of {counted(shared.trials)}: dev {plan.objective.name} "
         f"{best.value:.4f}",
