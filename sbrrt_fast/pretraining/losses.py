@@ -36,17 +36,22 @@ class HeadGradients:
 
 
 def head_gradients(
-    model: PretrainingModel, hidden: Tensor, batch: MaskedBatch, precision: str = "fp32"
+    model: PretrainingModel,
+    hidden: Tensor,
+    batch: MaskedBatch,
+    precision: str = "fp32",
+    heads_alone: bool = False,
 ) -> HeadGradients:
     """The losses of a batch and their gradients.
 
     Args:
         hidden: [num_tokens, hidden], last hidden states; their graph is not followed.
         batch: on the model's device. precision: ``bf16`` has bf16 matrix products.
+        heads_alone: without the word table's gradient.
     """
     firsts = batch.tokens.cu_seqlens[batch.pairs].long()
     rows = [hidden.detach().index_select(0, x) for x in (batch.masked, firsts)]
-    parameters = [*model.head_parameters(), model.words]
+    parameters = model.head_parameters() + ([] if heads_alone else [model.words])
     with torch.enable_grad(), autocast(hidden.device, precision):
         leaves = [x.requires_grad_() for x in rows]
         losses, terms = row_losses(model, *leaves, batch)

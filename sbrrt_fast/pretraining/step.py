@@ -64,16 +64,18 @@ class PretrainStep:
         return terms | {"gradient_norm": self._update(gradients, index + 1)}
 
     def differentiate(self, batch: MaskedBatch, index: int) -> tuple[Terms, dict[int, Tensor]]:
-        """A batch's terms, and all gradients by id of the parameter."""
+        """A batch's terms, and the gradients of what round ``index`` trains, by id."""
+        heads_alone = index < self.config.head_rounds
         num_tokens = float(batch.tokens.num_tokens)
         batch = replace(batch, tokens=batch.tokens.with_words()).to(self.device)
         rng = to_device(torch.tensor([self.config.seed, index]), self.device)
         hidden = self.passes.forward(batch.tokens, rng)
-        heads = head_gradients(self.model, hidden, batch, self.config.precision)
-        gradients = self.passes.backward(heads.hidden)
-        words = id(self.model.words)
-        total = _added(heads.parameters[words], gradients[words])
+        heads = head_gradients(self.model, hidden, batch, self.config.precision, heads_alone)
         terms = {**heads.terms, "tokens": hidden.new_full((), num_tokens)}
+        if heads_alone:
+            return terms, heads.parameters
+        gradients, words = self.passes.backward(heads.hidden), id(self.model.words)
+        total = _added(heads.parameters[words], gradients[words])
         return terms, {**gradients, **heads.parameters, words: total}
 
     @torch.no_grad()

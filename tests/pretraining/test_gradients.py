@@ -148,3 +148,15 @@ def test_an_update_is_that_of_torch(tmp_path):
     for name, x in results[1].items():
         if not name.endswith("key.bias"):  # Adam makes steps of rounding where a gradient is zero
             assert torch.allclose(results[0][name], x, rtol=0, atol=2e-6), name
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_the_heads_are_trained_alone_at_first(tmp_path, pooling):
+    model = tiny_model(tmp_path / "x", next_sentence=True, pooling=pooling)
+    batch = tiny_batch(tmp_path / "x", next_sentence=True)
+    step, whole = step_of(model, head_rounds=2), step_of(model)
+    (terms, heads), (others, exact) = (s.differentiate(batch, 1) for s in (step, whole))
+    assert terms["pretraining/total"] == others["pretraining/total"]
+    assert heads.keys() == {id(p) for p in model.head_parameters()} < exact.keys()
+    assert all(g.equal(exact[i]) for i, g in heads.items())
+    assert step.differentiate(batch, 2)[1].keys() == exact.keys()
