@@ -33,6 +33,7 @@ class RunEnd:
         config: the run's. model, step: as they were trained.
         run_profile: of its rounds; None without ``--profile``.
         progress: its own. num_rounds: that it was to have. num_ranks: that trained it.
+        other_cores: of ``OtherWork``; None of a run that was resumed.
     """
 
     config: RunConfig
@@ -42,6 +43,7 @@ class RunEnd:
     progress: Progress
     num_rounds: int
     num_ranks: int
+    other_cores: float | None = None
 
     def lines(self) -> list[str]:
         """On its step, skipped updates and the profile."""
@@ -63,7 +65,7 @@ class RunEnd:
             "intervals": intervals_of(rows),
             **run_facts(self.config, self.progress, self.num_rounds, smart),
             SKIPPED: self._skipped().num_skipped,
-            "environment": run_environment(device, self.num_ranks),
+            "environment": run_environment(device, self.num_ranks, self.other_cores),
             "profile": self._profile and self._profile.to_dict(),
         }
 
