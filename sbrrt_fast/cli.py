@@ -21,10 +21,7 @@ COMMANDS = {
         "write a run's predictions for task files or texts",
     ),
     "export": ("sbrrt_fast.commands.export", "write a run's model as ONNX"),
-    "reproduce": (
-        "sbrrt_fast.commands.reproduce",
-        "run all rows of a table of the paper, or of ours",
-    ),
+    "reproduce": ("sbrrt_fast.commands.reproduce", "train every row of a table of results"),
     "compare": ("sbrrt_fast.commands.compare", "two finished runs, or two variants side by side"),
     "report": ("sbrrt_fast.commands.report", "one HTML page about one run or several"),
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
