@@ -39,13 +39,11 @@ class RunRecord:
         notes: lines that belong to the scores.
         is_sample: whether its data are the built-in sample, which is made up.
         means: of the terms that tables show, over the run: ``sst/smart``, ``sst/gain``.
-        curve: (round, overall dev score) of every evaluation during training.
         precision, backend, rounds, best_round: as in ``metrics.json``.
         rounds_per_second, train_seconds, evaluation_seconds: likewise.
         machine: processor, GPU, threads, cores, and other_cores: see ``run_environment``.
         version, commit: of the package; the commit is None where it is not known.
         command: that trains such a run.
-        perturbed: dev scores under changes to the texts, by change and task.
     """
 
     row: str
@@ -56,7 +54,6 @@ class RunRecord:
     scores: dict[str, float | None]
     metrics: dict[str, dict[str, float | str | None]]
     means: dict[str, float]
-    curve: list[tuple[int, float]]
     precision: str
     backend: str
     rounds: int
@@ -70,7 +67,6 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
     commit: str | None = None
     is_sample: bool = False
-    perturbed: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     @property
     def is_alone(self) -> bool:
@@ -98,7 +94,6 @@ def record_of(run: Run, recipe: str, command: str = "", commit: str | None = Non
         scores={name: main_metric(score) for name, score in dev.items()},
         metrics={name: dict(score) for name, score in dev.items() if isinstance(score, Mapping)},
         means={k: v for k, v in metrics["means"].items() if k.endswith(("/smart", "/gain"))},
-        curve=run.curve,
         **{name: metrics[name] for name in _AS_IN_METRICS},
         machine={**shown, "other_cores": environment.get("other_cores")},
         version=environment.get("versions", {}).get("sbrrt_fast", ""),

@@ -29,6 +29,17 @@ class Spread:
         is_known = len(self.values) > 1 and None not in self.values
         return statistics.stdev(self.values) if is_known else None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's t interval of the mean at 95%; None for one seed, or where it is undefined."""
+        if self.mean is None or self.sd is None:
+            return None
+        from scipy.stats import t  # slow to import
+
+        count = len(self.values)
+        half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * self.sd / count**0.5
+        return self.mean - half, self.mean + half
+
     def to_dict(self) -> dict[str, Any]:
         return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
 
@@ -45,26 +56,26 @@ class PairedDifference:
     Attributes:
         num_pairs: seeds that both rows have.
         mean: of the differences.
-        low, high: Student's t interval of the mean at 95%, whose pairs are the seeds (arXiv
+        interval: Student's t interval of the mean at 95%, whose pairs are the seeds (arXiv
             1803.09578 says why seeds are compared and not single runs); None for one pair.
         p_value: of the paired t-test; None for one pair, and where all differences are the same.
     """
 
     num_pairs: int
     mean: float
-    low: float | None = None
-    high: float | None = None
+    interval: tuple[float, float] | None = None
     p_value: float | None = None
 
     @property
     def is_clear(self) -> bool:
         """Whether the interval leaves zero out."""
-        return self.low is not None and self.high is not None and self.low * self.high > 0
+        return self.interval is not None and self.interval[0] * self.interval[1] > 0
 
     def __format__(self, spec: str) -> str:
-        if self.low is None or self.high is None:
+        if self.interval is None:
             return f"{self.mean:+{spec}}"
-        return f"{self.mean:+{spec}} [{self.low:+{spec}}, {self.high:+{spec}}]"
+        low, high = self.interval
+        return f"{self.mean:+{spec}} [{low:+{spec}}, {high:+{spec}}]"
 
 
 def paired_difference(
@@ -84,12 +95,12 @@ def paired_difference(
     if len(pairs) == 1:
         return PairedDifference(1, mean)
     if len(set(differences)) == 1:
-        return PairedDifference(len(pairs), mean, mean, mean)
+        return PairedDifference(len(pairs), mean, (mean, mean))
     from scipy.stats import ttest_1samp  # slow to import
 
     test = ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(LEVEL)
-    return PairedDifference(len(pairs), mean, float(low), float(high), float(test.pvalue))
+    return PairedDifference(len(pairs), mean, (float(low), float(high)), float(test.pvalue))
 
 
 def number(value: float | None, spec: str) -> str:

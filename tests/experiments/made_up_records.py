@@ -25,7 +25,6 @@ def made_up_record(
         "scores": {**scores, "overall": overall},
         "metrics": {task: {NAMES[task]: score} for task, score in scores.items()},
         "means": {"sst/smart": 0.25 * (seed + 1), "sst/gain": 40.0},
-        "curve": [(5, 0.4), (10, 0.5)],
         "precision": "fp32",
         "backend": "auto",
         "rounds": 10,

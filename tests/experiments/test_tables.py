@@ -11,6 +11,7 @@ from scipy import stats
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_fields import config_leaves, known_keys
+from sbrrt_fast.experiments.plots import table_figure
 from sbrrt_fast.experiments.record import read_record, record_path, save_record
 from sbrrt_fast.experiments.report import Report, RowResult
 from sbrrt_fast.experiments.statistics import Spread, paired_difference
@@ -143,7 +144,8 @@ def test_paired_difference_is_the_paired_t_test():
     assert found.num_pairs == 5 and found.mean == pytest.approx((a - b).mean())
     assert found.p_value == pytest.approx(test.pvalue)
     half = stats.t.ppf(0.975, 4) * (a - b).std(ddof=1) / np.sqrt(5)
-    assert found.high - found.mean == pytest.approx(half) == found.mean - found.low
+    low, high = found.interval
+    assert high - found.mean == pytest.approx(half) == pytest.approx(found.mean - low)
     assert found.is_clear == (found.p_value < 0.05)
 
 
@@ -151,9 +153,29 @@ def test_paired_differences_without_much_to_go_by():
     assert paired_difference({0: 0.5}, {1: 0.5}) is None
     assert paired_difference({0: None}, {0: 0.5}) is None
     one = paired_difference({0: 0.75, 1: 0.5}, {0: 0.5})
-    assert (one.num_pairs, one.mean, one.low, f"{one:.3f}") == (1, 0.25, None, "+0.250")
+    assert (one.num_pairs, one.mean, one.interval, f"{one:.3f}") == (1, 0.25, None, "+0.250")
     same = paired_difference({0: 0.75, 1: 0.5}, {0: 0.5, 1: 0.25})
-    assert (same.low, same.high, same.p_value) == (0.25, 0.25, None)
+    assert (same.interval, same.p_value) == ((0.25, 0.25), None)
+
+
+def test_the_interval_of_a_spread_is_the_one_sample_t_interval():
+    values = (0.5, 0.75, 0.625)
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert Spread(values).interval == pytest.approx(expected)
+    assert Spread((0.5,)).interval is None and Spread((0.5, None)).interval is None
+
+
+def test_pictures_have_the_intervals():
+    runs = [{"sst": sst, "para": 0.7, "sts": 0.8} for sst in (0.4, 0.5)]
+    page = report("2", {"round-robin": runs, "sbrrt": [r | {"sts": r["sst"]} for r in runs]})
+    scores, differences = table_figure(page).axes
+    for axes, expected in (
+        (scores, [row.scores["sst"].interval for row in page.rows]),
+        (differences, [page.difference(page.rows[1], "overall").interval]),
+    ):
+        (bars,) = axes.containers[0].lines[2]
+        drawn = [sorted(x for x, _ in segment) for segment in bars.get_segments()]
+        assert drawn == [pytest.approx(bounds) for bounds in expected]
 
 
 def test_numbers_of_a_report():
