@@ -24,7 +24,7 @@ endif
 test test-long: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env minilm train test test-long aot cuda-check wheel bench gpu-check gpu-profile lint format info clean
+.PHONY: help env minilm train test test-long aot cuda-check wheel bench results gpu-check gpu-profile lint format info clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ wheel:  ## build, check and try the wheels for the Pythons here (PYTHONS='3.11 3
 
 bench: env  ## benchmarks: JSON, report and plots in runs/bench (15 minutes; QUICK=1 under 2, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
+
+results: env  ## make docs/results.md from the records of runs (RUNS='runs/reproduce' takes theirs over)
+	$(BIN)/python -m benchmarks.results_page $(RUNS)
 
 gpu-check:  ## build, checks, benchmarks on a GPU machine, 5 and 8 minutes (CALL=1, CALL=2, OUT=dir)
 	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(if $(CALL),--call $(CALL)) $(ARGS)

@@ -25,7 +25,7 @@ COMMANDS = {
         "write a run's predictions for task files or texts",
     ),
     "export": ("sbrrt_fast.commands.export", "write a run's model as ONNX"),
-    "reproduce": ("sbrrt_fast.commands.reproduce", "run every row of the paper's table 1 or 2"),
+    "reproduce": ("sbrrt_fast.commands.reproduce", "train every row of a table of results"),
     "search": ("sbrrt_fast.commands.search", "look for the settings with the best dev score"),
     "compare": ("sbrrt_fast.commands.compare", "two finished runs, or two variants side by side"),
     "report": ("sbrrt_fast.commands.report", "one HTML page about one run or several"),

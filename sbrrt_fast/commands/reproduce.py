@@ -1,8 +1,9 @@
-"""``sbrrt-fast reproduce``: every row of the paper's table 1 or 2."""
+"""``sbrrt-fast reproduce``: every row of a table, the paper's or one of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -10,16 +11,26 @@ from typing import Literal
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.config_fields import known_keys
 from sbrrt_fast.errors import ConfigError, SbrrtError
+from sbrrt_fast.experiments.commit import source_commit
+from sbrrt_fast.experiments.record import (
+    RunRecord,
+    backbone_name,
+    read_record,
+    record_of,
+    record_path,
+    save_record,
+)
 from sbrrt_fast.experiments.report import SAMPLE_WARNING, Report, RowResult
+from sbrrt_fast.experiments.table import Row
+from sbrrt_fast.experiments.table_rows import TABLES
 from sbrrt_fast.experiments.tables import (
-    TABLES,
-    Row,
-    Run,
-    Table,
     check_run,
     check_same_settings,
+    claimed,
     complete_run,
+    lacking,
     pick_rows,
     read_run,
     row_config,
@@ -30,17 +41,20 @@ from sbrrt_fast.recipe_files import recipes_folder
 from sbrrt_fast.training.logging import FINAL
 
 PROG = "sbrrt-fast reproduce"
+RECORDS = "metrics"  # in the output folder
 
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """Train every row of a table of the paper and print it with the paper's values beside ours.
+    """Train every row of a table and print it, with the paper's values beside ours.
 
-    Called again it trains only what is missing. Further flags are those of ``sbrrt-fast train``
-    and hold for every row, such as --precision fp32 or --log.dev-rows 2000.
+    Called again it trains only what is missing; several processes on one output folder share the
+    runs out. Further flags are those of ``sbrrt-fast train`` and hold for every row, such as
+    --precision fp32 or --log.dev-rows 2000.
 
     Attributes:
-        table: 1 is single-task, 2 is multi-task.
+        table: 1 is the paper's single-task and 2 its multi-task table; radius, data, noise and
+            ingredients are ours.
         data_dir: folder of the task files; the built-in sample, whose numbers mean nothing, if
             not given.
         seeds: runs per row, with seeds 0 to N - 1.
@@ -52,7 +66,7 @@ class ReproduceOptions:
         report_only: train nothing, show the finished runs of any seed.
     """
 
-    table: Literal[1, 2]
+    table: Literal["1", "2", "radius", "data", "noise", "ingredients"]
     data_dir: Path | None = None
     seeds: int = 1
     rounds: int | None = None
@@ -70,12 +84,11 @@ def main(argv: Sequence[str]) -> int:
     if options.seeds < 1:
         raise ConfigError(f"--seeds: must be at least 1, got {options.seeds}")
     failures: list[str] = []
-    if options.report_only:
-        folders = {row.name: _finished(options.output, table, row) for row in rows}
-    else:
-        folders = _train_all(options, table, rows, flags, failures)
-    results = [RowResult(row, _runs_of(folders[row.name])) for row in rows]
-    report = Report(table, results, failures)
+    if not options.report_only:
+        _train_all(options, rows, flags, failures)
+    results = {row.name: RowResult(row, list(_records(options, row))) for row in table.rows}
+    shown = [results.pop(row.name) for row in rows]
+    report = Report(table, shown, failures, bases=list(results.values()))
     print(report.text())
     print("written:", *write_report(report, options.output))
     return int(bool(failures))
@@ -86,8 +99,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     from sbrrt_fast.experiments.plots import save_figure, table_figure  # slow to import
 
     make_folder(folder)
-    stem = folder / f"table{report.table.number}"
-    paths = [stem.with_suffix(suffix) for suffix in (".md", ".json", ".png")]
+    paths = [folder / f"table-{report.table.name}{suffix}" for suffix in (".md", ".json", ".png")]
     write_text(paths[0], report.markdown())
     write_json(paths[1], report.to_dict())
     save_figure(table_figure(report), paths[2])
@@ -95,36 +107,35 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def _train_all(
-    options: ReproduceOptions,
-    table: Table,
-    rows: Sequence[Row],
-    flags: Sequence[str],
-    failures: list[str],
-) -> dict[str, list[Path]]:
-    """Trains what is missing; the finished runs' folders by row.
+    options: ReproduceOptions, rows: Sequence[Row], flags: Sequence[str], failures: list[str]
+) -> None:
+    """Trains what is missing, seed by seed, and adds a sentence to ``failures`` for what fails.
 
     Raises:
         SbrrtError: before anything is trained, where a folder holds something else.
     """
     flags = [*flags, *_run_flags(options)]
-    runs = {row.name: _configs(options, table, row, flags) for row in rows}
-    for config in chain.from_iterable(runs.values()):
+    runs = [_configs(options, row, flags, failures) for row in rows]
+    for config in chain.from_iterable(runs):
         check_run(config)
     if options.data_dir is None:
         print(f"!!! {SAMPLE_WARNING} !!!")
-    return {
-        name: [config.output for config in configs if _is_completed(config, failures)]
-        for name, configs in runs.items()
-    }
+    for seed in range(options.seeds):
+        for row, configs in zip(rows, runs, strict=True):
+            if configs:
+                _complete(options, row, configs[seed], flags, failures)
 
 
 def _configs(
-    options: ReproduceOptions, table: Table, row: Row, flags: Sequence[str]
+    options: ReproduceOptions, row: Row, flags: Sequence[str], failures: list[str]
 ) -> list[RunConfig]:
-    """The row's runs, one per seed."""
+    """The row's runs, one per seed; none where this version lacks a setting of the row."""
+    if keys := lacking(row, known_keys(RunConfig())):
+        failures.append(f"{row.name}: this version has no setting {', '.join(keys)}")
+        return []
     config = row_config(row, options.configs, flags, PROG)
     return [
-        replace(config, seed=seed, output=run_folder(options.output, table, row, seed))
+        replace(config, seed=seed, output=run_folder(options.output, row, seed))
         for seed in range(options.seeds)
     ]
 
@@ -138,26 +149,57 @@ def _run_flags(options: ReproduceOptions) -> list[str]:
     return [text for flag, v in values.items() if v is not None for text in (flag, str(v))]
 
 
-def _is_completed(config: RunConfig, failures: list[str]) -> bool:
-    try:
-        complete_run(config)
-    except SbrrtError as error:
-        failures.append(f"{config.recipe}, seed {config.seed}: {error}")
-        print(f"{PROG}: {failures[-1]}")
-        return False
-    return True
+def _complete(
+    options: ReproduceOptions,
+    row: Row,
+    config: RunConfig,
+    flags: Sequence[str],
+    failures: list[str],
+) -> None:
+    """Sees to it that a run is finished, and writes its record if it was trained here."""
+    commit = source_commit()
+    with claimed(config.output) as is_ours:
+        if not is_ours:
+            print(f"{config.output}: another process trains it, passed over")
+            return
+        try:
+            if complete_run(config):
+                command = _command(options, row, config, flags)
+                record = record_of(read_run(config.output), row.recipe, command, commit)
+                save_record(record, options.output / RECORDS)
+        except SbrrtError as error:
+            failures.append(f"{config.recipe}, seed {config.seed}: {error}")
+            print(f"{PROG}: {failures[-1]}")
 
 
-def _finished(output: Path, table: Table, row: Row) -> list[Path]:
-    folder = run_folder(output, table, row, 0).parent
-    folders = [path.parent for path in folder.glob(f"seed*/{FINAL}")]
-    return sorted(folders, key=lambda path: (len(path.name), path.name))
+def _command(options: ReproduceOptions, row: Row, config: RunConfig, flags: Sequence[str]) -> str:
+    """That trains the row's runs, without the folders of this machine."""
+    names = {"--data-dir": "DIR", "--backbone": backbone_name(config)}
+    words = [names.get(before, word) for before, word in zip(["", *flags], flags, strict=False)]
+    table = ["--table", options.table, "--rows", row.name, "--seeds", str(options.seeds)]
+    return shlex.join([*PROG.split(), *table, *words])
 
 
-def _runs_of(folders: Sequence[Path]) -> list[Run]:
-    """The finished runs of a row. SbrrtError where they do not belong together."""
+def _records(options: ReproduceOptions, row: Row) -> Iterator[RunRecord]:
+    """Of the row's finished runs, by seed; those that have none yet get one.
+
+    Raises:
+        SbrrtError: a run cannot be read, or the runs do not belong together.
+    """
+    folders = [path.parent for path in (options.output / row.name).glob(f"seed*/{FINAL}")]
+    folders = sorted(folders, key=lambda path: (len(path.name), path.name))
+    if not options.report_only:
+        folders = [path for path in folders if int(path.name[4:]) < options.seeds]
     runs = [read_run(folder) for folder in folders]
     if runs:
         names = [f"{folders[0]} holds", *(f"in {folder}" for folder in folders[1:])]
         check_same_settings([run.config for run in runs], names)
-    return runs
+    for run in runs:
+        path = record_path(options.output / RECORDS, row.name, run.metrics["seed"])
+        known = read_record(path) if path.is_file() else None
+        record = record_of(
+            run, row.recipe, known.command if known else "", known.commit if known else None
+        )
+        if known is None:
+            save_record(record, options.output / RECORDS)
+        yield record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,7 +11,8 @@ from matplotlib.figure import Figure
 
 from sbrrt_fast.experiments.differences import Comparison, Difference
 from sbrrt_fast.experiments.finished import FinishedComparison
-from sbrrt_fast.experiments.report import Report
+from sbrrt_fast.experiments.report import Report, RowResult
+from sbrrt_fast.experiments.statistics import PairedDifference, Spread
 from sbrrt_fast.files import replacing
 
 
@@ -82,41 +84,52 @@ def _draw(axes, values: list[float | None], name: str, **style) -> None:
 
 
 def table_figure(report: Report) -> Figure:
-    """Scores by row with the paper's beside, and dev curves where runs were scored repeatedly."""
-    rows = [row for row in report.rows if row.runs]
-    curves = {r.row.name: r.runs[0].curve for r in rows if len(r.runs[0].curve) > 1}
-    figure = Figure(figsize=(12 if curves else 7, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
-    _draw_scores(axes[0], report)
-    if curves:
-        for name, curve in curves.items():
-            axes[1].plot(*zip(*curve, strict=True), marker=".", label=name)
-        axes[1].set(xlabel="round", title="overall dev score, first seed")
-        axes[1].legend(fontsize="small")
+    """Scores by row with the paper's beside, and differences from the rows' bases."""
+    compared = [row for row in report.rows if report.difference(row, report.table.columns[-1])]
+    height = max(4.5, 0.35 * len(report.rows))
+    figure = Figure(figsize=(12 if compared else 7, height), layout="constrained")
+    panels = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
+    _draw_scores(panels[0], report)
+    if compared:
+        _draw_differences(panels[1], report, compared)
     figure.suptitle(report.title)
     return figure
 
 
 def _draw_scores(axes, report: Report) -> None:
-    """One colour per task; a dot with its standard deviation is ours, a cross the paper's."""
+    """A dot is the mean over our seeds with its 95% interval, a cross the paper's score."""
     for i, task in enumerate(report.tasks):
         shift = 0.15 * (i - (len(report.tasks) - 1) / 2)
-        spread_of = [(x, row.scores.get(task)) for x, row in enumerate(report.rows)]
-        scored = [(x, s) for x, s in spread_of if s is not None and s.mean is not None]
-        places, spreads = zip(*scored, strict=True) if scored else ((), ())
-        axes.errorbar(
-            [x + shift for x in places],
-            [spread.mean for spread in spreads],
-            yerr=[spread.sd or 0.0 for spread in spreads],
-            fmt="o",
-            color=f"C{i}",
-            label=task,
-        )
-        known = [(x, r.row.paper.scores.get(task)) for x, r in enumerate(report.rows)]
-        marks = [(x + shift + 0.06, score) for x, score in known if score is not None]
+        spreads = [(y, row.scores.get(task)) for y, row in enumerate(report.rows)]
+        scored = [(y + shift, s) for y, s in spreads if s is not None and s.mean is not None]
+        means, errors = [s.mean for _, s in scored], interval_lengths([s for _, s in scored])
+        places, style = [place for place, _ in scored], {"fmt": "o", "capsize": 3}
+        axes.errorbar(means, places, xerr=errors, color=f"C{i}", label=task, **style)
+        known = [(r.row.paper.scores.get(task), y) for y, r in enumerate(report.rows)]
+        marks = [(score, y + shift) for score, y in known if score is not None]
         if marks:
             label = f"{task}, paper"
             axes.scatter(*zip(*marks, strict=True), marker="x", color=f"C{i}", label=label)
-    axes.set_xticks(range(len(report.rows)), [row.row.name for row in report.rows], rotation=20)
-    axes.set(ylabel="dev score", title="dev scores")
+    axes.set_yticks(range(len(report.rows)), [row.row.name for row in report.rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="dev score, 95% interval over seeds")
     axes.legend(fontsize="small")
+
+
+def interval_lengths(values: Sequence[Spread | PairedDifference]) -> list[list[float]]:
+    """How far each 95% interval reaches below and above its mean; 0 where there is none."""
+    bounds = [(value.mean, *(value.interval or (value.mean,) * 2)) for value in values]
+    return [[mean - low for mean, low, _ in bounds], [high - mean for mean, _, high in bounds]]
+
+
+def _draw_differences(axes, report: Report, rows: Sequence[RowResult]) -> None:
+    """Rows less their bases by the last score column, with the paired intervals."""
+    name = report.table.columns[-1]
+    found = [report.difference(row, name) for row in rows]
+    places, errors = range(len(rows)), interval_lengths(found)
+    axes.errorbar([d.mean for d in found], places, xerr=errors, fmt="o", capsize=3)
+    axes.axvline(0.0, color="gray", linewidth=1)
+    labels = [f"{row.row.name}\nless {row.row.base}" for row in rows]
+    axes.set_yticks(places, labels, fontsize="small")
+    axes.invert_yaxis()
+    axes.set(xlabel=f"difference of {name}, paired 95% interval")

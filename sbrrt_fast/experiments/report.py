@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from sbrrt_fast.data.sources import uses_sample
-from sbrrt_fast.experiments.tables import Row, Run, Table
-from sbrrt_fast.training.scores.metrics import main_metric
-from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
+from sbrrt_fast.experiments.record import RunRecord
+from sbrrt_fast.experiments.statistics import (
+    UNKNOWN,
+    PairedDifference,
+    Spread,
+    number,
+    paired_difference,
+)
+from sbrrt_fast.experiments.table import Row, Table
 
-UNKNOWN, UNDEFINED = "—", "undefined"
 SAMPLE_WARNING = (
     "THESE NUMBERS MEAN NOTHING: the runs were trained on the built-in sample, which is made up. "
     "Name the task files with --data-dir."
 )
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A value over seeds, None where it is undefined for one of them.
-
-    ``sd`` is the sample standard deviation; it is None for one seed.
-    """
-
-    values: tuple[float | None, ...]
-
-    @property
-    def mean(self) -> float | None:
-        return None if None in self.values else statistics.fmean(self.values)
-
-    @property
-    def sd(self) -> float | None:
-        is_known = len(self.values) > 1 and None not in self.values
-        return statistics.stdev(self.values) if is_known else None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "sd": self.sd, "values": list(self.values)}
-
-    def __format__(self, spec: str) -> str:
-        if self.mean is None:
-            return UNDEFINED
-        return f"{self.mean:{spec}} ± {_number(self.sd, spec)}"
+Cells = list[str]
 
 
 @dataclass(frozen=True)
@@ -51,56 +30,49 @@ class RowResult:
     """A row and its finished runs, one per seed."""
 
     row: Row
-    runs: Sequence[Run]
+    runs: Sequence[RunRecord]
 
     @property
     def scores(self) -> dict[str, Spread]:
         """Dev scores of the best models by task, and ``overall``; empty without runs."""
-        flat = [_flat_scores(run.metrics["dev"]) for run in self.runs]
-        return {name: Spread(tuple(s[name] for s in flat)) for name in (flat[0] if flat else ())}
+        names = self.runs[0].scores if self.runs else ()
+        return {name: Spread(tuple(run.scores[name] for run in self.runs)) for name in names}
+
+    def by_seed(self, name: str) -> dict[int, float | None]:
+        """A score of each run; empty where the row has none of that name."""
+        return {run.seed: run.scores[name] for run in self.runs if name in run.scores}
 
     @property
     def rounds_per_second(self) -> Spread | None:
-        return Spread(self.setting("rounds_per_second")) if self.runs else None
+        """Of the runs that had the machine for themselves; None without any."""
+        speeds = tuple(run.rounds_per_second for run in self.runs if run.is_alone)
+        return Spread(speeds) if speeds else None
 
     def mean_term(self, task: str, term: str) -> float | None:
         """A term's mean over rounds and seeds, such as R_s (``smart``); None if never measured."""
-        means = [run.metrics["means"].get(f"{task}/{term}") for run in self.runs]
+        means = [run.means.get(f"{task}/{term}") for run in self.runs]
         known = [value for value in means if value is not None]
         return statistics.fmean(known) if known else None
 
-    def setting(self, name: str) -> tuple[Any, ...]:
-        """A value of ``metrics.json`` by seed."""
-        return tuple(run.metrics[name] for run in self.runs)
-
-    @property
-    def backbone(self) -> str:
-        return self.runs[0].config.model.backbone
-
     def to_dict(self, tasks: Sequence[str]) -> dict[str, Any]:
-        paper = self.row.paper
+        paper, speed = self.row.paper, self.rounds_per_second
         record: dict[str, Any] = {
             "row": self.row.name,
-            "seeds": list(self.setting("seed")),
-            "paper": {
-                "scores": dict(paper.scores),
-                "overall": paper.overall,
-                "rounds_per_second": paper.rounds_per_second,
-            },
+            "seeds": [run.seed for run in self.runs],
+            "paper": asdict(paper) | {"overall": paper.overall},
         }
         if not self.runs:
             return record
+        first = self.runs[0]
         return record | {
-            "backbone": self.backbone,
-            "data_dir": str(self.runs[0].config.data_dir or "") or None,
-            "precision": self.runs[0].metrics["precision"],
-            "backend": self.runs[0].metrics["backend"],
-            "rounds": self.runs[0].metrics["rounds"],
+            "backbone": first.backbone,
+            "precision": first.precision,
+            "backend": first.backend,
+            "rounds": first.rounds,
             "scores": {name: spread.to_dict() for name, spread in self.scores.items()},
-            "rounds_per_second": self.rounds_per_second.to_dict(),
+            "rounds_per_second": speed and speed.to_dict(),
             "smart": {task: self.mean_term(task, "smart") for task in tasks},
             "gain": {task: self.mean_term(task, "gain") for task in tasks},
-            "runs": [str(run.folder) for run in self.runs],
         }
 
 
@@ -111,11 +83,13 @@ class Report:
     Attributes:
         rows: results in the table's order; rows without runs are shown as such.
         failures: a sentence for each run that could not be had.
+        bases: results of rows that others are tested against and that are not shown.
     """
 
     table: Table
     rows: Sequence[RowResult]
     failures: Sequence[str] = ()
+    bases: Sequence[RowResult] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -123,114 +97,171 @@ class Report:
 
     @property
     def title(self) -> str:
-        backbones = sorted({row.backbone for row in self.rows if row.runs})
+        backbones = sorted({run.backbone for row in self.rows for run in row.runs})
         named = f"backbone {', '.join(backbones)}" if backbones else "no runs yet"
         warning = " (built-in sample: no results)" if self.is_sample else ""
         return f"{self.table.title}: dev scores, {named}{warning}"
 
     @property
     def is_sample(self) -> bool:
-        configs = [run.config for row in self.rows for run in row.runs]
-        return any(uses_sample(config.tasks, config.data_dir) for config in configs)
+        return any(run.is_sample for row in self.rows for run in row.runs)
+
+    @cached_property
+    def _by_name(self) -> dict[str, RowResult]:
+        return {result.row.name: result for result in (*self.bases, *self.rows)}
+
+    def difference(self, result: RowResult, name: str) -> PairedDifference | None:
+        """A row's score ``name`` less its base's; None where the two have no seed in common."""
+        base = self._by_name.get(result.row.base)
+        return base and paired_difference(result.by_seed(name), base.by_seed(name))
+
+    def slowdown(self, result: RowResult) -> float | None:
+        """How many times slower a row's rounds are than those of its plain row, both alone."""
+        plain = self._by_name.get(result.row.plain)
+        speeds = [one and one.rounds_per_second for one in (plain, result)]
+        return speeds[0].mean / speeds[1].mean if all(speeds) else None
+
+    def paper_slowdown(self, result: RowResult) -> float | None:
+        """The same by the paper's speeds."""
+        plain = self._by_name.get(result.row.plain)
+        speeds = [one and one.row.paper.rounds_per_second for one in (plain, result)]
+        return speeds[0] / speeds[1] if all(speeds) else None
 
     @property
     def notes(self) -> list[str]:
         """Footnotes: what the numbers are, and what they are not."""
-        counts = sorted({len(row.runs) for row in self.rows})
-        seeds = "/".join(str(count) for count in counts)
+        counts = "/".join(map(str, sorted({len(row.runs) for row in self.rows})))
         notes = [
-            f"ours: each run's best model on dev, mean ± standard deviation over {seeds} seed(s); "
+            f"ours: each run's best model on dev, mean ± standard deviation over {counts} seed(s); "
             f"with one seed it is {UNKNOWN}, and single runs prove little.",
-            f"paper: bert-base, dev; {UNKNOWN}: the paper's value is not known to us.",
         ]
-        if any(row.row.paper.scores for row in self.rows):
-            notes.append(
-                "paper, overall: the plain mean of its three scores. The paper has one SBRRT row; "
-                "our variants of it all stand beside that one."
-            )
-        exposures = {exposure_note(run.config) for row in self.rows for run in row.runs} - {""}
-        notes += sorted(exposures)
+        if self._has_paper:
+            notes.append(f"paper: bert-base, dev; {UNKNOWN}: the paper has no such value.")
+        if any(len(row.row.paper.scores) > 1 for row in self.rows):
+            notes.append("paper, overall: the plain mean of its three scores.")
+        notes += sorted({note for row in self.rows for run in row.runs for note in run.notes})
         notes.append(
             "R_s: SMART's term, mean over the run, before its weight. gain: R_s over that of a "
             "random direction of the same size, mean over the logged rounds."
         )
-        for row in self.rows:
-            lines = [line for run in row.runs for line in undefined_notes(run.metrics["dev"])]
-            notes += [f"{row.row.name}: {line}." for line in dict.fromkeys(lines)]
         if any(not row.runs for row in self.rows):
             notes.append("rows with 0 seeds have no finished run.")
         return notes + [f"failed: {failure}" for failure in self.failures]
 
+    @property
+    def _has_paper(self) -> bool:
+        return any(row.row.paper.scores for row in self.rows)
+
     def to_dict(self) -> dict[str, Any]:
         return {
-            "table": self.table.number,
+            "table": self.table.name,
             "title": self.title,
             "is_sample": self.is_sample,
-            "rows": [row.to_dict(self.tasks) for row in self.rows],
+            "rows": [self._row_dict(row) for row in self.rows],
             "notes": self.notes,
             "failures": list(self.failures),
         }
 
+    def _row_dict(self, result: RowResult) -> dict[str, Any]:
+        differences = {name: self.difference(result, name) for name in self.table.columns}
+        return result.to_dict(self.tasks) | {
+            "base": result.row.base,
+            "differences": {name: d and asdict(d) for name, d in differences.items()},
+            "slowdown": self.slowdown(result),
+            "paper_slowdown": self.paper_slowdown(result),
+        }
+
     def text(self) -> str:
-        tables = [_aligned(self._score_table()), _aligned(self._run_table())]
+        tables = [_aligned(table) for table in self._tables()]
         return "\n\n".join([*self._head(self.title), *tables, "\n".join(self.notes)])
 
     def markdown(self) -> str:
-        tables = [_pipes(self._score_table()), _pipes(self._run_table())]
         notes = "\n".join(f"- {note}" for note in self.notes)
+        tables = [pipes(table) for table in self._tables()]
         return "\n\n".join([*self._head(f"## {self.title}"), *tables, notes]) + "\n"
 
     def _head(self, title: str) -> list[str]:
         warning = f"!!! {SAMPLE_WARNING} !!!"
         return [warning, title] if self.is_sample else [title]
 
-    def _score_table(self) -> list[list[str]]:
-        columns = (*self.tasks, "overall")
-        header = ["row", *(cell for name in columns for cell in (name, "paper")), "it/s", "paper"]
-        return [header, *(self._score_cells(row, columns) for row in self.rows)]
+    def _tables(self) -> list[list[Cells]]:
+        tables = [self.score_table(), self.difference_table(), self.run_table(), self.speed_table()]
+        return [table for table in tables if len(table) > 1]
 
-    def _score_cells(self, result: RowResult, columns: Sequence[str]) -> list[str]:
-        scores, paper = result.scores, result.row.paper
-        known = {**paper.scores, "overall": paper.overall}
-        cells = [result.row.name]
-        for name in columns:
-            is_missing = bool(scores) and name not in scores  # the row does not train this task
-            cells.append(f"{scores[name]:.3f}" if name in scores else "")
-            cells.append("" if is_missing else _number(known.get(name), ".3f"))
-        speed = result.rounds_per_second
-        return [
-            *cells,
-            f"{speed.mean:.2f}" if speed else "",
-            _number(paper.rounds_per_second, ".2f"),
+    def score_table(self) -> list[Cells]:
+        """Our scores, with the paper's and the handout's beside where there are any."""
+        names = self.table.columns
+        extra = [
+            [word] if any(getattr(row.row.paper, kind) for row in self.rows) else []
+            for word, kind in (("paper", "scores"), ("handout", "benchmark"))
         ]
+        header = ["row", *(cell for name in names for cell in (name, *extra[0], *extra[1]))]
+        return [header, *(self._score_cells(row, *map(bool, extra)) for row in self.rows)]
 
-    def _run_table(self) -> list[list[str]]:
-        header = ["row", "seeds", "backbone", "precision", "rounds"]
+    def _score_cells(self, result: RowResult, has_paper: bool, has_benchmark: bool) -> Cells:
+        scores, paper, cells = result.scores, result.row.paper, [result.row.name]
+        known = {**paper.scores, "overall": paper.overall}
+        for name in self.table.columns:
+            is_missing = bool(scores) and name not in scores  # the row has no such task
+            cells.append(f"{scores[name]:.3f}" if name in scores else "")
+            for shown, values in ((has_paper, known), (has_benchmark, paper.benchmark)):
+                if shown:
+                    cells.append("" if is_missing else number(values.get(name), ".3f"))
+        return cells
+
+    def difference_table(self) -> list[Cells]:
+        """Each row less its base, seed by seed, with 95% intervals."""
+        header = ["row", "less", "pairs", *self.table.columns]
+        return [header, *(self._difference_cells(row) for row in self._compared())]
+
+    def _compared(self) -> list[RowResult]:
+        columns = self.table.columns
+        return [r for r in self.rows if any(self.difference(r, name) for name in columns)]
+
+    def _difference_cells(self, result: RowResult) -> Cells:
+        differences = [self.difference(result, name) for name in self.table.columns]
+        pairs = max(d.num_pairs for d in differences if d)
+        cells = [f"{d:.3f}" if d else "" for d in differences]
+        return [result.row.name, result.row.base, str(pairs), *cells]
+
+    def run_table(self) -> list[Cells]:
+        """What was trained, and how large R_s was."""
+        header = ["row", "seeds", "backbone", "precision", "rounds", "minutes"]
         header += [f"{name} {task}" for name in ("R_s", "gain") for task in self.tasks]
         return [header, *(self._run_cells(row) for row in self.rows)]
 
-    def _run_cells(self, result: RowResult) -> list[str]:
+    def _run_cells(self, result: RowResult) -> Cells:
         cells = [result.row.name, str(len(result.runs))]
         if not result.runs:
-            return cells + [""] * (3 + 2 * len(self.tasks))
-        metrics = result.runs[0].metrics
-        cells += [result.backbone, metrics["precision"], str(metrics["rounds"])]
+            return cells + [""] * (4 + 2 * len(self.tasks))
+        first = result.runs[0]
+        minutes = statistics.fmean(
+            run.train_seconds + run.evaluation_seconds for run in result.runs
+        )
+        cells += [first.backbone, first.precision, str(first.rounds), f"{minutes / 60:.1f}"]
         for term in ("smart", "gain"):
             means = (result.mean_term(task, term) for task in self.tasks)
             cells += ["" if value is None else f"{value:.3g}" for value in means]
         return cells
 
+    def speed_table(self) -> list[Cells]:
+        """Rounds per second of runs that had the machine for themselves, beside the paper's."""
+        rows = [row for row in self.rows if row.rounds_per_second]
+        header = ["row", "it/s", "paper", "times slower than", "ours", "paper's"]
+        return [header, *(self._speed_cells(row) for row in rows)]
 
-def _flat_scores(dev: Mapping[str, Any]) -> dict[str, float | None]:
-    """Each task's main metric, and ``overall``."""
-    return {name: main_metric(score) for name, score in dev.items()}
+    def _speed_cells(self, result: RowResult) -> Cells:
+        ratios = self.slowdown(result), self.paper_slowdown(result)
+        return [
+            result.row.name,
+            f"{result.rounds_per_second:.2f}",
+            number(result.row.paper.rounds_per_second, ".2f"),
+            result.row.plain,
+            *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+        ]
 
 
-def _number(value: float | None, spec: str) -> str:
-    return UNKNOWN if value is None else format(value, spec)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _aligned(rows: Sequence[Cells]) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -238,6 +269,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _pipes(rows: Sequence[Sequence[str]]) -> str:
+def pipes(rows: Sequence[Cells]) -> str:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -1,18 +1,23 @@
-"""The rows of the paper's tables, and how a run of a row is trained, resumed or kept."""
+"""How a run of a table's row is trained, resumed or kept."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_cli import parse_cli
 from sbrrt_fast.config_fields import config_leaves, did_you_mean
 from sbrrt_fast.config_io import CALL_FIELDS, load_config, portable
 from sbrrt_fast.errors import ConfigError, SbrrtError
+from sbrrt_fast.experiments.table import Row, Table
+from sbrrt_fast.files import make_folder
 from sbrrt_fast.training.callbacks import Callback
 from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import (
@@ -25,71 +30,6 @@ from sbrrt_fast.training.run_folder import (
 from sbrrt_fast.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class Paper:
-    """The paper's results for a row, as far as they are known to us.
-
-    Attributes:
-        scores: dev scores by task.
-        rounds_per_second: its speed.
-    """
-
-    scores: Mapping[str, float] = field(default_factory=dict)
-    rounds_per_second: float | None = None
-
-    @property
-    def overall(self) -> float | None:
-        """The plain mean of the scores."""
-        return sum(self.scores.values()) / len(self.scores) if self.scores else None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row: a recipe in the configs folder, and fields that differ from it."""
-
-    name: str
-    recipe: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    paper: Paper = field(default_factory=Paper)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper; ``tasks`` are its score columns."""
-
-    number: int
-    title: str
-    tasks: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-SBRRT = Paper({"sst": 0.505, "para": 0.719, "sts": 0.567}, 1.45)
-
-TABLES = {
-    1: Table(
-        1,
-        "Table 1, single-task fine-tuning",
-        ("sst", "cfimdb"),
-        tuple(
-            Row(name, name)
-            for name in ("sst-pretrain", "sst-finetune", "cfimdb-pretrain", "cfimdb-finetune")
-        ),
-    ),
-    2: Table(
-        2,
-        "Table 2, multi-task fine-tuning",
-        ("sst", "para", "sts"),
-        (
-            Row("round-robin", "round-robin"),
-            Row("smart", "smart"),
-            Row("sbrrt", "sbrrt", paper=SBRRT),
-            Row("sbrrt-mtdnn", "sbrrt", {"smart.preset": "mtdnn"}, SBRRT),
-            Row("sbrrt-paper", "sbrrt-paper", paper=SBRRT),
-        ),
-    ),
-}
-
-
 def pick_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
     """The named rows in the table's order; all without names.
 
@@ -100,7 +40,7 @@ def pick_rows(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known) or f"; its rows are {', '.join(known)}"
-            raise ConfigError(f"--rows: table {table.number} has no row '{name}'{hint}")
+            raise ConfigError(f"--rows: table {table.name} has no row '{name}'{hint}")
     return tuple(row for row in table.rows if not names or row.name in names)
 
 
@@ -131,8 +71,19 @@ def row_config(row: Row, configs: Path, flags: Sequence[str], prog: str) -> RunC
     return replace(config, recipe=row.name)
 
 
-def run_folder(output: Path, table: Table, row: Row, seed: int) -> Path:
-    return output / f"table{table.number}" / row.name / f"seed{seed}"
+def run_folder(output: Path, row: Row, seed: int) -> Path:
+    """Of a run; a row has the same ones in every table."""
+    return output / row.name / f"seed{seed}"
+
+
+def lacking(row: Row, known: Collection[str]) -> list[str]:
+    """The settings of a row that this version does not have.
+
+    Args:
+        known: dotted keys of all that there are.
+    """
+    sections = {key[:i] for key in known for i, letter in enumerate(key) if letter == "."}
+    return [key for key in row.overrides if key not in sections and key not in known]
 
 
 def check_run(config: RunConfig) -> None:
@@ -148,12 +99,31 @@ def check_run(config: RunConfig) -> None:
         check_output(config.output)
 
 
+@contextlib.contextmanager
+def claimed(run: Path) -> Iterator[bool]:
+    """Whether this process has a run to itself inside the block: False where another one has it.
+
+    The lock lies beside the run's folder, and the system gives it back when a process ends.
+    """
+    make_folder(run.parent)
+    lock = filelock.FileLock(run.parent / f".{run.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def complete_run(
     config: RunConfig,
     log: Callable[[str], object] = print,
     callbacks: Sequence[Callback] = (),
     title: str | None = None,
-) -> None:
+) -> bool:
     """Sees to it that ``config.output`` holds this run, finished.
 
     A finished run is kept. An interrupted one goes on from its saved state, or starts anew where
@@ -162,6 +132,9 @@ def complete_run(
     Args:
         callbacks: follow it while it trains. title: of its progress bar; the recipe if None.
 
+    Returns:
+        whether anything was trained.
+
     Raises:
         SbrrtError: see ``check_run``; or training fails.
     """
@@ -169,7 +142,7 @@ def complete_run(
     output = config.output
     if is_finished(output):
         log(f"{output}: is finished, kept")
-        return
+        return False
     if not is_run(output):
         log(f"{output}: training")
     elif has_state(output):
@@ -179,6 +152,7 @@ def complete_run(
         log(f"{output}: was interrupted before a state was saved, starts anew")
         config = replace(config, overwrite=True, resume=False)
     Trainer(config, log, callbacks, title=title).run()
+    return True
 
 
 def check_same_settings(configs: Sequence[RunConfig], names: Sequence[str]) -> None:
@@ -204,7 +178,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of a row.
+    """A finished run.
 
     Attributes:
         metrics: the contents of its ``metrics.json``.

@@ -35,6 +35,7 @@ class RunEnd:
         run_profile: of its rounds; None without ``--profile``.
         progress: its own. num_rounds: that it was to have. num_ranks: that trained it.
         train_tasks: the rows that it was trained on, by task.
+        other_cores: of ``OtherWork``; None of a run that was resumed.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class RunEnd:
     num_rounds: int
     num_ranks: int
     train_tasks: Mapping[str, TokenizedTask]
+    other_cores: float | None = None
 
     def lines(self) -> list[str]:
         """On its step, skipped updates, learnt weights and the profile."""
@@ -71,7 +73,7 @@ class RunEnd:
             SKIPPED: self._skipped().num_skipped,
             "train_data": train_data(self.train_tasks),
             "log_variances": self._log_variances or None,
-            "environment": run_environment(device, self.num_ranks),
+            "environment": run_environment(device, self.num_ranks, self.other_cores),
             "profile": self._profile and self._profile.to_dict(),
         }
 

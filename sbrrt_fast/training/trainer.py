@@ -29,6 +29,7 @@ from sbrrt_fast.training.cards.model_card import DevScores
 from sbrrt_fast.training.cost.profile import NoClock, RunProfile
 from sbrrt_fast.training.dev_evaluator import DevEvaluator
 from sbrrt_fast.training.due import DueRounds
+from sbrrt_fast.training.environment import OtherWork
 from sbrrt_fast.training.evaluated import save_evaluated
 from sbrrt_fast.training.extension import check_fresh, check_has_more, extension_line
 from sbrrt_fast.training.finite import check_interval, check_trained
@@ -85,6 +86,7 @@ class Trainer:
     def _build(
         self, config: RunConfig, log: Callable[[str], object], callbacks: Sequence[Callback]
     ) -> None:
+        self.other_work = OtherWork()
         check_fresh(config)
         check_libraries(config.tasks)
         require(config.backend)
@@ -295,6 +297,7 @@ class Trainer:
             *(self.config, self.model, self.step, self.profile, self.progress, self.num_rounds),
             num_ranks=self.ranks.size,
             train_tasks=self.train_tasks,
+            other_cores=None if self.config.resume else self.other_work.cores(),
         )
         with first_alone(self.ranks, "measuring the profile") as is_first, self.ranks.patient():
             for line in end.lines() if is_first else ():

@@ -154,7 +154,7 @@ def test_real_data_are_trained_on_scored_predicted_and_tabled(folder):
     predictions = {path.name for path in (folder / "runs/sbrrt/predictions").iterdir()}
     tasks = ("sst", "para", "sts")
     assert predictions == {f"{t}-{s}-output.csv" for t in tasks for s in ("dev", "test")}
-    assert (folder / "runs/reproduce/table2.md").exists()
+    assert (folder / "runs/reproduce/table-2.md").exists()
 
 
 @pytest.mark.usefixtures("minilm_dir")

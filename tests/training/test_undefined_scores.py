@@ -14,8 +14,11 @@ import torch
 from sbrrt_fast.cli import main
 from sbrrt_fast.commands.reproduce import write_report
 from sbrrt_fast.data.task import BUILTIN_TASKS
-from sbrrt_fast.experiments.report import Report, RowResult, Spread
-from sbrrt_fast.experiments.tables import TABLES, pick_rows, read_run
+from sbrrt_fast.experiments.record import RunRecord, record_of
+from sbrrt_fast.experiments.report import Report, RowResult
+from sbrrt_fast.experiments.statistics import Spread
+from sbrrt_fast.experiments.table_rows import TABLES
+from sbrrt_fast.experiments.tables import pick_rows, read_run
 from sbrrt_fast.training.scores.metrics import is_better, overall, pearson, why_undefined
 from sbrrt_fast.training.scores.table import (
     flatten_scores,
@@ -178,26 +181,30 @@ def load_trainer_config(run: Path, rounds: int, log_state: int):
     return load_config(run / "config.yaml", overrides)
 
 
+def record(run: Path) -> RunRecord:
+    return record_of(read_run(run), "sbrrt")
+
+
 def test_reports_and_plots_take_an_undefined_score(tmp_path, data):
     run = train_tiny(tmp_path, "--rounds", "2", "--log.evaluate-every", "1")
     set_labels(data, lambda i: str(i % 5))
     defined = train_tiny(tmp_path, "--rounds", "2", "--output", str(tmp_path / "defined"))
-    table = TABLES[2]
-    rows = pick_rows(table, ["round-robin", "smart"])
+    table = TABLES["2"]
+    rows = pick_rows(table, ["smart", "round-robin"])
     results = [
-        RowResult(rows[0], [read_run(run), read_run(defined.parent / "defined")]),
-        RowResult(rows[1], [read_run(run)]),
+        RowResult(rows[0], [record(run), record(defined.parent / "defined")]),
+        RowResult(rows[1], [record(run)]),
     ]
     report = Report(table, results)
     text = report.text()
-    assert "round-robin: sts/pearson is undefined: all labels are 3" in text
-    line = next(line for line in text.splitlines() if line.startswith("smart"))
+    assert "sts/pearson is undefined: all labels are 3" in text
+    line = next(line for line in text.splitlines() if line.startswith("round-robin"))
     assert line.split().count("undefined") == 2  # sts and overall
-    record = report.to_dict()["rows"][0]["scores"]["sts"]
-    assert record["mean"] is None and record["values"][0] is None and record["values"][1]
+    scores = report.to_dict()["rows"][0]["scores"]["sts"]
+    assert scores["mean"] is None and scores["values"][0] is None and scores["values"][1]
     for path in write_report(report, tmp_path / "report"):
         assert path.stat().st_size > 0
-    json.loads((tmp_path / "report" / "table2.json").read_text(), parse_constant=pytest.fail)
+    json.loads((tmp_path / "report" / "table-2.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_a_spread_of_an_undefined_value():

@@ -21,6 +21,8 @@ class SavedEnvironment:
     processor: str | None = None
     threads: int | None = None
     gpu: str | None = None
+    cores: int | None = None
+    other_cores: float | None = None
     finished: str | None = None
 
 
