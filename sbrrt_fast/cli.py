@@ -22,12 +22,13 @@ COMMANDS = {
     ),
     "export": ("sbrrt_fast.commands.export", "write a run's model as ONNX"),
     "reproduce": ("sbrrt_fast.commands.reproduce", "run every row of the paper's table 1 or 2"),
+    "robustness": ("sbrrt_fast.commands.robustness", "finished runs on perturbed dev texts"),
     "compare": ("sbrrt_fast.commands.compare", "two finished runs, or two variants side by side"),
     "report": ("sbrrt_fast.commands.report", "one HTML page about one run or several"),
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
     "completion": ("sbrrt_fast.commands.completion", "print a script that completes for a shell"),
 }
-ALONE = ("export", "reproduce", "compare", "report")  # in one process
+ALONE = ("export", "reproduce", "robustness", "compare", "report")  # in one process
 HELP = "help"  # [COMMAND], the same as COMMAND --help
 
 

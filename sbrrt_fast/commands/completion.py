@@ -54,6 +54,9 @@ def script(shell: str) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
     own = text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip()
+    if shell == "fish":  # the system takes no argument of 128 KiB
+        assert _FISH_CALL in own, "tyro's script calls Python in another way now"
+        own = own.replace(_FISH_CALL, _FISH_PIPE)
     return own + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
 
 
@@ -110,6 +113,9 @@ def _choice(name: str, words: tuple[str, ...]) -> type:
     kinds = tuple(_command(word, dataclasses.make_dataclass(word.title(), [])) for word in words)
     return dataclasses.make_dataclass(name, [("word", Union[kinds])])  # noqa: UP007
 
+
+_FISH_CALL = '($python_cmd -c "$pycode" $words $current)'
+_FISH_PIPE = '(printf %s "$pycode" | $python_cmd - $words $current)'
 
 # The last lines of tyro's script that are replaced, and what stands in their place: recipes after
 # --config, and file names where there is nothing to complete.
