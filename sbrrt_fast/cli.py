@@ -26,13 +26,16 @@ COMMANDS = {
     ),
     "export": ("sbrrt_fast.commands.export", "write a run's model as ONNX"),
     "reproduce": ("sbrrt_fast.commands.reproduce", "train every row of a table of results"),
+    "robustness": ("sbrrt_fast.commands.robustness", "finished runs on perturbed dev texts"),
     "search": ("sbrrt_fast.commands.search", "look for the settings with the best dev score"),
     "compare": ("sbrrt_fast.commands.compare", "two finished runs, or two variants side by side"),
     "report": ("sbrrt_fast.commands.report", "one HTML page about one run or several"),
     "info": ("sbrrt_fast.commands.info", "versions, devices, and which op can run how"),
     "completion": ("sbrrt_fast.commands.completion", "print a script that completes for a shell"),
 }
-ALONE = ("pretrain", "export", "reproduce", "search", "compare", "report")  # in one process
+ALONE = (  # in one process
+    *("pretrain", "export", "reproduce", "robustness", "search", "compare", "report"),
+)
 HELP = "help"  # [COMMAND], the same as COMMAND --help
 
 

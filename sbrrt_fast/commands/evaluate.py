@@ -11,6 +11,8 @@ from tyro.conf import arg
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.commands.trained_run import RunArguments, TrainedRun, join_ranks, open_run
+from sbrrt_fast.data.perturb import RATE, SEED, Perturbation
+from sbrrt_fast.data.perturbed import Perturbing
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.data.task import Metric, Split, TaskConfig, metrics_of
 from sbrrt_fast.errors import ConfigError, DataError, OutputError
@@ -22,6 +24,13 @@ from sbrrt_fast.training.scores.confusion import confusion_record, confusion_tex
 from sbrrt_fast.training.scores.evaluate import score_tasks
 from sbrrt_fast.training.scores.intervals import intervals_of
 from sbrrt_fast.training.scores.metrics import check_libraries
+from sbrrt_fast.training.scores.perturbed import (
+    PerturbedScores,
+    perturbed_notes,
+    perturbed_record,
+    perturbed_table,
+    score_perturbed,
+)
 from sbrrt_fast.training.scores.rows import FOLDER, write_errors, write_run_rows
 from sbrrt_fast.training.scores.scored import ScoredTask, scores_of
 from sbrrt_fast.training.scores.table import exposure_note, score_table, untrained_note
@@ -39,12 +48,19 @@ class EvaluateArguments(RunArguments):
         split: which files to score; tasks whose test file has no labels are passed over.
         metrics: further metrics than those of the run, each for the tasks whose heads it fits.
         output: also write the scores to this JSON file.
+        perturb: also score the split with perturbed texts, labels as they are: by typos, in upper
+            case, with marks lost or given, spaces lost or put into words, words lost or swapped.
+        perturb_rate: the probability that a word, mark or gap is changed.
+        perturb_seed: with a row's task, split and id it decides how the row is changed.
         errors: also write the rows that are wrong to this folder, the worst first.
         rows: write RUN/evaluation.
     """
 
     split: Split = "dev"
     metrics: tuple[Metric, ...] = ()
+    perturb: tuple[Perturbation, ...] = ()
+    perturb_rate: float = RATE
+    perturb_seed: int = SEED
     output: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: writes nothing)")
     ] = None
@@ -52,6 +68,12 @@ class EvaluateArguments(RunArguments):
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: writes nothing)")
     ] = None
     rows: bool = True
+
+    @property
+    def perturbing(self) -> Perturbing:
+        """Raises ConfigError for a rate that is none."""
+        names = tuple(dict.fromkeys(self.perturb))
+        return Perturbing(names, self.perturb_rate, self.perturb_seed)
 
     @property
     def writes_rows(self) -> bool:
@@ -69,29 +91,52 @@ def main(argv: Sequence[str]) -> int:
 
 def _evaluate(arguments: EvaluateArguments, ranks: Ranks) -> None:
     run = open_run(arguments, ranks)
-    with ranks.together("looking at --metrics"):
+    with ranks.together("looking at the arguments"):
         _check_metrics(arguments.metrics, run.config.tasks)
+        perturbing = arguments.perturbing
     tasks, unlabelled = _load(run, arguments)
     with first_alone(ranks, "making folders") as is_first:
         if is_first:
             _make_folders(arguments)
     scored = score_tasks(run.model, tasks, **run.options)
+    perturbed = _perturbed(run, scored, perturbing)
     with first_alone(ranks, "writing the scores") as is_first, ranks.patient():
         if is_first:
-            _write(arguments, run, scored)
-            for line in _notes(run, tasks, unlabelled):
+            _write(arguments, run, scored, perturbed)
+            notes = perturbed_notes(perturbing, run.tokenizer)
+            for line in [*_notes(run, tasks, unlabelled), *notes]:
                 print(line)
 
 
-def _write(arguments: EvaluateArguments, run: TrainedRun, scored: dict[str, ScoredTask]) -> None:
+def _perturbed(
+    run: TrainedRun, scored: dict[str, ScoredTask], settings: Perturbing
+) -> list[PerturbedScores]:
+    """The scores with each perturbation, on every rank."""
+    arguments = settings, run.max_length
+    return [
+        score_perturbed(run.model, run.tokenizer, scored, name, *arguments, **run.options)
+        for name in settings.names
+    ]
+
+
+def _write(
+    arguments: EvaluateArguments,
+    run: TrainedRun,
+    scored: dict[str, ScoredTask],
+    perturbed: list[PerturbedScores],
+) -> None:
     """Prints the scores and writes the files."""
     scores, intervals = scores_of(scored), intervals_of(scored)
     print(_heading(arguments, run))
     print(score_table(scores, {name: s.num_examples for name, s in scored.items()}, intervals))
     for text in filter(None, map(confusion_text, scored.values())):
         print(f"\n{text}")
+    values = {arguments.split: scores, "intervals": intervals}
+    if perturbed:
+        print(f"\n{perturbed_table(scored, perturbed, arguments.perturbing)}")
+        values["perturbed"] = perturbed_record(scored, perturbed, arguments.perturbing)
     if arguments.output is not None:
-        record = _record(arguments, run, {arguments.split: scores, "intervals": intervals}, scored)
+        record = _record(arguments, run, values, scored)
         write_json(arguments.output, record)
     _write_rows(arguments, scored)
 

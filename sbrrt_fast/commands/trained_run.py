@@ -74,6 +74,11 @@ class TrainedRun:
         return data or "the built-in sample (made up; no results)"
 
     @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence; longer ones are cut."""
+        return min(self.config.model.max_length, self.model.config.max_position_embeddings)
+
+    @property
     def options(self) -> dict:
         """Keyword arguments of ``evaluate.predict``, as in training."""
         packed = self.config.layout == "packed"

@@ -24,6 +24,7 @@ from sbrrt_fast.commands.info import InfoArguments
 from sbrrt_fast.commands.predict import PredictArguments
 from sbrrt_fast.commands.report import ReportArguments
 from sbrrt_fast.commands.reproduce import ReproduceOptions
+from sbrrt_fast.commands.robustness import RobustnessArguments
 from sbrrt_fast.commands.search import SearchOptions
 from sbrrt_fast.commands.train import load_config, parse_cli, split_config_flag
 from sbrrt_fast.config import RunConfig
@@ -41,6 +42,7 @@ ARGUMENTS = {
     "export": ExportArguments,
     "predict": PredictArguments,
     "report": ReportArguments,
+    "robustness": RobustnessArguments,
     "info": InfoArguments,
     "completion": CompletionArguments,
 }
