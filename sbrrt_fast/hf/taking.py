@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 
 from torch import nn
 
@@ -39,7 +40,7 @@ class Candidate:
         return KernelRow(self.name, type(self.module).__name__, ops, self.reason)
 
 
-def family_of(module: nn.Module):
+def family_of(module: nn.Module) -> ModuleType | None:
     """The module of ``sbrrt_fast.hf`` for a model's class, or None."""
     for kind in type(module).__mro__:
         name = FAMILIES.get(kind.__module__)
@@ -61,13 +62,13 @@ def candidates_of(name: str, model: nn.Module) -> Iterator[Candidate]:
             yield Candidate(path, module, fused, why or fused._sbrrt_why_not(module))
 
 
-def _fused_class(family, module: nn.Module) -> type[Fused] | None:
+def _fused_class(family: ModuleType, module: nn.Module) -> type[Fused] | None:
     if isinstance(module, Fused):
         return type(module)
     return family.FUSED.get(type(module))
 
 
-def _why_no_model(family, model: nn.Module) -> str:
+def _why_no_model(family: ModuleType, model: nn.Module) -> str:
     if type(model).forward is not family.MODEL.forward:
         return f"{type(model).__name__} has a forward of its own"
     config = model.config
@@ -79,7 +80,7 @@ def _why_no_model(family, model: nn.Module) -> str:
     return ""
 
 
-def _why_no_encoder(family, model: nn.Module, encoder: nn.Module) -> str:
+def _why_no_encoder(family: ModuleType, model: nn.Module, encoder: nn.Module) -> str:
     """Why the layers cannot run on packed rows, or nothing."""
     if getattr(model.config, "chunk_size_feed_forward", 0):
         return "config.chunk_size_feed_forward cuts padded batches"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.smart.divergence import Divergence
+from sbrrt_fast.smart.presets import weighted
 from sbrrt_fast.smart.regularizer import SmartOutput, SmartRegularizer
 
 
@@ -71,9 +72,7 @@ class SmartCallback(_callback_class()):
         **options: Any,
     ):
         super().__init__()
-        self.config = smart or SmartConfig(weight=1.0)
-        if self.config.weight == 0:
-            raise ValueError("SmartCallback: smart.weight is 0; give SmartConfig(weight=1.0)")
+        self.config = weighted(smart, "SmartCallback")
         self._divergence, self._name, self._options = divergence, model, options
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -100,6 +99,10 @@ class SmartCallback(_callback_class()):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Gives the module its ``training_step`` back."""
         vars(pl_module).pop("training_step", None)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """As ``teardown``, which Lightning leaves out where ``fit`` is broken off."""
+        self.teardown(trainer, pl_module, "fit")
 
     def _with_smart(self, trainer: Any, module: Any, step: Callable) -> Callable:
         @functools.wraps(step)

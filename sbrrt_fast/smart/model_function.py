@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ from sbrrt_fast.smart.divergence import Divergence
 from sbrrt_fast.smart.replay import RandomState, nothing_drawn, replayed
 
 ModelFn = Callable[..., Any]
+MASKS_ARE_GONE = (
+    "SmartRegularizer: the model draws random numbers (dropout), so the given logits cannot be had "
+    "again; let the regulariser run the clean pass: regularizer(embeddings, mask=mask), or call "
+    "model.eval()"
+)
 
 
 class ModelFunction:
@@ -24,6 +30,7 @@ class ModelFunction:
             tuple that begins with them.
         divergence: of the outputs. inputs: keyword arguments of every call.
         dtype: of the model's products, where it enters an autocast of its own.
+        masks_are_gone: the error where the clean pass's masks are not known and it had some.
     """
 
     def __init__(
@@ -32,11 +39,12 @@ class ModelFunction:
         divergence: Divergence,
         inputs: Mapping[str, Any],
         dtype: torch.dtype | None = None,
+        masks_are_gone: str = MASKS_ARE_GONE,
     ):
         self.function, self.divergence, self.inputs = function, divergence, inputs
         self.dtype = dtype
         self.shape: torch.Size | None = None
-        self._masks: Callable = nothing_drawn
+        self._masks: Callable = partial(nothing_drawn, masks_are_gone)
 
     def clean(self, run: Callable[[], Any]) -> tuple[Any, RandomState | None]:
         """What ``run`` returns, whose masks later calls have, and the state before it.

@@ -24,6 +24,11 @@ from sbrrt_fast.smart.model_function import ModelFunction, uncached_autocast
 from sbrrt_fast.smart.replay import RandomState
 from sbrrt_fast.smart.transformers import unwrapped
 
+MASKS_ARE_GONE = (
+    "MomentumTeacher: the model draws random numbers (dropout); give the state before its pass, "
+    "random_state=smart.random_state, or call model.eval()"
+)
+
 
 class MomentumTeacher:
     """A moving average of a model's weights, and the divergence of the model from it.
@@ -80,7 +85,8 @@ class MomentumTeacher:
             ValueError: the teacher gives another shape, or drops out and has no random state.
         """
         inputs.pop("labels", None)
-        model = ModelFunction(lambda _, **batch: self.teacher(**batch), divergence, inputs)
+        call = lambda _, **batch: self.teacher(**batch)  # noqa: E731
+        model = ModelFunction(call, divergence, inputs, masks_are_gone=MASKS_ARE_GONE)
         student = model.outputs(logits)
         if random_state is not None:
             model.replay(random_state)

@@ -67,6 +67,18 @@ def resolve(config: SmartConfig) -> SmartConfig:
     return resolved
 
 
+def weighted(config: SmartConfig | None, owner: str) -> SmartConfig:
+    """The resolved settings of what adds R_s to a loss by itself; a weight of 1 if None.
+
+    Raises:
+        ConfigError: a value outside its range. ValueError: the weight is 0, naming the owner.
+    """
+    config = resolve(config or SmartConfig(weight=1.0))
+    if config.weight == 0:
+        raise ValueError(f"{owner}: smart.weight is 0; give SmartConfig(weight=1.0)")
+    return config
+
+
 def ascent_options(config: SmartConfig) -> dict[str, Any]:
     """Keyword arguments of ``smart_ascend`` from a resolved configuration."""
     names = ("step_size", "normalize_gradient", "projection", "radius", "norm", "level")

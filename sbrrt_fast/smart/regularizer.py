@@ -25,7 +25,7 @@ from sbrrt_fast.smart.jacobian_choice import Choice, ChosenJacobian
 from sbrrt_fast.smart.jacobians import AutogradJacobian
 from sbrrt_fast.smart.model_function import ModelFn, ModelFunction, tensor_of
 from sbrrt_fast.smart.presets import resolve
-from sbrrt_fast.smart.replay import RandomState
+from sbrrt_fast.smart.replay import RandomState, replayed
 
 if TYPE_CHECKING:
     from sbrrt_fast.smart.transformers import TransformersRegularizer
@@ -63,9 +63,11 @@ class SmartOutput:
     def gain(self, noise: Tensor | None = None) -> Tensor:
         """R_s(delta) / R_s(a random direction of the same norms), a scalar.
 
-        To be called before the weights change.
+        To be called before the weights change. It moves no generator, so what follows is as it
+        would be without it.
         """
-        return self._around.gain(self.delta, noise)
+        with replayed(RandomState()):
+            return self._around.gain(self.delta, noise)
 
 
 class SmartRegularizer:
@@ -288,7 +290,14 @@ class Around:
 
     def _noise(self, noise: Tensor | None) -> Tensor:
         x = self.clean.embeddings
-        return torch.randn_like(x) if noise is None else noise.to(x.dtype)
+        if noise is None:
+            return torch.randn_like(x)
+        if noise.shape != x.shape:
+            raise ValueError(
+                f"SmartRegularizer: noise must be {tuple(x.shape)} as the embeddings are, got "
+                f"{tuple(noise.shape)}"
+            )
+        return noise.to(x.dtype)
 
 
 def _tokens(embeddings: Tensor, mask: Tensor | None, sequence: Tensor | None) -> Tokens:

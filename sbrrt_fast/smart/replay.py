@@ -58,16 +58,12 @@ def replayed(state: RandomState | None) -> Iterator[None]:
 
 
 @contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """ValueError if random numbers were drawn inside."""
+def nothing_drawn(message: str) -> Iterator[None]:
+    """ValueError with this message if random numbers were drawn inside."""
     before = RandomState()
     yield
     if before.has_moved():
-        raise ValueError(
-            "SmartRegularizer: the model draws random numbers (dropout), so the given logits "
-            "cannot be had again; let the regulariser run the clean pass: "
-            "regularizer(embeddings, mask=mask), or call model.eval()"
-        )
+        raise ValueError(message)
 
 
 def _cuda_generators() -> tuple[torch.Generator, ...]:

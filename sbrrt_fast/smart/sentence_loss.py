@@ -17,8 +17,9 @@ from sbrrt_fast.config import SmartConfig
 from sbrrt_fast.smart.column_embeddings import ColumnEmbeddings
 from sbrrt_fast.smart.divergence import SQUARED, SYMMETRIC_KL, Divergence
 from sbrrt_fast.smart.model_function import ModelFunction
+from sbrrt_fast.smart.presets import weighted
 from sbrrt_fast.smart.regularizer import SmartOutput, SmartRegularizer
-from sbrrt_fast.smart.transformers import TransformersRegularizer, check_not_compiled, unwrapped
+from sbrrt_fast.smart.transformers import TransformersRegularizer, check_hookable, unwrapped
 
 Columns = Sequence[dict[str, Any]]
 Outputs = Callable[[list[Tensor]], Tensor]
@@ -59,9 +60,7 @@ class SmartLoss(nn.Module):
         divergence: Divergence | None = None,
     ):
         super().__init__()
-        self.config = smart or SmartConfig(weight=1.0)
-        if self.config.weight == 0:
-            raise ValueError("SmartLoss: smart.weight is 0; give SmartConfig(weight=1.0)")
+        self.config = weighted(smart, "SmartLoss")
         if not isinstance(getattr(loss, "model", None), nn.Module):
             raise ValueError(
                 f"SmartLoss: {type(loss).__name__} has no model; give a loss of "
@@ -130,7 +129,7 @@ class SmartLoss(nn.Module):
     def _regularizer_of_model(self) -> TransformersRegularizer:
         """One per model; the Trainer may give the loss another."""
         model = unwrapped(self.model)
-        check_not_compiled(model)
+        check_hookable(model)
         encoder = getattr(model[0], "auto_model", None)
         if encoder is None:
             raise ValueError("SmartLoss: the model's first module must be a transformer")
@@ -156,17 +155,19 @@ class SmartLoss(nn.Module):
             )
 
 
-def _has_classifier(loss: nn.Module) -> bool:
-    from sentence_transformers.sentence_transformer.losses import SoftmaxLoss
+def _is_a(loss: nn.Module, name: str) -> bool:
+    """Whether a loss is of a class of sentence-transformers, whose modules move with versions."""
+    theirs = [k for k in type(loss).__mro__ if k.__module__.startswith("sentence_transformers.")]
+    return name in [kind.__name__ for kind in theirs]
 
-    return isinstance(loss, SoftmaxLoss)
+
+def _has_classifier(loss: nn.Module) -> bool:
+    return _is_a(loss, "SoftmaxLoss")
 
 
 def _similarity(loss: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """[num_examples, dimension] twice -> [num_examples]."""
-    from sentence_transformers.sentence_transformer.losses import CoSENTLoss
-
-    return loss.similarity_fct if isinstance(loss, CoSENTLoss) else torch.cosine_similarity
+    return loss.similarity_fct if _is_a(loss, "CoSENTLoss") else torch.cosine_similarity
 
 
 def _classifier_logits(loss: nn.Module, sentences: list[Tensor]) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sbrrt_fast.config import BregmanConfig, SmartConfig
 from sbrrt_fast.smart.divergence import Divergence
+from sbrrt_fast.smart.presets import weighted
 from sbrrt_fast.smart.regularizer import SmartOutput, SmartRegularizer
-from sbrrt_fast.smart.replay import RandomState, replayed
 from sbrrt_fast.smart.transformers import TransformersRegularizer
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ class SmartTrainerMixin:
         divergence: Divergence | None = None,
         **kwargs: Any,
     ):
-        self._smart = smart or SmartConfig(weight=1.0)
-        if self._smart.weight == 0:
-            raise ValueError("SmartTrainerMixin: smart.weight is 0; give SmartConfig(weight=1.0)")
+        self._smart = weighted(smart, "SmartTrainerMixin")
         if bregman is not None and bregman.weight == 0:
             raise ValueError(
                 "SmartTrainerMixin: bregman.weight is 0; give BregmanConfig(weight=0.8), or None"
@@ -132,8 +130,7 @@ class SmartTrainerMixin:
         self._means.add("smart", smart.loss)
         every = self.state.logging_steps or 1
         if (self.state.global_step + 1) % every == 0:
-            with replayed(RandomState()):  # a log's random direction moves no generator
-                self._smart_gain = smart.gain()
+            self._smart_gain = smart.gain()
         penalty = self._smart.weight * smart.loss
         if self._bregman is None:
             return penalty

@@ -55,7 +55,7 @@ class TransformersRegularizer:
         backend: str = "auto",
     ):
         self.model, self._inner = model, unwrapped(model)
-        check_not_compiled(self._inner)
+        check_hookable(self._inner)
         settings = getattr(self._inner, "config", None)
         self.divergence = divergence or divergence_of_model(settings)
         self.layer = embedding_layer or embedding_layer_of(self._inner)
@@ -161,8 +161,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, parallel) else model
 
 
-def check_not_compiled(model: nn.Module) -> None:
-    """ValueError for a compiled model, whose graph has no place for a hook on its layers."""
+def check_hookable(model: nn.Module) -> None:
+    """ValueError for a model that does not call its own layers.
+
+    A compiled graph has no place for a hook, and DataParallel calls copies.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "SmartRegularizer: DataParallel calls copies of the model; start a process per GPU "
+            "instead, which train in DistributedDataParallel: torchrun --nproc-per-node 2 script.py"
+        )
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise ValueError(
             "SmartRegularizer: a compiled model runs no hook on its embedding layer; compile "

@@ -73,6 +73,15 @@ def test_r_s_is_added_and_logged(smart_callback):
     assert torch.equal(module.training_step(BATCH, 0), loss)
 
 
+def test_a_fit_that_was_broken_off_leaves_the_module_as_it_was(smart_callback):
+    module, callback = Module(), smart_callback()
+    trainer = SimpleNamespace(global_step=0, log_every_n_steps=0)
+    callback.on_fit_start(trainer, module)
+    callback.on_exception(trainer, module, KeyboardInterrupt())
+    assert "training_step" not in vars(module)
+    torch.testing.assert_close(step(module, callback), sum(expected(module)))
+
+
 def test_a_step_may_return_a_dictionary_or_nothing(smart_callback):
     module = Module(lambda loss: {"loss": loss, "seen": 4})
     result = step(module, smart_callback())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sbrrt_fast import SmartConfig, SmartRegularizer
+from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.smart.trainer import SmartTrainerMixin
 from tests.smart.examples import example
 from tests.smart.stock_models import bert, padded_batch
@@ -93,9 +94,11 @@ def test_r_s_and_its_gain_are_logged():
     assert evaluation == {"eval_loss": 1.0}
 
 
-def test_a_weight_of_0_is_refused():
+def test_a_weight_of_0_or_a_setting_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"smart\.weight is 0"):
         SmartBase(smart=SmartConfig(weight=0.0))
+    with pytest.raises(ConfigError, match=r"smart\.radius: must be above 0"):
+        SmartBase(smart=SmartConfig(weight=1.0, radius=-1.0))
 
 
 def test_minilm_in_a_stock_trainer_is_attacked(minilm_dir, tmp_path):

@@ -120,6 +120,26 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, settings):
     assert last[0] == last[1] > 0
 
 
+def test_adapters_have_a_teacher_of_their_own(tmp_path):
+    """Checkpoints hold what is trained alone, of the model and of the teacher."""
+    peft = pytest.importorskip("peft")
+
+    def adapted():
+        model = bert().train()
+        torch.manual_seed(1)
+        names = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
+        return peft.get_peft_model(model, peft.LoraConfig(r=4, lora_dropout=0.1, **names))
+
+    whole = smart_trainer(adapted(), tmp_path / "whole", BREGMAN)
+    whole.train()
+    resumed = smart_trainer(adapted(), tmp_path / "resumed", BREGMAN)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    trained = {n for n, p in whole.model.named_parameters() if p.requires_grad}
+    assert averages(whole).keys() == trained and len(trained) == 10
+    assert_equal(weights(resumed.model), weights(whole.model))
+    assert_equal(averages(resumed), averages(whole))
+
+
 def test_a_log_changes_nothing(tmp_path):
     """The random direction that the gain is over is drawn aside."""
     trained = []

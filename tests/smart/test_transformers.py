@@ -136,6 +136,23 @@ def test_a_compiled_model_is_refused():
             regularizer_of(model)
 
 
+def test_copies_of_a_model_are_refused():
+    with pytest.raises(ValueError, match="start a process per GPU instead"):
+        regularizer_of(nn.DataParallel(bert()))
+
+
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"noise must be \(4, 9, 32\) as the embeddings are"):
+        regularizer_of(bert())(**BATCH, noise=torch.ones(4, 9, 1))
+
+
+def test_a_gain_moves_no_generator():
+    smart = regularizer_of(bert().train())(**BATCH)
+    before = torch.get_rng_state()
+    assert smart.gain() > 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_decoder_is_perturbed_at_its_word_embeddings():
     config = transformers.GPT2Config(
         vocab_size=90, n_embd=32, n_layer=2, n_head=2, n_positions=20, num_labels=2, pad_token_id=1
@@ -192,7 +209,7 @@ def test_the_teacher_drops_out_as_the_student_did():
     assert teacher.loss(smart.logits, random_state=smart.random_state, **arguments) == 0
     fresh = teacher.loss(smart.logits, random_state=RandomState(), **arguments)
     assert fresh > 1e-3
-    with pytest.raises(ValueError, match="draws random numbers"):
+    with pytest.raises(ValueError, match="give the state before its pass, random_state=smart"):
         teacher.loss(smart.logits, **BATCH)
     fresh.backward()
     assert model.classifier.weight.grad.norm() > 0
