@@ -67,7 +67,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "bregman.weight", c.bregman.weight, 0 <= c.bregman.weight < math.inf, "at least 0"
     yield "bregman.beta", c.bregman.beta, 0 <= c.bregman.beta <= 1, "from 0 to 1"
     yield from _lora_rules(c.lora, c.mode)
-    yield from _optimizer_rules(c.optimizer)
+    yield from _optimizer_rules(c.optimizer, c.mode)
     yield from _average_rules(c.average, c.bregman.weight)
     for key in _COMPUTED_WITH:
         section, name = key.split(".")
@@ -106,7 +106,7 @@ def _lora_rules(lora: LoraConfig, mode: str) -> Iterator[Rule]:
     yield "lora.targets", lora.targets, are_different, "names that are each given once"
 
 
-def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
+def _optimizer_rules(o: OptimizerConfig, mode: str) -> Iterator[Rule]:
     for name in ("learning_rate", "head_learning_rate", "eps"):
         value = getattr(o, name)
         yield f"optimizer.{name}", value, value is None or 0 < value < math.inf, "above 0"
@@ -117,6 +117,11 @@ def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
     yield "optimizer.warmup", o.warmup, 0 <= o.warmup <= 1, "from 0 to 1"
     decay = o.layer_decay
     yield "optimizer.layer_decay", decay, 0 < decay <= 1, "above 0 and at most 1"
+    for name in ("frozen_layers", "unfreeze_every"):
+        key, count = f"optimizer.{name}", getattr(o, name)
+        yield key, count, count >= 0, "at least 0"
+        is_fine = count == 0 or mode == "finetune"
+        yield key, count, is_fine, "0 with mode 'pretrain', in which no layer trains"
 
 
 def _average_rules(a: AverageConfig, teacher_weight: float) -> Iterator[Rule]:

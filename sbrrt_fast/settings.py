@@ -125,6 +125,10 @@ class OptimizerConfig:
         clip_norm: largest global gradient norm; 0 does not clip.
         layer_decay: factor on the encoder's rate per layer from the top: layer l of L (from 0) has
             layer_decay^(L - 1 - l), the embeddings layer_decay^L, pooler and heads 1.
+        frozen_layers: the embeddings and so many of the lowest layers stay as they are loaded; 0
+            trains all.
+        unfreeze_every: rounds after which one more layer trains, from the top, the embeddings last;
+            heads and pooler always train. 0 trains all from the first round on.
     """
 
     learning_rate: float = 1e-4
@@ -136,6 +140,8 @@ class OptimizerConfig:
     decay: Literal["linear", "cosine", "constant"] = "linear"
     clip_norm: float = 1.0
     layer_decay: float = 1.0
+    frozen_layers: int = 0
+    unfreeze_every: int = 0
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,10 @@ def smart(**fields) -> RunConfig:
     return replace(SBRRT, smart=replace(SBRRT.smart, **fields))
 
 
+def with_optimizer(config: RunConfig, **fields) -> RunConfig:
+    return replace(config, optimizer=replace(config.optimizer, **fields))
+
+
 CONFIGS = {
     "per task": SBRRT,
     "joint": JOINT,
@@ -100,6 +104,11 @@ CONFIGS = {
         },
     ),
     "smoothed": replace(JOINT, tasks=TASKS | {"sst": replace(TASKS["sst"], label_smoothing=0.1)}),
+    "frozen layer": with_optimizer(JOINT, frozen_layers=1),
+    "frozen layer, no SMART": with_optimizer(PLAIN, frozen_layers=1),
+    "unfreezing": with_optimizer(SBRRT, unfreeze_every=2),
+    "joint, unfreezing": with_optimizer(JOINT, unfreeze_every=1),
+    "layer decay": with_optimizer(JOINT, layer_decay=0.5),
     "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
 }
 
@@ -125,6 +134,8 @@ def build(
     model = random_model(dtype, pooling, config.tasks).to(device)
     if frozen:
         model.freeze_encoder()
+    elif config.optimizer.frozen_layers:
+        model.freeze_layers(config.optimizer.frozen_layers)
     return step_over(kind, model, config)
 
 

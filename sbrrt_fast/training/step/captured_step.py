@@ -59,6 +59,7 @@ class Key(NamedTuple):
 
     parts: tuple[Shape, ...]
     beta: float
+    num_resting: int  # heights, see ``Resting``
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ class CapturedStep:
         if not self._is_possible or not isinstance(self.clock, NoClock):  # a clock waits
             return self.step.train(work, index, step, report)
         groups = [self._filled(part, work.common) for part in work.parts]
-        key = Key(tuple(map(Shape.of, groups)), self.update.beta_at(step))
+        num_resting = self.passes.resting.num_heights
+        self._forget_others(num_resting)
+        key = Key(tuple(map(Shape.of, groups)), self.update.beta_at(step), num_resting)
         captured = self._ready(key, groups, step)
         if captured is None:
             terms = self.step.train_groups([[group] for group in groups], index, step, report)
@@ -158,6 +161,12 @@ class CapturedStep:
             return terms
         reported = self._reported(groups, index) if report else {}
         return reported | self._replay(captured, groups, index)
+
+    def _forget_others(self, num_resting: int) -> None:
+        """More of the encoder trains than before, and what it was captured for comes no more."""
+        others = [key for key in self._captured if key.num_resting != num_resting]
+        for key in others:
+            del self._captured[key]
 
     def _replay(self, captured: Captured, groups: list[Group], index: int) -> Terms:
         self.num_replays += 1

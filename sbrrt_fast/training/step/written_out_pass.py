@@ -8,6 +8,7 @@ from torch import Tensor
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.resting import Resting
 from sbrrt_fast.training.step.update import FusedUpdate, Gradients
 from sbrrt_fast.training.step.written_out import WrittenOutPass
 from sbrrt_fast.training.step.written_out_model import WrittenOutModel
@@ -18,6 +19,9 @@ class WrittenOut(WrittenOutModel):
 
     def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
         return [self.group(batches).with_words(words)]
+
+    def rest(self, resting: Resting) -> None:
+        self.resting, self.sums.lowest_layer = resting, resting.lowest_layer
 
     def start(self, num_parts: int) -> None:
         self.sums.start(num_parts)
