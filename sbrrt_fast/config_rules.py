@@ -79,7 +79,7 @@ def _rules(c: RunSettings) -> Iterator[Rule]:
     yield "model.max_length", longest, longest >= shortest, f"at least {shortest}"
     yield from bregman_rules(c.bregman)
     yield from _lora_rules(c.lora, c.mode)
-    yield from _optimizer_rules(c.optimizer)
+    yield from _optimizer_rules(c.optimizer, c.mode)
     yield from _average_rules(c.average, c.bregman.weight)
     yield from _surgery_rules(c)
     for key in _COMPUTED_WITH:
@@ -123,7 +123,7 @@ def _lora_rules(lora: LoraConfig, mode: str) -> Iterator[Rule]:
     yield "lora.targets", lora.targets, are_different, "names that are each given once"
 
 
-def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
+def _optimizer_rules(o: OptimizerConfig, mode: str) -> Iterator[Rule]:
     for name in ("learning_rate", "head_learning_rate", "eps"):
         value = getattr(o, name)
         yield f"optimizer.{name}", value, value is None or 0 < value < math.inf, "above 0"
@@ -134,6 +134,11 @@ def _optimizer_rules(o: OptimizerConfig) -> Iterator[Rule]:
     yield "optimizer.warmup", o.warmup, 0 <= o.warmup <= 1, "from 0 to 1"
     decay = o.layer_decay
     yield "optimizer.layer_decay", decay, 0 < decay <= 1, "above 0 and at most 1"
+    for name in ("frozen_layers", "unfreeze_every"):
+        key, count = f"optimizer.{name}", getattr(o, name)
+        yield key, count, count >= 0, "at least 0"
+        is_fine = count == 0 or mode == "finetune"
+        yield key, count, is_fine, "0 with mode 'pretrain', in which no layer trains"
 
 
 def _average_rules(a: AverageConfig, teacher_weight: float) -> Iterator[Rule]:
@@ -150,6 +155,8 @@ def _surgery_rules(c: RunSettings) -> Iterator[Rule]:
         (c.round.update == "joint", "round.update 'per_task' (set round.update to 'joint')"),
         (len(c.trained_tasks) > 1, "one task, which no other conflicts with"),
         (c.mode == "finetune", "mode 'pretrain', where tasks share no trained weights"),
+        (c.optimizer.frozen_layers == 0, "frozen layers, whose gradients it would compare"),
+        (c.optimizer.unfreeze_every == 0, "layers that are not trained yet"),
     ]
     for is_fine, where in may_be:
         yield key, kind, kind == "none" or is_fine, f"'none' with {where}"

@@ -127,6 +127,10 @@ class OptimizerConfig:
             layer_decay^(L - 1 - l), the embeddings layer_decay^L, pooler and heads 1.
         surgery: ``pcgrad`` projects the tasks' gradients of a joint update onto the normal plane of
             those that they conflict with (arXiv 2001.06782); it needs ``round.update: joint``.
+        frozen_layers: the embeddings and so many of the lowest layers stay as they are loaded; 0
+            trains all.
+        unfreeze_every: rounds after which one more layer trains, from the top, the embeddings last;
+            heads and pooler always train. 0 trains all from the first round on.
     """
 
     learning_rate: float = 1e-4
@@ -139,6 +143,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     layer_decay: float = 1.0
     surgery: Literal["none", "pcgrad"] = "none"
+    frozen_layers: int = 0
+    unfreeze_every: int = 0
 
 
 @dataclass(frozen=True)

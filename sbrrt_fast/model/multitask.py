@@ -12,7 +12,9 @@ from sbrrt_fast.data.task import TaskConfig
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.heads import build_head, class_logits, predictions, task_loss
+from sbrrt_fast.model.height import height_of, num_layers
 from sbrrt_fast.model.label_units import LabelUnits
+from sbrrt_fast.ranges import check
 
 
 class TaskHeads(nn.ModuleDict):
@@ -155,3 +157,17 @@ class MultiTaskModel(nn.Module):
     def freeze_encoder(self) -> None:
         """Trains the heads alone (``mode: pretrain``)."""
         self.encoder.requires_grad_(False)
+
+    def freeze_layers(self, count: int) -> None:
+        """Leaves the embeddings and the ``count`` lowest layers as they are.
+
+        Raises:
+            ConfigError: the encoder has fewer, or none of its own.
+        """
+        key = "optimizer.frozen_layers"
+        most = num_layers((name for name, _ in self.named_parameters()), key)
+        check([(key, count, count <= most, f"at most {most}, the encoder's number of layers")])
+        for name, parameter in self.named_parameters():
+            height = height_of(name)
+            if height is not None and height <= count:
+                parameter.requires_grad_(False)

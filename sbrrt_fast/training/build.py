@@ -85,8 +85,10 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
         add_lora(encoder, config.lora, config.seed)
     model.freeze_heads(config.tasks.keys() - config.trained_tasks.keys())
     if config.mode == "pretrain":
-        _check_heads_train(model)
         model.freeze_encoder()
+    elif config.optimizer.frozen_layers:
+        model.freeze_layers(config.optimizer.frozen_layers)
+    _check_all_train(model, config)
     if config.round.task_weights == "uncertainty":
         model.learn_weights()
     return model, tokenizer
@@ -197,12 +199,19 @@ def log_dev_choice(
         )
 
 
-def _check_heads_train(model: MultiTaskModel) -> None:
-    for name, task in model.tasks.items():
-        if task.train and not any(True for _ in model.heads[name].parameters()):
+def _check_all_train(model: MultiTaskModel, config: RunConfig) -> None:
+    """ConfigError for a task that is to be trained and of which nothing trains."""
+    if any(p.requires_grad for p in model.encoder.parameters()):
+        return
+    what, mend = "mode 'pretrain'", "mode 'finetune'"
+    if config.mode == "finetune":
+        what = f"optimizer.frozen_layers {config.optimizer.frozen_layers}"
+        mend = "fewer frozen layers"
+    for name in config.trained_tasks:
+        if not any(True for _ in model.heads[name].parameters()):
             raise ConfigError(
-                f"tasks.{name}.head: '{model.tasks[name].head}' has no weights, so with mode "
-                "'pretrain' there is nothing to train; use mode 'finetune' or another head"
+                f"tasks.{name}.head: '{model.tasks[name].head}' has no weights, so with {what} "
+                f"there is nothing to train; use {mend} or another head"
             )
 
 

@@ -82,6 +82,10 @@ def learnt(config: RunConfig) -> RunConfig:
     return replace(config, tasks=tasks, round=replace(config.round, task_weights="uncertainty"))
 
 
+def with_optimizer(config: RunConfig, **fields) -> RunConfig:
+    return replace(config, optimizer=replace(config.optimizer, **fields))
+
+
 CONFIGS = {
     "per task": SBRRT,
     "joint": JOINT,
@@ -109,6 +113,11 @@ CONFIGS = {
     "surgery": replace(JOINT, optimizer=OptimizerConfig(warmup=0.0, surgery="pcgrad")),
     "uncertainty": learnt(SBRRT),
     "uncertainty, joint": learnt(JOINT),
+    "frozen layer": with_optimizer(JOINT, frozen_layers=1),
+    "frozen layer, no SMART": with_optimizer(PLAIN, frozen_layers=1),
+    "unfreezing": with_optimizer(SBRRT, unfreeze_every=2),
+    "joint, unfreezing": with_optimizer(JOINT, unfreeze_every=1),
+    "layer decay": with_optimizer(JOINT, layer_decay=0.5),
     "clipped": replace(SBRRT, optimizer=OptimizerConfig(warmup=0.0, clip_norm=1e-3)),
 }
 
@@ -134,6 +143,8 @@ def build(
     model = random_model(dtype, pooling, config.tasks).to(device)
     if frozen:
         model.freeze_encoder()
+    elif config.optimizer.frozen_layers:
+        model.freeze_layers(config.optimizer.frozen_layers)
     return step_over(kind, model, config)
 
 

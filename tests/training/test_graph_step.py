@@ -104,11 +104,28 @@ def num_expected(step: CapturedStep) -> int:
             filled = step._part(group)
             beta = step.update.beta_at(index * (1 if step.is_joint else 3) + 1)
             sizes = ((x.names, x.tokens.num_tokens, x.tokens.max_length) for x in filled)
-            key = *sizes, beta
+            resting = step.step.unfreezing.at(index).num_heights
+            key = *sizes, beta, resting
             seen[key] = seen.get(key, 0) + 1
             count += seen[key] >= SIGHTS
-    assert count >= NUM_ROUNDS / 4
+    assert count >= NUM_ROUNDS / 4 or step.config.optimizer.unfreeze_every
     return count
+
+
+@pytest.mark.parametrize("update", ["joint", "per_task"])
+def test_every_part_that_unfreezes_is_captured_anew(update):
+    """And the graphs of before are given back."""
+    config = steps.with_optimizer(JOINT, unfreeze_every=SIGHTS)
+    config = replace(config, round=replace(config.round, update=update))
+    ours, theirs, graphs = captured(config), launched(config), []
+    for index in range(10):  # of 2 layers and the embeddings
+        batches = steps.make_round(index)
+        assert_same_bits(ours.round(batches, index), theirs.round(batches, index))
+        graphs.append({key.num_resting for key in ours._captured})
+    assert_same_bits(state(ours), state(theirs))
+    each = 1 if update == "joint" else 3
+    assert ours.num_replays == 3 * each
+    assert [graphs[i] for i in (2, 5, 8, 9)] == [{3}, {2}, {1}, set()]
 
 
 @pytest.mark.parametrize("name", ["per task", "paper", "masks of their own", "no teacher"])

@@ -35,7 +35,7 @@ def launched(config) -> CapturedStep:
     return step
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "bf16"])
+@pytest.mark.parametrize("name", [*(n for n in CONFIGS if "unfreezing" not in n), "bf16"])
 def test_a_captured_step_is_the_same_in_every_order(name):
     config = replace(SBRRT, precision="bf16") if name == "bf16" else CONFIGS[name]
     ours, theirs = ordered(config), launched(config)
@@ -45,7 +45,9 @@ def test_a_captured_step_is_the_same_in_every_order(name):
     for one in ours._captured.values():
         main, *sides = one.graph.num_calls.values()
         assert len(sides) == 1 + (config.bregman.weight > 0)
-        assert all(main > side >= 8 for side in sides)  # the weights' products, the teacher's pass
+        least = 4 * (2 - config.optimizer.frozen_layers)
+        # The weights' products, the teacher's pass.
+        assert all(main > side >= least for side in sides)
 
 
 def test_a_step_forks_by_the_names_of_torch_cuda():

@@ -163,37 +163,39 @@ class PackedEncoder:
                 ``kept`` rows. The products' cotangents are kept always.
         """
         sums = self.workspace.norm_sums[:, : block.num_sequences] if keeps else None
-        for index in self._backwards:
+        for index in self._down_to(0):
             self._back(index, [block], sums)
         return self._cotangent(block.rows)
 
-    def backward(self, blocks: Sequence[Block], kept: KeptRows | None = None) -> Tensor:
-        """Gradient at the first layer's input, float32 [rows, hidden]; leaves the weights' too.
+    def backward(
+        self, blocks: Sequence[Block], kept: KeptRows | None = None, lowest: int = 0
+    ) -> Tensor:
+        """Gradient at a layer's input, float32 [rows, hidden]; leaves the weights' too.
 
         Args:
             blocks: rows whose ``last_cotangent`` is set.
             kept: the rows before those of the blocks, that were pulled back already.
+            lowest: the layer at which it ends; those below have no gradients.
         """
         rows, sums = span_of(blocks), self.workspace.norm_sums
         self.workspace.clear_padding(rows[1])
         num_kept = 0
         if kept is not None:
             num_kept = kept.num_sequences
-            self._scale(rows[0], kept.row_factors)
+            self._scale(rows[0], kept.row_factors, lowest)
         count = num_kept + sum(block.num_sequences for block in blocks)
-        for index in self._backwards:
+        for index in self._down_to(lowest):
             self._back(index, blocks, sums[:, num_kept:count])
             with self.streams.fork(WEIGHTS):
                 arguments = self.saved[index], self.d[index], rows[1], self.gradients.layers[index]
                 self.layers[index].weight_gradients(*arguments)
                 self.on_layer(index)
-        self._sum_vectors(rows[1], count, kept)
+        self._sum_vectors(rows[1], count, kept, len(self.layers) - lowest)
         self.streams.join(WEIGHTS)
         return self._cotangent(rows)
 
-    @property
-    def _backwards(self) -> Iterable[int]:
-        return reversed(range(len(self.layers)))
+    def _down_to(self, lowest: int) -> Iterable[int]:
+        return reversed(range(lowest, len(self.layers)))
 
     def _back(self, index: int, blocks: Sequence[Block], norm_sums: Tensor | None) -> None:
         """One layer's backward; ``norm_sums`` has the last layer first."""
@@ -204,22 +206,26 @@ class PackedEncoder:
         d = self.d[0].rows(*rows)
         return d.hidden + d.product
 
-    def _scale(self, stop: int, factors: Tensor) -> None:
+    def _scale(self, stop: int, factors: Tensor, lowest: int) -> None:
         """Scales the narrower factor of each product, so that the cotangents are the loss's."""
-        space = self.workspace
-        inputs = space.activations["x_low"][:-1], space.activations["y_low"]
-        for kept in (*inputs, space.cotangents["narrow1"], space.cotangents["narrow2"]):
+        space, count = self.workspace, len(self.layers) - lowest
+        inputs = space.activations["x_low"][lowest:-1], space.activations["y_low"][lowest:]
+        cotangents = (space.cotangents[name][:count] for name in ("narrow1", "narrow2"))
+        for kept in (*inputs, *cotangents):
             kept[:, :stop].mul_(factors[:, None])
 
-    def _sum_vectors(self, stop: int, num_sequences: int, kept: KeptRows | None) -> None:
-        """The gradients of biases and of the LayerNorms, of all layers at once."""
+    def _sum_vectors(
+        self, stop: int, num_sequences: int, kept: KeptRows | None, num_layers: int
+    ) -> None:
+        """The gradients of biases and of the LayerNorms, of all upper layers at once."""
         space, add = self.workspace, self.ops.column_sums_into
-        sums = space.norm_sums[:, :num_sequences].flatten(2)
+        sums = space.norm_sums[:num_layers, :num_sequences].flatten(2)
         rows = None if kept is None else kept.row_factors
         sequences = None if kept is None else kept.sequence_factors
-        add(sums, sequences, self.gradients.vectors_of(*NORM_VECTORS))
+        add(sums, sequences, self.gradients.vectors_of(*NORM_VECTORS)[:num_layers])
         for name, bias in (("wide", "inner_bias"), ("qkv", "qkv_bias")):
-            add(space.cotangents[name][:, :stop], rows, self.gradients.vectors_of(bias))
+            cotangents = space.cotangents[name][:num_layers, :stop]
+            add(cotangents, rows, self.gradients.vectors_of(bias)[:num_layers])
 
     def _embedding_site(self, stream: DropoutStream) -> tuple:
         config = self.config

@@ -101,8 +101,8 @@ class EncoderWeights:
 
     def _field(self, name: str, members: list[nn.Parameter]) -> Tensor:
         is_copy = name in MULTIPLIED and self.dtype != members[0].dtype
-        if not is_copy and len(members) == 1:
-            return members[0].detach()
+        if not is_copy and (whole := one_piece(members)) is not None:
+            return whole
         fused = torch.cat([p.detach() for p in members]).to(self.dtype)
         for p, part in zip(members, fused.chunk(len(members)), strict=True):
             if is_copy:
@@ -141,6 +141,21 @@ class EncoderWeights:
     def mark_fresh(self) -> None:
         """The optimiser's pass has just written the copies."""
         self._versions = [p._version for p, _ in self._sources]
+
+
+def one_piece(members: list[nn.Parameter]) -> Tensor | None:
+    """Tensors that lie one after the other in memory as one; None where they do not."""
+    first = members[0].detach()
+    if len(members) == 1:
+        return first
+    place = first.data_ptr()
+    for p in members:
+        if p.data_ptr() != place or not p.is_contiguous() or p.dtype != first.dtype:
+            return None
+        place += p.nbytes
+    if any(p.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() for p in members):
+        return None
+    return first.as_strided((sum(len(p) for p in members), *first.shape[1:]), first.stride())
 
 
 class ModelGradients:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
@@ -18,6 +18,7 @@ from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.autograd_task_gradients import AutogradTaskGradients
 from sbrrt_fast.training.step.gradient_sums import sum_over_ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.resting import Resting
 from sbrrt_fast.training.step.round_pass import ADVERSARIAL_PASS, CLEAN_PASS, TEACHER_PASS, Terms
 from sbrrt_fast.training.step.update import Gradients, TorchUpdate
 
@@ -49,6 +50,8 @@ class AutogradModel:
         self.by_task: AutogradTaskGradients | None = None
         if config.optimizer.surgery == "pcgrad":
             self.by_task = AutogradTaskGradients(model, config.backend, ranks)
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._resting: list[nn.Parameter] = []
 
     def groups(self, batches: list[TaskBatch], words: Tensor | None = None) -> list[Group]:
         """What goes through the encoder together: each batch by itself, padded or packed."""
@@ -58,8 +61,12 @@ class AutogradModel:
         """The group's pass; the group may be in the host's memory."""
         return AutogradRound(self, group.to(self.device), rng)
 
+    def rest(self, resting: Resting) -> None:
+        self._resting = [p for p in self._trainable if id(p) in resting.parameters]
+
     def start(self, num_parts: int) -> None:
-        """Autograd adds up parts itself."""
+        """Autograd adds up parts itself; it goes no further than what trains."""
+        self._track(False)
 
     def end_group(self, group: Group) -> None:
         if self.by_task is not None:
@@ -67,6 +74,7 @@ class AutogradModel:
 
     def finish(self, rng: Tensor) -> Terms:
         """Sums the parameters' ``grad`` over ranks, each task's by itself with surgery."""
+        self._track(True)
         if self.by_task is not None:
             return self.by_task.finish(rng)
         grads = (p.grad for p in self.model.parameters() if p.grad is not None)
@@ -94,6 +102,11 @@ class AutogradModel:
     def memory(self) -> dict[str, int]:
         """Bytes held between rounds: autograd's are freed."""
         return {}
+
+    def _track(self, tracks: bool) -> None:
+        """Within a step alone, since elsewhere what requires a gradient is what the run trains."""
+        for p in self._resting:
+            p.requires_grad_(tracks)
 
 
 class AutogradRound:
@@ -180,7 +193,8 @@ class AutogradRound:
 
     def backward(self) -> list[dict[str, Tensor]]:
         losses = self.losses()
-        losses["total"].backward()
+        if losses["total"].requires_grad:  # a task without weights may have nothing to train yet
+            losses["total"].backward()
         return [losses]
 
     def _other(self, pass_id: int) -> DropoutStream:

@@ -59,6 +59,7 @@ class Key(NamedTuple):
 
     parts: tuple[Shape, ...]
     beta: float
+    num_resting: int  # heights, see ``Resting``
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,9 @@ class CapturedStep:
             return self.step.train(work, index, step, report)
         parts = [self._part(part, work.common) for part in work.parts]
         groups = [group for part in parts for group in part]
-        key = Key(tuple(map(Shape.of, groups)), self.update.beta_at(step))
+        num_resting = self.passes.resting.num_heights
+        self._forget_others(num_resting)
+        key = Key(tuple(map(Shape.of, groups)), self.update.beta_at(step), num_resting)
         captured = self._ready(key, parts, step)
         if captured is None:
             terms = self.step.train_groups(parts, index, step, report)
@@ -159,6 +162,12 @@ class CapturedStep:
             return terms
         reported = self._reported(groups, index) if report else {}
         return reported | self._replay(captured, groups, index)
+
+    def _forget_others(self, num_resting: int) -> None:
+        """More of the encoder trains than before, and what it was captured for comes no more."""
+        others = [key for key in self._captured if key.num_resting != num_resting]
+        for key in others:
+            del self._captured[key]
 
     def _replay(self, captured: Captured, groups: list[Group], index: int) -> Terms:
         self.num_replays += 1

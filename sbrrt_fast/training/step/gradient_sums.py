@@ -23,6 +23,9 @@ class GradientSums:
     Args:
         made: what a backward writes. new_total: makes their like in float32.
         has_encoder: False where it is frozen: only heads have gradients.
+
+    Attributes:
+        lowest_layer: at which a backward ends.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class GradientSums:
     ):
         self.made, self._new_total, self.ranks = made, new_total, ranks
         self.has_encoder = has_encoder
+        self.lowest_layer = 0
         self.words: RowGradient | None = None
         self._total: ModelGradients | None = None
         self._waits: list[Wait] = []
@@ -65,7 +69,7 @@ class GradientSums:
             self._total.matrices[row].add_(self.made.matrices[row])
         matrices = self.result.matrices
         bucket = matrices[self._num_sent : row + 1]
-        if self.ranks.size > 1 and (layer == 0 or bucket.nbytes >= BUCKET_BYTES):
+        if self.ranks.size > 1 and (layer == self.lowest_layer or bucket.nbytes >= BUCKET_BYTES):
             self._waits.append(self.ranks.start_sum(bucket))
             self._num_sent = row + 1
 
@@ -74,7 +78,8 @@ class GradientSums:
 
         Args:
             names: of all tasks of the step.
-            words: gradient of the word table, of the same rows in all parts; None without encoder.
+            words: gradient of the word table, of the same rows in all parts; None where it does not
+                train.
         """
         is_last = self._part == self._num_parts - 1
         if self._part == 0:

@@ -22,6 +22,7 @@ from sbrrt_fast.training.cost.profile import NoClock, StageClock
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.group import Group, TaskBatch
 from sbrrt_fast.training.step.optimizer import set_learning_rate
+from sbrrt_fast.training.step.resting import Resting, Unfreezing
 from sbrrt_fast.training.step.round_pass import (
     Measured,
     RoundPass,
@@ -46,6 +47,9 @@ class StepModel(Protocol):
 
         ``words``: see ``TokenBatch.with_words``.
         """
+
+    def rest(self, resting: Resting) -> None:
+        """What does not train from now on has no gradients."""
 
     def start(self, num_parts: int) -> None:
         """Before the passes of a step."""
@@ -117,6 +121,8 @@ class Step:
         clip_norm = config.optimizer.clip_norm
         self.update = build_update(optimizer, teacher, clip_norm, self.num_steps, config.backend)
         self.passes = kind(model, teacher, config, self.ranks)
+        self.unfreezing = Unfreezing(model, config.optimizer)
+        self.rest(0)
 
     def round(self, batches: list[TaskBatch], index: int, report: bool = False) -> Terms:
         """Trains on one round, all of it; see ``round_of``.
@@ -145,10 +151,17 @@ class Step:
             ranks. Of a task drawn twice in a round they are the means over its batches, or with a
             step per task the values of its last one.
         """
+        self.rest(index)
         terms: Terms = {}
         for position, work in enumerate(works):
             terms |= (train or self.train)(work, index, index * len(works) + position + 1, report)
         return terms
+
+    def rest(self, done: int) -> None:
+        """What does not train in the round after ``done`` rounds has no gradient and no update."""
+        resting = self.unfreezing.at(done)
+        self.update.resting = resting.parameters
+        self.passes.rest(resting)
 
     def train(self, work: Work, index: int, step: int, report: bool) -> Terms:
         """One optimiser step, number ``step`` from 1, on batches of a round."""

@@ -21,7 +21,7 @@ from sbrrt_fast.ops.adamw_ema import (
     adamw_ema_rows_,
     native_reason,
 )
-from sbrrt_fast.ops.gradient_norm import clipped_gradient_norm
+from sbrrt_fast.ops.gradient_norm import ClippedNorm, clipped_gradient_norm
 from sbrrt_fast.smart.bregman import Teacher, beta_at
 from sbrrt_fast.training.step.frozen import Frozen
 from sbrrt_fast.training.step.torch_update import TorchUpdate
@@ -136,19 +136,23 @@ class FusedUpdate(TorchUpdate):
             numbers: float64, the result of ``numbers`` on the device. beta: the teacher's momentum.
         """
         grads = [gradients[id(self.members[i][0])] for i in plan.indices]
-        norm, factor, is_made = clipped_gradient_norm(
-            [g.values if isinstance(g, RowGradient) else g for g in grads],
-            self.clip_norm,
-            backend=self.backend,
-        )
+        norm, factor, is_made = self._clipped_norm(grads)
         self._counts.add(plan.ones, is_made)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
+        teacher = {key: x for key, x in teacher.items() if key not in self.resting}
         common = {"clip_factor": factor, "ema_beta": beta, "backend": self.backend}
         self._update(numbers, gradients, (teacher, copies, averages), common)
         for i, gradient in zip(plan.indices, grads, strict=True):
             if isinstance(gradient, RowGradient):
                 self._update_rows(i, numbers, gradient, teacher, common)
         return norm
+
+    def _clipped_norm(self, grads: list[Tensor | RowGradient]) -> ClippedNorm:
+        if not grads:  # of a task without weights, where no layer trains yet
+            one = torch.ones((), device=self.device)
+            return ClippedNorm(torch.zeros_like(one), one, one)
+        values = [g.values if isinstance(g, RowGradient) else g for g in grads]
+        return clipped_gradient_norm(values, self.clip_norm, backend=self.backend)
 
     def _refresh_members(self) -> None:
         """An optimiser that has loaded a state has other groups, of the same parameters."""

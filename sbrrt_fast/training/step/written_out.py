@@ -294,6 +294,9 @@ class WrittenOutPass:
         grad_pooled = [h.vjp(at, self.model.weights, grad) for h, at, grad in passes]
         pooled = [(at, grad) for (_, at, _), grad in zip(passes, grad_pooled, strict=True)]
         self._pooler_backward(pooled)
+        lowest = self.model.resting.lowest_layer
+        if lowest == len(self.student.layers):
+            return
         rows = self.jacobian and self.jacobian.rows
         start = 0 if rows is None else self.group.num_row_tokens
         kept = rows and rows.finish(passes[0][2][: rows.one_output.num_outputs])
@@ -302,8 +305,9 @@ class WrittenOutPass:
         firsts, places = (start, 0), place.tensor_split([count - start])
         for (at, grad), first, out in zip(pooled, firsts, places, strict=False):
             self.heads.spread(at, grad, out, first)
-        grad = self.student.backward(blocks, kept)
-        self._embed_backward(grad[: count - start], grad[count - start :], kept, rows)
+        grad = self.student.backward(blocks, kept, lowest)
+        if self.model.resting.num_heights == 0:
+            self._embed_backward(grad[: count - start], grad[count - start :], kept, rows)
 
     def _pooler_backward(self, pooled: list[tuple[HeadOutputs, Tensor]]) -> None:
         pooler, found = self.model.encoder.pooler, self.model.grads.by_parameter

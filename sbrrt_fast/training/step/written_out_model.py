@@ -19,6 +19,7 @@ from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
 from sbrrt_fast.training.step.gradient_sums import GradientSums
 from sbrrt_fast.training.step.group import Group, TaskBatch, by_task
 from sbrrt_fast.training.step.group_tables import GroupTables
+from sbrrt_fast.training.step.resting import Resting
 from sbrrt_fast.training.step.streams import Streams
 from sbrrt_fast.training.step.task_gradients import TaskGradients
 
@@ -36,7 +37,8 @@ class WrittenOutModel:
         student, momentum: their encoders. weights, teacher_weights: their heads'.
         grads: of the student, and grad_words of the word table: the last backward's.
         sums: the step's gradients.
-        trains_encoder: False where it is frozen. one_output: the tasks whose Jacobian has rows.
+        trains_encoder: False where it is frozen. resting: what of it does not train now.
+        one_output: the tasks whose Jacobian has rows.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class WrittenOutModel:
         self.grad_words: RowGradient | None = None
         self.trains_encoder = any(p.requires_grad for p in model.encoder.parameters())
         self.has_surgery = config.optimizer.surgery == "pcgrad"
+        self.resting = Resting()
         self.sums = self._new_sums(ranks)
         self.student.on_layer = self.sums.complete
         perturbs = self.smart.weight > 0 and self.smart.gradient == "tangent"
@@ -107,8 +110,10 @@ class WrittenOutModel:
         found = {id(p): self.weights.part(grads.heads, p) for p in heads}
         if not self.trains_encoder:
             return found
-        words = self.encoder.embeddings.word_embeddings.weight
-        return found | grads.by_parameter | {id(words): self.sums.words}
+        found |= grads.by_parameter
+        if self.sums.words is not None:
+            found[id(self.encoder.embeddings.word_embeddings.weight)] = self.sums.words
+        return {key: grad for key, grad in found.items() if key not in self.resting.parameters}
 
     def copies(self) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """The bfloat16 copies of weights and of the teacher's, by id of the parameter."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.ops.written_out import written_out_backend
 from sbrrt_fast.training.step.group import Group, TaskBatch
+from sbrrt_fast.training.step.resting import Resting
 from sbrrt_fast.training.step.round_pass import Terms
 from sbrrt_fast.training.step.update import FusedUpdate, Gradients
 from sbrrt_fast.training.step.written_out import WrittenOutPass
@@ -22,6 +23,9 @@ class WrittenOut(WrittenOutModel):
         if words is None and len(parts) > 1:  # all tasks' gradients have the same rows
             words = torch.cat([batch.tokens.input_ids for batch in batches]).unique()
         return [self.group(part).with_words(words) for part in parts]
+
+    def rest(self, resting: Resting) -> None:
+        self.resting, self.sums.lowest_layer = resting, resting.lowest_layer
 
     def start(self, num_parts: int) -> None:
         self.sums.start(num_parts)
