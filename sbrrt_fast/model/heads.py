@@ -26,21 +26,7 @@ def pair_features(u: Tensor, v: Tensor, kind: str) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-class Head(nn.Module):
-    """A task's head.
-
-    Attributes:
-        log_variance: float, 0-dim, s of ``uncertain_loss``; None where the task's weight is fixed.
-    """
-
-    log_variance: nn.Parameter | None
-
-    def __init__(self):
-        super().__init__()
-        self.register_parameter("log_variance", None)
-
-
-class LinearHead(Head):
+class LinearHead(nn.Module):
     """One linear layer for ``classes``, ``binary`` and ``regression``.
 
     Attributes:
@@ -74,7 +60,7 @@ class LinearHead(Head):
         return outputs if self.is_vector else outputs.squeeze(-1)
 
 
-class CosineHead(Head):
+class CosineHead(nn.Module):
     """cos(u, v) times the highest label, in training units; it has no parameters."""
 
     class_weights = None
@@ -88,7 +74,7 @@ class CosineHead(Head):
         return COSINE_HIGHEST * F.cosine_similarity(pooled[0::2], pooled[1::2], dim=-1, eps=1e-6)
 
 
-def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> Head:
+def build_head(task: TaskConfig, hidden_size: int, pair_kind: str) -> nn.Module:
     """The head of a task record."""
     if task.head == "cosine":
         return CosineHead(task)

@@ -124,12 +124,12 @@ class MultiTaskModel(nn.Module):
         """Gives every task a log variance to train, from 0; see ``heads.uncertain_loss``."""
         like = next(self.parameters())
         for head in self.heads.values():
-            head.log_variance = nn.Parameter(like.new_zeros(()))
+            head.register_parameter("log_variance", nn.Parameter(like.new_zeros(())))
 
     def log_variances(self) -> dict[str, nn.Parameter]:
         """By task; none where weights are fixed."""
-        found = {name: head.log_variance for name, head in self.heads.items()}
-        return {name: s for name, s in found.items() if s is not None}
+        heads = self.heads.items()
+        return {name: head.log_variance for name, head in heads if hasattr(head, "log_variance")}
 
     def head_tensors(self) -> dict[str, Tensor]:
         """What the heads compute outputs from, by name: without what weighs losses alone."""

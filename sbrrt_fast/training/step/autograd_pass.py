@@ -184,7 +184,7 @@ class AutogradRound:
             terms["bregman"] = self.bregman
             total = total + config.bregman.weight * self.bregman
         terms["total"] = self.task.weight * total
-        if (s := self.model.heads[self.name].log_variance) is not None:
+        if (s := self.model.log_variances().get(self.name)) is not None:
             terms["total"] = uncertain_loss(self.task, terms["total"], s)
             terms["log_variance"] = s.detach().clone()  # the update changes it in place
         if self.share == 1.0:
