@@ -54,6 +54,7 @@ def script(shell: str) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
     own = text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip()
+    own = own.replace(*_PIPED) if shell == "fish" else own
     return own + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
 
 
@@ -111,6 +112,11 @@ def _choice(name: str, words: tuple[str, ...]) -> type:
     return dataclasses.make_dataclass(name, [("word", Union[kinds])])  # noqa: UP007
 
 
+# tyro's fish script hands its program over as one argument, which Linux limits to 128 KiB.
+_PIPED = (
+    '($python_cmd -c "$pycode" $words $current)',
+    '(printf "%s" $pycode | $python_cmd - $words $current)',
+)
 # The last lines of tyro's script that are replaced, and what stands in their place: recipes after
 # --config, and file names where there is nothing to complete.
 _CALL = {"zsh": f'typeset -A opt_args\n{_FUNCTION} "$@"'}
