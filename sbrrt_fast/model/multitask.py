@@ -121,10 +121,11 @@ class MultiTaskModel(nn.Module):
         return predictions(self.tasks[task], outputs if units is None else units.restore(outputs))
 
     def learn_weights(self) -> None:
-        """Gives every task a log variance to train, from 0; see ``heads.uncertain_loss``."""
+        """Gives every task that trains a log variance, from 0; see ``heads.uncertain_loss``."""
         like = next(self.parameters())
-        for head in self.heads.values():
-            head.register_parameter("log_variance", nn.Parameter(like.new_zeros(())))
+        for name, head in self.heads.items():
+            if self.tasks[name].train:
+                head.register_parameter("log_variance", nn.Parameter(like.new_zeros(())))
 
     def log_variances(self) -> dict[str, nn.Parameter]:
         """By task; none where weights are fixed."""

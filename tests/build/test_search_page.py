@@ -31,7 +31,7 @@ def texts(language: str) -> list[str]:
 def folder(tmp_path_factory) -> Path:
     """What the page's reader has, and a shell's sbrrt-fast that trains briefly."""
     folder = tmp_path_factory.mktemp("search_page")
-    small_sample(folder / "DIR", 12)
+    small_sample(folder / "DIR", 32)  # as many as the largest batch
     backbone = tiny_backbone(folder / "tiny", num_layers=1)
     (space,) = texts("yaml")
     (folder / "space.yaml").write_text(space, encoding="utf-8")

@@ -91,6 +91,12 @@ def test_files_are_left_to_the_shell(scripts):
     assert completed(scripts, "zsh", "sbrrt-fast evaluate tes")[-1] == "FILES"
 
 
+def test_fish_hands_the_program_over_by_a_pipe():
+    """As one argument it would be longer than Linux allows."""
+    text = script("fish")
+    assert len(text) > 2**17 and "$python_cmd -c" not in text and "| $python_cmd - $words" in text
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_arguments_to_complete(name):
     if name != "completion":

@@ -225,10 +225,13 @@ def test_a_search_without_a_finished_trial_has_status_1(shared, tmp_path, capsys
 
 def test_what_would_end_every_trial_ends_the_search(shared, tmp_path, monkeypatch, capsys):
     """And the trial goes on when it is mended."""
-    monkeypatch.setattr(trial_module, "complete_run", raises(DataError("x.tsv:3: no label")))
+    monkeypatch.setattr(
+        trial_module, "complete_run", raises(DataError("x.tsv:3: no label; add it"))
+    )
     flags = arguments(shared, tmp_path, "--trials", "1", "--rounds", "1")
     assert main(flags) == 2
-    assert capsys.readouterr().err == "sbrrt-fast search: x.tsv:3: no label\n"
+    told = "trial 1: x.tsv:3: no label; add it; then go on with the same command"
+    assert capsys.readouterr().err == f"sbrrt-fast search: {told}\n"
     assert table(tmp_path)["trials"][0]["state"] == "running"
     monkeypatch.undo()
     assert main(flags) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sbrrt_fast.errors import Interrupted
+from sbrrt_fast.errors import Interrupted, SbrrtError
 from sbrrt_fast.experiments.search.plan import Plan
 from sbrrt_fast.experiments.search.results import write_results
 from sbrrt_fast.experiments.search.study import Claim, SharedStudy
@@ -65,6 +65,8 @@ class Search:
             saved = str(error).partition("; ")[0]
             message = f"trial {claim.number}: {saved}; {_GO_ON}"
             raise Interrupted(message, error.status) from None
+        except SbrrtError as error:
+            raise SbrrtError(f"trial {claim.number}: {error}; then {_GO_ON}") from error
         self._tell(claim, outcome)
         self._write()
         _say(f"{name}: {_told(outcome)}; {self._best()}")
