@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import base64
 import contextlib
 import dataclasses
 import importlib
 import io
+import json
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,7 @@ PROG = "sbrrt-fast"
 SHELLS = ("bash", "zsh", "fish")
 TAKE_ALL_FLAGS = ("train", "compare", "reproduce")  # those of a run's configuration
 _FUNCTION = "_tyro_sbrrt_fast"  # as tyro calls it
+_SPEC = "COMPLETION_SPEC = "  # as well
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,20 @@ def script(shell: str) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
     own = text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip()
-    return own + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
+    return _packed(own, shell) + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
+
+
+def _packed(text: str, shell: str) -> str:
+    """A script with its description of all commands compressed.
+
+    fish gives Python the script as one argument, of which Linux takes 128 KiB.
+    """
+    before, name, rest = text.partition(_SPEC)
+    line, newline, after = rest.partition("\n")
+    value = ast.literal_eval(re.sub(r"\\(.)", r"\1", line) if shell == "fish" else line)
+    packed = base64.b64encode(zlib.compress(json.dumps(value).encode(), 9)).decode()
+    loads = f"json.loads(zlib.decompress(base64.b64decode('{packed}')))"
+    return f"{before}import base64, json, zlib\n{name}{loads}{newline}{after}"
 
 
 def _commands() -> type:
