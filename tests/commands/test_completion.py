@@ -58,6 +58,7 @@ def completed(scripts: dict[str, Path], shell: str, line: str) -> list[str]:
         ("sbrrt-fast train --early-stopping.p", ["--early-stopping.patience"]),
         ("sbrrt-fast train --precision ", ["fp32", "bf16"]),
         ("sbrrt-fast train --backb", ["--backbone"]),
+        ("sbrrt-fast pretrain --masking.w", ["--masking.whole-words"]),
         ("sbrrt-fast evaluate run --sp", ["--split"]),
         ("sbrrt-fast compare --ul", ["--ulp"]),
         ("sbrrt-fast reproduce --tab", ["--table"]),
@@ -78,6 +79,12 @@ def test_each_shell_completes_commands_flags_and_choices(scripts, shell, line, o
 def test_all_commands_are_offered(scripts):
     found = completed(scripts, "bash", "sbrrt-fast ")
     assert {*COMMANDS, "help"} <= set(found)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_leaves_room_for_more_flags(shell):
+    """Linux takes arguments of up to 128 KiB, and the script of fish is one."""
+    assert len(script(shell).encode()) < 64 * 1024
 
 
 @pytest.mark.parametrize("shell", SHELLS)
