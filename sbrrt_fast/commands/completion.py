@@ -54,9 +54,7 @@ def script(shell: str) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
     own = text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip()
-    if shell == "fish":  # the system takes no argument of 128 KiB
-        assert _FISH_CALL in own, "tyro's script calls Python in another way now"
-        own = own.replace(_FISH_CALL, _FISH_PIPE)
+    own = own.replace(*_PIPED) if shell == "fish" else own
     return own + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
 
 
@@ -114,9 +112,11 @@ def _choice(name: str, words: tuple[str, ...]) -> type:
     return dataclasses.make_dataclass(name, [("word", Union[kinds])])  # noqa: UP007
 
 
-_FISH_CALL = '($python_cmd -c "$pycode" $words $current)'
-_FISH_PIPE = '(printf %s "$pycode" | $python_cmd - $words $current)'
-
+# tyro's fish script hands its program over as one argument, which Linux limits to 128 KiB.
+_PIPED = (
+    '($python_cmd -c "$pycode" $words $current)',
+    '(printf "%s" $pycode | $python_cmd - $words $current)',
+)
 # The last lines of tyro's script that are replaced, and what stands in their place: recipes after
 # --config, and file names where there is nothing to complete.
 _CALL = {"zsh": f'typeset -A opt_args\n{_FUNCTION} "$@"'}

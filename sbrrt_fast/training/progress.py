@@ -45,8 +45,7 @@ class Progress:
 
     Attributes:
         cursor: rounds done and batches taken.
-        best: the best evaluation's ``overall`` of the trained tasks, its ``round`` and all its
-            ``scores``; None before the first.
+        best: the best evaluation's ``overall``, ``round`` and ``scores``; None before the first.
         seconds: of training, without evaluations.
         evaluation_seconds: of evaluations.
         interval: loss terms since the last logged line.
