@@ -72,8 +72,8 @@ wheel:  ## build, check and try the wheels for the Pythons here (PYTHONS='3.11 3
 bench: env  ## benchmarks: JSON, report and plots in runs/bench (15 minutes; QUICK=1 under 2, OUT=dir)
 	$(BIN)/python -m benchmarks.run $(OUT) $(ARGS)
 
-results: env  ## make docs/results.md from the records of runs (RUNS='runs/reproduce' takes theirs over)
-	$(BIN)/python -m benchmarks.results_page $(RUNS)
+results: env  ## make docs/results.md from the records of runs (RUNS=runs/reproduce takes its records over)
+	$(BIN)/python -m benchmarks.results_page $(RUNS) $(if $(SPEED),--speed $(SPEED))
 
 gpu-check:  ## build, checks, benchmarks on a GPU machine, 5 and 8 minutes (CALL=1, CALL=2, OUT=dir)
 	$(PYTHON) -m benchmarks.gpu_check $(OUT) $(if $(CALL),--call $(CALL)) $(ARGS)

@@ -15,10 +15,10 @@ from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.experiments.record import RunRecord, read_records
 from sbrrt_fast.experiments.report import Report, RowResult
 from sbrrt_fast.experiments.statistics import PairedDifference, Spread, paired_difference
-from sbrrt_fast.experiments.table import Row, Table
+from sbrrt_fast.experiments.table import Table
 from sbrrt_fast.experiments.table_rows import TABLES
 
-RECORDS, ROBUSTNESS = "metrics", "robustness"  # folders of the page's own
+RECORDS, SPEED, ROBUSTNESS = "metrics", "speed", "robustness"  # folders of the page's own
 CLEAN = "clean"  # texts as they are, in a file of robustness
 
 
@@ -40,7 +40,8 @@ class Results:
     """All that is known of the tables' runs.
 
     Args:
-        folder: with ``metrics/ROW/seedN.json`` and ``robustness/ROW/seedN.json``.
+        folder: with ``metrics/ROW/seedN.json``, ``speed/ROW/seedN.json`` of runs that were made for
+            their speed alone, and ``robustness/ROW/seedN.json``.
 
     Raises:
         SbrrtError: a file is not a record.
@@ -48,8 +49,9 @@ class Results:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        rows = {row.name: row for table in TABLES.values() for row in table.rows}
-        self.runs = {name: read_records(folder / RECORDS, name) for name in rows}
+        self._rows = {row.name: row for table in TABLES.values() for row in table.rows}
+        self.runs = {name: read_records(folder / RECORDS, name) for name in self._rows}
+        self.timed = {name: read_records(folder / SPEED, name) for name in self._rows}
         self.perturbed = list(_read_perturbed(folder / ROBUSTNESS))
 
     @property
@@ -63,11 +65,12 @@ class Results:
 
     def report(self, table: str) -> Report:
         """A table's rows that have runs."""
-        results = [self.result(row) for row in TABLES[table].rows if self.runs[row.name]]
+        results = [
+            RowResult(row, self.runs[row.name], self.timed[row.name])
+            for row in TABLES[table].rows
+            if self.runs[row.name]
+        ]
         return Report(TABLES[table], results)
-
-    def result(self, row: Row) -> RowResult:
-        return RowResult(row, self.runs[row.name])
 
     # What the text names: each raises KeyError where no run is behind it.
 
@@ -85,10 +88,10 @@ class Results:
 
     def minutes(self, row: str) -> str:
         """Mean minutes of a row's runs that had the machine for themselves; KeyError without."""
-        times = [r.train_seconds + r.evaluation_seconds for r in self.runs[row] if r.is_alone]
-        if not times:
+        minutes = RowResult(self._rows[row], self.runs[row]).minutes
+        if minutes is None:
             raise KeyError(f"no run of {row} had the machine for itself")
-        return f"{statistics.fmean(times) / 60:.1f}"
+        return f"{minutes:.1f}"
 
     def term(self, row: str, task: str, name: str) -> str:
         """A term's mean over the runs of a row, such as R_s (``smart``)."""
@@ -122,11 +125,16 @@ class Results:
             found[kind].append(f"`{result.row.name}` ({difference:.3f})")
         return found
 
-    def commands(self, table: str) -> list[str]:
-        """Commands that train a table's runs: rows of the same flags in one."""
+    def commands(self, table: str, runs: dict[str, list[RunRecord]] | None = None) -> list[str]:
+        """Commands that train a table's runs: rows of the same flags in one.
+
+        Args:
+            runs: by row; those that have the scores if None.
+        """
         groups: dict[str, list[RunRecord]] = {}
-        with_runs = [row.name for row in TABLES[table].rows if self.runs[row.name]]
-        for record in (record for name in with_runs for record in self.runs[name]):
+        runs = self.runs if runs is None else runs
+        with_runs = [row.name for row in TABLES[table].rows if runs[row.name]]
+        for record in (record for name in with_runs for record in runs[name]):
             groups.setdefault(_flags(record.command), []).append(record)
         return [_command(table, flags, records, with_runs) for flags, records in groups.items()]
 

@@ -27,10 +27,15 @@ Cells = list[str]
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and its finished runs, one per seed."""
+    """A row and its finished runs, one per seed.
+
+    Attributes:
+        timed: further runs of the row that were made for their speed alone, of any length.
+    """
 
     row: Row
     runs: Sequence[RunRecord]
+    timed: Sequence[RunRecord] = ()
 
     @property
     def scores(self) -> dict[str, Spread]:
@@ -45,8 +50,14 @@ class RowResult:
     @property
     def rounds_per_second(self) -> Spread | None:
         """Of the runs that had the machine for themselves; None without any."""
-        speeds = tuple(run.rounds_per_second for run in self.runs if run.is_alone)
-        return Spread(speeds) if speeds else None
+        runs = [run for run in (*self.runs, *self.timed) if run.is_alone]
+        return Spread(tuple(run.rounds_per_second for run in runs)) if runs else None
+
+    @property
+    def minutes(self) -> float | None:
+        """Mean time of training and evaluation of the runs that had the machine for themselves."""
+        seconds = [r.train_seconds + r.evaluation_seconds for r in self.runs if r.is_alone]
+        return statistics.fmean(seconds) / 60 if seconds else None
 
     def mean_term(self, task: str, term: str) -> float | None:
         """A term's mean over rounds and seeds, such as R_s (``smart``); None if never measured."""
@@ -235,10 +246,8 @@ class Report:
         if not result.runs:
             return cells + [""] * (4 + 2 * len(self.tasks))
         first = result.runs[0]
-        minutes = statistics.fmean(
-            run.train_seconds + run.evaluation_seconds for run in result.runs
-        )
-        cells += [first.backbone, first.precision, str(first.rounds), f"{minutes / 60:.1f}"]
+        minutes = "" if result.minutes is None else f"{result.minutes:.1f}"
+        cells += [first.backbone, first.precision, str(first.rounds), minutes]
         for term in ("smart", "gain"):
             means = (result.mean_term(task, term) for task in self.tasks)
             cells += ["" if value is None else f"{value:.3g}" for value in means]

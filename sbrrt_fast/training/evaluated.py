@@ -36,7 +36,8 @@ def save_evaluated(
         save: writes the model into a folder below ``output``, which it is given the name of.
         progress: takes note of the evaluation.
         scores: with ``overall``; None there where the model was not scored.
-        by: the score by which models are chosen, see ``metrics.chosen_by``.
+        by: the score by which models are chosen, see ``metrics.chosen_by``; it is ``overall`` in
+            ``progress.best``.
     """
     done = progress.cursor.round
     is_best = is_better(by, progress.best and progress.best["overall"])

@@ -13,11 +13,10 @@ import pytest
 from benchmarks.results_page import __main__ as command
 from benchmarks.results_page.figures import data_curves, figures, noise_curves, size_curves
 from benchmarks.results_page.page import TEMPLATE, page
-from benchmarks.results_page.results import RECORDS, Results, shared_settings
+from benchmarks.results_page.results import RECORDS, SPEED, Results, shared_settings
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.experiments.record import save_record
-from sbrrt_fast.experiments.table_rows import TABLES
-from tests.experiments.made_up_records import made_up_record
+from tests.experiments.made_up_records import MACHINE, made_up_record
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = Path(command.__file__).parent
@@ -56,7 +55,9 @@ def test_committed_records_are_of_runs_that_belong_together():
     results = Results(DOCS / "results")
     for row, settings in shared_settings(results.runs).items():
         assert len(settings) <= 1, row
-    for record in results.records:
+    timed = [record for records in results.timed.values() for record in records]
+    assert all(record.is_alone for record in timed)
+    for record in (*results.records, *timed):
         assert record.command and record.rounds > 0 and not record.is_sample, record.row
         assert not re.search(r"(?<!\w)/\w", record.command), "a folder of somebody's machine"
 
@@ -141,12 +142,26 @@ def test_curves(tmp_path):
     drawn = figures(results)
     assert {"radius", "data", "noise"} <= set(drawn)
     band = drawn["radius"].axes[0].patches[0].get_extents()
-    low, high = Results(tmp_path).result(TABLES["2"].rows[3]).scores["overall"].interval
+    plain = next(r for r in results.report("2").rows if r.row.name == "round-robin")
+    low, high = plain.scores["overall"].interval
     assert drawn["radius"].axes[0].transData.inverted().transform(band)[:, 1] == pytest.approx(
         [low, high]
     )
     (line,) = [c for c in drawn["data"].axes[0].containers if c.get_label() == "sbrrt"]
     assert list(line.lines[0].get_xdata()) == [100, 10_000]
+
+
+def test_speeds_may_come_from_runs_of_their_own(tmp_path):
+    busy = {"machine": MACHINE | {"other_cores": 1.5}, "rounds_per_second": 9.0}
+    made_up(tmp_path, {"round-robin": [0.4], "sbrrt": [0.5]}, **busy)
+    assert "times slower" not in page(Results(tmp_path))
+    for row, speed in (("round-robin", 4.0), ("sbrrt", 2.5)):
+        record = made_up_record(row, 0, {"sst": 0.123}, rounds_per_second=speed, rounds=50)
+        save_record(record, tmp_path / SPEED)
+    text = page(Results(tmp_path))
+    assert "| sbrrt | 2.50 ± — | 1.45 | round-robin | 1.60 | 1.52 |" in text
+    assert "    sbrrt-fast reproduce --table 2 --seeds 1\n" in text
+    assert "0.123" not in text and "| minilm | fp32 | 10 |  |" in text
 
 
 def test_robustness(tmp_path):
