@@ -79,6 +79,8 @@ def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=Fa
     model.to(device)
     if frozen:
         model.freeze_encoder()
+    elif config.optimizer.frozen_layers:
+        model.freeze_layers(config.optimizer.frozen_layers)
     return step_over(kind, model, config)
 
 
@@ -189,6 +191,8 @@ OTHERS = {
     "three steps in a ball": smart(num_steps=3, step_size=0.05, projection="ball"),
     "2-norms of sequences": smart(perturb_special=True, norm="2", level="sequence"),
     "linearised": smart(branch="linear"),
+    "frozen layer": steps.with_optimizer(SBRRT, frozen_layers=1),
+    "unfreezing": replace(steps.with_optimizer(SBRRT, unfreeze_every=3), tasks=TASKS),
     "plain features": replace(SBRRT, model=replace(SBRRT.model, pair_features="concat")),
 }
 
