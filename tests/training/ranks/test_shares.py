@@ -169,8 +169,9 @@ def test_accumulation_is_the_same_thing_in_time(kind, config, count):
     assert_same_state(found[1], expected[1])
 
 
-@pytest.mark.parametrize("config", [SBRRT, JOINT], ids=["per task", "joint"])
-def test_accumulation_on_ranks(config):
+@pytest.mark.parametrize("name", ["per task", "joint", "frozen layer", "joint, unfreezing"])
+def test_accumulation_on_ranks(name):
+    config = CONFIGS[name]
     parts = replace(config, round=replace(config.round, accumulate=2))
     expected, _ = run(written_out, config)
     for found, _ in on_ranks(2, lambda ranks: run(written_out, parts, ranks)):
