@@ -80,7 +80,8 @@ class RunAverage:
         if facts["weights"] == "teacher":
             return " (the teacher's weights)"
         count = facts.get("num_weights")
-        return f" (mean of {count} rounds' weights)" if count else ""
+        rounds = "round" if count == 1 else "rounds"
+        return f" (mean of the weights after {count} {rounds})" if count else ""
 
     def tensors(self) -> dict[str, Tensor]:
         """What a state must have of it; empty where there is no mean yet."""

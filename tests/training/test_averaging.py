@@ -99,7 +99,8 @@ def test_swa_is_the_mean_of_the_weights_of_its_rounds(
     assert_is(run / "best", mean(history, so_far) if so_far else history[best], 1e-6)
     out = capsys.readouterr().out
     assert (
-        f"(mean of {len(rounds)} rounds' weights)" in out.split("round 8: dev")[1].splitlines()[0]
+        f"(mean of the weights after {len(rounds)} rounds)"
+        in out.split("round 8: dev")[1].splitlines()[0]
     )
     assert "mean of" not in out.split("round 2: dev")[1].splitlines()[0]
     assert trainer.model.state_dict()["encoder.embeddings.word_embeddings.weight"].equal(

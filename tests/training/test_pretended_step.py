@@ -79,6 +79,8 @@ def build(kind, config: RunConfig, device: str, pooling: str = "mean", frozen=Fa
     model.to(device)
     if frozen:
         model.freeze_encoder()
+    elif config.optimizer.frozen_layers:
+        model.freeze_layers(config.optimizer.frozen_layers)
     return step_over(kind, model, config)
 
 
@@ -195,6 +197,8 @@ OTHERS = {
         round=replace(SBRRT.round, update="joint"),
     ),
     "uncertainty": replace(SBRRT, round=replace(SBRRT.round, task_weights="uncertainty")),
+    "frozen layer": steps.with_optimizer(SBRRT, frozen_layers=1),
+    "unfreezing": replace(steps.with_optimizer(SBRRT, unfreeze_every=3), tasks=TASKS),
     "plain features": replace(SBRRT, model=replace(SBRRT.model, pair_features="concat")),
 }
 

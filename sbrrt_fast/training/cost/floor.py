@@ -4,7 +4,8 @@ A forward over one token multiplies it with every matrix of the encoder, 2 opera
 An SBRRT round takes such forward-equivalents over its tokens: clean 1, ascent 1 (input gradients
 alone), adversarial 1, teacher 1, and a backward of 2 over the adversarial rows and of 1, the
 weights' gradients, over the clean ones: 7. Over tokens of examples with more than one output there
-are 2 more: a tangent, and the clean rows' own input gradients. The optimiser
+are 2 more: a tangent, and the clean rows' own input gradients. A backward ends above frozen layers;
+gradual unfreezing is counted as if all trained from the first round on. The optimiser
 reads and writes every parameter, both moments and the average, reads the gradient and writes the
 low-precision copies.
 """
@@ -72,6 +73,7 @@ def round_cost(
         flops["backward"] *= 2
     if config.bregman.weight > 0:
         flops["teacher"] = forward
+    flops["backward"] *= 1 - config.optimizer.frozen_layers / model.num_hidden_layers
     low = config.precision == "bf16"
     teaches = config.bregman.weight > 0
     moved = 24 + (2 if low else 4) + (2 if low else 0) + (8 + (2 if low else 0)) * teaches

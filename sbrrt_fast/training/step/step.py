@@ -158,10 +158,11 @@ class Step:
         return terms
 
     def rest(self, done: int) -> None:
-        """What does not train in the round after ``done`` rounds has no gradient and no update."""
-        resting = self.unfreezing.at(done)
-        self.update.resting = resting.parameters
-        self.passes.rest(resting)
+        """What does not train in the round after ``done`` rounds has no gradient, so no update.
+
+        Its averages are moved, from the weights they are equal to to these: they keep their bits.
+        """
+        self.passes.rest(self.unfreezing.at(done))
 
     def train(self, work: Work, index: int, step: int, report: bool) -> Terms:
         """One optimiser step, number ``step`` from 1, on batches of a round."""

@@ -20,12 +20,7 @@ class TorchUpdate:
         optimizer: over the trainable parameters. teacher: or None.
         clip_norm: largest global gradient norm; 0 does not clip.
         num_steps: of the whole run, for the teacher's schedule.
-
-    Attributes:
-        resting: ids of parameters that are not trained yet; their averages stay as they are too.
     """
-
-    resting: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -43,8 +38,7 @@ class TorchUpdate:
     def __call__(self, step: int) -> Tensor:
         """Update number ``step``, from 1; returns the gradients' norm before clipping.
 
-        Gradients are the parameters' ``grad``; a parameter without one stays as it is. Averages of
-        weights that have never moved are these weights, and moving them changes nothing.
+        Gradients are the parameters' ``grad``; a parameter without one stays as it is.
         """
         norm = clip_gradients([p for p, _ in self.members], self.clip_norm)
         skipped = ~torch.isfinite(norm)

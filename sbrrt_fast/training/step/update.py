@@ -139,7 +139,6 @@ class FusedUpdate(TorchUpdate):
         norm, factor, is_made = self._clipped_norm(grads)
         self._counts.add(plan.ones, is_made)
         teacher = {} if self.teacher is None else self.teacher.averages_by_parameter()
-        teacher = {key: x for key, x in teacher.items() if key not in self.resting}
         common = {"clip_factor": factor, "ema_beta": beta, "backend": self.backend}
         self._update(numbers, gradients, (teacher, copies, averages), common)
         for i, gradient in zip(plan.indices, grads, strict=True):

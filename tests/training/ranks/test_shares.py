@@ -20,6 +20,7 @@ from tests.training.steps import CONFIGS, JOINT, autograd, build, state, written
 
 NUM_EXAMPLES = 12
 UPDATES = {name: CONFIGS[name] for name in ("per task", "joint", "surgery", "uncertainty")}
+RESTING = {name: CONFIGS[name] for name in ("frozen layer", "joint, unfreezing")}
 KINDS = {"autograd": autograd, "written out": written_out}
 
 
@@ -172,7 +173,7 @@ def test_accumulation_is_the_same_thing_in_time(kind, config, count):
     assert_same_state(found[1], expected[1])
 
 
-@pytest.mark.parametrize("config", UPDATES.values(), ids=UPDATES)
+@pytest.mark.parametrize("config", [*UPDATES.values(), *RESTING.values()], ids=UPDATES | RESTING)
 def test_accumulation_on_ranks(config):
     parts = replace(config, round=replace(config.round, accumulate=2))
     expected, _ = run(written_out, config)
