@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,9 +19,8 @@ optuna = pytest.importorskip("optuna", reason="the extra `search` is not install
 
 import sbrrt_fast.experiments.search.trial as trial_module  # noqa: E402
 from sbrrt_fast.cli import main  # noqa: E402
-from sbrrt_fast.commands import search as search_command  # noqa: E402
 from sbrrt_fast.config_io import load_config  # noqa: E402
-from sbrrt_fast.errors import DataError, DivergedError  # noqa: E402
+from sbrrt_fast.errors import ConfigError, DataError, DivergedError  # noqa: E402
 from sbrrt_fast.experiments.search import results  # noqa: E402
 from sbrrt_fast.training.step.step import Step  # noqa: E402
 from tests.helpers import Killed, small_sample, tiny_backbone  # noqa: E402
@@ -214,6 +214,35 @@ def test_a_trial_that_diverges_has_failed_and_the_others_go_on(shared, tmp_path,
     assert second["state"] == "finished" and table(tmp_path)["best"] == 2
 
 
+@pytest.mark.parametrize("error", [ConfigError("no such thing"), MemoryError("12 GiB")])
+def test_settings_that_cannot_be_trained_with_fail_a_trial(shared, tmp_path, monkeypatch, error):
+    """After one that could; before, they are a mistake in the recipe."""
+    fake_curves(monkeypatch, [[0.5, 0.6]])
+    flags = arguments(shared, tmp_path, "--trials", "1")
+    assert main(flags) == 0
+    monkeypatch.setattr(trial_module, "complete_run", raises(error))
+    assert main([*flags, "--trials", "2"]) == 0
+    trial = table(tmp_path)["trials"][1]
+    assert trial["state"] == "failed" and str(error) in trial["reason"]
+
+
+def test_settings_that_no_trial_could_be_trained_with_end_the_search(
+    shared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(trial_module, "complete_run", raises(ConfigError("no such thing")))
+    assert main(arguments(shared, tmp_path, "--trials", "3")) == 2
+    assert "trial 1: no such thing; then go on with the same command" in capsys.readouterr().err
+    assert [t["state"] for t in table(tmp_path)["trials"]] == ["running"]
+
+
+def test_a_trial_without_a_score_has_failed(shared, tmp_path, monkeypatch):
+    fake_curves(monkeypatch, [[float("nan")], [0.5]])
+    assert main(arguments(shared, tmp_path, "--trials", "2")) == 0
+    first, second = table(tmp_path)["trials"]
+    assert first["state"] == "failed" and first["reason"] == "overall of seed 0 is undefined"
+    assert second["value"] == 0.5 and first["curve"] == {}
+
+
 def test_a_search_without_a_finished_trial_has_status_1(shared, tmp_path, capsys):
     """Rates of this size make weights infinite."""
     space = "optimizer.learning_rate: {values: [1.0e+30]}"
@@ -332,6 +361,26 @@ def test_sigterm_and_sigkill_lose_nothing(shared, tmp_path):
     assert (trial / "seed0" / "state").is_dir()
 
 
+@pytest.mark.long
+def test_many_kills_change_no_number(shared, tmp_path):
+    """Eight of them, at any time, of two processes; then the trials are those of one whole call."""
+    flags = ("--trials", "6", "--sampler", "random", "--pruner", "none", "--log.state-every", "1")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    begin = time.monotonic()
+    start(shared, whole, *flags).communicate()
+    seconds, draw = time.monotonic() - begin, random.Random(0)
+    for _ in range(8):
+        processes = [start(shared, killed, *flags) for _ in range(2)]
+        time.sleep(seconds * draw.uniform(0.2, 0.7))
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert start(shared, killed, *flags).wait() == 0
+    assert without_times(table(killed)) == without_times(table(whole))
+
+
 def test_two_processes_share_the_trials_out(shared, tmp_path):
     flags = ("--sampler", "grid", "--pruner", "none")
     processes = [start(shared, tmp_path, *flags, space=GRID) for _ in range(2)]
@@ -380,14 +429,6 @@ def test_a_grid_has_no_more_trials_than_combinations(shared, tmp_path, capsys):
     flags = ("--sampler", "grid", "--trials", "5")
     assert main(arguments(shared, tmp_path, *flags, space=GRID)) == 2
     assert "--trials: the grid has 4 combinations" in capsys.readouterr().err
-
-
-def test_without_optuna_it_says_what_to_install(shared, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(search_command.importlib.util, "find_spec", lambda name: None)
-    assert main(arguments(shared, tmp_path)) == 2
-    assert capsys.readouterr().err == (
-        "sbrrt-fast search: needs the library optuna; run `pip install 'sbrrt_fast[search]'`\n"
-    )
 
 
 def test_torchrun_is_refused(shared, tmp_path, capsys, monkeypatch):

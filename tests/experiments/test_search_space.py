@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sbrrt_fast.cli import main
+from sbrrt_fast.commands import search
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.experiments.search.space import Choice, Range
 from sbrrt_fast.experiments.search.space_file import SpaceError, read_space
@@ -143,3 +145,11 @@ optimizer.betas: {values: [[0.9, 0.999], [0.9, 0.98]]}
     }
     assert {s["smart.radius"] for s in settings} == {0.1, 0.2, 0.3}  # not 0.30000000000000004
     assert len({str(s) for s in settings}) == 18
+
+
+def test_without_optuna_the_command_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
+    assert main(["search", "--space", str(tmp_path / "space.yaml")]) == 2
+    assert capsys.readouterr().err == (
+        "sbrrt-fast search: needs the library optuna; run `pip install 'sbrrt_fast[search]'`\n"
+    )

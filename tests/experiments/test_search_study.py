@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,6 +208,17 @@ def test_a_damaged_study_is_one_line(tmp_path):
     SharedStudy(made)
     (made.folder / "study.db").write_bytes(b"no database" * 100)
     with pytest.raises(SbrrtError, match=r"study\.db: cannot be used \(.*file is not a database"):
+        SharedStudy(made)
+
+
+def test_a_study_of_another_release_is_one_line(tmp_path):
+    made = plan(tmp_path)
+    SharedStudy(made)
+    with contextlib.closing(sqlite3.connect(made.folder / "study.db")) as database:
+        database.execute("UPDATE version_info SET schema_version = 1")
+        database.execute("UPDATE alembic_version SET version_num = 'v0.9.0.a'")
+        database.commit()
+    with pytest.raises(SbrrtError, match=r"study\.db: cannot be used \(The runtime optuna version"):
         SharedStudy(made)
 
 

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from sbrrt_fast.experiments.search.space import Range, Setting
@@ -17,6 +17,7 @@ from sbrrt_fast.experiments.search.study import SharedStudy
 
 _COLUMNS = 4
 _FEWEST = 4  # finished trials from which importances are told
+_NUM_TICKS = 4  # of a logarithmic scale
 _FINISHED, _PRUNED = "C0", "0.6"
 
 
@@ -83,8 +84,7 @@ def _draw_slice(axes, setting: Setting, space: Any, trials: Sequence[FrozenTrial
     """The scores of finished and pruned trials over one setting."""
     kinds = ((TrialState.PRUNED, "x", _PRUNED), (TrialState.COMPLETE, "o", _FINISHED))
     if isinstance(setting, Range):
-        axes.set_xscale("log" if setting.log else "linear")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _scale(axes, setting)
     else:
         axes.set_xticks(range(len(setting.values)), [_label(v) for v in setting.values])
         axes.set_xlim(-0.5, len(setting.values) - 0.5)
@@ -96,6 +96,20 @@ def _draw_slice(axes, setting: Setting, space: Any, trials: Sequence[FrozenTrial
         ]
         if points:
             axes.scatter(*zip(*points, strict=True), marker=marker, s=16, color=color)
+
+
+def _scale(axes, setting: Range) -> None:
+    """The whole range that is searched, with a margin."""
+    if not setting.log:
+        margin = 0.05 * (setting.high - setting.low)
+        axes.set_xlim(setting.low - margin, setting.high + margin)
+        return
+    factor = (setting.high / setting.low) ** 0.05
+    axes.set_xscale("log")
+    axes.set_xlim(setting.low / factor, setting.high * factor)
+    places = [float(f"{x:.1g}") for x in np.geomspace(setting.low, setting.high, _NUM_TICKS)]
+    axes.set_xticks(places, [f"{x:g}" for x in places])
+    axes.set_xticks([], minor=True)
 
 
 def _place(setting: Setting, value: Any) -> float:

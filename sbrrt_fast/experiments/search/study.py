@@ -176,10 +176,12 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _storage(path: Path) -> optuna.storages.RDBStorage:
     url = URL.create("sqlite", database=str(path.resolve())).render_as_string()
-    with _explained(path):
-        return optuna.storages.RDBStorage(
-            url, engine_kwargs={"connect_args": {"timeout": _PATIENCE}}
-        )
+    options = {"connect_args": {"timeout": _PATIENCE}}
+    try:
+        with _explained(path):
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except RuntimeError as error:  # made by another release
+        raise SbrrtError(f"{path}: cannot be used ({error})") from error
 
 
 def _sampler(plan: Plan, index: int) -> optuna.samplers.BaseSampler:
