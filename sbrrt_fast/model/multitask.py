@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.task import TaskConfig
-from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.heads import build_head, class_logits, predictions, task_loss
 from sbrrt_fast.model.label_units import LabelUnits
+from sbrrt_fast.model.load_encoder import Encoder
 
 
 class TaskHeads(nn.ModuleDict):
@@ -27,7 +27,7 @@ class TaskHeads(nn.ModuleDict):
 
 
 class MultiTaskModel(nn.Module):
-    """MiniBert with task heads.
+    """An encoder with task heads.
 
     Args:
         encoder: the shared encoder.
@@ -38,7 +38,7 @@ class MultiTaskModel(nn.Module):
 
     def __init__(
         self,
-        encoder: MiniBert,
+        encoder: Encoder,
         tasks: dict[str, TaskConfig],
         pair_features: str = "concat_difference",
         seed: int = 0,
