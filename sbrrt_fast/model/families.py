@@ -81,6 +81,8 @@ def has_pooler(config: Path) -> bool:
         WeightsError: the file is malformed.
     """
     kind = read_json(config).get("model_type", "bert") if config.is_file() else "bert"
+    if not isinstance(kind, str):
+        return False
     return kind in _OTHERS_WITH_POOLER or (kind in FAMILIES and FAMILIES[kind].has_pooler)
 
 

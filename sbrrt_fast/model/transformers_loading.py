@@ -14,7 +14,7 @@ from torch import nn
 
 from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.json_file import as_json
-from sbrrt_fast.model.families import has_pooler
+from sbrrt_fast.model.families import FAMILIES, has_pooler
 from sbrrt_fast.model.hub import read_pooler
 from sbrrt_fast.model.modules import SentenceModules
 from sbrrt_fast.model.tensors import first_of, open_tensors, readable, weight_files
@@ -22,6 +22,7 @@ from sbrrt_fast.model.transformers_encoder import TransformersEncoder
 from sbrrt_fast.model.transformers_shape import attention_dropout, set_dropout, shape_of
 
 _ADVICE = "choose an encoder of text, such as bert-base-uncased or roberta-base"
+_BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -81,12 +82,9 @@ def _load(
             **_without_pooler(kind),
         )
     missing = sorted(n for n in report["missing_keys"] if not n.startswith("pooler."))
-    if missing:
-        raise WeightsError(
-            f"{folder}: the weights do not fit config.json: "
-            f"{first_of(f'{readable(n)} is missing' for n in missing)}; use the config.json that "
-            "was saved with these weights"
-        )
+    problems = [f"{readable(name)} is missing" for name in missing]
+    problems += [f"{readable(n)} has no place in it" for n in _unread(model, report)]
+    _raise_misfit(folder, problems)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model.requires_grad_(), "token_type_ids" in inspect.signature(kind.forward).parameters
@@ -99,6 +97,12 @@ def _model_class(config: Any, folder: Path) -> type[nn.Module]:
     path, kind = folder / "config.json", as_json(config.model_type)
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
         raise WeightsError(f"{path}: model_type {kind} has a decoder; {_ADVICE}")
+    kinds = getattr(config, "position_embedding_type", None), getattr(config, "pruned_heads", None)
+    if config.model_type in FAMILIES and (kinds[0] not in (None, "absolute") or kinds[1]):
+        raise WeightsError(
+            f"{path}: transformers computes absolute positions and whole layers of a {kind}, and "
+            f"position_embedding_type or pruned_heads say otherwise; {_ADVICE}"
+        )
     known = transformers.MODEL_MAPPING.get(type(config), None)
     if isinstance(known, tuple | list):
         known = known[0]
@@ -128,6 +132,19 @@ def _check_shapes(kind: type[nn.Module], config: Any, folder: Path) -> None:
                 shape = file.get_slice(stored).get_shape()
                 if shape != expected.get(name, shape):
                     problems.append(f"{readable(stored)} is {shape}, expected {expected[name]}")
+    _raise_misfit(folder, problems)
+
+
+def _unread(model: nn.Module, report: dict[str, Any]) -> Iterator[str]:
+    """Stored tensors of the encoder, and not of a head on it, that the model has no place for."""
+    modules = {name for name, _ in model.named_children()} - {"pooler"}
+    for stored in sorted(report["unexpected_keys"]):
+        name = stored.removeprefix(f"{model.base_model_prefix}.")
+        if name.partition(".")[0] in modules and not name.endswith(_BUFFERS):
+            yield stored
+
+
+def _raise_misfit(folder: Path, problems: list[str]) -> None:
     if problems:
         raise WeightsError(
             f"{folder}: the weights do not fit config.json: {first_of(problems)}; use the "

@@ -17,7 +17,7 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.load_encoder import encoder_from_folder
 from sbrrt_fast.model.transformers_encoder import TransformersEncoder
-from tests.stock_backbones import OTHERS, saved_tokenizer, stock_backbone, stock_model
+from tests.stock_backbones import OTHERS, stock_backbone
 
 TEXTS = ["a joy to watch", "No!", "Good  goodness é 你 quiet"]
 
@@ -213,6 +213,27 @@ def test_padding_has_to_be_left_out(tmp_path):
     assert "takes embeddings of text and their mask" in one_line(folder)
 
 
+def test_what_transformers_does_not_compute_is_not_left_out(tmp_path):
+    folder = stock_backbone(tmp_path / "x", "roberta")
+    edit(folder, position_embedding_type="relative_key")
+    assert "position_embedding_type or pruned_heads say otherwise" in one_line(folder)
+    folder = stock_backbone(tmp_path / "y", "distilbert")
+    path, name = folder / "model.safetensors", "transformer.layer.0.attention.bias.weight"
+    save_file(load_file(path) | {name: torch.zeros(3)}, path, {"format": "pt"})
+    assert f"{name} has no place in it" in one_line(folder)
+
+
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification"])
+def test_heads_are_left_out(family, head, tmp_path):
+    folder = stock_backbone(tmp_path / "headed", family, head)
+    names = load_file(folder / "model.safetensors")
+    encoder = encoder_from_folder(folder, "mean")
+    theirs = transformers.AutoModel.from_pretrained(folder).state_dict()
+    assert len(names) > len(encoder.stored_tensors())
+    for name, x in encoder.stored_tensors().items():
+        assert torch.equal(x, theirs[name]), name
+
+
 def test_code_of_a_checkpoint_is_never_run(tmp_path):
     folder = stock_backbone(tmp_path / "x", "distilbert")
     edit(folder, model_type="theirs", auto_map={"AutoConfig": "m.C", "AutoModel": "m.M"})
@@ -250,16 +271,5 @@ def test_without_transformers_it_says_what_to_install(tmp_path, monkeypatch):
 def test_a_model_without_such_a_dropout_says_so(tmp_path):
     config = {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8, "vocab_size": 700}
     folder = save(tmp_path / "x", transformers.XLNetConfig(**config))
-    saved_tokenizer(folder, stock_model_tokenizer(), "PreTrainedTokenizerFast")
     with pytest.raises(ConfigError, match=r"model\.attention_dropout: xlnet has no such setting"):
         encoder_from_folder(folder, "mean", attention_dropout=0.1)
-
-
-def stock_model_tokenizer():
-    from tests.helpers import tiny_tokenizer
-
-    return tiny_tokenizer()
-
-
-def test_rows_of_a_table_are_as_many_as_words(tmp_path):
-    assert stock_model("distilbert").config.vocab_size > 500
