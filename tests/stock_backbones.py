@@ -63,17 +63,49 @@ def saved_tokenizer(folder: Path, tokenizer: Tokenizer, name: str) -> None:
     path.write_text(text.replace(type(fast).__name__, name), encoding="utf-8")
 
 
-SHAPE = {
+SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 1,
     "intermediate_size": 64,
     "initializer_range": 0.1,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
 }
+SHAPE = {**SIZES, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 ROBERTA = {**SHAPE, "max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1}
 BERT = {**SHAPE, "max_position_embeddings": 64}
+DISTILBERT = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 1,
+    "hidden_dim": 64,
+    "max_position_embeddings": 64,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "initializer_range": 0.1,
+}
+DEBERTA = {
+    **BERT,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+}
+MODERNBERT = {
+    **SIZES,
+    "max_position_embeddings": 64,
+    "local_attention": 16,
+    "global_attn_every_n_layers": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "embedding_dropout": 0.1,
+    "mlp_dropout": 0.1,
+    "attention_dropout": 0.1,
+}
 
 # name -> configuration, its settings, tokenizer, and the name of the tokenizer's class.
 FAMILIES = {
@@ -84,6 +116,17 @@ FAMILIES = {
     "electra": ("ElectraConfig", {**BERT, "embedding_size": 32}, tiny_tokenizer, "BertTokenizer"),
 }
 BERT_LIKE = tuple(FAMILIES)
+FAMILIES |= {
+    "mpnet": ("MPNetConfig", ROBERTA, byte_level_tokenizer, "PreTrainedTokenizerFast"),
+    "distilbert": ("DistilBertConfig", DISTILBERT, tiny_tokenizer, "DistilBertTokenizer"),
+    "electra, projected": (
+        "ElectraConfig", {**BERT, "embedding_size": 16}, tiny_tokenizer, "BertTokenizer"
+    ),
+    "albert": ("AlbertConfig", {**BERT, "embedding_size": 16}, tiny_tokenizer, "BertTokenizer"),
+    "deberta-v2": ("DebertaV2Config", DEBERTA, tiny_tokenizer, "PreTrainedTokenizerFast"),
+    "modernbert": ("ModernBertConfig", MODERNBERT, tiny_tokenizer, "PreTrainedTokenizerFast"),
+}  # fmt: skip
+OTHERS = tuple(name for name in FAMILIES if name not in BERT_LIKE)
 
 
 def stock_model(family: str, head: str = "", **changes) -> nn.Module:

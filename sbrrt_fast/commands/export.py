@@ -15,6 +15,7 @@ from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.errors import OutputError
 from sbrrt_fast.files import make_folder, write_text, writing
 from sbrrt_fast.messages import printable
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.hub import write_description
 from sbrrt_fast.model.io import CARD, write_tasks
 from sbrrt_fast.training.saved_run import SavedModel, read_saved
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     _check_folder(arguments.onnx)
     _check_libraries()
     saved = read_saved(arguments.run, which=arguments.model, device="cpu", precision="fp32")
+    _check_encoder(saved)
     make_folder(arguments.onnx.resolve().parent)
     with checksummed_directory(arguments.onnx) as folder:
         difference = _write(saved, folder)
@@ -64,6 +66,16 @@ def _write(saved: SavedModel, folder: Path) -> float:
     write_graphs(model, folder)
     write_text(folder / CARD, onnx_readme(model, longest))
     return largest_difference(model, folder, tokenizer, longest)
+
+
+def _check_encoder(saved: SavedModel) -> None:
+    """OutputError unless the graphs are ours."""
+    if not isinstance(saved.model.encoder, MiniBert):
+        raise OutputError(
+            "--onnx: writes encoders whose layers are BERT's, and this one is a "
+            f"{saved.model.config.architecture}; its folder is one of transformers, for which "
+            "optimum has an exporter"
+        )
 
 
 def _check_libraries() -> None:

@@ -163,8 +163,8 @@ def read_config(directory: str | Path) -> BertConfig:
     stored = read_json(path)
     if reason := why_not_bert(stored):
         raise WeightsError(
-            f"{path}: {reason}, so its layers are not BERT's; choose a BERT encoder such as "
-            "bert-base-uncased or minilm"
+            f"{path}: {reason}, so its layers are not BERT's, which are all that MiniBert has; "
+            "choose a BERT encoder such as bert-base-uncased or minilm"
         )
     absent = [name for name in _REQUIRED if name not in stored]
     if absent:

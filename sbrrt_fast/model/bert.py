@@ -24,6 +24,7 @@ from sbrrt_fast.model.pooling import POOLINGS, mean_pool
 from sbrrt_fast.model.push import push_encoder
 from sbrrt_fast.model.tensors import shapes_only
 
+_POOLER = "pooler.dense."
 _POSITIONS = "embeddings.position_embeddings.weight"
 _OUTPUTS = ("output_attentions", "output_hidden_states", "return_dict")
 
@@ -225,6 +226,11 @@ class MiniBert(nn.Module):
             tensors = {n: x for n, x in tensors.items() if not n.startswith("pooler.")}
         table = tensors[_POSITIONS]
         return {**tensors, _POSITIONS: torch.cat([self.reserved_positions.to(table), table])}
+
+    def pooler_tensors(self) -> dict[str, Tensor]:
+        """``weight`` and ``bias`` of the tanh layer of ``cls``; nothing where there is none."""
+        tensors = plain_tensors(self).items()
+        return {n.removeprefix(_POOLER): x for n, x in tensors if n.startswith(_POOLER)}
 
     def save_pretrained(self, directory: str | Path, tokenizer=None) -> None:
         """Writes a folder that transformers' model of this family reads, adapters merged into its

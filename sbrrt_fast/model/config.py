@@ -74,6 +74,10 @@ class BertConfig:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    def embedding_size(self) -> int:
+        return self.hidden_size
+
+    @property
     def num_reserved_positions(self) -> int:
         """Rows of the stored position table before that of a sequence's first token."""
         return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +74,16 @@ class DropoutStream:
         """
         rng = torch.randint(2**32, (2,), device=batch.rows.device)
         return cls(batch, rng, max_positions, backend=backend)
+
+    @cached_property
+    def host_key(self) -> int:
+        """A number below 2**63 of all that keys the masks, for generators that are not functions.
+
+        The host waits for it, where the batch is on a GPU.
+        """
+        parts = [*self.rng.tolist(), self.pass_id, *self.batch.rows[:1].tolist()]
+        (state,) = np.random.SeedSequence(parts).generate_state(1, np.uint64)
+        return int(state) >> 1
 
     def fork(self, pass_id: int) -> DropoutStream:
         """The stream of another pass over the same batch, with masks of its own."""

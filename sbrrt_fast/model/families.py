@@ -81,9 +81,12 @@ def has_pooler(config: Path) -> bool:
         WeightsError: the file is malformed.
     """
     kind = read_json(config).get("model_type", "bert") if config.is_file() else "bert"
-    return kind in FAMILIES and FAMILIES[kind].has_pooler
+    if not isinstance(kind, str):
+        return False
+    return kind in _OTHERS_WITH_POOLER or (kind in FAMILIES and FAMILIES[kind].has_pooler)
 
 
+_OTHERS_WITH_POOLER = ("albert", "mpnet")
 _ONLY_SUPPORTED = {**FIXED, "pruned_heads": {}}
 _ELECTRA_WIDTH = 128  # of embeddings, where config.json does not say it
 

@@ -48,7 +48,8 @@ def _check_encoding(encoding: Encoding, config: BertConfig, folder: Path, task: 
             f"{folder}: the tokenizer puts id {largest} around a text, but the word table has "
             f"{config.vocab_size} rows; use the tokenizer that was saved with these weights"
         )
-    if (kind := max(encoding.type_ids)) < config.type_vocab_size:
+    takes_none = config.type_vocab_size == 0
+    if takes_none or (kind := max(encoding.type_ids)) < config.type_vocab_size:
         return
     if task is None:
         raise WeightsError(

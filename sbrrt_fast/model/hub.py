@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,6 @@ from sbrrt_fast.model.modules import (
     POOLING_FOLDER,
     SentenceModules,
 )
-from sbrrt_fast.model.plain import plain_tensors
 from sbrrt_fast.model.tensors import (
     WEIGHTS,
     TensorReader,
@@ -35,6 +35,7 @@ from sbrrt_fast.model.tensors import (
 )
 
 _POOLER = "pooler.dense."
+_STORED_POOLER = re.compile(r"(?:.*\.)?pooler\.(?:dense\.)?(weight|bias)")
 _SIMILARITY = "config_sentence_transformers.json"
 _WRITTEN = {
     *("config.json", WEIGHTS, MODULES, POOLING_FOLDER, DENSE_FOLDER, SENTENCE, _SIMILARITY),
@@ -132,13 +133,41 @@ def read_weights(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict
         reader.read(path)
     _check_any_fits(modules.encoder, reader)
     if not reader.problems and pooler and reader.missing() == list(pooler):
-        raise WeightsError(
-            f"{modules.encoder}: the checkpoint was saved without a pooler, which pooling 'cls' "
-            "needs; use pooling 'mean' or 'cls_token' (model.pooling)"
-        )
+        raise WeightsError(_no_pooler(modules.encoder))
     where = f"{modules.encoder}: the weights do not fit config.json"
     tensors = reader.finish(where, "use the config.json that was saved with these weights")
-    return tensors | (_read_dense(modules.dense, pooler) if modules.dense else {})
+    if not modules.dense:
+        return tensors
+    names = {name.removeprefix(_POOLER): shape for name, shape in pooler.items()}
+    return tensors | {_POOLER + n: x for n, x in _read_dense(modules.dense, names).items()}
+
+
+def read_pooler(modules: SentenceModules, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """The tanh layer of ``cls``, ``weight`` and ``bias``, of whatever encoder: float32 on the CPU.
+
+    Args:
+        modules: the checkpoint's layers. shapes: of the two, by name.
+
+    Raises:
+        WeightsError: the checkpoint has none, or it does not fit.
+    """
+    if modules.dense:
+        return _read_dense(modules.dense, shapes)
+    reader = TensorReader(
+        shapes, lambda stored: (_STORED_POOLER.fullmatch(stored) or [None] * 2)[1]
+    )
+    for path in weight_files(modules.encoder, "AutoModel"):
+        reader.read(path)
+    if not reader.problems and reader.missing():
+        raise WeightsError(_no_pooler(modules.encoder))
+    return reader.finish(f"{modules.encoder}: the pooler does not fit", "save it again")
+
+
+def _no_pooler(folder: Path) -> str:
+    return (
+        f"{folder}: the checkpoint was saved without a pooler, which pooling 'cls' needs; use "
+        "pooling 'mean' or 'cls_token' (model.pooling)"
+    )
 
 
 def _name_of(stored: str, shapes: dict[str, list[int]]) -> str | None:
@@ -160,9 +189,8 @@ def _check_any_fits(folder: Path, reader: TensorReader) -> None:
 
 
 def _read_dense(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """The pooler's tensors from a Dense module of sentence-transformers."""
-    stored = {name.replace(_POOLER, "linear."): name for name in shapes}
-    reader = TensorReader(shapes, lambda name: stored.get(name, name))
+    """``weight`` and ``bias`` from a Dense module of sentence-transformers."""
+    reader = TensorReader(shapes, lambda stored: stored.removeprefix("linear."))
     for path in weight_files(folder, "Dense"):
         reader.read(path)
     return reader.finish(f"{folder}: the layer does not fit config.json", "save it again")
@@ -200,8 +228,7 @@ def _write_modules(model: nn.Module, folder: Path) -> None:
         settings["activation_function"] = "torch.nn.modules.activation.Tanh"
         (folder / DENSE_FOLDER).mkdir()
         write_json(folder / DENSE_FOLDER / "config.json", settings)
-        pooler = {n: x for n, x in plain_tensors(model).items() if n.startswith(_POOLER)}
-        weights = {n.replace(_POOLER, "linear."): x for n, x in pooler.items()}
+        weights = {f"linear.{name}": x for name, x in model.pooler_tensors().items()}
         write_tensors(weights, folder / DENSE_FOLDER / WEIGHTS, {"format": "pt"})
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}

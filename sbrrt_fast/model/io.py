@@ -23,9 +23,9 @@ from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.files import write_json, write_text
 from sbrrt_fast.json_file import as_json, kind_of, read_json
 from sbrrt_fast.messages import shown
-from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.hub import write_encoder
+from sbrrt_fast.model.load_encoder import encoder_from_folder
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.tensors import TensorReader, shapes_only, write_tensors
 
@@ -71,7 +71,7 @@ def load_model(directory: Path) -> tuple[MultiTaskModel, Tokenizer]:
     """
     tasks, pair_features = _read_tasks(directory / TASKS)
     folder = encoder_folder(directory)
-    encoder = MiniBert.from_folder(folder)
+    encoder = encoder_from_folder(folder)
     tokenizer = load_tokenizer(folder)
     check_fit(tokenizer, encoder.config, tasks, folder)
     with shapes_only():

@@ -7,6 +7,7 @@ passes share them as all others, and a resumed run repeats them.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,16 @@ from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import ADAPTER_SITE, DropoutStream
 from sbrrt_fast.model.layers import BertLayer
+from sbrrt_fast.model.load_encoder import Encoder
 
 _NAME = "default"  # peft's, of an adapter
+_ALSO = {  # what other encoders call the matrices of ``lora.targets``
+    "query": ("query_proj", "q_lin", "q_proj", "q", "Wqkv"),
+    "key": ("key_proj", "k_lin", "k_proj", "k", "Wqkv"),
+    "value": ("value_proj", "v_lin", "v_proj", "v", "Wqkv"),
+    "dense": ("out_lin", "out_proj", "o", "lin1", "lin2", "ffn", "ffn_output", "Wo", "Wi"),
+    "word_embeddings": ("tok_embeddings",),
+}
 
 
 class AdapterDropout(nn.Module):
@@ -45,14 +54,15 @@ class AdapterDropout(nn.Module):
         return {**vars(self), "stream": None}
 
 
-def add_lora(encoder: MiniBert, lora: LoraConfig, seed: int) -> None:
+def add_lora(encoder: Encoder, lora: LoraConfig, seed: int) -> None:
     """Puts adapters into an encoder and freezes everything else in it.
 
     Args:
+        encoder: of transformers' own, dropout is peft's, by torch's generator as all of them.
         seed: of the adapters' initial weights, with which they change nothing.
 
     Raises:
-        ConfigError: peft is not installed.
+        ConfigError: peft is not installed, or the encoder has no such matrices.
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError(
@@ -61,12 +71,28 @@ def add_lora(encoder: MiniBert, lora: LoraConfig, seed: int) -> None:
         )
     import peft  # slow
 
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+    is_ours, names = isinstance(encoder, MiniBert), _module_names(encoder, lora.targets)
+    rates = {"lora_dropout": 0.0 if is_ours else lora.dropout}
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, **rates)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)  # heads are drawn with the seed itself
         peft.inject_adapter_in_model(config, encoder, _NAME)
-    if lora.dropout:
+    if lora.dropout and is_ours:
         _add_dropout(encoder, lora.dropout)
+
+
+def _module_names(encoder: Encoder, targets: Sequence[str]) -> list[str]:
+    """What an encoder calls these matrices."""
+    leaves = (nn.Linear, nn.Embedding)
+    named = [n for n, module in encoder.named_modules() if isinstance(module, leaves)]
+    present = dict.fromkeys(name.rpartition(".")[2] for name in named)
+    found = {t: [n for n in (t, *_ALSO[t]) if n in present] for t in targets}
+    if absent := [target for target, names in found.items() if not names]:
+        raise ConfigError(
+            f"lora.targets: this {encoder.config.architecture} has no '{absent[0]}', its matrices "
+            f"are {', '.join(present)}; choose other targets"
+        )
+    return list(dict.fromkeys(name for names in found.values() for name in names))
 
 
 def _add_dropout(encoder: MiniBert, p: float) -> None:

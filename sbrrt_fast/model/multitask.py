@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.task import TaskConfig
-from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.heads import build_head, class_logits, predictions, task_loss
 from sbrrt_fast.model.height import height_of, num_layers
 from sbrrt_fast.model.label_units import LabelUnits
+from sbrrt_fast.model.load_encoder import Encoder
 from sbrrt_fast.ranges import check
 
 
@@ -31,7 +31,7 @@ class TaskHeads(nn.ModuleDict):
 
 
 class MultiTaskModel(nn.Module):
-    """MiniBert with task heads.
+    """An encoder with task heads.
 
     Args:
         encoder: the shared encoder.
@@ -42,7 +42,7 @@ class MultiTaskModel(nn.Module):
 
     def __init__(
         self,
-        encoder: MiniBert,
+        encoder: Encoder,
         tasks: dict[str, TaskConfig],
         pair_features: str = "concat_difference",
         seed: int = 0,

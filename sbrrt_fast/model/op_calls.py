@@ -12,6 +12,7 @@ import torch
 
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.layers import BertLayer
+from sbrrt_fast.model.load_encoder import Encoder
 from sbrrt_fast.ops._backend.dispatch import Choice, Op
 from sbrrt_fast.ops.attention import MAX_LENGTH
 from sbrrt_fast.ops.registry import OPS
@@ -47,15 +48,17 @@ class OpCall:
 
 
 def encoder_calls(
-    encoder: MiniBert, dtype: torch.dtype, max_length: int, packed: bool = True
+    encoder: Encoder, dtype: torch.dtype, max_length: int, packed: bool = True
 ) -> list[OpCall]:
-    """The calls of one pass; all layers have one shape.
+    """The calls of one pass; all layers have one shape. transformers' own encoders have none.
 
     Args:
         dtype: of the matrix products.
         max_length: of the longest sequence, in tokens.
         packed: the layout; in the padded one attention has no choice, and none is asked.
     """
+    if not isinstance(encoder, MiniBert):
+        return []
     layer = encoder.encoder.layer[0] if encoder.config.num_hidden_layers else None
     calls = [_embed(encoder)]
     if layer is None:

@@ -110,6 +110,18 @@ def plain_tensors(encoder: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of any model by the names that it has without peft's adapters, which are merged
+    into the weights. The model stays as it is."""
+    layers = {path: _merged(m) for path, m in model.named_modules() if _is_adapted(m)}
+    prefixes = tuple(f"{path}." if path else "" for path in layers)
+    state = model.state_dict().items()
+    tensors = {n: x.detach() for n, x in state if not n.startswith(prefixes)}
+    for prefix, layer in zip(prefixes, layers.values(), strict=True):
+        tensors |= {prefix + name: x.detach() for name, x in layer.state_dict().items()}
+    return tensors
+
+
 def _submodule(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
@@ -119,12 +131,16 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 
 def _merged(module: nn.Module) -> nn.Module:
     """The layer under peft's adapters, as a copy that has them in its weights."""
-    if not (hasattr(module, "merge") and hasattr(module, "get_base_layer")):
+    if not _is_adapted(module):
         return module
     merged = deepcopy(module)
     if not merged.merged:
         merged.merge()
     return merged.get_base_layer()
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return hasattr(module, "merge") and hasattr(module, "get_base_layer")
 
 
 def _weight(module: nn.Module, path: str, leaf: str) -> Tensor:

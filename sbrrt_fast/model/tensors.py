@@ -24,6 +24,8 @@ _NUM_LISTED = 4
 _CONVERT = {
     "BertModel": "transformers, "
     "BertModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)",
+    "AutoModel": "transformers, "
+    "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)",
     "Dense": "sentence-transformers, SentenceTransformer(DIR).save(NEW_DIR)",
 }
 _BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")

@@ -18,8 +18,8 @@ from sbrrt_fast.data.task import Split
 from sbrrt_fast.data.token_cache.cache import TokenCache
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
-from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.fit import check_fit
+from sbrrt_fast.model.load_encoder import load_encoder
 from sbrrt_fast.model.lora import add_lora
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.model.plain import why_not_plain
@@ -72,14 +72,17 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
         WeightsError: the backbone cannot be used, or a weight of it is not finite.
         ConfigError: there is nothing to train, or no library for adapters.
     """
-    name = config.model.backbone
-    encoder = MiniBert.from_pretrained(name, config.model.pooling)
+    name, chosen = config.model.backbone, config.model
+    dropout = {
+        "hidden_dropout": chosen.hidden_dropout,
+        "attention_dropout": chosen.attention_dropout,
+    }
+    encoder = load_encoder(name, chosen.pooling, **dropout)
     advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
     check_loaded(encoder.state_dict(), encoder.source, advice)
     tokenizer = load_tokenizer(encoder.source)
     check_fit(tokenizer, encoder.config, config.tasks, encoder.source)
     log(f"backbone {name}: {encoder.origin.summary}")
-    _set_dropout(encoder, config)
     model = MultiTaskModel(encoder, config.tasks, config.model.pair_features, config.seed)
     if config.lora.rank:
         add_lora(encoder, config.lora, config.seed)
@@ -213,12 +216,3 @@ def _check_all_train(model: MultiTaskModel, config: RunConfig) -> None:
                 f"tasks.{name}.head: '{model.tasks[name].head}' has no weights, so with {what} "
                 f"there is nothing to train; use {mend} or another head"
             )
-
-
-def _set_dropout(encoder, config: RunConfig) -> None:
-    chosen = {
-        "hidden_dropout_prob": config.model.hidden_dropout,
-        "attention_probs_dropout_prob": config.model.attention_dropout,
-    }
-    values = {name: p for name, p in chosen.items() if p is not None}
-    encoder.set_config(replace(encoder.config, **values))

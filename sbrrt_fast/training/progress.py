@@ -220,7 +220,8 @@ def input_checksums(
     Args:
         splits: by name of the split, its tokenised tasks.
     """
-    shape = json.dumps([asdict(model.config), model.encoder.pooling], sort_keys=True)
+    sizes = {name: value for name, value in asdict(model.config).items() if name != "stored"}
+    shape = json.dumps([sizes, model.encoder.pooling], sort_keys=True)
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return {
         "the backbone's config.json": zlib.crc32(shape.encode()),

@@ -111,10 +111,12 @@ def test_a_killed_run_goes_on_and_is_the_same(tmp_path):
     stock_backbone(tmp_path / "backbone", "roberta")
     flags = [*FLAGS, "--model.pooling", "mean", "--optimizer.decay", "constant"]
     flags += ["--optimizer.warmup", "0", "--log.state-every", "2"]
-    whole = train_tiny(tmp_path, *flags, "--rounds", "4", "--output", str(tmp_path / "whole"))
+    whole = tmp_path / "whole"
+    train_tiny(tmp_path, *flags, "--rounds", "4", "--output", str(whole))
     run = train_tiny(tmp_path, *flags, "--rounds", "2")
     assert main(["train", "--output", str(run), "--resume", "--rounds", "4"]) == 0
     weights = [(r / "last" / "model.safetensors").read_bytes() for r in (whole, run)]
+    assert whole != run
     assert weights[0] == weights[1]
 
 

@@ -9,7 +9,7 @@ from sbrrt_fast import _extension
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.store import TokenizedTask
 from sbrrt_fast.errors import WeightsError
-from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.load_encoder import Encoder
 from sbrrt_fast.model.modes import without_dropout
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
@@ -21,7 +21,7 @@ _ADVICE = "use another model, or train again with a lower optimizer.learning_rat
 
 @torch.no_grad()
 def sentence_vectors(
-    encoder: MiniBert,
+    encoder: Encoder,
     texts: TokenizedTask,
     *,
     precision: str = "fp32",
@@ -61,7 +61,7 @@ def sentence_vectors(
     return vectors
 
 
-def _pooled(encoder: MiniBert, batch: TokenBatch) -> Tensor:
+def _pooled(encoder: Encoder, batch: TokenBatch) -> Tensor:
     """Float32 [num_sequences, hidden], whatever the encoder computes in."""
     embeddings = encoder.embed(batch)
     hidden = encoder.encode(embeddings, batch)

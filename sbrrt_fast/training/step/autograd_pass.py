@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from sbrrt_fast.config import RunConfig
+from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import NOISE_SITE, DropoutStream
 from sbrrt_fast.model.heads import class_logits, uncertain_loss
 from sbrrt_fast.model.multitask import MultiTaskModel
-from sbrrt_fast.smart.ascent import Ascent, Tokens
+from sbrrt_fast.smart.ascent import Ascent, Jacobian, Tokens
 from sbrrt_fast.smart.bregman import Teacher
 from sbrrt_fast.smart.divergence import divergence_of
+from sbrrt_fast.smart.jacobian_choice import Choice, ChosenJacobian
+from sbrrt_fast.smart.model_function import ModelFunction
 from sbrrt_fast.smart.presets import resolve
 from sbrrt_fast.smart.regularizer import AutogradJacobian, AutogradPass
 from sbrrt_fast.training.ranks.ranks import ONE_RANK, Ranks
@@ -34,6 +39,9 @@ class AutogradModel:
     Args:
         model: the student. teacher: or None. config: the run's.
         ranks: over which gradients are summed.
+
+    Attributes:
+        choices: how the Jacobian is applied, by task, of an encoder of transformers.
     """
 
     def __init__(
@@ -46,6 +54,7 @@ class AutogradModel:
         self.model, self.teacher, self.config = model, teacher, config
         self.ranks = ranks
         self.smart = resolve(config.smart)
+        self.choices: dict[str, Choice] = {}
         self.device = next(model.parameters()).device
         self.by_task: AutogradTaskGradients | None = None
         if config.optimizer.surgery == "pcgrad":
@@ -147,13 +156,17 @@ class AutogradRound:
             self.divergence,
             self.embeddings,
             self.logits,
-            AutogradJacobian(
-                lambda x: self.model.logits(name, x, tokens, self.stream),
-                self.embeddings,
-                self.logits,
-            ),
+            self._jacobian(lambda x: self.model.logits(name, x, tokens, self.stream)),
             self.share,
         )
+
+    def _jacobian(self, clean_fn: Callable[[Tensor], Tensor]) -> Jacobian:
+        """Applied in forward mode, which MiniBert has; of other encoders, as they can."""
+        if isinstance(self.model.encoder, MiniBert):
+            return AutogradJacobian(clean_fn, self.embeddings, self.logits)
+        choice = self.owner.choices.setdefault(self.name, Choice(has_one_output=False))
+        function = ModelFunction(clean_fn, self.divergence, {})
+        return ChosenJacobian(choice, function, self.embeddings, self.logits)
 
     def climb(self, ascent: Ascent) -> Tensor:
         delta = ascent.start(self.noise(NOISE_SITE), self.perturbed.mask)

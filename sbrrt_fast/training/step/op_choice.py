@@ -42,8 +42,8 @@ def step_calls(model: MultiTaskModel, config: RunConfig, max_length: int) -> lis
 
 
 def _smart_calls(model: MultiTaskModel, smart: SmartConfig) -> list[OpCall]:
-    width = model.config.hidden_size
-    word = model.encoder.embeddings.word_embeddings.weight
+    width = model.config.embedding_size
+    word = next(model.parameters())
     delta, indices = word.new_empty(0, width), word.new_empty(0, dtype=torch.int64)
     rng, mask = indices.new_zeros(2), indices.new_empty(0, dtype=torch.bool)
     return [
@@ -58,7 +58,7 @@ def _divergence_calls(model: MultiTaskModel, perturbs: bool) -> list[OpCall]:
     if not tasks:
         return []
     most = max(task.num_classes if task.head == "classes" else 2 for task in tasks)
-    logits = model.encoder.embeddings.word_embeddings.weight.new_empty(0, most)
+    logits = next(model.parameters()).new_empty(0, most)
     names = ["symmetric_kl", "symmetric_kl_fisher"] if perturbs else ["symmetric_kl"]
     return [OpCall.named(name, logits, logits) for name in names]
 
