@@ -139,8 +139,8 @@ class SmartTrainerMixin:
         return penalty + self._bregman.config.weight * bregman
 
     def _num_parts(self, num_items_in_batch: Tensor | int | None) -> int:
-        """What R_s is divided by: the step's batches, unless the Trainer divides by them itself."""
-        is_scaled = self.loss_is_scaled_for_ga
+        """The step's batches, where the Trainer does not divide by them itself, else 1."""
+        is_scaled = getattr(self, "loss_is_scaled_for_ga", None)  # not in transformers 5.0
         if is_scaled is None:
             counts = self.model_accepts_loss_kwargs and num_items_in_batch is not None
             is_scaled = counts or self.compute_loss_func is not None

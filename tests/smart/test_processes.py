@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from sbrrt_fast import SmartConfig, SmartRegularizer
+from tests.smart.processes import in_processes, own
 from tests.smart.stock_models import bert, cosine, padded_batch
 
 pytest.importorskip("transformers")
@@ -54,12 +54,8 @@ def sharded(model: nn.Module, world_size: int) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
-def compare(rank: int, world_size: int, store: str) -> None:
-    torch.set_num_threads(1)
-    method = f"file://{store}"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=world_size)
-    size = 4 // world_size
-    ours = slice(rank * size, (rank + 1) * size)
+def compare(rank: int, world_size: int) -> None:
+    ours = own(rank, world_size, len(LABELS))
     for way in WAYS:
         whole = bert()
         expected = gradients(whole, whole, way, slice(None))
@@ -71,10 +67,8 @@ def compare(rank: int, world_size: int, store: str) -> None:
     whole, model = bert(), sharded(bert(), world_size)
     expected = gradients(whole, whole, on_ids, slice(None))
     assert cosine(gradients(model, model, on_ids, ours), expected) > 0.99999
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_processes_have_the_whole_batch_s_gradients(world_size, tmp_path):
-    arguments = (world_size, str(tmp_path / "store"))
-    torch.multiprocessing.spawn(compare, arguments, nprocs=world_size)
+def test_processes_have_the_whole_batch_s_gradients(world_size):
+    in_processes(world_size, compare)

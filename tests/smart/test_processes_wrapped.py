@@ -170,7 +170,6 @@ def trained(folder: Path, size: int, checkpoint: str | None = None):
     trainer = smart_trainer(
         without_dropout(), folder, BregmanConfig(weight=0.8, beta=0.75), optim="sgd",
         learning_rate=0.05, per_device_train_batch_size=size,
-        average_tokens_across_devices=False,  # see docs/smart_anywhere.md
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from sbrrt_fast import BregmanConfig, SmartRegularizer
 from sbrrt_fast.errors import WeightsError
+from tests.smart.processes import apart, noise_of_examples
 from tests.smart.stock_models import bert
 
 pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
@@ -118,6 +119,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, settings):
     assert_equal(averages(resumed), averages(whole))
     last = [t.state.log_history[-2]["bregman"] for t in (whole, resumed)]
     assert last[0] == last[1] > 0
+
+
+def test_accumulated_batches_are_one_batch(tmp_path, monkeypatch):
+    noise_of_examples(monkeypatch.setattr)
+    trained = []
+    for parts in (1, 2):
+        model = bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        settings = {"per_device_train_batch_size": 4 // parts, "optim": "sgd"}
+        settings["gradient_accumulation_steps"] = parts
+        trainer = smart_trainer(model, tmp_path, BREGMAN, **settings)
+        trainer.train()
+        trained.append([[*weights(model).values()], [*averages(trainer).values()]])
+    initial = [p.detach() for p in bert().parameters()]
+    for whole, parts in zip(*trained, strict=True):
+        assert apart(parts, whole) < 2e-3 * apart(whole, initial)
 
 
 def test_adapters_have_a_teacher_of_their_own(tmp_path):

@@ -34,7 +34,9 @@ def smart_trainer(model: nn.Module, folder: Path, bregman=None, callbacks=(), **
     }  # fmt: skip
     arguments = TrainingArguments(str(folder), **settings)
     smart, data = SmartConfig(weight=1.0), rows()
-    return SmartTrainer(
+    trainer = SmartTrainer(
         model, arguments, train_dataset=data, eval_dataset=data[:4], smart=smart, bregman=bregman,
         callbacks=list(callbacks),
     )  # fmt: skip
+    trainer.model_accepts_loss_kwargs = False  # see docs/smart_anywhere.md
+    return trainer
