@@ -35,14 +35,15 @@ def evaluate(
     random_rows, device = RandomRows(seed, kind=HELD_OUT), model.encoder.device
     if emulates_bf16(device):
         precision = "fp32"
-    with without_dropout(model), autocast(device, precision):
+    with without_dropout(model):
         for first in range(0, batches.num_rows, batch_size):
             rows = np.arange(first, min(first + batch_size, batches.num_rows))
             batch = batches.batch(rows, random_rows, first).to(device)
-            embeddings = model.encoder.embed(batch.tokens)
-            hidden = model.encoder.encode(embeddings, batch.tokens)
+            with autocast(device, precision):
+                embeddings = model.encoder.embed(batch.tokens)
+                hidden = model.encoder.encode(embeddings, batch.tokens).float()
             firsts = batch.tokens.cu_seqlens[batch.pairs].long()
-            _, terms = row_losses(model, hidden[batch.masked], hidden[firsts], batch)
+            _, terms = row_losses(model, hidden[batch.masked], hidden[firsts], batch, precision)
             here = {"masked_words": len(batch.targets), "next_sentence": len(batch.labels)}
             for name, value in terms.items():
                 head = name.partition("/")[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sbrrt_fast.pretraining.batches import MaskedBatch
 from sbrrt_fast.pretraining.model import PretrainingModel
-from sbrrt_fast.training.step.autograd_pass import autocast
+from sbrrt_fast.training.step.written_out_model import DTYPES
 
 Terms = dict[str, Tensor]
 
@@ -52,9 +52,9 @@ def head_gradients(
     firsts = batch.tokens.cu_seqlens[batch.pairs].long()
     rows = [hidden.detach().index_select(0, x) for x in (batch.masked, firsts)]
     parameters = model.head_parameters() + ([] if heads_alone else [model.words])
-    with torch.enable_grad(), autocast(hidden.device, precision):
+    with torch.enable_grad():
         leaves = [x.requires_grad_() for x in rows]
-        losses, terms = row_losses(model, *leaves, batch)
+        losses, terms = row_losses(model, *leaves, batch, precision)
         total = sum(losses)
         grads = torch.autograd.grad(total, [*leaves, *parameters], materialize_grads=True)
     grad_hidden = torch.zeros_like(hidden)
@@ -71,18 +71,22 @@ def head_gradients(
 
 
 def row_losses(
-    model: PretrainingModel, masked: Tensor, firsts: Tensor, batch: MaskedBatch
+    model: PretrainingModel,
+    masked: Tensor,
+    firsts: Tensor,
+    batch: MaskedBatch,
+    precision: str = "fp32",
 ) -> tuple[list[Tensor], Terms]:
     """The loss terms, and all of them with accuracies by name.
 
     Args:
         masked: hidden states of the masked tokens. firsts: of the pairs' [CLS].
     """
-    logits = model.cls.predictions(masked, model.words).float()
+    logits = model.cls.predictions(masked, model.words, DTYPES[precision])
     losses, terms = [], {}
     _add("masked_words", logits, batch.targets, losses, terms)
     if model.cls.seq_relationship is not None:
-        logits = model.cls.seq_relationship(model.pooler(firsts)).float()
+        logits = model.cls.seq_relationship(model.pooler(firsts))
         _add("next_sentence", logits, batch.labels, losses, terms)
     return losses, terms
 

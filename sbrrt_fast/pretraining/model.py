@@ -13,6 +13,11 @@ from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.layers import BertPooler
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """x W^T + b, computed in ``dtype``, as float32."""
+    return F.linear(x.to(dtype), weight.to(dtype)).float() + bias
+
+
 class MaskedWordTransform(nn.Module):
     """LN(gelu(h W^T + b)), before the decoder."""
 
@@ -21,8 +26,8 @@ class MaskedWordTransform(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.LayerNorm(F.gelu(self.dense(hidden)))
+    def forward(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.LayerNorm(F.gelu(product(hidden, self.dense.weight, self.dense.bias, dtype)))
 
 
 class MaskedWordHead(nn.Module):
@@ -33,13 +38,14 @@ class MaskedWordHead(nn.Module):
         self.transform = MaskedWordTransform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
-        """[num_masked, vocab_size], from the masked tokens' hidden states [num_masked, hidden].
+    def forward(self, hidden: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
+        """float32 [num_masked, vocab_size], from the masked tokens' hidden states.
 
         Args:
-            words: the word table [vocab_size, hidden].
+            hidden: [num_masked, hidden]. words: the word table [vocab_size, hidden].
+            dtype: of the matrix products.
         """
-        return F.linear(self.transform(hidden), words, self.bias)
+        return product(self.transform(hidden, dtype), words, self.bias, dtype)
 
 
 class PretrainingHeads(nn.Module):
@@ -47,6 +53,7 @@ class PretrainingHeads(nn.Module):
 
     Args:
         config: the encoder's. next_sentence: whether there is a head for it.
+        has_pooler: whether the encoder has a tanh pooler of its own.
 
     Attributes:
         pooler: the tanh pooler that the next-sentence head works on, where the encoder has none of

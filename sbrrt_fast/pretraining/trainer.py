@@ -70,7 +70,8 @@ class PretrainTrainer:
         self.num_rounds = config.rounds or config.epochs * self.rounds_per_epoch
         self.due = DueRounds(run.log, self.rounds_per_epoch, self.num_rounds)
         self.step = build_step(self.model, config, self.num_rounds, log)
-        inputs = {"the backbone's config.json": _checksum(asdict(shape)), **self.text.checksums}
+        shape = _checksum([asdict(shape), model.encoder.pooling])
+        inputs = {"the backbone's config.json": shape, **self.text.checksums}
         self.state = PretrainState(config.output, self.model, self.step.optimizer, inputs)
         self.progress = PretrainProgress(order.start())
         self.stop = StopSignals()
@@ -189,8 +190,7 @@ class PretrainTrainer:
 
     def _num_bytes(self) -> int:
         """The most that a run saves: a model, a state, and what is being replaced."""
-        num_bytes = sum(p.nbytes for p in self.model.parameters())
-        return num_bytes + 3 * num_bytes + 3 * num_bytes
+        return 7 * sum(p.nbytes for p in self.model.parameters())  # a state is three
 
     def _metrics(self) -> dict[str, Any]:
         progress, seconds = self.progress, max(self.progress.seconds, 1e-9)
@@ -232,5 +232,5 @@ def _check_finite(interval: IntervalMeans, num_skipped: int, round: int) -> None
         )
 
 
-def _checksum(value: dict[str, Any]) -> int:
+def _checksum(value: list[Any]) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
