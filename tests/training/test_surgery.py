@@ -229,7 +229,16 @@ def test_it_is_the_joint_update_where_nothing_conflicts(kind):
     assert seen == {True, False}
 
 
-def test_tasks_of_one_gradient_each_are_reported():
+@pytest.mark.parametrize("kind", [autograd, written_out])
+def test_a_round_that_draws_one_task_alone_is_the_joint_one(kind):
+    batch, rng = make_round()[0], torch.tensor([0, 0])
+    found, expected = (update_of(build(kind, c), [batch] * 3, rng) for c in (SURGERY, JOINT))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_a_round_reports_cosines_and_conflicts():
     terms = build(written_out, SURGERY).round(make_round(), 0)
     pairs = [("sst", "para"), ("sst", "sts"), ("para", "sts")]
     conflicts = dict.fromkeys(TASKS, 0.0)

@@ -7,6 +7,7 @@ after each batch (``per_task``) or once per round (``joint``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -185,7 +186,8 @@ class Step:
             of_part, found = self._differentiate(groups, rng, report)
             add_terms(terms, of_part)
             add_terms(measured, found)
-        conflicts = self.passes.finish(rng)
+        with self._surgery_clock():
+            conflicts = self.passes.finish(rng)
         return self.over_ranks(terms) | figures(self.over_ranks(measured)) | conflicts
 
     def _differentiate(
@@ -198,11 +200,17 @@ class Step:
             this = self.passes.begin(group, rng)
             arguments = this, self.ascent, self.teacher is not None, self.clock, report
             terms, found = differentiate(*arguments)
-            self.passes.end_group(group)
+            with self._surgery_clock():
+                self.passes.end_group(group)
             add_terms(measured, found)
             for name, value in terms.items():
                 values.setdefault(name, []).append(value)
         return {name: _mean(same) for name, same in values.items()}, measured
+
+    def _surgery_clock(self) -> AbstractContextManager:
+        """A stage of its own, of steps that have it."""
+        has_surgery = self.config.optimizer.surgery != "none"
+        return self.clock("surgery") if has_surgery else nullcontext()
 
     def over_ranks(self, terms: Terms) -> Terms:
         """The sum of each over all ranks, in one message."""
