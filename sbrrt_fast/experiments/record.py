@@ -19,11 +19,15 @@ from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.experiments.tables import Run
 from sbrrt_fast.files import make_folder, write_json
+from sbrrt_fast.training.run_folder import BEST, LAST
 from sbrrt_fast.training.scores.metrics import main_metric
 from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
 
 ALONE = 0.05  # of a machine's cores: a run that others take less from had it for itself
-_NOT_SETTINGS = ("seed", "recipe", "data_dir", "device", "model.backbone", "log.", *CALL_FIELDS)
+_NOT_SETTINGS = (  # keys that start so: of one machine, call or log
+    *("seed", "recipe", "data_dir", "device", "model.backbone", *CALL_FIELDS),
+    *("log.every", "log.gain", "log.tensorboard", "log.state_every", "log.keep"),
+)
 _FILE = re.compile(r"seed(\d+)\.json")
 
 
@@ -111,10 +115,12 @@ _AS_IN_METRICS = (
 
 
 def backbone_name(config: RunConfig) -> str:
-    """As a reader elsewhere knows it: a hub's name, or the last part of a folder's."""
+    """As a reader elsewhere knows it: a hub's name, or the end of a folder's."""
     name = config.model.backbone
-    is_folder = name != MINILM and Path(name).expanduser().is_dir()
-    return Path(name).name if is_folder else name
+    if name == MINILM or not Path(name).expanduser().is_dir():
+        return name
+    path = Path(name)
+    return f"{path.parent.name}/{path.name}" if path.name in (BEST, LAST) else path.name
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

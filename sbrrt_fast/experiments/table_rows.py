@@ -179,7 +179,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "uncertainty": {"round.task_weights": "uncertainty"},
     "swa": {"average.weights": "swa"},
     "teacher-weights": {"average.weights": "teacher"},
-    "pretrained": {"model.backbone": "runs/pretrained"},
+    "pretrained": {"model.backbone": "runs/pretrained/last"},
 }
 _INGREDIENTS = (
     _ROUND_ROBIN,

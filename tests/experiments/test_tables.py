@@ -12,7 +12,13 @@ from scipy import stats
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_fields import config_leaves, known_keys
 from sbrrt_fast.experiments.plots import table_figure
-from sbrrt_fast.experiments.record import read_record, record_path, save_record
+from sbrrt_fast.experiments.record import (
+    backbone_name,
+    read_record,
+    record_path,
+    save_record,
+    settings_of,
+)
 from sbrrt_fast.experiments.report import Report, RowResult
 from sbrrt_fast.experiments.statistics import Spread, paired_difference
 from sbrrt_fast.experiments.table_rows import TABLES
@@ -211,6 +217,24 @@ def test_notes_are_told_once():
     page = report("2", {"round-robin": [scores] * 2}, notes=["MiniLM saw Quora"])
     assert page.text().count("MiniLM saw Quora") == 1
     assert LOUD in report("2", {"round-robin": [scores]}, is_sample=True).text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("mine/bert", "bert"), ("mine/last", "mine/last"), (None, "minilm")]
+)
+def test_a_backbone_is_named_without_its_place(tmp_path, folder, name):
+    if folder:
+        (tmp_path / folder).mkdir(parents=True)
+    backbone = str(tmp_path / folder) if folder else "minilm"
+    assert backbone_name(RunConfig(model={"backbone": backbone})) == name
+
+
+def test_a_record_has_the_settings_that_are_not_the_defaults(tmp_path):
+    changes = {"smart": {"weight": 2.0}, "data_dir": tmp_path, "seed": 3}
+    tasks = {"sst": {}, "para": {"train": False}}
+    config = RunConfig(recipe="x", tasks=tasks, output=tmp_path / "run", **changes)
+    expected = {"tasks": ["sst", "para"], "smart.weight": 2.0, "tasks.para.train": False}
+    assert settings_of(config) == expected
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
