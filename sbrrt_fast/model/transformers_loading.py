@@ -17,7 +17,13 @@ from sbrrt_fast.json_file import as_json
 from sbrrt_fast.model.families import FAMILIES, has_pooler
 from sbrrt_fast.model.hub import read_pooler
 from sbrrt_fast.model.modules import SentenceModules
-from sbrrt_fast.model.tensors import first_of, open_tensors, readable, weight_files
+from sbrrt_fast.model.tensors import (
+    first_of,
+    open_tensors,
+    readable,
+    shapes_only,
+    weight_files,
+)
 from sbrrt_fast.model.transformers_encoder import TransformersEncoder
 from sbrrt_fast.model.transformers_shape import attention_dropout, set_dropout, shape_of
 
@@ -122,7 +128,7 @@ def _without_pooler(kind: type[nn.Module]) -> dict[str, bool]:
 
 def _check_shapes(kind: type[nn.Module], config: Any, folder: Path) -> None:
     """Compares the stored tensors with the configuration before anything has memory."""
-    with torch.device("meta"):
+    with shapes_only():
         expected = {n: list(x.shape) for n, x in kind(config).state_dict().items()}
     problems = []
     for path in weight_files(folder, "AutoModel"):

@@ -10,12 +10,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from sbrrt_fast.config import LoraConfig
 from sbrrt_fast.data.batch import TokenBatch
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import ConfigError, WeightsError
 from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.model.dropout import DropoutStream
 from sbrrt_fast.model.load_encoder import encoder_from_folder
+from sbrrt_fast.model.lora import add_lora
 from sbrrt_fast.model.transformers_encoder import TransformersEncoder
 from tests.stock_backbones import OTHERS, stock_backbone
 
@@ -175,6 +177,26 @@ def test_bert_s_layers_are_ours_and_others_are_not(tmp_path):
     encoder = encoder_from_folder(folder)
     assert type(encoder) is TransformersEncoder
     assert encoder.pooling == "cls"
+
+
+@torch.no_grad()
+def test_a_saved_encoder_has_its_adapters_merged(family, folder, tmp_path):
+    pytest.importorskip("peft")
+    pooling = "cls" if family in ("mpnet", "albert") else "mean"
+    encoder, batch = encoder_from_folder(folder, pooling), packed(folder)
+    before = encoder.pool(encoder.encode(encoder.embed(batch), batch), batch)
+    targets = ("query", "key", "value", "dense", "word_embeddings")
+    add_lora(encoder, LoraConfig(rank=2, targets=targets), seed=1)
+    for name, p in encoder.named_parameters():
+        assert p.requires_grad == (".lora_" in name)
+        if "lora_B" in name or "lora_embedding_A" in name:
+            torch.nn.init.normal_(p, std=0.3)
+    ours = encoder.pool(encoder.encode(encoder.embed(batch), batch), batch)
+    encoder.save_pretrained(tmp_path / "saved", load_tokenizer(folder))
+    again = encoder_from_folder(tmp_path / "saved")
+    theirs = again.pool(again.encode(again.embed(batch), batch), batch)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours, before, atol=1e-2)
 
 
 # What cannot work
