@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from sbrrt_fast.errors import ConfigError
 
 _HEADS = "heads."
-_LAYER = re.compile(r"\.layers?\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:layers?|blocks?|h)\.(\d+)\.")  # the outermost counts
 
 
 def height_of(name: str) -> int | None:

@@ -26,6 +26,16 @@ def first_averaged(config: AverageConfig, num_rounds: int) -> int:
     return max(1, round(config.start * num_rounds))
 
 
+def note_of(facts: Mapping[str, Any] | None) -> str:
+    """``RunAverage.facts`` in words, in brackets; empty for the trained weights, and for None."""
+    facts = facts or {"weights": "none"}
+    if facts["weights"] == "teacher":
+        return " (the teacher's weights)"
+    count = facts.get("num_weights")
+    rounds = "round" if count == 1 else "rounds"
+    return f" (mean of the weights after {count} {rounds})" if count else ""
+
+
 class RunAverage:
     """The average of a run's weights.
 
@@ -73,15 +83,6 @@ class RunAverage:
             return {"weights": "none"}
         num = {} if self._mean is None else {"num_weights": self.num_weights}
         return {"weights": self.config.weights, **num}
-
-    def note(self, done: int) -> str:
-        """The same for a line of the log; empty for the trained weights."""
-        facts = self.facts(done)
-        if facts["weights"] == "teacher":
-            return " (the teacher's weights)"
-        count = facts.get("num_weights")
-        rounds = "round" if count == 1 else "rounds"
-        return f" (mean of the weights after {count} {rounds})" if count else ""
 
     def tensors(self) -> dict[str, Tensor]:
         """What a state must have of it; empty where there is no mean yet."""

@@ -36,6 +36,7 @@ from sbrrt_fast.training.step.op_choice import (
     step_calls,
     written_out_why_not,
 )
+from sbrrt_fast.training.step.resting import Unfreezing
 from sbrrt_fast.training.step.step import Step
 from sbrrt_fast.training.step.written_out_pass import WrittenOut, layout_why_not
 
@@ -167,6 +168,8 @@ def build_step(
         or written_out_why_not(calls, config.backend, device)
     )
     arguments = model, teacher, optimizer, config, num_rounds, ranks
+    if line := Unfreezing(model, config.optimizer).late_line(num_rounds):
+        log(line)
     if reason is None and device.type == "cuda" and config.graphs:
         return CapturedStep(Step(WrittenOut, *arguments), log)
     if config.precision == "bf16" and emulates_bf16(device):

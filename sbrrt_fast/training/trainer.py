@@ -14,7 +14,7 @@ from sbrrt_fast.config import RunConfig
 from sbrrt_fast.model.multitask import MultiTaskModel
 from sbrrt_fast.ops.registry import require
 from sbrrt_fast.smart.bregman import Teacher
-from sbrrt_fast.training.averaging import RunAverage
+from sbrrt_fast.training.averaging import RunAverage, note_of
 from sbrrt_fast.training.build import (
     build_model,
     build_step,
@@ -261,7 +261,8 @@ class Trainer:
         check_trained(self._evaluated.state_dict(), done)
         self.progress.is_unscored = self.due.is_unscored(done)
         scores = {"overall": None} if self.progress.is_unscored else self._dev_scores(done, logger)
-        dev = DevScores(scores, done, self.config.log.dev_rows)
+        facts = self.average.facts(done)
+        dev = DevScores(scores, done, self.config.log.dev_rows, note=note_of(facts))
         save = partial(self._saver.save, dev=dev)
         with first_alone(self.ranks, "saving the model") as is_first, self.ranks.patient():
             output, log = self.config.output, self.config.log
@@ -269,7 +270,7 @@ class Trainer:
             save_evaluated(save, output, self.progress, scores, by, log, is_first)
         self.progress.evaluation_is_due = False
         if self.progress.best["round"] == done:
-            self.progress.best["average"] = self.average.facts(done)
+            self.progress.best["average"] = facts
             self.evaluator.best = {} if self.progress.is_unscored else self.evaluator.scored
         if not self.progress.is_unscored:
             with self.ranks.together("telling the callbacks"), self.ranks.patient():
@@ -278,7 +279,7 @@ class Trainer:
     def _dev_scores(self, done: int, logger: RunLogger) -> dict:
         """The model's after ``done`` rounds, told and logged."""
         scores = self._scores(self._evaluated, self.config.log.dev_rows)
-        self.log(f"round {done}: dev {format_scores(scores)}{self.average.note(done)}")
+        self.log(f"round {done}: dev {format_scores(scores)}{note_of(self.average.facts(done))}")
         with self.ranks.together("logging"):
             logger.log(done, {f"dev/{k}": v for k, v in flatten_scores(scores).items()})
         min_delta = self.config.early_stopping.min_delta
@@ -308,7 +309,9 @@ class Trainer:
         with first_alone(self.ranks, "writing the scores") as is_first, self.ranks.patient():
             if is_first:
                 if evaluator.scored is not before:
-                    self._saver.update_card(BEST, DevScores(dev, self.progress.best["round"]))
+                    best = self.progress.best
+                    note = note_of(best.get("average"))
+                    self._saver.update_card(BEST, DevScores(dev, best["round"], note=note))
                 metrics = end.metrics(dev, evaluator.best, self.device)
         return metrics if self.ranks.size == 1 else self.ranks.gather(json_values(metrics))[0]
 

@@ -102,6 +102,8 @@ def test_swa_is_the_mean_of_the_weights_of_its_rounds(
         f"(mean of the weights after {len(rounds)} rounds)"
         in out.split("round 8: dev")[1].splitlines()[0]
     )
+    card = (run / "last" / "README.md").read_text()
+    assert f"The model after round 8 (mean of the weights after {len(rounds)} rounds), on" in card
     assert "mean of" not in out.split("round 2: dev")[1].splitlines()[0]
     assert trainer.model.state_dict()["encoder.embeddings.word_embeddings.weight"].equal(
         plain.float()

@@ -119,6 +119,24 @@ def test_which_part_rests_when():
     assert heights(frozen_layers=1, unfreeze_every=3) == [3, 3, 3, 2, 2, 2, 2, 2]
 
 
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"unfreeze_every": 4}, 12),
+        ({"unfreeze_every": 3}, None),
+        ({"unfreeze_every": 10, "frozen_layers": 1}, 10),
+        ({"unfreeze_every": 9, "frozen_layers": 1}, None),
+        ({"frozen_layers": 1}, None),
+    ],
+)
+def test_a_run_that_ends_before_all_trains_is_told_so(fields, needed):
+    line = Unfreezing(random_model(), OptimizerConfig(**fields)).late_line(10)
+    if needed is None:
+        assert line is None
+    else:
+        assert line.endswith(f"does not train in 10 rounds; it does after {needed}")
+
+
 def test_heights_by_name():
     names = {
         "encoder.embeddings.LayerNorm.bias": 0,
@@ -127,6 +145,7 @@ def test_heights_by_name():
         "encoder.encoder.layer.11.output.LayerNorm.weight": 12,
         "encoder.model.layers.3.attn.Wqkv.weight": 4,
         "encoder.encoder.layer.2.attention.self.query.lora_A.default.weight": 3,
+        "encoder.block.5.layer.0.SelfAttention.q.weight": 6,
         "encoder.pooler.dense.weight": None,
         "heads.layer.classifier.weight": None,
         "heads.embeddings.classifier.weight": None,

@@ -54,11 +54,13 @@ class DevScores:
         scores: see ``evaluate``; without tasks where the model was not scored.
         round: rounds of training after which the model was.
         num_rows: dev rows of each task that were scored, the first ones; all if None.
+        note: on the weights, in brackets, see ``averaging.note_of``.
     """
 
     scores: Mapping[str, Any]
     round: int
     num_rows: int | None = None
+    note: str = ""
 
 
 def model_card(
@@ -147,7 +149,7 @@ def _summary(config: RunConfig, model: MultiTaskModel) -> str:
 
 def _scores(config: RunConfig, tasks: Mapping[str, TokenizedTask], dev: DevScores) -> str:
     if not any(name in dev.scores for name in tasks):
-        return f"The model after round {dev.round:,}, which was not scored."
+        return f"The model after round {dev.round:,}{dev.note}, which was not scored."
     rows = []
     for name, task in tasks.items():
         count = min(dev.num_rows or task.num_examples, task.num_examples)
@@ -160,8 +162,10 @@ def _scores(config: RunConfig, tasks: Mapping[str, TokenizedTask], dev: DevScore
     ]
     if dev.num_rows is not None:
         notes.append(f"Scored on the first {dev.num_rows:,} rows of each task.")
-    notes += [untrained_note(config.tasks), *undefined_notes(dict(dev.scores))]
-    notes += [f"The model after round {dev.round:,}, on dev."]
+    notes += [
+        *(untrained_note(config.tasks), *undefined_notes(dict(dev.scores))),
+        f"The model after round {dev.round:,}{dev.note}, on dev.",
+    ]
     table = _table(("task", "metric", "score", "rows"), rows)
     return "\n\n".join([table, *(printable(note) for note in notes if note)])
 

@@ -61,3 +61,13 @@ class Unfreezing:
             ids = (i for i, height in self._heights if height is not None and height < num)
             self._resting[num] = Resting(num, frozenset(ids))
         return self._resting[num]
+
+    def late_line(self, num_rounds: int) -> str | None:
+        """For the user, where a run of so many rounds ends before all trains; else None."""
+        if self.at(num_rounds - 1).num_heights <= self._fixed:
+            return None
+        needed = self._every * (self._num_layers + 1 - self._fixed)
+        return (
+            f"optimizer.unfreeze_every {self._every}: the lowest part of the encoder does not "
+            f"train in {num_rounds:,} rounds; it does after {needed:,}"
+        )
