@@ -51,6 +51,7 @@ def load_checkpoint(config: PretrainConfig, log: Log = print) -> tuple[Pretraini
     model = PretrainingModel(encoder, config.next_sentence, config.seed)
     stored = read_heads(encoder.source, model)
     model.cls.load_state_dict(stored, strict=False)
+    model.is_fresh = not _is_stored("predictions.", stored)
     advice = "the checkpoint is damaged: download or convert it again, or use another backbone"
     check_loaded(model.state_dict(), encoder.source, advice)
     model.set_dropout(config.hidden_dropout, config.attention_dropout)

@@ -69,7 +69,7 @@ def _rules(c: PretrainSettings) -> Iterator[Rule]:
     yield "splits", c.splits, 0 < len(c.splits) == len(set(c.splits)), "names, each given once"
     longest = f"at least {SHORTEST}"
     yield "max_length", c.max_length, c.max_length >= SHORTEST, longest
-    yield "head_rounds", c.head_rounds, c.head_rounds >= 0, "at least 0"
+    yield "head_rounds", c.head_rounds, (c.head_rounds or 0) >= 0, "at least 0"
     m, h = c.masking, c.held_out
     yield "masking.share", m.share, 0 < m.share < 1, "above 0 and below 1"
     for name in ("mask", "random"):

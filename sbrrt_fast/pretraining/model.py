@@ -70,6 +70,9 @@ class PretrainingHeads(nn.Module):
 class PretrainingModel(nn.Module):
     """An encoder and the heads of pre-training, fresh ones by the seed.
 
+    Attributes:
+        is_fresh: whether the masked-word head is one that was never trained.
+
     Args:
         encoder: whose weights. next_sentence: whether next sentences are predicted.
         seed: of the heads' weights; the global random state is left alone.
@@ -77,7 +80,7 @@ class PretrainingModel(nn.Module):
 
     def __init__(self, encoder: MiniBert, next_sentence: bool, seed: int = 0):
         super().__init__()
-        self.encoder, self.config = encoder, encoder.config
+        self.encoder, self.config, self.is_fresh = encoder, encoder.config, True
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.cls = PretrainingHeads(self.config, next_sentence, encoder.pooler is not None)

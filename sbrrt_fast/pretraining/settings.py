@@ -113,8 +113,9 @@ class PretrainSettings:
         batch_size: sequences per round.
         rounds: number of rounds; takes precedence over ``epochs``.
         epochs: number of times that each sequence is taken.
-        head_rounds: rounds at the start in which the heads alone are trained, for a checkpoint
-            without: a fresh head's first gradients would only disturb the encoder.
+        head_rounds: rounds at the start in which the heads alone are trained, since a fresh head's
+            first gradients would only disturb the encoder; when None a tenth of all where the
+            backbone has no masked-word head, else 0.
         seed: seeds fresh heads, order, masks and dropout.
         backend: implementation of the ops: ``auto``, ``reference``, ``cpu``, ``triton``, ``cuda``.
         precision: ``fp32``, or ``bf16`` matrix products with fp32 weights.
@@ -140,7 +141,7 @@ class PretrainSettings:
     batch_size: int = 64
     rounds: int | None = None
     epochs: int = 1
-    head_rounds: int = 0
+    head_rounds: int | None = None
     seed: int = 0
     backend: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
     precision: Precision = "fp32"

@@ -29,6 +29,9 @@ Log = Callable[[str], object]
 class PretrainStep:
     """The training step; its gradients are those of the mean loss over the round.
 
+    Attributes:
+        head_rounds: rounds at the start in which the heads alone are trained.
+
     Args:
         model: on its device. passes: its encoder's. config: the run's.
         num_rounds: of the whole run, for the learning rate.
@@ -42,7 +45,9 @@ class PretrainStep:
         num_rounds: int,
     ):
         self.model, self.passes, self.config, self.num_rounds = model, passes, config, num_rounds
-        self.device = model.encoder.device
+        self.device, self.head_rounds = model.encoder.device, config.head_rounds
+        if self.head_rounds is None:
+            self.head_rounds = num_rounds // 10 if model.is_fresh else 0
         self.optimizer_config = as_training(config).optimizer
         named = model.named_parameters()
         self.optimizer = build_optimizer(named, self.optimizer_config, head_prefix="cls.")
@@ -65,7 +70,7 @@ class PretrainStep:
 
     def differentiate(self, batch: MaskedBatch, index: int) -> tuple[Terms, dict[int, Tensor]]:
         """A batch's terms, and the gradients of what round ``index`` trains, by id."""
-        heads_alone = index < self.config.head_rounds
+        heads_alone = index < self.head_rounds
         num_tokens = float(batch.tokens.num_tokens)
         batch = replace(batch, tokens=batch.tokens.with_words()).to(self.device)
         rng = to_device(torch.tensor([self.config.seed, index]), self.device)

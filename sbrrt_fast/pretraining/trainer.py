@@ -17,6 +17,7 @@ from sbrrt_fast.ops.registry import require
 from sbrrt_fast.pretraining.checkpoints import load_checkpoint, write_checkpoint
 from sbrrt_fast.pretraining.config import PretrainConfig, as_training, save_pretrain_config
 from sbrrt_fast.pretraining.evaluation import evaluate
+from sbrrt_fast.pretraining.model import PretrainingModel
 from sbrrt_fast.pretraining.random_words import RandomRows
 from sbrrt_fast.pretraining.state import PretrainProgress, PretrainState
 from sbrrt_fast.pretraining.step import build_step
@@ -70,8 +71,9 @@ class PretrainTrainer:
         self.num_rounds = config.rounds or config.epochs * self.rounds_per_epoch
         self.due = DueRounds(run.log, self.rounds_per_epoch, self.num_rounds)
         self.step = build_step(self.model, config, self.num_rounds, log)
-        shape = _checksum([asdict(shape), model.encoder.pooling])
-        inputs = {"the backbone's config.json": shape, **self.text.checksums}
+        if heads := self.step.head_rounds:
+            log(f"the first {heads:,} of {self.num_rounds:,} rounds train the heads alone")
+        inputs = _backbone_inputs(model) | self.text.checksums
         self.state = PretrainState(config.output, self.model, self.step.optimizer, inputs)
         self.progress = PretrainProgress(order.start())
         self.stop = StopSignals()
@@ -232,5 +234,10 @@ def _check_finite(interval: IntervalMeans, num_skipped: int, round: int) -> None
         )
 
 
-def _checksum(value: list[Any]) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+def _backbone_inputs(model: PretrainingModel) -> dict[str, int]:
+    """What a run takes of its backbone besides weights, by a name for messages."""
+    shape = json.dumps([asdict(model.config), model.encoder.pooling], sort_keys=True)
+    return {
+        "the backbone's config.json": zlib.crc32(shape.encode()),
+        "the backbone's masked-word head": int(not model.is_fresh),
+    }

@@ -160,3 +160,10 @@ def test_the_heads_are_trained_alone_at_first(tmp_path, pooling):
     assert heads.keys() == {id(p) for p in model.head_parameters()} < exact.keys()
     assert all(g.equal(exact[i]) for i, g in heads.items())
     assert step.differentiate(batch, 2)[1].keys() == exact.keys()
+
+
+def test_a_fresh_head_is_trained_alone_for_a_tenth_of_the_rounds(tmp_path):
+    model = tiny_model(tmp_path / "x")
+    assert build_step(model, CONFIG, 40).head_rounds == 4
+    model.is_fresh = False
+    assert build_step(model, CONFIG, 40).head_rounds == 0

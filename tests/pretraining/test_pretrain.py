@@ -22,7 +22,15 @@ from sbrrt_fast.training.checkpoint import load_state
 from tests.helpers import read_log
 from tests.pretraining.runs import inputs, pretrain
 
-RUN = ("--log.evaluate-every", "3", "--log.state-every", "2", "--next-sentence")
+RUN = (
+    "--log.evaluate-every",
+    "3",
+    "--log.state-every",
+    "2",
+    "--next-sentence",
+    "--head-rounds",
+    "3",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
