@@ -317,6 +317,14 @@ def test_text_files_are_trained_on(place, tmp_path):
     assert scores["held_out/next_sentence/loss"] > 0
 
 
+def test_held_out_text_without_pairs_has_its_words_scored(place, tmp_path, capsys):
+    flags = ["--next-sentence", "--held-out.source", "share", "--held-out.share", "0.02"]
+    pretrain(place, *flags, "--seed", "1", "--output", str(tmp_path / "x"))
+    assert "words alone are scored" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "x" / "metrics.json").read_text())["held_out"]
+    assert scores.keys() == {f"masked_words/{x}" for x in ("loss", "accuracy", "perplexity")}
+
+
 def test_weights_that_become_infinite_end_the_run(place, tmp_path, monkeypatch, capsys):
     original = PretrainStep.round
 
