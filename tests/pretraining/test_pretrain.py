@@ -19,7 +19,7 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.pretraining import trainer as trainer_module
 from sbrrt_fast.pretraining.step import PretrainStep
 from sbrrt_fast.training.checkpoint import load_state
-from tests.helpers import read_log
+from tests.helpers import read_log, train_tiny
 from tests.pretraining.runs import inputs, pretrain
 
 RUN = (
@@ -259,9 +259,23 @@ def test_a_finished_run_is_not_resumed(place, run, capsys):
 
 
 def test_the_settings_of_a_run_are_a_configuration(place, run, tmp_path, capsys):
-    flags = ["--config", str(run / "config.yaml"), "--output", str(tmp_path / "x")]
+    flags = ["--config", str(run / "pretrain.yaml"), "--output", str(tmp_path / "x")]
     assert main(["pretrain", *flags]) == 0
     check_same_run(tmp_path / "x", run)
+
+
+def test_runs_of_training_and_of_pre_training_are_told_apart(place, run, tmp_path, capsys):
+    for command in (["evaluate", str(run)], ["train", "--output", str(run), "--resume"]):
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert "config.yaml" in message and message.count("\n") == 1
+    trained = train_tiny(tmp_path)
+    message = refused(["--output", str(trained), "--resume"], capsys)
+    assert "is no run of `sbrrt-fast pretrain`" in message
+    pretrain(place, "--output", str(trained), "--overwrite")
+    assert not (trained / "config.yaml").exists() and not (trained / "best").exists()
+    train_tiny(tmp_path, "--overwrite")
+    assert not (trained / "pretrain.yaml").exists()
 
 
 @pytest.mark.parametrize(
