@@ -12,10 +12,11 @@ from tyro.conf import arg
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config_cli import flag_value, split_config_flag
 from sbrrt_fast.config_help import described, described_value
+from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.pretraining.config import PretrainConfig
 from sbrrt_fast.pretraining.config import load_pretrain_config as load
 from sbrrt_fast.pretraining.settings import PretrainSettings
-from sbrrt_fast.training.run_folder import CONFIG, check_output, is_run
+from sbrrt_fast.training.run_folder import PRETRAIN_CONFIG, check_output, is_run
 
 PROG = "sbrrt-fast pretrain"
 
@@ -56,9 +57,11 @@ def _resumed(path: Path | None, flags: Sequence[str]) -> PretrainConfig:
     output = Path(flag_value("--output", flags) or PretrainSettings.output)
     if path is None:
         check_output(output, resume=True)
-        return replace(load(output / CONFIG), output=output)
+        if not (output / PRETRAIN_CONFIG).is_file():
+            raise WeightsError(f"{output}: is no run of `{PROG}`, it has no {PRETRAIN_CONFIG}")
+        return replace(load(output / PRETRAIN_CONFIG), output=output)
     if flag_value("--output", flags) is None and is_run(path.parent):
-        output = path.parent  # --config is the config.yaml of a run
+        output = path.parent  # --config is that of a run
     return replace(load(path), output=output)
 
 

@@ -25,7 +25,7 @@ def evaluate(
     """The model's ``masked_words/loss``, ``/accuracy`` and ``/perplexity`` on all rows, without
     dropout; with next sentences also ``next_sentence/loss`` and ``/accuracy``.
 
-    Perplexity is e to the mean loss of a masked token.
+    Perplexity is e to the mean loss of a masked token. All are NaN where none is masked.
 
     Args:
         batches: of the held-out text. seed: of the masks. batch_size: sequences at once.
@@ -49,6 +49,9 @@ def evaluate(
                 head = name.partition("/")[0]
                 sums[name] = sums.get(name, 0.0) + float(value) * here[head]
             counts = {head: count + here[head] for head, count in counts.items()}
-    scores = {n: total / max(counts[n.partition("/")[0]], 1) for n, total in sums.items()}
+    if not counts["next_sentence"]:
+        sums = {name: x for name, x in sums.items() if name.startswith("masked_words/")}
+    counts = {head: count or math.nan for head, count in counts.items()}
+    scores = {name: total / counts[name.partition("/")[0]] for name, total in sums.items()}
     loss = scores["masked_words/loss"]
     return scores | {"masked_words/perplexity": math.exp(min(loss, _LARGEST))}

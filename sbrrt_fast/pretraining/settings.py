@@ -45,7 +45,7 @@ class PretrainOptimizerConfig:
         clip_norm: largest global gradient norm; 0 does not clip.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 5e-5
     head_learning_rate: float | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)

@@ -87,7 +87,7 @@ class TextReader:
         train, held_out = self._apart(corpus)
         self._check_size(train)
         self.log(_line(train, held_out))
-        return RunText(self._batches(train), held_out and self._batches(held_out))
+        return RunText(self._batches(train), held_out and self._held_out_batches(held_out))
 
     def _read(self, splits: tuple[Split, ...]) -> Corpus:
         as_pairs = self.config.next_sentence
@@ -122,6 +122,13 @@ class TextReader:
     def _batches(self, corpus: Corpus) -> Batches:
         sentences = Sentences(corpus, self.max_tokens, self.config.next_sentence)
         return Batches(sentences, self.masking)
+
+    def _held_out_batches(self, corpus: Corpus) -> Batches:
+        try:
+            return self._batches(corpus)
+        except DataError:  # too few pairs
+            self.log("the held-out text is too short for next sentences: words alone are scored")
+            return Batches(Sentences(corpus, self.max_tokens, False), self.masking)
 
     def _check_size(self, corpus: Corpus) -> None:
         if corpus.num_rows < self.config.batch_size:

@@ -30,8 +30,8 @@ from sbrrt_fast.training.logging import FINAL, RunLogger, json_values
 from sbrrt_fast.training.means import IntervalMeans
 from sbrrt_fast.training.round_robin import RoundRobin
 from sbrrt_fast.training.run_folder import (
-    CONFIG,
     LAST,
+    PRETRAIN_CONFIG,
     STATE,
     check_output,
     check_space,
@@ -93,7 +93,7 @@ class PretrainTrainer:
                 self._resume()
             check_space(config.output, self._num_bytes())
             start_run(config.output, resume=config.resume)
-            save_pretrain_config(config, config.output / CONFIG)
+            save_pretrain_config(config, config.output / PRETRAIN_CONFIG)
             done = self.progress.cursor.round if config.resume else None
             with RunLogger(config.output, as_training(config).log, done) as logger:
                 self._train_or_stop(logger)

@@ -28,6 +28,7 @@ from sbrrt_fast.training.kept_models import MODELS, remove_models
 from sbrrt_fast.training.logging import EVENT_SUFFIX, EVENTS, FINAL, LINES
 
 RUN, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
+PRETRAIN_CONFIG = "pretrain.yaml"  # in place of ``CONFIG``, of a run that no other command takes
 STATE, BEST, LAST = "state", "best", "last"
 _FORMAT = 1
 
@@ -179,7 +180,7 @@ def _holder(output: Path) -> str:
 def _remove_run(output: Path) -> None:
     """Removes an earlier run's files, scores first, so that none outlives its weights."""
     record = _read_record(output) or {}
-    for name in (FINAL, *record.get("predictions", ()), LINES, CONFIG):
+    for name in (FINAL, *record.get("predictions", ()), LINES, CONFIG, PRETRAIN_CONFIG):
         remove_file(output / name)
     for name in (STATE, BEST, LAST):
         remove_directory(output / name)

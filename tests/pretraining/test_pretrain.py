@@ -19,7 +19,7 @@ from sbrrt_fast.model.bert import MiniBert
 from sbrrt_fast.pretraining import trainer as trainer_module
 from sbrrt_fast.pretraining.step import PretrainStep
 from sbrrt_fast.training.checkpoint import load_state
-from tests.helpers import read_log
+from tests.helpers import read_log, train_tiny
 from tests.pretraining.runs import inputs, pretrain
 
 RUN = (
@@ -259,9 +259,23 @@ def test_a_finished_run_is_not_resumed(place, run, capsys):
 
 
 def test_the_settings_of_a_run_are_a_configuration(place, run, tmp_path, capsys):
-    flags = ["--config", str(run / "config.yaml"), "--output", str(tmp_path / "x")]
+    flags = ["--config", str(run / "pretrain.yaml"), "--output", str(tmp_path / "x")]
     assert main(["pretrain", *flags]) == 0
     check_same_run(tmp_path / "x", run)
+
+
+def test_runs_of_training_and_of_pre_training_are_told_apart(place, run, tmp_path, capsys):
+    for command in (["evaluate", str(run)], ["train", "--output", str(run), "--resume"]):
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert "config.yaml" in message and message.count("\n") == 1
+    trained = train_tiny(tmp_path)
+    message = refused(["--output", str(trained), "--resume"], capsys)
+    assert "is no run of `sbrrt-fast pretrain`" in message
+    pretrain(place, "--output", str(trained), "--overwrite")
+    assert not (trained / "config.yaml").exists() and not (trained / "best").exists()
+    train_tiny(tmp_path, "--overwrite")
+    assert not (trained / "pretrain.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -315,6 +329,14 @@ def test_text_files_are_trained_on(place, tmp_path):
     assert main(["pretrain", *flags, "--output", str(tmp_path / "run")]) == 0
     (scores, *_) = read_log(tmp_path / "run")
     assert scores["held_out/next_sentence/loss"] > 0
+
+
+def test_held_out_text_without_pairs_has_its_words_scored(place, tmp_path, capsys):
+    flags = ["--next-sentence", "--held-out.source", "share", "--held-out.share", "0.02"]
+    pretrain(place, *flags, "--seed", "1", "--output", str(tmp_path / "x"))
+    assert "words alone are scored" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "x" / "metrics.json").read_text())["held_out"]
+    assert scores.keys() == {f"masked_words/{x}" for x in ("loss", "accuracy", "perplexity")}
 
 
 def test_weights_that_become_infinite_end_the_run(place, tmp_path, monkeypatch, capsys):
