@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ from sbrrt_fast.recipe_files import recipe_names
 PROG = "sbrrt-fast"
 SHELLS = ("bash", "zsh", "fish")
 TAKE_ALL_FLAGS = ("train", "compare", "reproduce")  # those of a run's configuration
+# Shells hand the script's record of all flags to a process as one argument, of limited length: help
+# texts are cut to so many characters, and what has its default in the record is left out.
+_LONGEST = 60
+_DEFAULTS = re.compile(r", 'cascade': False|, 'nargs': (?:None|1)(?=[,}])")
 _FUNCTION = "_tyro_sbrrt_fast"  # as tyro calls it
 
 
@@ -54,7 +59,7 @@ def script(shell: str) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(_commands(), args=["--tyro-write-completion", shell, "-"], prog=PROG)
     own = text.getvalue().rstrip().removesuffix(_CALL.get(shell, "")).rstrip()
-    return own + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
+    return _DEFAULTS.sub("", own) + _ADDED[shell].replace("RECIPES", " ".join(recipe_names()))
 
 
 def _commands() -> type:
@@ -85,7 +90,7 @@ def _own_dataclass(module: ModuleType) -> type | None:
 
 
 def _fields_of(cls: type) -> list[tuple]:
-    fields = dataclasses.fields(described(cls))
+    fields = dataclasses.fields(described(cls, _LONGEST))
     return [
         (f.name, f.type, dataclasses.field(default=f.default, default_factory=f.default_factory))
         for f in fields
