@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import io
-import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any, get_type_hints
 
@@ -28,7 +27,6 @@ COMMON = (
     *("resume", "overwrite", "round.batch_size", "optimizer.learning_rate", "smart.weight"),
     *("bregman.weight", "early_stopping.patience", "skip_final_evaluation"),
 )
-_WHOLE = 10_000  # characters: more than any help text has
 ALL, RUN, TASKS = "all", "run", "tasks"
 _CONFIG_HELP = "a YAML file, or the name of a recipe that comes with the package, such as sbrrt."
 _OTHER_NAMES = {"model.backbone": "backbone"}
@@ -86,45 +84,34 @@ def help_texts(cls: type) -> dict[str, str]:
     return texts
 
 
-def described(cls: type, longest: int = _WHOLE) -> type:
-    """A dataclass with the fields and defaults of ``cls``, and help texts without markup.
-
-    Args:
-        longest: characters of a help text, of which the first words are taken.
-    """
-    return _described(cls, longest)
-
-
 @functools.cache
-def _described(cls: type, longest: int) -> type:
+def described(cls: type) -> type:
+    """A dataclass with the fields and defaults of ``cls``, and help texts without markup."""
     texts, hints = help_texts(cls), get_type_hints(cls, include_extras=True)
     fields = []
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        hint = described(hint, longest) if dataclasses.is_dataclass(hint) else hint
-        text = textwrap.shorten(texts.get(field.name, ""), longest, placeholder=" ...")
-        hint = Annotated[hint, tyro.conf.arg(help=text)]
-        fields.append((field.name, hint, _described_default(field, longest)))
+        hint = described(hint) if dataclasses.is_dataclass(hint) else hint
+        hint = Annotated[hint, tyro.conf.arg(help=texts.get(field.name, ""))]
+        fields.append((field.name, hint, _described_default(field)))
     made = dataclasses.make_dataclass(cls.__name__, fields, kw_only=True, frozen=True)
     made.__doc__ = _summary(cls)
     return made
 
 
-def described_value(value: Any, longest: int = _WHOLE) -> Any:
+def described_value(value: Any) -> Any:
     """A configuration, or a section of one, as ``described`` has it."""
     if not dataclasses.is_dataclass(value):
         return value
     names = [field.name for field in dataclasses.fields(value)]
-    values = {name: described_value(getattr(value, name), longest) for name in names}
-    return described(type(value), longest)(**values)
+    return described(type(value))(**{n: described_value(getattr(value, n)) for n in names})
 
 
-def _described_default(field: dataclasses.Field, longest: int) -> Any:
+def _described_default(field: dataclasses.Field) -> Any:
     """What make_dataclass takes for the same default, or for none."""
     if field.default_factory is dataclasses.MISSING:
         return dataclasses.field(default=field.default)
-    factory = field.default_factory
-    return dataclasses.field(default_factory=lambda: described_value(factory(), longest))
+    return dataclasses.field(default_factory=lambda: described_value(field.default_factory()))
 
 
 def _plain(text: str | None) -> str:

@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sbrrt_fast.data.tokenizer import load_tokenizer
+from sbrrt_fast.errors import WeightsError
 from sbrrt_fast.files import write_json
 from sbrrt_fast.model.bert import MiniBert
+from sbrrt_fast.model.config import BertConfig
 from sbrrt_fast.model.fit import check_fit
 from sbrrt_fast.model.hub import read_max_length, write_description
 from sbrrt_fast.model.plain import plain_tensors
@@ -43,9 +45,14 @@ def load_checkpoint(config: PretrainConfig, log: Log = print) -> tuple[Pretraini
     ``log`` takes a line on what is used of the checkpoint and what is fresh.
 
     Raises:
-        WeightsError: the backbone or a head of it cannot be used.
+        WeightsError: the backbone or a head of it cannot be used, or it is not BERT.
     """
     encoder = MiniBert.from_pretrained(config.backbone)
+    if (family := encoder.config.model_type) != BertConfig.model_type:
+        raise WeightsError(
+            f"{encoder.source}: model_type is '{family}', and pre-training takes BERT alone, whose "
+            "heads it has; choose a BERT checkpoint such as bert-base-uncased or minilm"
+        )
     tokenizer = load_tokenizer(encoder.source)
     check_fit(tokenizer, encoder.config, {}, encoder.source)
     model = PretrainingModel(encoder, config.next_sentence, config.seed)
