@@ -114,14 +114,15 @@ def trained_tensors(
     model: MultiTaskModel,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
-    average: RunAverage,
+    average: RunAverage | None = None,
 ) -> dict[str, Tensor]:
     """What rounds change, by name: weights, the optimiser's averages, the teacher, the average."""
     tensors = {f"{_MODEL}{name}": x for name, x in model.trained_tensors().items()}
     tensors |= optimizer_tensors(optimizer, model.named_parameters())
     if teacher is not None:
         tensors |= {f"{_TEACHER}{name}": t for name, t in teacher.state_dict().items()}
-    return tensors | {f"{_AVERAGE}{name}": t for name, t in average.tensors().items()}
+    averaged = {} if average is None else average.tensors()
+    return tensors | {f"{_AVERAGE}{name}": t for name, t in averaged.items()}
 
 
 def num_bytes_saved(
@@ -145,7 +146,7 @@ def restore_tensors(
     model: MultiTaskModel,
     optimizer: torch.optim.Optimizer,
     teacher: Teacher | None,
-    average: RunAverage,
+    average: RunAverage | None = None,
 ) -> None:
     """Puts back weights, optimiser, teacher and average.
 
@@ -158,7 +159,8 @@ def restore_tensors(
     load_optimizer_tensors(optimizer, model.named_parameters(), tensors)
     if teacher is not None:
         teacher.load_state_dict(_below(tensors, _TEACHER))
-    average.restore(_below(tensors, _AVERAGE))
+    if average is not None:
+        average.restore(_below(tensors, _AVERAGE))
 
 
 def restore_progress(
