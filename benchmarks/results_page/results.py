@@ -56,8 +56,14 @@ class Results:
 
     @property
     def tables(self) -> dict[str, Table]:
-        """The tables that have a run."""
-        return {name: t for name, t in TABLES.items() if any(self.runs[r.name] for r in t.rows)}
+        """The tables that have a run which no table before them has."""
+        found, shown = {}, set()
+        for name, table in TABLES.items():
+            rows = {row.name for row in table.rows if self.runs[row.name]}
+            if rows - shown:
+                found[name] = table
+            shown |= rows
+        return found
 
     @property
     def records(self) -> list[RunRecord]:
