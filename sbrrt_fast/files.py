@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 from safetensors import SafetensorError
 
 from sbrrt_fast.errors import OutputError
@@ -38,6 +39,22 @@ def writing(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         reason = re.sub(r".*I/O error: (.*) \(os error \d+\).*", r"\1", str(error), flags=re.DOTALL)
         raise OutputError(f"{path}: cannot be written ({reason})") from error
+
+
+def acquired(lock: filelock.BaseFileLock, seconds: float = 0) -> bool:
+    """Whether a lock was to be had within so many seconds; the caller releases it.
+
+    Raises:
+        OutputError: its file cannot be written, or the file system has no locks.
+    """
+    with writing(Path(lock.lock_file)):
+        try:
+            lock.acquire(timeout=seconds)
+        except filelock.Timeout:
+            return False
+        except NotImplementedError as error:  # of a file system without locks
+            raise OSError(f"{lock.lock_file}: {error}") from None
+    return True
 
 
 @contextlib.contextmanager

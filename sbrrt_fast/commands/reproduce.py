@@ -11,7 +11,6 @@ from typing import Literal
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
-from sbrrt_fast.config_fields import known_keys
 from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.experiments.commit import source_commit
 from sbrrt_fast.experiments.record import (
@@ -30,7 +29,6 @@ from sbrrt_fast.experiments.tables import (
     check_same_settings,
     claimed,
     complete_run,
-    lacking,
     pick_rows,
     read_run,
     row_config,
@@ -115,24 +113,18 @@ def _train_all(
         SbrrtError: before anything is trained, where a folder holds something else.
     """
     flags = [*flags, *_run_flags(options)]
-    runs = [_configs(options, row, flags, failures) for row in rows]
+    runs = [_configs(options, row, flags) for row in rows]
     for config in chain.from_iterable(runs):
         check_run(config)
     if options.data_dir is None:
         print(f"!!! {SAMPLE_WARNING} !!!")
     for seed in range(options.seeds):
         for row, configs in zip(rows, runs, strict=True):
-            if configs:
-                _complete(options, row, configs[seed], flags, failures)
+            _complete(options, row, configs[seed], flags, failures)
 
 
-def _configs(
-    options: ReproduceOptions, row: Row, flags: Sequence[str], failures: list[str]
-) -> list[RunConfig]:
-    """The row's runs, one per seed; none where this version lacks a setting of the row."""
-    if keys := lacking(row, known_keys(RunConfig())):
-        failures.append(f"{row.name}: this version has no setting {', '.join(keys)}")
-        return []
+def _configs(options: ReproduceOptions, row: Row, flags: Sequence[str]) -> list[RunConfig]:
+    """The row's runs, one per seed."""
     config = row_config(row, options.configs, flags, PROG)
     return [
         replace(config, seed=seed, output=run_folder(options.output, row, seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sbrrt_fast.config_fields import config_leaves, did_you_mean
 from sbrrt_fast.config_io import CALL_FIELDS, load_config, portable
 from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.experiments.table import Row, Table
-from sbrrt_fast.files import make_folder
+from sbrrt_fast.files import acquired, make_folder
 from sbrrt_fast.training.callbacks import Callback
 from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import (
@@ -76,16 +76,6 @@ def run_folder(output: Path, row: Row, seed: int) -> Path:
     return output / row.name / f"seed{seed}"
 
 
-def lacking(row: Row, known: Collection[str]) -> list[str]:
-    """The settings of a row that this version does not have.
-
-    Args:
-        known: dotted keys of all that there are.
-    """
-    sections = {key[:i] for key in known for i, letter in enumerate(key) if letter == "."}
-    return [key for key in row.overrides if key not in sections and key not in known]
-
-
 def check_run(config: RunConfig) -> None:
     """Looks whether ``complete_run`` can take ``config.output``; changes nothing.
 
@@ -106,10 +96,8 @@ def claimed(run: Path) -> Iterator[bool]:
     The lock lies beside the run's folder, and the system gives it back when a process ends.
     """
     make_folder(run.parent)
-    lock = filelock.FileLock(run.parent / f".{run.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
+    lock = filelock.FileLock(run.parent / f".{run.name}.lock")
+    if not acquired(lock):
         yield False
         return
     try:

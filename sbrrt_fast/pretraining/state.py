@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sbrrt_fast.config_fields import config_leaves, config_to_dict
-from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.pretraining.config import (
     MAY_DIFFER,
     PretrainConfig,
@@ -22,7 +21,12 @@ from sbrrt_fast.pretraining.model import PretrainingModel
 from sbrrt_fast.training.checkpoint import load_state, save_state
 from sbrrt_fast.training.finite import check_loaded
 from sbrrt_fast.training.means import IntervalMeans
-from sbrrt_fast.training.progress import check_same_inputs, restore_tensors, trained_tensors
+from sbrrt_fast.training.progress import (
+    check_resumed_settings,
+    check_same_inputs,
+    restore_tensors,
+    trained_tensors,
+)
 from sbrrt_fast.training.round_robin import Cursor
 from sbrrt_fast.training.run_folder import STATE
 
@@ -107,22 +111,8 @@ class PretrainState:
         tensors, meta = load_state(self.output / STATE)
         check_loaded(tensors, self.output / STATE, "it cannot be resumed: train anew")
         started = pretrain_config_from_dict(meta["config"], str(self.output / STATE))
-        check_same_settings(started, config, self.output)
+        leaves = (config_leaves(portable_pretrain(c)) for c in (started, config))
+        check_resumed_settings(*leaves, str(self.output), MAY_DIFFER)
         check_same_inputs(meta["inputs"], self.inputs, str(self.output))
         restore_tensors(tensors, self.model, self.optimizer, None)
         return tensors, meta["progress"]
-
-
-def check_same_settings(started: PretrainConfig, now: PretrainConfig, output: Path) -> None:
-    """SbrrtError naming every setting in which a resumed run differs from the one it continues."""
-    first, other = (config_leaves(portable_pretrain(config)) for config in (started, now))
-    differences = [
-        f"{key} {first.get(key)!r}, not {other.get(key)!r}"
-        for key in sorted(first.keys() | other.keys())
-        if first.get(key) != other.get(key) and key not in MAY_DIFFER
-    ]
-    if differences:
-        raise SbrrtError(
-            f"{output}: was started with {'; '.join(differences)}; resume with these settings "
-            "(--output and --resume alone take them), or train anew with --overwrite"
-        )

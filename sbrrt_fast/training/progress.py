@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -190,8 +190,19 @@ def check_same_run(
     Args:
         may_grow: settings that may differ besides those that always may.
     """
-    may_differ = MAY_DIFFER.union(may_grow)
-    first, other = config_leaves(portable(started)), config_leaves(portable(now))
+    leaves = config_leaves(portable(started)), config_leaves(portable(now))
+    check_resumed_settings(*leaves, where, MAY_DIFFER.union(may_grow))
+
+
+def check_resumed_settings(
+    first: Mapping[str, Any], other: Mapping[str, Any], where: str, may_differ: Container[str]
+) -> None:
+    """SbrrtError naming every setting in which a resumed run differs from the one it continues.
+
+    Args:
+        first, other: of the run that was started and of the one now, by dotted key.
+        where: the run's folder. may_differ: keys that do not count.
+    """
     differences = [
         f"{key} {first.get(key)!r}, not {other.get(key)!r}"
         for key in sorted(first.keys() | other.keys())

@@ -23,7 +23,7 @@ import filelock
 
 from sbrrt_fast.checksums import readable_directory, remove_directory
 from sbrrt_fast.errors import OutputError, SbrrtError, WeightsError
-from sbrrt_fast.files import make_folder, remove_file, write_json, writing
+from sbrrt_fast.files import acquired, make_folder, remove_file, write_json, writing
 from sbrrt_fast.training.kept_models import MODELS, remove_models
 from sbrrt_fast.training.logging import EVENT_SUFFIX, EVENTS, FINAL, LINES
 
@@ -155,15 +155,12 @@ def _check_empty(output: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    lock = filelock.FileLock(output / LOCK, timeout=0)
-    with writing(output / LOCK):
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise SbrrtError(
-                f"{output}: {_holder(output)} is training there; wait for it, or choose another "
-                "--output"
-            ) from None
+    lock = filelock.FileLock(output / LOCK)
+    if not acquired(lock):
+        raise SbrrtError(
+            f"{output}: {_holder(output)} is training there; wait for it, or choose another "
+            "--output"
+        )
     try:
         yield
     finally:

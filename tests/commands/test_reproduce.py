@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file
 
 from sbrrt_fast.cli import main
 from sbrrt_fast.experiments.record import read_record
-from sbrrt_fast.experiments.table import Row
 from sbrrt_fast.experiments.table_rows import TABLES
 from sbrrt_fast.experiments.tables import claimed, read_run
 from sbrrt_fast.recipe_files import recipes_folder
@@ -284,18 +282,6 @@ def test_seeds_of_all_rows_come_before_further_seeds(shared, tmp_path, capsys):
     assert difference["num_pairs"] == 2
     differences = [a - b for a, b in zip(*scores, strict=True)]
     assert difference["mean"] == pytest.approx(statistics.mean(differences))
-
-
-def test_a_row_that_needs_another_version_leaves_the_rest(shared, tmp_path, monkeypatch, capsys):
-    row = Row("round-robin-new", "round-robin", {"smart.novelty": 1.0})
-    table = replace(TABLES["2"], rows=(*TABLES["2"].rows, row))
-    monkeypatch.setitem(TABLES, "2", table)
-    flags = ("--rows", "round-robin", "round-robin-new", "--rounds", "1")
-    assert main(reproduce(shared, "2", tmp_path, *flags)) == 1
-    message = "round-robin-new: this version has no setting smart.novelty"
-    assert report_of(tmp_path, "2")["failures"] == [message]
-    assert message in capsys.readouterr().out
-    assert [row["seeds"] for row in report_of(tmp_path, "2")["rows"]] == [[0], []]
 
 
 def test_report_only_collects_what_is_there(shared, tmp_path, trained, capsys):

@@ -20,7 +20,7 @@ import filelock
 
 from sbrrt_fast.data.token_cache.record import RECORD
 from sbrrt_fast.errors import OutputError
-from sbrrt_fast.files import make_folder, replacing_directory, writing
+from sbrrt_fast.files import acquired, make_folder, replacing_directory
 
 MAX_BYTES = 32 << 30
 _KEY = re.compile("[0-9a-f]{64}")
@@ -115,7 +115,7 @@ class FolderCache:
         """A block that one process at a time is in; the others wait, and tick."""
         lock = self._lock(key)
         num_polls = 0
-        while not _acquired(lock, _POLL):
+        while not acquired(lock, _POLL):
             caller.tick()
             num_polls += 1
             if num_polls == _POLLS_UNSAID:
@@ -136,7 +136,7 @@ class FolderCache:
         with contextlib.suppress(OSError, OutputError):  # another process does the same
             for name in self._unfinished():
                 lock = self._lock(name[:64])
-                if _acquired(lock, 0):
+                if acquired(lock):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                     lock.release()
             entries = sorted(self._entries(kept))
@@ -161,17 +161,6 @@ class FolderCache:
     def _unfinished(self, key: str = "*") -> list[str]:
         """Folders that a killed process left; those of a key are such while its lock is held."""
         return [p.name for p in self.folder.glob(f"{key}.tmp-*") if _KEY.match(p.name)]
-
-
-def _acquired(lock: filelock.BaseFileLock, seconds: float) -> bool:
-    with writing(Path(lock.lock_file)):
-        try:
-            lock.acquire(timeout=seconds)
-        except filelock.Timeout:
-            return False
-        except NotImplementedError as error:  # of a file system without locks
-            raise OSError(f"{lock.lock_file}: {error}") from None
-    return True
 
 
 def _unique() -> str:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.experiments.search.plan import LOCK, STUDY, Plan, check_folder, record
-from sbrrt_fast.files import make_folder, remove_file, writing
+from sbrrt_fast.files import acquired, make_folder, remove_file, writing
 
 NAME = "search"  # of the study in its file
 STEPS_PER_RUN = 100  # steps of a dev curve, in percent of a run's rounds
@@ -136,13 +136,8 @@ class SharedStudy:
     def _taken(self, index: int) -> filelock.BaseFileLock | None:
         folder = self.plan.trial_folder(index + 1)
         make_folder(folder)
-        lock = filelock.FileLock(folder / LOCK, timeout=0)
-        with writing(folder / LOCK):
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                return None
-        return lock
+        lock = filelock.FileLock(folder / LOCK)
+        return lock if acquired(lock) else None
 
     def _make(self) -> None:
         """Makes the study beside its place, with a grid's trials, and renames it."""
