@@ -29,7 +29,9 @@ _ALONE = {
 }
 _PAPER_SST = {**_PAPER, **_ALONE, "round.batch_size": 64}
 _PAPER_CFIMDB = {**_PAPER, "round.batch_size": 8}
-_PRETRAIN, _FINETUNE = {"optimizer.learning_rate": 1e-3}, {"optimizer.learning_rate": 1e-5}
+_ONE_RATE = {"optimizer.head_learning_rate": None}
+_PRETRAIN = {"optimizer.learning_rate": 1e-3}
+_FINETUNE = {"optimizer.learning_rate": 1e-5, **_ONE_RATE}
 _PAPER_SMART = {"smart.weight": 5.0, "smart.preset": "paper"}
 _NO_SMART, _NO_TEACHER = {"smart.weight": 0.0}, {"bregman.weight": 0.0}
 _BEST = "sbrrt-fast"  # the recipe that the table of ingredients takes apart
