@@ -61,6 +61,7 @@ def losses(num_ranks: int, flags: Sequence[str], settings: Settings) -> list[dic
         output = Path(folder) / "run"
         command = [*_launcher(num_ranks), "-m", "sbrrt_fast", "train", "--config", settings.config]
         command += ["--precision", "fp32", "--data-dir", settings.data_dir, "--output", str(output)]
+        command += ["--model.hidden-dropout", "0.1", "--model.attention-dropout", "0.1"]
         command += ["--rounds", str(settings.rounds), "--log.every", "1", "--log.dev-rows", "8"]
         command += ["--skip-final-evaluation", "--log.no-tensorboard", "--log.no-keep-state"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}

@@ -166,7 +166,7 @@ _NOISE = (
     *_variants("noise-0.4", _of_each_task("label_noise", 0.4)),
 )
 
-# The best recipe, and what its parts give: each changes one thing in one epoch without regularisers,
+# The best recipe, and what its parts give: each changes one thing of one epoch, not regularised,
 # which is short enough for many rows. Surgery needs joint updates, so it is tested against them.
 
 _SHORT = {"epochs": 1, **_NO_SMART, **_NO_TEACHER}
