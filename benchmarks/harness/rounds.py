@@ -46,7 +46,7 @@ __all__ = [  # the step's own names too, which cases and peers import from here
 ]  # fmt: skip
 
 RUN_ROUNDS = 1000  # of the run that the timed rounds are the first of
-SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read, with MiniLM's own dropout
+SBRRT = RunConfig(  # configs/sbrrt.yaml, which needs libraries to be read, with dropout
     recipe="sbrrt",
     precision="bf16",
     smart=SmartConfig(weight=1.0, preset="adversarial"),
