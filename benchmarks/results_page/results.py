@@ -29,11 +29,13 @@ class Perturbed:
     Attributes:
         row, seed: of the run.
         scores: overall, by change; ``clean`` is none.
+        dev_rows: how many of each dev split were taken, the first ones; all if None.
     """
 
     row: str
     seed: int
     scores: dict[str, float | None]
+    dev_rows: int | None = None
 
 
 class Results:
@@ -163,6 +165,12 @@ class Results:
             for row, changes in found.items()
         }
 
+    def robustness_commands(self) -> list[str]:
+        """One for each number of dev rows."""
+        counts = dict.fromkeys(one.dev_rows for one in self.perturbed)
+        flags = ["" if count is None else f" --dev-rows {count}" for count in counts]
+        return [f"sbrrt-fast robustness runs/reproduce{flag}" for flag in flags]
+
     def robustness_table(self) -> list[list[str]]:
         """Cells: a row per row, with what each change to the texts takes from the overall score."""
         changes = list(dict.fromkeys(c for of_row in self.robustness.values() for c in of_row))
@@ -179,7 +187,8 @@ def _read_perturbed(folder: Path) -> Iterable[Perturbed]:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             scores = {change: of["overall"] for change, of in values["scores"].items()}
-            yield Perturbed(values["row"], values["run_seed"], scores)
+            dev_rows = values.get("settings", {}).get("dev_rows")
+            yield Perturbed(values["row"], values["run_seed"], scores, dev_rows)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SbrrtError(f"{path}: is no record of perturbed texts ({error})") from None
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.results_page import __main__ as command
 from benchmarks.results_page.figures import data_curves, figures, noise_curves, size_curves
 from benchmarks.results_page.page import TEMPLATE, page
-from benchmarks.results_page.results import RECORDS, SPEED, Results, shared_settings
+from benchmarks.results_page.results import RECORDS, SPEED, Perturbed, Results, shared_settings
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.experiments.record import save_record
 from tests.experiments.made_up_records import MACHINE, made_up_record
@@ -175,6 +175,13 @@ def test_robustness(tmp_path):
         ["sbrrt", "2", "0.750 ± 0.071", "-0.130 ± +0.042"],
     ]
     assert "(results/robustness.png)" in page(results) and "robustness" in figures(results)
+    assert results.robustness_commands() == ["sbrrt-fast robustness runs/reproduce"]
+
+
+def test_the_command_of_robustness_has_its_dev_rows(tmp_path):
+    results = made_up(tmp_path, {"sbrrt": [0.6]})
+    results.perturbed = [Perturbed("sbrrt", 0, {"clean": 0.7, "typos": 0.6}, 1000)]
+    assert "\n    sbrrt-fast robustness runs/reproduce --dev-rows 1000\n" in page(results)
 
 
 def test_a_value_without_a_run_is_an_error(tmp_path, monkeypatch):
