@@ -41,6 +41,13 @@ VARIANTS = {
 }
 
 
+# Dropout, whose masks ranks must agree on, and one rate for the encoder and its heads.
+_MASKED = [
+    *("--model.hidden-dropout", "0.1", "--model.attention-dropout", "0.1"),
+    *("--optimizer.learning-rate", "1e-4", "--optimizer.head-learning-rate", "1e-4"),
+]
+
+
 @dataclass(frozen=True)
 class Settings:
     """Of all runs.
@@ -61,7 +68,7 @@ def losses(num_ranks: int, flags: Sequence[str], settings: Settings) -> list[dic
         output = Path(folder) / "run"
         command = [*_launcher(num_ranks), "-m", "sbrrt_fast", "train", "--config", settings.config]
         command += ["--precision", "fp32", "--data-dir", settings.data_dir, "--output", str(output)]
-        command += ["--model.hidden-dropout", "0.1", "--model.attention-dropout", "0.1"]
+        command += _MASKED
         command += ["--rounds", str(settings.rounds), "--log.every", "1", "--log.dev-rows", "8"]
         command += ["--skip-final-evaluation", "--log.no-tensorboard", "--log.no-keep-state"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
