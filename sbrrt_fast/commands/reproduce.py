@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sbrrt_fast.commands.arguments import parse_arguments
 from sbrrt_fast.config import RunConfig
@@ -16,7 +17,10 @@ from sbrrt_fast.experiments.commit import source_commit
 from sbrrt_fast.experiments.record import (
     RunRecord,
     backbone_name,
+    check_same_run,
+    identity_of,
     read_record,
+    read_records,
     record_of,
     record_path,
     save_record,
@@ -37,6 +41,7 @@ from sbrrt_fast.experiments.tables import (
 from sbrrt_fast.files import make_folder, write_json, write_text
 from sbrrt_fast.recipe_files import recipes_folder
 from sbrrt_fast.training.logging import FINAL
+from sbrrt_fast.training.run_folder import is_run
 
 PROG = "sbrrt-fast reproduce"
 RECORDS = "metrics"  # in the output folder
@@ -61,6 +66,8 @@ class ReproduceOptions:
         output: folder of the runs and the table.
         backbone: minilm, a folder or a hub id, instead of the recipes' own.
         configs: folder of the recipes; the package's own if not given.
+        records: folder of records of runs that were made elsewhere, such as the metrics folder of
+            another output; a run with a record there is shown and not trained.
         report_only: train nothing, show the finished runs of any seed.
     """
 
@@ -72,6 +79,7 @@ class ReproduceOptions:
     output: Path = Path("runs/reproduce")
     backbone: str | None = None
     configs: Path = field(default_factory=recipes_folder)
+    records: Path | None = None
     report_only: bool = False
 
 
@@ -81,10 +89,18 @@ def main(argv: Sequence[str]) -> int:
     rows = pick_rows(table, options.rows)
     if options.seeds < 1:
         raise ConfigError(f"--seeds: must be at least 1, got {options.seeds}")
+    if options.records and not any(options.records.glob("*/seed*.json")):
+        raise ConfigError(
+            f"--records: {options.records} has no ROW/seedN.json; name the metrics folder of an "
+            "output of this command"
+        )
     failures: list[str] = []
     if not options.report_only:
         _train_all(options, rows, flags, failures)
-    results = {row.name: RowResult(row, list(_records(options, row))) for row in table.rows}
+    by_seed = attrgetter("seed")
+    results = {
+        row.name: RowResult(row, sorted(_records(options, row), key=by_seed)) for row in table.rows
+    }
     shown = [results.pop(row.name) for row in rows]
     report = Report(table, shown, failures, bases=list(results.values()))
     print(report.text())
@@ -116,11 +132,18 @@ def _train_all(
     runs = [_configs(options, row, flags) for row in rows]
     for config in chain.from_iterable(runs):
         check_run(config)
+    recorded = {
+        row.name: {r.seed for r in _check_elsewhere(options, row, identity_of(configs[0]))}
+        for row, configs in zip(rows, runs, strict=True)
+    }
     if options.data_dir is None:
         print(f"!!! {SAMPLE_WARNING} !!!")
     for seed in range(options.seeds):
         for row, configs in zip(rows, runs, strict=True):
-            _complete(options, row, configs[seed], flags, failures)
+            if seed in recorded[row.name]:
+                print(f"{configs[seed].output}: is recorded in {options.records}, kept")
+            else:
+                _complete(options, row, configs[seed], flags, failures)
 
 
 def _configs(options: ReproduceOptions, row: Row, flags: Sequence[str]) -> list[RunConfig]:
@@ -130,6 +153,31 @@ def _configs(options: ReproduceOptions, row: Row, flags: Sequence[str]) -> list[
         replace(config, seed=seed, output=run_folder(options.output, row, seed))
         for seed in range(options.seeds)
     ]
+
+
+def _elsewhere(options: ReproduceOptions, row: Row) -> list[RunRecord]:
+    """Records of the row's runs that were made elsewhere and have no folder here, by seed.
+
+    Raises:
+        SbrrtError: a file is no record.
+    """
+    records = read_records(options.records, row.name) if options.records else []
+    return [
+        record
+        for record in records
+        if (options.report_only or record.seed < options.seeds)
+        and not is_run(run_folder(options.output, row, record.seed))
+    ]
+
+
+def _check_elsewhere(
+    options: ReproduceOptions, row: Row, identity: Mapping[str, Any]
+) -> list[RunRecord]:
+    """The records of ``_elsewhere``; SbrrtError if one is of a run with another identity."""
+    records = _elsewhere(options, row)
+    for record in records:
+        check_same_run(record, identity, record_path(options.records, row.name, record.seed))
+    return records
 
 
 def _run_flags(options: ReproduceOptions) -> list[str]:
@@ -173,7 +221,7 @@ def _command(options: ReproduceOptions, row: Row, config: RunConfig, flags: Sequ
 
 
 def _records(options: ReproduceOptions, row: Row) -> Iterator[RunRecord]:
-    """Of the row's finished runs, by seed; those that have none yet get one.
+    """Of the row's finished runs; those that have none yet get one.
 
     Raises:
         SbrrtError: a run cannot be read, or the runs do not belong together.
@@ -195,3 +243,7 @@ def _records(options: ReproduceOptions, row: Row) -> Iterator[RunRecord]:
         if known is None:
             save_record(record, options.output / RECORDS)
         yield record
+    elsewhere = _elsewhere(options, row)
+    if elsewhere:
+        identity = identity_of(runs[0].config) if runs else elsewhere[0].identity
+        yield from _check_elsewhere(options, row, identity)

@@ -73,6 +73,11 @@ class RunRecord:
     is_sample: bool = False
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What runs of a row have in common: encoder, data, and settings that are not defaults."""
+        return self.settings | {"backbone": self.backbone, "is_sample": self.is_sample}
+
+    @property
     def is_alone(self) -> bool:
         """Whether the run had the machine for itself, so that its speed says something."""
         cores, others = self.machine.get("cores"), self.machine.get("other_cores")
@@ -132,6 +137,30 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         if not key.startswith(_NOT_SETTINGS) and (key, value) not in defaults.items()
     }
     return {"tasks": list(config.tasks), **differing}
+
+
+def identity_of(config: RunConfig) -> dict[str, Any]:
+    """``RunRecord.identity`` of the records of such runs."""
+    identity = settings_of(config) | {
+        "backbone": backbone_name(config),
+        "is_sample": uses_sample(config.tasks, config.data_dir),
+    }
+    return json.loads(json.dumps(identity, default=str))  # as a file has it
+
+
+def check_same_run(record: RunRecord, identity: Mapping[str, Any], path: Path) -> None:
+    """Looks whether a record, of the file ``path``, is of a run with this identity.
+
+    Raises:
+        SbrrtError: with the first key that differs.
+    """
+    own = record.identity
+    for key in sorted(own.keys() | identity.keys()):
+        if own.get(key) != identity.get(key):
+            raise SbrrtError(
+                f"{path}: is of a run with {key} {own.get(key)!r}, not {identity.get(key)!r}; "
+                "their numbers do not belong in one row: remove the record to train the run anew"
+            )
 
 
 def record_path(folder: Path, row: str, seed: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -284,6 +285,42 @@ def test_seeds_of_all_rows_come_before_further_seeds(shared, tmp_path, capsys):
     assert difference["mean"] == pytest.approx(statistics.mean(differences))
 
 
+def test_runs_that_are_recorded_elsewhere_are_shown_and_not_trained(
+    shared, tmp_path, trained, capsys
+):
+    flags = ("--rows", "smart", "round-robin", "--rounds", "1")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(reproduce(shared, "2", first, *flags)) == 0
+    del trained[:]
+    (first / "metrics" / "round-robin" / "seed0.json").unlink()
+    more = ("--records", str(first / "metrics"), "--seeds", "2")
+    assert main(reproduce(shared, "2", second, *flags, *more)) == 0
+    assert trained == [("round-robin", 0), ("smart", 0), ("round-robin", 0)]
+    assert f"smart/seed0: is recorded in {first / 'metrics'}, kept" in capsys.readouterr().out
+    smart = next(row for row in report_of(second, "2")["rows"] if row["row"] == "smart")
+    runs = [metrics_of(first / "smart" / "seed0"), metrics_of(second / "smart" / "seed1")]
+    assert smart["seeds"] == [0, 1] and not (second / "smart" / "seed0").exists()
+    assert smart["scores"]["overall"]["values"] == [run["dev"]["overall"] for run in runs]
+    assert main(reproduce(shared, "2", second, "--report-only", *more[:2])) == 0
+    assert next(r for r in report_of(second, "2")["rows"] if r["row"] == "smart") == smart
+
+
+@pytest.mark.parametrize("more", [("--rounds", "2"), ("--report-only",)])
+def test_records_of_other_settings_are_not_passed_off(shared, tmp_path, trained, capsys, more):
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = ("--rows", "round-robin")
+    assert main(reproduce(shared, "2", first, *flags, "--rounds", "1")) == 0
+    if "--report-only" in more:  # a run of two rounds lies in the folder
+        assert main(reproduce(shared, "2", second, *flags, "--rounds", "2", "--seeds", "2")) == 0
+        shutil.rmtree(second / "round-robin" / "seed0")
+    count = len(trained)
+    records = first / "metrics"
+    assert main(reproduce(shared, "2", second, *flags, *more, "--records", str(records))) == 2
+    path = records / "round-robin" / "seed0.json"
+    assert f"{path}: is of a run with rounds 1, not 2" in capsys.readouterr().err
+    assert len(trained) == count
+
+
 def test_report_only_collects_what_is_there(shared, tmp_path, trained, capsys):
     for seed in (0, 1):
         flags = ("--rows", "smart", "--rounds", "1", "--seeds", str(seed + 1))
@@ -351,6 +388,7 @@ def test_task_files_of_ones_own_are_not_called_a_sample(shared, tmp_path, capsys
         (("--resume",), "resume: is set for each run"),
         (("--rounds", "0"), "rounds: must be at least 1"),
         (("--precison", "fp32"), "unknown flag '--precison'; did you mean '--precision'?"),
+        (("--records", "/nowhere"), "--records: /nowhere has no ROW/seedN.json; name the metrics"),
         (("--configs", "/nowhere"), "/nowhere/sst-pretrain.yaml: there is no such recipe"),
     ],
 )
