@@ -146,6 +146,13 @@ class Results:
             groups.setdefault(_flags(record.command), []).append(record)
         return [_command(table, flags, records, with_runs) for flags, records in groups.items()]
 
+    def timed_on(self, table: str) -> list[str]:
+        """The machines whose speeds a table has, with their threads, sorted."""
+        rows = (row.name for row in TABLES[table].rows)
+        runs = (run for row in rows for run in (*self.runs[row], *self.timed[row]) if run.is_alone)
+        machines = {(run.machine["processor"], run.machine["threads"]) for run in runs}
+        return sorted(f"{processor}, {threads} thread(s)" for processor, threads in machines)
+
     def facts(self, of: Callable[[RunRecord], Any]) -> list[str]:
         """The different values of all records, sorted."""
         return sorted({str(value) for value in map(of, self.records) if value})

@@ -163,6 +163,8 @@ def test_speeds_may_come_from_runs_of_their_own(tmp_path):
     text = page(Results(tmp_path))
     assert "| sbrrt | 2.50 ± — | 1.45 | round-robin | 1.60 | 1.52 |" in text
     assert "    sbrrt-fast reproduce --table 2 --seeds 1\n" in text
+    processor, threads = MACHINE["processor"], MACHINE["threads"]
+    assert f"had the machine for themselves ({processor}, {threads} thread(s))" in text
     assert "0.123" not in text and "| minilm | fp32 | 10 |  |" in text
 
 
