@@ -133,7 +133,7 @@ def _train_all(
     for config in chain.from_iterable(runs):
         check_run(config)
     recorded = {
-        row.name: {r.seed for r in _check_elsewhere(options, row, identity_of(configs[0]))}
+        row.name: {r.seed for r in _elsewhere(options, row, identity_of(configs[0]))}
         for row, configs in zip(rows, runs, strict=True)
     }
     if options.data_dir is None:
@@ -155,28 +155,26 @@ def _configs(options: ReproduceOptions, row: Row, flags: Sequence[str]) -> list[
     ]
 
 
-def _elsewhere(options: ReproduceOptions, row: Row) -> list[RunRecord]:
+def _elsewhere(
+    options: ReproduceOptions, row: Row, identity: Mapping[str, Any] | None
+) -> list[RunRecord]:
     """Records of the row's runs that were made elsewhere and have no folder here, by seed.
 
+    Args:
+        identity: of the runs here; the first record's if None.
+
     Raises:
-        SbrrtError: a file is no record.
+        SbrrtError: a file is no record, or of a run with another identity.
     """
-    records = read_records(options.records, row.name) if options.records else []
-    return [
+    records = [
         record
-        for record in records
+        for record in (read_records(options.records, row.name) if options.records else [])
         if (options.report_only or record.seed < options.seeds)
         and not is_run(run_folder(options.output, row, record.seed))
     ]
-
-
-def _check_elsewhere(
-    options: ReproduceOptions, row: Row, identity: Mapping[str, Any]
-) -> list[RunRecord]:
-    """The records of ``_elsewhere``; SbrrtError if one is of a run with another identity."""
-    records = _elsewhere(options, row)
     for record in records:
-        check_same_run(record, identity, record_path(options.records, row.name, record.seed))
+        path = record_path(options.records, row.name, record.seed)
+        check_same_run(record, identity or records[0].identity, path)
     return records
 
 
@@ -243,7 +241,4 @@ def _records(options: ReproduceOptions, row: Row) -> Iterator[RunRecord]:
         if known is None:
             save_record(record, options.output / RECORDS)
         yield record
-    elsewhere = _elsewhere(options, row)
-    if elsewhere:
-        identity = identity_of(runs[0].config) if runs else elsewhere[0].identity
-        yield from _check_elsewhere(options, row, identity)
+    yield from _elsewhere(options, row, identity_of(runs[0].config) if runs else None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import statistics
 from pathlib import Path
 
@@ -16,7 +14,8 @@ from sbrrt_fast.experiments.table_rows import TABLES
 from sbrrt_fast.experiments.tables import claimed, read_run
 from sbrrt_fast.recipe_files import recipes_folder
 from sbrrt_fast.training.step.step import Step
-from tests.helpers import small_sample, tiny_backbone
+from tests.commands.reproduced import metrics_of, quick_flags, report_of, reproduce
+from tests.helpers import small_sample
 
 ROWS = {name: [row.name for row in table.rows] for name, table in TABLES.items()}
 LOUD = "THESE NUMBERS MEAN NOTHING"
@@ -33,9 +32,7 @@ def _cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> list[str]:
     """Flags of quick runs."""
-    folder = tmp_path_factory.mktemp("backbone") / "tiny"
-    backbone = tiny_backbone(folder, num_layers=1, max_length=32)
-    return ["--backbone", str(backbone), "--log.no-tensorboard", "--log.every", "1"]
+    return quick_flags(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +56,6 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(Step, "round_of", counted)
     return rounds
-
-
-def reproduce(shared: list[str], table: str, output: Path, *more: str) -> list[str]:
-    return ["reproduce", "--table", table, "--output", str(output), *shared, *more]
-
-
-def report_of(output: Path, table: str) -> dict:
-    return json.loads((output / f"table-{table}.json").read_text(encoding="utf-8"))
-
-
-def metrics_of(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("table", ["1", "2"])
@@ -283,42 +268,6 @@ def test_seeds_of_all_rows_come_before_further_seeds(shared, tmp_path, capsys):
     assert difference["num_pairs"] == 2
     differences = [a - b for a, b in zip(*scores, strict=True)]
     assert difference["mean"] == pytest.approx(statistics.mean(differences))
-
-
-def test_runs_that_are_recorded_elsewhere_are_shown_and_not_trained(
-    shared, tmp_path, trained, capsys
-):
-    flags = ("--rows", "smart", "round-robin", "--rounds", "1")
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main(reproduce(shared, "2", first, *flags)) == 0
-    del trained[:]
-    (first / "metrics" / "round-robin" / "seed0.json").unlink()
-    more = ("--records", str(first / "metrics"), "--seeds", "2")
-    assert main(reproduce(shared, "2", second, *flags, *more)) == 0
-    assert trained == [("round-robin", 0), ("smart", 0), ("round-robin", 0)]
-    assert f"smart/seed0: is recorded in {first / 'metrics'}, kept" in capsys.readouterr().out
-    smart = next(row for row in report_of(second, "2")["rows"] if row["row"] == "smart")
-    runs = [metrics_of(first / "smart" / "seed0"), metrics_of(second / "smart" / "seed1")]
-    assert smart["seeds"] == [0, 1] and not (second / "smart" / "seed0").exists()
-    assert smart["scores"]["overall"]["values"] == [run["dev"]["overall"] for run in runs]
-    assert main(reproduce(shared, "2", second, "--report-only", *more[:2])) == 0
-    assert next(r for r in report_of(second, "2")["rows"] if r["row"] == "smart") == smart
-
-
-@pytest.mark.parametrize("more", [("--rounds", "2"), ("--report-only",)])
-def test_records_of_other_settings_are_not_passed_off(shared, tmp_path, trained, capsys, more):
-    first, second = tmp_path / "first", tmp_path / "second"
-    flags = ("--rows", "round-robin")
-    assert main(reproduce(shared, "2", first, *flags, "--rounds", "1")) == 0
-    if "--report-only" in more:  # a run of two rounds lies in the folder
-        assert main(reproduce(shared, "2", second, *flags, "--rounds", "2", "--seeds", "2")) == 0
-        shutil.rmtree(second / "round-robin" / "seed0")
-    count = len(trained)
-    records = first / "metrics"
-    assert main(reproduce(shared, "2", second, *flags, *more, "--records", str(records))) == 2
-    path = records / "round-robin" / "seed0.json"
-    assert f"{path}: is of a run with rounds 1, not 2" in capsys.readouterr().err
-    assert len(trained) == count
 
 
 def test_report_only_collects_what_is_there(shared, tmp_path, trained, capsys):
