@@ -14,7 +14,7 @@ from sbrrt_fast.commands.compare import with_overrides
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_io import load_config
 from sbrrt_fast.errors import ConfigError, SbrrtError
-from sbrrt_fast.experiments.differences import Comparison
+from sbrrt_fast.experiments.differences import Comparison, Difference, RoundDifference
 from sbrrt_fast.experiments.lockstep import shift_one_ulp, train_in_lockstep
 from sbrrt_fast.training.trainer import Trainer
 from tests.helpers import small_sample, tiny_backbone
@@ -60,7 +60,7 @@ def against(base: RunConfig, change: str, num_rounds: int = 2) -> Comparison:
 
 def test_padded_and_packed_are_the_same_run_with_dropout_on(layouts):
     strict = Comparison("", 0, ("a", "b"), layouts.losses, layouts.difference)
-    assert set(strict.loss_bounds().values()) == {1e-4}
+    assert all(bounds == [1e-4] * 10 for bounds in strict.loss_bounds().values())
     strict.assert_same()
     terms = {f"{task}/{term}" for task in TASKS for term in ("loss", "smart", "bregman", "total")}
     assert len(layouts.losses) == len(layouts.difference.rounds) == 10
@@ -332,14 +332,44 @@ def test_a_term_below_resolution_is_judged_by_the_yardstick(base):
     slow = with_overrides(base, "optimizer.learning_rate=1e-6", "")
     padded = with_overrides(slow, "layout=padded", "")
     found = train_in_lockstep(padded, slow, 2, yardstick=True, log=quiet)
-    bounds = found.loss_bounds()
-    looser = {name for name, bound in bounds.items() if bound > 1e-4}
+    looser = {name: b for name, b in found.loss_bounds().items() if max(b) > 1e-4}
     assert any(name.endswith("/bregman") for name in looser)
     assert all(name.endswith(("/bregman", "/smart")) for name in looser)  # divergences, not losses
-    for name in looser:
-        own = max(r.losses[name] for r in found.yardstick.rounds)
-        assert bounds[name] == pytest.approx(4 * own)
     assert found.problems() == []
     strict = Comparison("", 0, ("a", "b"), found.losses, found.difference)
     assert any("/bregman" in problem for problem in strict.problems())
     assert "times what one ulp does" in found.text()
+
+
+def rounds_of(name: str, values: list[float]) -> list[RoundDifference]:
+    return [RoundDifference({name: value}, 0.0, "none", 0.0, 0.0) for value in values]
+
+
+def compared(name: str, sizes: list[float], found: list[float], own: list[float]) -> Comparison:
+    """Of a term of these sizes that differs by ``found``, and by ``own`` after one ulp."""
+    losses = [{"a": {name: x}, "b": {name: x / 2}} for x in sizes]
+    difference, yardstick = (Difference({}, rounds_of(name, x)) for x in (found, own))
+    return Comparison("", 0, ("a", "b"), losses, difference, yardstick)
+
+
+def test_bounds_of_a_divergence_go_with_its_root():
+    """D_Breg of 1e-8 is resolved a thousand times more coarsely than one of 1e-2."""
+    name, sizes, own = "para/bregman", [1e-8, 1e-4, 1e-2], [1e-4, 3e-5, 2e-6]
+    bounds = compared(name, sizes, own, own).loss_bounds(loss=1e-6)[name]
+    root = 3e-5 * 1e-2  # the most that one ulp does, times the root of D_Breg there
+    assert bounds == pytest.approx([4 * root / 1e-4, 4 * root / 1e-2, 4 * root / 1e-1])
+    assert compared(name, sizes, [0.01, 1e-4, 1e-5], own).problems(loss=1e-6) == []
+    caught = compared(name, sizes, [0.01, 1e-4, 1e-4], own).problems(loss=1e-6)
+    assert caught == ["round 3: para/bregman differs by 1.0e-04 > 1.2e-05"]
+
+
+def test_bounds_of_other_terms_are_relative():
+    name, sizes, own = "para/loss", [1e-8, 1e-4, 1e-2], [1e-4, 3e-5, 2e-6]
+    assert compared(name, sizes, own, own).loss_bounds()[name] == pytest.approx([4e-4] * 3)
+
+
+def test_a_divergence_that_is_zero_on_both_sides_has_a_bound():
+    """In the first round the teacher is the student."""
+    found = compared("sst/bregman", [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+    assert found.loss_bounds() == {"sst/bregman": [1e-4, 1e-4]}
+    assert found.problems() == []
