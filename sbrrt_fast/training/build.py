@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from sbrrt_fast.data.token_cache.cache import TokenCache
 from sbrrt_fast.data.tokenizer import load_tokenizer
 from sbrrt_fast.errors import BackendError, ConfigError
 from sbrrt_fast.model.fit import check_fit
+from sbrrt_fast.model.heads import LinearHead
 from sbrrt_fast.model.load_encoder import load_encoder
 from sbrrt_fast.model.lora import add_lora
 from sbrrt_fast.model.multitask import MultiTaskModel
@@ -95,7 +96,23 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     _check_all_train(model, config)
     if config.round.task_weights == "uncertainty":
         model.learn_weights()
+    if line := _dropout_line(model, config.trained_tasks):
+        log(line)
     return model, tokenizer
+
+
+def _dropout_line(model: MultiTaskModel, trained: Collection[str]) -> str | None:
+    """Which tasks' |u - v| dropout makes larger in training than on dev, and what to set."""
+    rates = model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob
+    heads = {name: model.heads[name] for name in trained}
+    names = [n for n, head in heads.items() if isinstance(head, LinearHead) and head.is_siamese]
+    if not any(rates) or not names or model.pair_features != "concat_difference":
+        return None
+    return (
+        f"{', '.join(names)}: dropout makes |u - v| larger in training than on dev; "
+        "--model.hidden-dropout 0 --model.attention-dropout 0 may score better "
+        "(docs/multitask.md)"
+    )
 
 
 def load_splits(

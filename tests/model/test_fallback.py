@@ -98,7 +98,9 @@ def trainer(config: RunConfig, **fields) -> tuple[Trainer, list[str]]:
 
 
 def told(lines: list[str]) -> list[str]:
-    return [line for line in lines if "step runs" in line or ": cpu" in line or "attention" in line]
+    return [
+        line for line in lines if "step runs" in line or ": cpu" in line or "attention:" in line
+    ]
 
 
 def assert_same_run(config: RunConfig) -> None:

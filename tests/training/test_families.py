@@ -62,7 +62,8 @@ def test_rounds_equal_the_reference_s(family, tmp_path):
 
 def test_the_step_of_a_run_is_written_out(tmp_path):
     folder = stock_backbone(tmp_path / "roberta", "roberta")
-    config = replace(SBRRT, model=replace(SBRRT.model, backbone=str(folder), pooling="mean"))
+    of = {"backbone": str(folder), "pooling": "mean", "hidden_dropout": 0.0}
+    config = replace(SBRRT, model=replace(SBRRT.model, **of, attention_dropout=0.0))
     lines: list[str] = []
     model, _ = build_model(config, lines.append)
     assert is_written_out(step_over(lambda *parts: build_step(*parts, lines.append), model, config))
