@@ -179,6 +179,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "swa": {"average.weights": "swa"},
     "dropout": {"model.hidden_dropout": 0.1, "model.attention_dropout": 0.1},
     "cross": {"tasks.para.encoding": "cross"},
+    "cfimdb": {"tasks.cfimdb": {}, "model.max_length": 128},  # a fourth task, of long texts
     "no-smoothing": {"tasks.sst.label_smoothing": 0.0},
     "one-rate": {"optimizer.head_learning_rate": None},
     "no-layer-decay": {"optimizer.layer_decay": 1.0},

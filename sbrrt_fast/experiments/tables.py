@@ -19,7 +19,7 @@ from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.experiments.table import Row, Table
 from sbrrt_fast.files import acquired, make_folder
 from sbrrt_fast.training.callbacks import Callback
-from sbrrt_fast.training.logging import FINAL, LINES, read_log
+from sbrrt_fast.training.logging import FINAL
 from sbrrt_fast.training.run_folder import (
     CONFIG,
     check_output,
@@ -170,13 +170,11 @@ class Run:
 
     Attributes:
         metrics: the contents of its ``metrics.json``.
-        curve: (round, overall dev score) of every evaluation during training.
     """
 
     folder: Path
     config: RunConfig
     metrics: dict[str, Any]
-    curve: list[tuple[int, float]]
 
 
 def read_run(folder: Path) -> Run:
@@ -184,10 +182,8 @@ def read_run(folder: Path) -> Run:
     config = load_config(folder / CONFIG)
     try:
         metrics = json.loads((folder / FINAL).read_text(encoding="utf-8"))
-        records = read_log(folder / LINES)
     except (OSError, ValueError) as error:
         raise SbrrtError(
             f"{folder}: its metrics cannot be read ({error}); delete the folder to train it again"
         ) from None
-    curve = [(r["round"], r["dev/overall"]) for r in records if r.get("dev/overall") is not None]
-    return Run(folder, config, metrics, curve)
+    return Run(folder, config, metrics)
