@@ -14,7 +14,6 @@ from sbrrt_fast.data.task import OVERALL
 from sbrrt_fast.errors import SbrrtError, WeightsError
 from sbrrt_fast.experiments.tables import Run, read_run
 from sbrrt_fast.messages import columns, shown
-from sbrrt_fast.training.logging import LINES, read_log
 from sbrrt_fast.training.run_folder import is_finished, is_run
 from sbrrt_fast.training.scores.table import flatten_scores
 
@@ -105,7 +104,7 @@ def compare_finished(a: Path, b: Path) -> FinishedComparison:
     """
     runs = [_read(folder) for folder in (a, b)]
     metrics = [run.metrics for run in runs]
-    logs = [read_log(run.folder / LINES) for run in runs]
+    logs = [run.log for run in runs]
     return FinishedComparison(
         names=(str(a), str(b)),
         settings=_differing(*map(_settings, runs)),

@@ -19,7 +19,7 @@ from sbrrt_fast.errors import ConfigError, SbrrtError
 from sbrrt_fast.experiments.table import Row, Table
 from sbrrt_fast.files import acquired, make_folder
 from sbrrt_fast.training.callbacks import Callback
-from sbrrt_fast.training.logging import FINAL
+from sbrrt_fast.training.logging import FINAL, LINES, read_log
 from sbrrt_fast.training.run_folder import (
     CONFIG,
     check_output,
@@ -170,11 +170,13 @@ class Run:
 
     Attributes:
         metrics: the contents of its ``metrics.json``.
+        log: the lines of its ``metrics.jsonl``.
     """
 
     folder: Path
     config: RunConfig
     metrics: dict[str, Any]
+    log: list[dict[str, Any]]
 
 
 def read_run(folder: Path) -> Run:
@@ -182,8 +184,9 @@ def read_run(folder: Path) -> Run:
     config = load_config(folder / CONFIG)
     try:
         metrics = json.loads((folder / FINAL).read_text(encoding="utf-8"))
+        log = read_log(folder / LINES)
     except (OSError, ValueError) as error:
         raise SbrrtError(
             f"{folder}: its metrics cannot be read ({error}); delete the folder to train it again"
         ) from None
-    return Run(folder, config, metrics)
+    return Run(folder, config, metrics, log)

@@ -74,7 +74,9 @@ def test_every_row_can_be_configured(row):
     leaves = config_leaves(config)
     assert config.recipe == row.name
     for key, value in row.overrides.items():
-        if key != "tasks":
+        if key.startswith("tasks.") and value == {}:
+            assert key.removeprefix("tasks.") in config.tasks
+        elif key != "tasks":
             assert leaves[key] == value
 
 
