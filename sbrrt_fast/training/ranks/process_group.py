@@ -145,15 +145,17 @@ class TorchRanks:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._lost is None and not _is_dying():
-            self._exchange({"at": "the end", "value": None})
+        try:
+            if self._lost is None and not _is_dying():
+                self._exchange({"at": "the end", "value": None})
+                self.monitor.stop()
+                with contextlib.suppress(RuntimeError):  # others may be gone already
+                    dist.barrier(self._control)
+        finally:  # a thread that outlives the interpreter would abort the process
             self.monitor.stop()
-            with contextlib.suppress(RuntimeError):  # others may be gone already
-                dist.barrier(self._control)
-        self.monitor.stop()
-        with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group(self._control)
-            dist.destroy_process_group(self._sums)
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group(self._control)
+                dist.destroy_process_group(self._sums)
 
     def _share(self, error: BaseException, what: str) -> None:
         """Raises on all ranks what one of them raises; returns where that is ``error`` itself."""

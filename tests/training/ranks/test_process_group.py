@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from sbrrt_fast.errors import RankError
+from sbrrt_fast.training.ranks.beats import Pulse
+from sbrrt_fast.training.ranks.process_group import TorchRanks
 from tests.training.ranks.processes import Ended, run_ranks
 from tests.training.ranks.workers import DTYPES
 
@@ -109,3 +114,22 @@ def test_ranks_at_different_places_are_told():
         return f"the ranks are not at the same place: {places}" in ended.err
 
     assert all(map(says, run_ranks(2, "apart")))
+
+
+def test_a_leave_that_fails_ends_the_thread_and_the_groups(monkeypatch):
+    """The others may be gone; a thread that listens while the interpreter ends would abort it."""
+    ended: list[str] = []
+    monitor = SimpleNamespace(stop=lambda: ended.append("thread"))
+    launch = SimpleNamespace(rank=1, size=2)
+    ranks = TorchRanks(launch, "sums", "control", monitor, Pulse(state="idle"))
+
+    def fail(record):
+        raise RankError("rank 0 is gone")
+
+    monkeypatch.setattr(ranks, "_exchange", fail)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", ended.append)
+    with pytest.raises(RankError, match="rank 0 is gone"):
+        ranks.close()
+    assert ended == ["thread", "control", "sums"]
+    ranks.close()
+    assert len(ended) == 3  # once is enough
