@@ -128,7 +128,7 @@ class Comparison:
             if self.yardstick:
                 own = [self.yardstick.rounds[i].losses[name] for i in rounds]
                 moved = max(x * size for x, size in zip(own, sizes, strict=True))
-            bounds[name] = [max(loss, ULP_FACTOR * moved / max(x, _TINY)) for x in sizes]
+            bounds[name] = [max(loss, ULP_FACTOR * moved / x if x else 0.0) for x in sizes]
         return bounds
 
     def _resolution_size(self, name: str, i: int) -> float:
