@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -136,6 +137,7 @@ class RunLogger(AbstractContextManager):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         purge_step = None if resume_round is None else resume_round + 1
+        _wait_for_a_later_name(self.output / EVENTS)
         return SummaryWriter(
             str(self.output / EVENTS), purge_step=purge_step, filename_suffix=EVENT_SUFFIX
         )
@@ -155,6 +157,16 @@ class SilentLogger(AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Until the second is over in which a file of events was begun.
+
+    TensorBoard reads files in the order of their names: the second, the host, then numbers whose
+    order as text is not that of time. A resumed run's file has to come last.
+    """
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _lines_until(path: Path, last_round: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -129,6 +130,21 @@ def test_tensorboard_has_the_same_scalars_also_after_a_resume(tmp_path):
     assert read_scalars(tmp_path) == [(1, 0.5), (2, 1.0), (3, 8.0)]
     names = [path.name for path in (tmp_path / "tensorboard").iterdir()]
     assert len(names) == 2 and all(name.endswith(".sbrrt_fast") for name in names)
+
+
+def test_tensorboard_reads_the_file_of_a_resume_last(tmp_path, monkeypatch):
+    """Writers are numbered, the tenth sorts before the ninth, and both come within a second."""
+    from tensorboard.summary.writer import event_file_writer
+
+    counter = event_file_writer.AtomicCounter(9)
+    monkeypatch.setattr(event_file_writer, "_global_uid", counter)
+    time.sleep(1 - time.time() % 1)
+    for resume_round, value in ((None, 1.0), (0, 8.0)):
+        with RunLogger(tmp_path, LogConfig(), resume_round=resume_round) as logger:
+            logger.log(1, {"loss/sst": value})
+    names = [path.name for path in (tmp_path / "tensorboard").iterdir()]
+    assert {name.split(".")[-2] for name in names} == {"9", "10"}
+    assert read_scalars(tmp_path) == [(1, 8.0)]
 
 
 def test_tensorboard_has_no_point_for_what_json_does_not_have(tmp_path):
