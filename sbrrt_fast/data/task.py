@@ -50,6 +50,8 @@ class TaskConfig:
             values; follows from the head when ``auto``.
         metrics: further ones.
         weight: factor on all of this task's loss terms.
+        dropout: whether this task's texts are trained with the model's dropout; its rates are the
+            same for all tasks that are.
         train: whether the task is trained; if not, it is only evaluated, by the head that the run
             starts with, and needs no ``train`` file.
         format: ``tsv``, ``csv``, ``jsonl`` or ``parquet``; by the files' endings when ``auto``.
@@ -86,6 +88,7 @@ class TaskConfig:
     metric: Literal["auto"] | Metric = "auto"
     metrics: tuple[Metric, ...] = ()
     weight: float = 1.0
+    dropout: bool = True
     train: bool = True
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "dataset"] = "auto"
     dataset: str = ""

@@ -23,7 +23,8 @@ _DASH, _MOST_LINES = "—", 20
 _COUNTS = ("rounds", "best_round", "stopped_early", "train_seconds", "rounds_per_second")
 _DATA = ("data_dir", "log.dev_rows", "tasks.")  # where settings start that choose the dev rows
 _NOT_DATA = (  # settings of a task that do not
-    *("weight", "train", "class_weights", "label_smoothing", "train_rows", "label_noise"),
+    *("weight", "dropout", "train", "class_weights", "label_smoothing"),
+    *("train_rows", "label_noise"),
     *("prediction_file", "prediction_header"),
 )
 

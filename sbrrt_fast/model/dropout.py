@@ -51,6 +51,7 @@ class DropoutStream:
         max_positions: the model's maximum length.
         pass_id: 0 for the clean pass.
         backend: implementation of the noise.
+        drops: False where every probability counts as 0; noise is drawn all the same.
     """
 
     def __init__(
@@ -60,20 +61,23 @@ class DropoutStream:
         max_positions: int,
         pass_id: int = 0,
         backend: str = "auto",
+        drops: bool = True,
     ):
         self.batch, self.rng, self.max_positions = batch, rng, max_positions
-        self.pass_id, self.backend = pass_id, backend
+        self.pass_id, self.backend, self.drops = pass_id, backend, drops
         self._offsets: dict[int, Tensor] = {}
 
     @classmethod
-    def drawn(cls, batch: TokenBatch, max_positions: int, backend: str) -> DropoutStream:
+    def drawn(
+        cls, batch: TokenBatch, max_positions: int, backend: str, drops: bool = True
+    ) -> DropoutStream:
         """A stream whose key comes from torch's default generator of the batch's device.
 
         ``torch.manual_seed`` repeats it, and so does whatever replays the generator's state. The
         host does not wait for the key.
         """
         rng = torch.randint(2**32, (2,), device=batch.rows.device)
-        return cls(batch, rng, max_positions, backend=backend)
+        return cls(batch, rng, max_positions, backend=backend, drops=drops)
 
     @cached_property
     def host_key(self) -> int:
@@ -87,7 +91,8 @@ class DropoutStream:
 
     def fork(self, pass_id: int) -> DropoutStream:
         """The stream of another pass over the same batch, with masks of its own."""
-        return DropoutStream(self.batch, self.rng, self.max_positions, pass_id, self.backend)
+        shared = self.backend, self.drops
+        return DropoutStream(self.batch, self.rng, self.max_positions, pass_id, *shared)
 
     def rows(self, width: int) -> StreamRows:
         """What a layer of ``width`` features takes of the batch."""
@@ -95,12 +100,12 @@ class DropoutStream:
         offsets = self._hidden_offsets(width)
         return StreamRows(
             batch.cu_seqlens, batch.max_length, batch.rows, offsets,
-            self.rng, self.pass_id, self.max_positions,
+            self.rng, self.pass_id, self.max_positions, self.drops,
         )  # fmt: skip
 
     def hidden(self, width: int, p: float, site: int) -> tuple[float, Tensor, int, Tensor]:
         """(p, rng, site, offsets): what an op on rows [num_tokens, width] takes."""
-        return p, self.rng, self._site(site), self._hidden_offsets(width)
+        return self._rate(p), self.rng, self._site(site), self._hidden_offsets(width)
 
     def drop(self, x: Tensor, p: float, site: int) -> Tensor:
         """Rows [num_tokens, width] with elements dropped, as the ops that take ``hidden`` do it."""
@@ -109,7 +114,7 @@ class DropoutStream:
 
     def attention(self, p: float, site: int) -> tuple[float, Tensor, int, Tensor, int]:
         """(p, rng, site, rows, max_positions): what attention takes."""
-        return p, self.rng, self._site(site), self.batch.rows, self.max_positions
+        return self._rate(p), self.rng, self._site(site), self.batch.rows, self.max_positions
 
     def attention_factors(
         self, num_heads: int, p: float, site: int, dtype: torch.dtype
@@ -138,6 +143,9 @@ class DropoutStream:
     def _site(self, site: int) -> int:
         return site_of(self.pass_id, site)
 
+    def _rate(self, p: float) -> float:
+        return p if self.drops else 0.0
+
     def _hidden_offsets(self, width: int) -> Tensor:
         if width not in self._offsets:
             self._offsets[width] = self.batch.hidden_offsets(self.max_positions, width)
@@ -146,7 +154,8 @@ class DropoutStream:
     def _mask(
         self, offsets: Tensor, width: int, p: float, site: int, dtype: torch.dtype
     ) -> Tensor | None:
-        return dropout_mask(offsets, width, p, self.rng, self._site(site), dtype) if p else None
+        p, site = self._rate(p), self._site(site)
+        return dropout_mask(offsets, width, p, self.rng, site, dtype) if p else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,7 @@ class StreamRows:
     Attributes:
         cu_seqlens, max_length, rows: see ``TokenBatch``.
         offsets: int64 [num_tokens], of each token's first hidden feature (``ops.dropout``).
-        rng, pass_id, max_positions: see ``DropoutStream``.
+        rng, pass_id, max_positions, drops: see ``DropoutStream``.
     """
 
     cu_seqlens: Tensor
@@ -166,6 +175,7 @@ class StreamRows:
     rng: Tensor
     pass_id: int
     max_positions: int
+    drops: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -186,7 +196,7 @@ class StreamRows:
 
     def then(self, other: StreamRows) -> StreamRows:
         """These rows, and those of ``other``, of the same pass, behind them."""
-        assert self.pass_id == other.pass_id
+        assert (self.pass_id, self.drops) == (other.pass_id, other.drops)
         return replace(
             self,
             cu_seqlens=torch.cat([self.cu_seqlens, other.cu_seqlens[1:] + self.num_tokens]),
@@ -197,11 +207,14 @@ class StreamRows:
 
     def hidden(self, p: float, site: int) -> tuple[float, Tensor, int, Tensor]:
         """(p, rng, site, offsets): what an op on hidden states takes."""
-        return p, self.rng, site_of(self.pass_id, site), self.offsets
+        return self._rate(p), self.rng, site_of(self.pass_id, site), self.offsets
 
     def attention(self, p: float, site: int) -> tuple[float, Tensor, int, Tensor, int]:
         """(p, rng, site, rows, max_positions): what attention takes."""
-        return p, self.rng, site_of(self.pass_id, site), self.rows, self.max_positions
+        return self._rate(p), self.rng, site_of(self.pass_id, site), self.rows, self.max_positions
+
+    def _rate(self, p: float) -> float:
+        return p if self.drops else 0.0
 
 
 def site_of(pass_id: int, site: int) -> int:

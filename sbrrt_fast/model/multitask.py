@@ -73,15 +73,25 @@ class MultiTaskModel(nn.Module):
     ) -> Tensor:
         """A task's outputs from the embedding layer's output, float32 or above.
 
-        Without a stream the encoder's ``own_stream`` drops out, in ``train()``.
+        Without a stream ``own_stream`` drops out, in ``train()``.
         """
-        stream = stream or self.encoder.own_stream(batch)
+        stream = stream or self.own_stream(task, batch)
         hidden = self.encoder.encode(embeddings, batch, stream)
         with torch.autocast(hidden.device.type, enabled=False):
             pooled = self.encoder.pool(hidden.to(embeddings.dtype), batch)
             p = self.config.hidden_dropout_prob
             factors = stream and stream.pooled_factors(pooled.shape[-1], p, pooled.dtype)
             return self.head_outputs(task, pooled, factors)
+
+    def own_stream(self, task: str, batch: TokenBatch) -> DropoutStream | None:
+        """The masks of a task's pass that is given none, with the encoder's ``own_stream``'s keys.
+
+        They drop nothing where the task is trained without dropout.
+        """
+        stream = self.encoder.own_stream(batch)
+        if stream is not None:
+            stream.drops = self.tasks[task].dropout
+        return stream
 
     def head_outputs(self, task: str, pooled: Tensor, factors: Tensor | None) -> Tensor:
         """A task's outputs from pooled sequences [num_sequences, hidden] and dropout's factors."""
@@ -99,6 +109,7 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, batch: TokenBatch, stream: DropoutStream | None = None) -> Tensor:
         """A task's outputs from tokens."""
+        stream = stream or self.own_stream(task, batch)
         return self.outputs(task, self.embed(batch, stream), batch, stream)
 
     def loss(self, task: str, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class TransformersEncoder(nn.Module):
         """Last hidden states [num_tokens, hidden] from word embeddings.
 
         Args:
-            stream: what the dropouts' masks are keyed by, whether in ``train()`` or not; see
-                ``own_stream`` for None.
+            stream: what the dropouts' masks are keyed by, whether in ``train()`` or not, and
+                whether there are any; see ``own_stream`` for None.
         """
         inputs = {
             "inputs_embeds": batch.pad(embeddings),
@@ -112,12 +112,13 @@ class TransformersEncoder(nn.Module):
 
     @contextmanager
     def _dropping(self, stream: DropoutStream | None) -> Iterator[None]:
-        """Inside, dropouts draw from generators that begin at the stream's key; without one there
-        are none. Afterwards modes and generators are as before."""
+        """Inside, dropouts draw from generators that begin at the stream's key; without one that
+        drops there are none. Afterwards modes and generators are as before."""
         device, was_training = next(self.parameters()).device, self.model.training
-        self.model.train(stream is not None)
+        drops = stream is not None and stream.drops
+        self.model.train(drops)
         try:
-            if stream is None:
+            if not drops:
                 yield
                 return
             devices = [device] if device.type == "cuda" else []

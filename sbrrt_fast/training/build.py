@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -96,22 +96,23 @@ def build_model(config: RunConfig, log: Log = print) -> tuple[MultiTaskModel, To
     _check_all_train(model, config)
     if config.round.task_weights == "uncertainty":
         model.learn_weights()
-    if line := _dropout_line(model, config.trained_tasks):
+    if line := _dropout_line(model):
         log(line)
     return model, tokenizer
 
 
-def _dropout_line(model: MultiTaskModel, trained: Collection[str]) -> str | None:
+def _dropout_line(model: MultiTaskModel) -> str | None:
     """Which tasks' |u - v| dropout makes larger in training than on dev, and what to set."""
     rates = model.config.hidden_dropout_prob, model.config.attention_probs_dropout_prob
-    heads = {name: model.heads[name] for name in trained}
+    dropped = (name for name, task in model.tasks.items() if task.train and task.dropout)
+    heads = {name: model.heads[name] for name in dropped}
     names = [n for n, head in heads.items() if isinstance(head, LinearHead) and head.is_siamese]
     if not any(rates) or not names or model.pair_features != "concat_difference":
         return None
+    flags = " ".join(f"--tasks.{name}.no-dropout" for name in names)
     return (
         f"{', '.join(names)}: dropout makes |u - v| larger in training than on dev; "
-        "--model.hidden-dropout 0 --model.attention-dropout 0 may score better "
-        "(docs/multitask.md)"
+        f"{flags} may score better (docs/multitask.md)"
     )
 
 

@@ -82,6 +82,12 @@ def learnt(config: RunConfig) -> RunConfig:
     return replace(config, tasks=tasks, round=replace(config.round, task_weights="uncertainty"))
 
 
+def without_dropout(config: RunConfig, *names: str) -> RunConfig:
+    """These tasks are trained without it."""
+    tasks = {name: replace(config.tasks[name], dropout=False) for name in names}
+    return replace(config, tasks=config.tasks | tasks)
+
+
 def with_optimizer(config: RunConfig, **fields) -> RunConfig:
     return replace(config, optimizer=replace(config.optimizer, **fields))
 
@@ -110,6 +116,9 @@ CONFIGS = {
         },
     ),
     "smoothed": replace(JOINT, tasks=TASKS | {"sst": replace(TASKS["sst"], label_smoothing=0.1)}),
+    "dropout in two tasks": without_dropout(SBRRT, "para"),
+    "joint, dropout in two tasks": without_dropout(JOINT, "para"),
+    "joint, dropout in one task": without_dropout(learnt(JOINT), "sst", "sts"),
     "surgery": replace(JOINT, optimizer=OptimizerConfig(warmup=0.0, surgery="pcgrad")),
     "uncertainty": learnt(SBRRT),
     "uncertainty, joint": learnt(JOINT),

@@ -29,8 +29,8 @@ def lines_of(backbone: str, tasks=BUILTIN_TASKS, hidden=0.1, attention=0.1, **mo
 def test_a_run_with_dropout_says_it(backbone, rates):
     """The checkpoint's own rates, where none is set, are 0.1."""
     assert lines_of(backbone, hidden=rates[0], attention=rates[1]) == [
-        "para: dropout makes |u - v| larger in training than on dev; --model.hidden-dropout 0 "
-        "--model.attention-dropout 0 may score better (docs/multitask.md)"
+        "para: dropout makes |u - v| larger in training than on dev; --tasks.para.no-dropout may "
+        "score better (docs/multitask.md)"
     ]
 
 
@@ -38,6 +38,7 @@ def test_two_such_tasks_are_named(backbone):
     para = BUILTIN_TASKS["para"]
     [line] = lines_of(backbone, {"first": para, "second": para})
     assert line.startswith("first, second: dropout")
+    assert "--tasks.first.no-dropout --tasks.second.no-dropout may" in line
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,7 @@ def test_two_such_tasks_are_named(backbone):
         {"pair_features": "concat"},
         {"tasks": {"para": replace(BUILTIN_TASKS["para"], encoding="cross")}},
         {"tasks": {name: BUILTIN_TASKS[name] for name in ("sst", "sts")}},
+        {"tasks": {**BUILTIN_TASKS, "para": replace(BUILTIN_TASKS["para"], dropout=False)}},
         {"tasks": {**BUILTIN_TASKS, "para": replace(BUILTIN_TASKS["para"], train=False)}},
     ],
 )

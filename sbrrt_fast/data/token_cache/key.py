@@ -28,7 +28,7 @@ _CHUNK = 1 << 24  # bytes
 NOT_READ = {
     *("files", "split_seed", "train_rows", "label_noise"),  # what they do is in the key
     *("loss", "class_weights", "label_smoothing", "metric", "metrics"),
-    *("weight", "train", "prediction_file", "prediction_header"),
+    *("weight", "dropout", "train", "prediction_file", "prediction_header"),
 }
 
 

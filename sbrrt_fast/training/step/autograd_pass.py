@@ -73,7 +73,7 @@ class AutogradModel:
     def rest(self, resting: Resting) -> None:
         self._resting = [p for p in self._trainable if id(p) in resting.parameters]
 
-    def start(self, num_parts: int) -> None:
+    def start(self, parts: list[list[Group]]) -> None:
         """Autograd adds up parts itself; it goes no further than what trains."""
         self._track(False)
 
@@ -130,7 +130,8 @@ class AutogradRound:
         self.model, self.name = owner.model, group.names[0]
         self.task, config = owner.model.tasks[group.names[0]], owner.config
         positions = owner.model.config.max_position_embeddings
-        self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, config.backend)
+        masks = CLEAN_PASS, config.backend, self.task.dropout
+        self.stream = DropoutStream(group.tokens, rng, positions, *masks)
         self.divergence = divergence_of(self.task, config.backend)
         self.share = group.shares[0]
         mask = self.tokens.is_real

@@ -17,8 +17,8 @@ BUCKET_BYTES = 25 * 2**20  # of a message: long enough for a link's rate, short 
 class GradientSums:
     """The gradients of written-out backwards, whose buffers each backward overwrites.
 
-    Parts are added up in float32. The last part's backward says which layer is complete, and the
-    sum over ranks of a bucket of layers begins while it goes on.
+    They are added up in float32. The last backward says which layer is complete, and the sum over
+    ranks of a bucket of layers begins while it goes on.
 
     Args:
         made: what a backward writes. new_total: makes their like in float32.
@@ -41,31 +41,31 @@ class GradientSums:
         self.words: RowGradient | None = None
         self._total: ModelGradients | None = None
         self._waits: list[Wait] = []
-        self._part = self._num_parts = self._num_sent = 0
+        self._done = self._num_backwards = self._num_sent = 0
 
     @property
     def result(self) -> ModelGradients:
         """The summed gradients, but for the words' rows."""
-        return self.made if self._num_parts <= 1 else self._total
+        return self.made if self._num_backwards <= 1 else self._total
 
     @property
     def num_bytes(self) -> int:
         return self.made.num_bytes + (0 if self._total is None else self._total.num_bytes)
 
-    def start(self, num_parts: int) -> None:
+    def start(self, num_backwards: int) -> None:
         """Before the passes of a step."""
-        self._part, self._num_parts, self._num_sent = 0, num_parts, 0
-        if num_parts > 1 and self._total is None:
+        self._done, self._num_backwards, self._num_sent = 0, num_backwards, 0
+        if num_backwards > 1 and self._total is None:
             self._total = self._new_total()
-        if num_parts > 1 or self.ranks.size > 1:
+        if num_backwards > 1 or self.ranks.size > 1:
             self.made.heads.zero_()  # a backward writes those of its own tasks
 
     def complete(self, layer: int) -> None:
         """A backward's layer has its matrices' gradients; called on the stream that makes them."""
-        if self._part < self._num_parts - 1:
+        if self._done < self._num_backwards - 1:
             return
         row = len(self.made.layers) - 1 - layer  # of the buffer: the last layer comes first
-        if self._num_parts > 1:
+        if self._num_backwards > 1:
             self._total.matrices[row].add_(self.made.matrices[row])
         matrices = self.result.matrices
         bucket = matrices[self._num_sent : row + 1]
@@ -74,24 +74,25 @@ class GradientSums:
             self._num_sent = row + 1
 
     def end_group(self, names: Sequence[str], words: RowGradient | None) -> None:
-        """After a part's backward.
+        """After a backward.
 
         Args:
-            names: of all tasks of the step.
-            words: gradient of the word table, of the same rows in all parts; None where it does not
-                train.
+            names: of its tasks.
+            words: gradient of the word table, of the same rows in all backwards of the step; None
+                where it does not train.
         """
-        is_last = self._part == self._num_parts - 1
-        if self._part == 0:
+        is_last = self._done == self._num_backwards - 1
+        if self._done == 0:
             self.words = words
         elif words is not None:
             self.words.values.add_(words.values)
-        if self._num_parts > 1:
+        if self._num_backwards > 1:
             self._add(is_last)
-        self._part += 1
+            self.made.heads.zero_()
+        self._done += 1
 
     def finish(self, rng: Tensor) -> dict[str, Tensor]:
-        """After the last part: the sums over ranks are there for what the stream is given next."""
+        """After the last backward: the sums over ranks are there for what the stream gets next."""
         if self.ranks.size > 1:
             flat = self.result.flat if self.has_encoder else self.result.heads
             rest = [flat, *([] if self.words is None else [self.words.values])]
@@ -102,13 +103,13 @@ class GradientSums:
         return {}
 
     def _add(self, is_last: bool) -> None:
-        """Takes a part's gradients into the total; the last part's matrices are there already."""
+        """Takes a backward's gradients into the total; the last's matrices are there already."""
         total, made = self._total, self.made
         pairs = [(total.flat, made.flat)]
         if self.has_encoder and not is_last:
             pairs.append((total.matrices, made.matrices))
         for into, x in pairs:
-            into.copy_(x) if self._part == 0 else into.add_(x)
+            into.copy_(x) if self._done == 0 else into.add_(x)
 
 
 @torch.no_grad()

@@ -52,8 +52,8 @@ class StepModel(Protocol):
     def rest(self, resting: Resting) -> None:
         """What does not train from now on has no gradients."""
 
-    def start(self, num_parts: int) -> None:
-        """Before the passes of a step."""
+    def start(self, parts: list[list[Group]]) -> None:
+        """Before the passes of a step, which are over its parts' groups."""
 
     def end_group(self, group: Group) -> None:
         """After a group's backward: parts' gradients are added."""
@@ -181,7 +181,7 @@ class Step:
         """Loss terms of a step's parts; their gradients are left in ``passes``."""
         terms: Terms = {}
         measured: Measured = {}
-        self.passes.start(len(parts))
+        self.passes.start(parts)
         for groups in parts:
             of_part, found = self._differentiate(groups, rng, report)
             add_terms(terms, of_part)

@@ -49,7 +49,8 @@ class WrittenOutPass:
         self.model, self.group, self.tokens = model, group, group.tokens
         self.student, self.backend = model.student, model.backend
         positions, self.tables = model.config.max_position_embeddings, model.tables(group)
-        self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, self.backend)
+        drops = model.drops(group.names)
+        self.stream = DropoutStream(group.tokens, rng, positions, CLEAN_PASS, self.backend, drops)
         self.heads = HeadPass(self.tables.heads, self.stream, model.encoder, self.backend)
         self.clean_block = Block(self.stream.rows(model.config.hidden_size))
         self.adversarial = self.targets = self.smart_values = self.jacobian = None

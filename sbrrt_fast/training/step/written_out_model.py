@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -85,8 +87,18 @@ class WrittenOutModel:
         return self.model.config
 
     def apart(self, batches: list[TaskBatch]) -> list[list[TaskBatch]]:
-        """The batches that go through the encoder together: those of one task with surgery."""
-        return by_task(batches) if self.has_surgery else [batches]
+        """The batches that go through the encoder together.
+
+        With surgery they are those of one task, else those with dropout and those without.
+        """
+        if self.has_surgery:
+            return by_task(batches)
+        parts = [[b for b in batches if self.drops([b.name]) == drops] for drops in (True, False)]
+        return [part for part in parts if part]
+
+    def drops(self, names: Collection[str]) -> bool:
+        """Whether tasks are trained with dropout; they are alike."""
+        return all(self.model.tasks[name].dropout for name in names)
 
     def group(self, batches: list[TaskBatch]) -> Group:
         """The batches side by side, in the order that the passes want."""

@@ -27,8 +27,8 @@ class WrittenOut(WrittenOutModel):
     def rest(self, resting: Resting) -> None:
         self.resting, self.sums.lowest_layer = resting, resting.lowest_layer
 
-    def start(self, num_parts: int) -> None:
-        self.sums.start(num_parts)
+    def start(self, parts: list[list[Group]]) -> None:
+        self.sums.start(len(parts) if self.has_surgery else sum(map(len, parts)))
 
     def end_group(self, group: Group) -> None:
         self.sums.end_group(group.names, self.grad_words)
