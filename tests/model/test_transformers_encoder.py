@@ -103,6 +103,18 @@ def test_masks_follow_the_stream_and_nothing_else(folder):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@torch.no_grad()
+def test_a_stream_that_drops_nothing_is_as_eval(folder):
+    encoder, batch = encoder_from_folder(folder, "mean"), packed(folder)
+    x, stream = encoder.embed(batch), stream_of(encoder, batch)
+    clean = encoder.encode(x, batch)
+    stream.drops = False
+    for is_training in (True, False):
+        encoder.train(is_training)
+        assert torch.equal(encoder.encode(x, batch, stream.fork(1)), clean)
+        assert encoder.model.training == is_training
+
+
 def test_in_train_a_pass_draws_masks_of_its_own(folder):
     encoder, batch = encoder_from_folder(folder, "mean").train(), packed(folder)
     x = encoder.embed(batch)

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sbrrt_fast.config import LoraConfig
+from sbrrt_fast.model.lora import add_lora
 from tests.model.models import random_batch, random_model
 from tests.training.steps import (
     JOINT,
@@ -66,6 +68,27 @@ def test_a_joint_update_has_the_sum_of_both_kinds_gradients(kind):
         grad = found[id(parameter)]
         grad = grad if isinstance(grad, torch.Tensor) else grad.dense(parameter)
         assert (grad - expected[name]).norm() <= 1e-5 * expected[name].norm() + 1e-8, name
+
+
+def test_adapters_drop_nothing_of_such_a_task():
+    pytest.importorskip("peft")
+
+    def step_with_adapters(config, p: float):
+        torch.manual_seed(0)
+        model = random_model(tasks=config.tasks)
+        add_lora(model.encoder, LoraConfig(rank=2, dropout=p), seed=0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:  # else adapters start at zero
+                    parameter.normal_()
+        return step_over(autograd, model, config)
+
+    batch = next(b for b in make_round() if b.name == "para")
+    config = without_dropout(SBRRT, "para")
+    ours, without = (step_with_adapters(config, p).gradients(batch, RNG) for p in (0.5, 0.0))
+    assert all(torch.equal(ours[name], without[name]) for name in without)
+    dropping = step_with_adapters(SBRRT, 0.5).gradients(batch, RNG)
+    assert not all(torch.equal(ours[name], dropping[name]) for name in ours)
 
 
 def test_only_the_two_kinds_go_apart():

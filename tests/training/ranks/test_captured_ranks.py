@@ -92,6 +92,7 @@ CASES = {
     "joint, bf16": replace(JOINT, precision="bf16"),
     "masks of their own": CONFIGS["joint, masks of their own"],
     "surgery": CONFIGS["surgery"],
+    "dropout": CONFIGS["joint, dropout in two tasks"],
     "uncertainty": CONFIGS["uncertainty, joint"],
     "surgery, parts": replace(
         CONFIGS["surgery"], round=replace(JOINT.round, accumulate=2), precision="bf16"

@@ -19,7 +19,8 @@ from tests.training.ranks.threads import ThreadRanks, on_ranks
 from tests.training.steps import CONFIGS, JOINT, autograd, build, state, written_out
 
 NUM_EXAMPLES = 12
-UPDATES = {name: CONFIGS[name] for name in ("per task", "joint", "surgery", "uncertainty")}
+_NAMES = "per task", "joint", "surgery", "uncertainty", "joint, dropout in two tasks"
+UPDATES = {name: CONFIGS[name] for name in _NAMES}
 RESTING = {name: CONFIGS[name] for name in ("frozen layer", "joint, unfreezing")}
 KINDS = {"autograd": autograd, "written out": written_out}
 
@@ -181,7 +182,7 @@ def test_accumulation_on_ranks(config):
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("name", ["joint", "surgery"])
+@pytest.mark.parametrize("name", ["joint", "surgery", "joint, dropout in two tasks"])
 @pytest.mark.parametrize("kind", [autograd, written_out])
 def test_a_task_that_is_drawn_twice(name, kind):
     names, config = ("sst", "para", "sst"), CONFIGS[name]
