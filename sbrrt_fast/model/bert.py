@@ -85,15 +85,19 @@ class MiniBert(nn.Module):
         """Last hidden states [num_tokens, hidden] from the embedding layer's output."""
         return self.encoder(embeddings, batch, stream or self.own_stream(batch))
 
-    def own_stream(self, batch: TokenBatch) -> DropoutStream | None:
-        """The masks of a pass that is given none: new ones in ``train()``, none in ``eval()``."""
+    def own_stream(self, batch: TokenBatch, drops: bool = True) -> DropoutStream | None:
+        """The masks of a pass that is given none: new ones in ``train()``, none in ``eval()``.
+
+        Args:
+            drops: see ``DropoutStream``.
+        """
         config = self.config
         if not self.training or not (
             config.hidden_dropout_prob or config.attention_probs_dropout_prob
         ):
             return None
         backend = self.embeddings.backend
-        return DropoutStream.drawn(batch, config.max_position_embeddings, backend)
+        return DropoutStream.drawn(batch, config.max_position_embeddings, backend, drops)
 
     def pool(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
         """One vector per sequence, [num_sequences, hidden], of the hidden states' dtype."""

@@ -84,14 +84,8 @@ class MultiTaskModel(nn.Module):
             return self.head_outputs(task, pooled, factors)
 
     def own_stream(self, task: str, batch: TokenBatch) -> DropoutStream | None:
-        """The masks of a task's pass that is given none, with the encoder's ``own_stream``'s keys.
-
-        They drop nothing where the task is trained without dropout.
-        """
-        stream = self.encoder.own_stream(batch)
-        if stream is not None:
-            stream.drops = self.tasks[task].dropout
-        return stream
+        """The encoder's ``own_stream``; it drops nothing of a task that is trained without."""
+        return self.encoder.own_stream(batch, self.tasks[task].dropout)
 
     def head_outputs(self, task: str, pooled: Tensor, factors: Tensor | None) -> Tensor:
         """A task's outputs from pooled sequences [num_sequences, hidden] and dropout's factors."""

@@ -81,11 +81,15 @@ class TransformersEncoder(nn.Module):
         with self._dropping(stream or self.own_stream(batch)):
             return batch.unpad(self.model(**inputs).last_hidden_state)
 
-    def own_stream(self, batch: TokenBatch) -> DropoutStream | None:
-        """The key of a pass that is given none: a new one in ``train()``, none in ``eval()``."""
+    def own_stream(self, batch: TokenBatch, drops: bool = True) -> DropoutStream | None:
+        """The key of a pass that is given none: a new one in ``train()``, none in ``eval()``.
+
+        Args:
+            drops: see ``DropoutStream``.
+        """
         if not self.training:
             return None
-        return DropoutStream.drawn(batch, self.config.max_position_embeddings, "auto")
+        return DropoutStream.drawn(batch, self.config.max_position_embeddings, "auto", drops)
 
     def pool(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
         """One vector per sequence, [num_sequences, hidden], of the hidden states' dtype."""
