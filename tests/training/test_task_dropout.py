@@ -53,7 +53,7 @@ def test_such_a_task_is_trained_as_by_a_model_without_dropout(kind, is_shared):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_joint_update_has_the_sum_of_both_kinds_gradients(kind):
-    """The clipped norm of the round's gradient is that of the tasks' gradients added up."""
+    """Tasks with and without dropout are two backwards, whose gradients are added up."""
     config = without_dropout(JOINT, "para")
     batches, expected = make_round(), {}
     for batch in batches:
@@ -98,6 +98,8 @@ def test_only_the_two_kinds_go_apart():
     step = build(written_out, without_dropout(JOINT, "para", "sts"))
     assert [set(g.names) for g in step.passes.groups(batches)] == [{"sst"}, {"para", "sts"}]
     assert [set(g.names) for g in step.passes.groups(batches[1:])] == [{"para", "sts"}]
+    none = build_without_rates(written_out, without_dropout(JOINT, "para"))
+    assert len(none.passes.groups(batches)) == 1
 
 
 def test_a_model_in_train_drops_nothing_of_such_a_task():

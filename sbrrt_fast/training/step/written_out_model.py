@@ -97,8 +97,9 @@ class WrittenOutModel:
         return [part for part in parts if part]
 
     def drops(self, names: Collection[str]) -> bool:
-        """Whether tasks are trained with dropout; they are alike."""
-        return all(self.model.tasks[name].dropout for name in names)
+        """Whether tasks are trained with dropout, by a model that has it; they are alike."""
+        rates = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
+        return any(rates) and all(self.model.tasks[name].dropout for name in names)
 
     def group(self, batches: list[TaskBatch]) -> Group:
         """The batches side by side, in the order that the passes want."""
