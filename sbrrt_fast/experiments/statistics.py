@@ -46,7 +46,7 @@ class Spread:
     def __format__(self, spec: str) -> str:
         if self.mean is None:
             return UNDEFINED
-        return f"{self.mean:{spec}} ± {number(self.sd, spec)}"
+        return f"{self.mean:{spec}} ± {number(self.sd, spec.removeprefix('+'))}"
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_robustness(tmp_path):
     results = Results(tmp_path)
     assert results.robustness_table() == [
         ["row", "seeds", "clean", "typos"],
-        ["sbrrt", "2", "0.750 ± 0.071", "-0.130 ± +0.042"],
+        ["sbrrt", "2", "0.750 ± 0.071", "-0.130 ± 0.042"],
     ]
     assert "(results/robustness.png)" in page(results) and "robustness" in figures(results)
     assert results.robustness_commands() == ["sbrrt-fast robustness runs/reproduce"]

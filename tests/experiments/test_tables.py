@@ -247,4 +247,5 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
 )
 def test_spread(values, text):
     assert f"{Spread(values):.3f}" == text
+    assert f"{Spread(values):+.3f}" == f"+{text}"  # the deviation has no sign
     assert Spread(values).mean == pytest.approx(statistics.mean(values))
