@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sbrrt_fast.config import RunConfig
 from sbrrt_fast.config_fields import ALIAS, check_keys, config_to_dict, plain, quoted
@@ -14,9 +14,6 @@ from sbrrt_fast.data.sources import portable_task
 from sbrrt_fast.errors import ConfigError
 from sbrrt_fast.files import write_text
 from sbrrt_fast.messages import shown
-
-if TYPE_CHECKING:
-    pass
 
 MINILM = "minilm"  # the backbone of that name, which is no folder
 # Of one call of a command, not of the run.

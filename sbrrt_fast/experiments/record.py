@@ -19,6 +19,7 @@ from sbrrt_fast.data.task import BUILTIN_TASKS
 from sbrrt_fast.errors import SbrrtError
 from sbrrt_fast.experiments.tables import Run
 from sbrrt_fast.files import make_folder, write_json
+from sbrrt_fast.model.backbone import HUB_ID
 from sbrrt_fast.training.run_folder import BEST, LAST
 from sbrrt_fast.training.scores.metrics import main_metric
 from sbrrt_fast.training.scores.table import exposure_note, undefined_notes
@@ -120,9 +121,10 @@ _AS_IN_METRICS = (
 
 
 def backbone_name(config: RunConfig) -> str:
-    """As a reader elsewhere knows it: a hub's name, or the end of a folder's."""
+    """As a reader elsewhere knows it: a hub's name, or the end of a folder's, there or not."""
     name = config.model.backbone
-    if name == MINILM or not Path(name).expanduser().is_dir():
+    is_folder = HUB_ID.fullmatch(name) is None or Path(name).expanduser().is_dir()
+    if name == MINILM or not is_folder:
         return name
     path = Path(name)
     return f"{path.parent.name}/{path.name}" if path.name in (BEST, LAST) else path.name

